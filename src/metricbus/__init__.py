@@ -1,0 +1,52 @@
+"""metricbus: log once into a small durable journal, deliver to any backend.
+
+from metricbus import MetricBus
+
+with MetricBus(run="digits", sinks="logging,csv,tensorboard") as bus:
+    for step in bus.steps(range(100)):
+        bus.log("train/loss", 1 / (step + 1))
+"""
+
+from metricbus.errors import (
+    ClosedError,
+    ConfigError,
+    DeliveryError,
+    JournalError,
+    MetricBusError,
+    MissingPackageError,
+    Rejected,
+    RunExistsError,
+    Unavailable,
+)
+from metricbus.history import History, Series, read
+from metricbus.metric_bus import MetricBus
+from metricbus.process_wide import bus, configure
+from metricbus.records import Scalars
+from metricbus.report import Report, SinkCounts
+from metricbus.run import Run
+from metricbus.sinks import Sink
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClosedError",
+    "ConfigError",
+    "DeliveryError",
+    "History",
+    "JournalError",
+    "MetricBus",
+    "MetricBusError",
+    "MissingPackageError",
+    "Rejected",
+    "Report",
+    "Run",
+    "RunExistsError",
+    "Scalars",
+    "Series",
+    "Sink",
+    "SinkCounts",
+    "Unavailable",
+    "bus",
+    "configure",
+    "read",
+]

@@ -1,0 +1,29 @@
+"""Waking a thread without a lock of ours."""
+
+from __future__ import annotations
+
+from queue import Empty, SimpleQueue
+
+
+class Bell:
+    """Wakes the one thread that waits for it.
+
+    It may be rung from anywhere, also from a signal handler that interrupts a ringing: unlike
+    `threading.Event`, a `SimpleQueue` holds no lock that the handler could meet.
+    """
+
+    def __init__(self) -> None:
+        self._rings: SimpleQueue[None] = SimpleQueue()
+
+    def ring(self) -> None:
+        """Wakes the waiting thread, or lets its next wait end at once."""
+        self._rings.put(None)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Waits for a ring or until the time is up; rings that came together count as one."""
+        try:
+            self._rings.get(timeout=None if timeout is None else max(timeout, 0.0))
+            while True:
+                self._rings.get_nowait()
+        except Empty:
+            pass

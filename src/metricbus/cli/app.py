@@ -1,0 +1,123 @@
+"""The commands, and how they speak of what went wrong."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from metricbus import __version__
+from metricbus.config import reference, resolve
+from metricbus.errors import ConfigError
+from metricbus.report import Report
+from metricbus.sinks import find_sink, sink_names
+
+app = typer.Typer(
+    name="metricbus",
+    help="Log metrics once into a small durable journal; deliver them to any backend.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    sinks: Annotated[
+        str, typer.Option(help="Sink URLs, separated by commas.")
+    ] = "logging?every=10,csv,tensorboard",
+    dir: Annotated[Path, typer.Option(help="The folder for the run's folder.")] = Path("runs"),
+    epochs: Annotated[int, typer.Option(min=1, help="How often to see all digits.")] = 5,
+) -> None:
+    """Train a small network on real handwritten digits and watch its metrics arrive.
+
+    Example: metricbus demo --epochs 3 --sinks csv,tensorboard
+    """
+    needed = {"torch": "torch", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        _fail(f"the demo needs {', '.join(missing)}: pip install 'metricbus[demo]'")
+    from metricbus.cli.demo import run_demo
+
+    try:
+        report, folder = run_demo(sinks=sinks, dir=dir, epochs=epochs)
+    except ConfigError as error:
+        _fail(str(error))
+    _print_report(report, folder)
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the reference of all settings instead.")
+    ] = False,
+) -> None:
+    """Print what settings are in force and where each comes from; secrets are masked.
+
+    Example: METRICBUS_SINKS=csv metricbus doctor
+    """
+    if markdown:
+        print(reference(), end="")
+        return
+    try:
+        _, in_force = resolve({})
+    except ConfigError as error:
+        _fail(str(error))
+    table = Table("variable", "in force", "from", "meaning")
+    for setting, value, source in in_force:
+        shown = "" if value is None else str(value)
+        style = "bold" if source == "environment" else ""
+        table.add_row(setting.variable, shown, source, setting.doc, style=style)
+    _out.print(table)
+
+
+@app.command()
+def sinks() -> None:
+    """List the sinks that a URL may name, and what is missing to use them.
+
+    Example: metricbus sinks
+    """
+    table = Table("sink", "ready", "what it is")
+    for name in sink_names():
+        try:
+            doc = (find_sink(name).__doc__ or "").strip().splitlines()
+            table.add_row(name, "yes", doc[0] if doc else "")
+        except ConfigError as error:
+            table.add_row(name, "no", str(error))
+    _out.print(table)
+
+
+def _print_report(report: Report, folder: Path) -> None:
+    table = Table("sink", "delivered", "rejected", "filtered", "pending")
+    for name, sink in report.sinks.items():
+        counts = (sink.delivered, sink.rejected, sink.filtered, sink.pending)
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    _out.print(table)
+    print(f"{report.logged:,} values logged, {report.dropped:,} dropped. Where they are:")
+    print(f"  journal: {folder / 'journal'}")
+    for name, sink in report.sinks.items():
+        print(f"  {name}: {sink.where}")
+        if sink.command:
+            print(f"    {sink.command}")
+
+
+def _fail(message: str) -> None:
+    _err.print(f"metricbus: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(2)

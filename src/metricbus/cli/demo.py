@@ -1,0 +1,90 @@
+"""The demo: a small convolutional network learns 1,797 real handwritten digits.
+
+The digits are scikit-learn's bundled copy of the UCI ML hand-written digits data set
+(https://archive.ics.uci.edu/dataset/80), 8x8 pixels in 17 grey levels.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, random_split
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from metricbus import MetricBus, Report
+
+BATCH, CHANNELS, MAX_LR, CLIP = 64, 16, 1e-2, 5.0
+CONFIG = {"optimizer": "AdamW", "max_lr": MAX_LR, "batch_size": BATCH, "channels": CHANNELS}
+
+
+def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
+    """Trains, logs, and returns the final counts and the run's folder."""
+    torch.manual_seed(0)
+    train, validation = load_data()
+    model = make_model(CHANNELS)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=MAX_LR, total_steps=epochs * len(train)
+    )
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level=logging.INFO)
+    with (
+        logging_redirect_tqdm(),
+        MetricBus(run="digits", project="demo", config=CONFIG, sinks=sinks, dir=dir) as bus,
+    ):
+        for _ in bus.epochs(epochs, progress=None):
+            model.train()
+            for images, labels in bus.steps(train):
+                logits = model(images)
+                loss = nn.functional.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                grad_norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+                optimizer.step()
+                schedule.step()
+                bus.log("train/loss", loss)
+                bus.log("train/accuracy", accuracy(logits, labels))
+                bus.log("train/learning_rate", schedule.get_last_lr()[0])
+                bus.log("train/grad_norm", grad_norm)
+            bus.log("val/accuracy", validate(model, validation))
+        folder = bus.folder or dir
+    return bus.stats(), folder
+
+
+def load_data() -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
+    """The digits, four fifths of them for training, as images of shape (1, 8, 8) in [0, 1]."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    data = TensorDataset(images, torch.tensor(digits.target))
+    train, validation = random_split(data, [0.8, 0.2], torch.Generator().manual_seed(0))
+    return DataLoader(train, batch_size=BATCH, shuffle=True), DataLoader(validation, batch_size=256)
+
+
+def make_model(channels: int) -> nn.Module:
+    """Two convolutions and a linear layer, for images of shape (1, 8, 8)."""
+    return nn.Sequential(
+        nn.Conv2d(1, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(channels, 2 * channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2 * channels * 4, 10),
+    )
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The fraction of images whose largest logit is the label's."""
+    return (logits.argmax(dim=1) == labels).float().mean()
+
+
+@torch.no_grad()
+def validate(model: nn.Module, data: DataLoader[tuple[Tensor, ...]]) -> float:
+    """The accuracy over all of `data`."""
+    model.eval()
+    right = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in data)
+    return right / sum(len(labels) for _, labels in data)

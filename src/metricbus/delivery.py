@@ -1,0 +1,60 @@
+"""What hosts the consumers: a thread each, in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from metricbus.consumer import Consumer, SinkSpec
+from metricbus.records import Status
+from metricbus.report import SinkCounts
+from metricbus.run import RunFolder
+
+
+class Delivery:
+    """Brings one run's journal to its sinks."""
+
+    def __init__(self, folder: RunFolder, specs: Sequence[SinkSpec]) -> None:
+        self._consumers = [Consumer(folder, spec) for spec in specs]
+
+    def start(self) -> None:
+        """Starts a thread for each sink; they open their sinks there."""
+        for consumer in self._consumers:
+            name = f"metricbus-{consumer.spec.key}"
+            threading.Thread(target=consumer.run, name=name, daemon=True).start()
+
+    def wake(self) -> None:
+        """The journal has grown."""
+        for consumer in self._consumers:
+            consumer.wake()
+
+    def flush(self, target: dict[str, int], timeout: float) -> bool:
+        """Waits until every sink has dealt with these bytes of the segments; whether all have."""
+        for consumer in self._consumers:
+            consumer.hurry()
+        return self._wait(lambda consumer: consumer.has_reached(target), timeout)
+
+    def close(self, status: Status, timeout: float) -> bool:
+        """Has every sink take the rest and close; whether all did so in time.
+
+        The others go on in the background for as long as the process lives.
+        """
+        for consumer in self._consumers:
+            consumer.end(status)
+        return self._wait(lambda consumer: consumer.finished, timeout)
+
+    def counts(self, journalled: int) -> dict[str, SinkCounts]:
+        """Each sink's counts by its name."""
+        return {consumer.spec.name: consumer.counts(journalled) for consumer in self._consumers}
+
+    def _wait(self, is_done: Callable[[Consumer], bool], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        for consumer in self._consumers:
+            with consumer.changed:
+                while not is_done(consumer):
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        break
+                    consumer.changed.wait(left)
+        return all(is_done(consumer) for consumer in self._consumers)

@@ -1,0 +1,198 @@
+"""What works behind an open bus: the run's folder, the queue, the collector, the delivery.
+
+A process that a run started finds the run by `METRICBUS_RUN_DIR` and joins it: it writes a segment
+of its own into the same folder, which the owner's delivery brings along, and has no sinks itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from metricbus.collector import Collector, Flush, Stop
+from metricbus.config import Settings, variable_of
+from metricbus.consumer import SinkSpec, spec_of
+from metricbus.delivery import Delivery
+from metricbus.errors import ConfigError
+from metricbus.journal import SegmentWriter
+from metricbus.queue import Bounds, CallQueue
+from metricbus.records import Status
+from metricbus.report import Report
+from metricbus.run import Run, RunFolder, create_run
+from metricbus.sinks import Sink
+from metricbus.urls import parse_sink, parse_sinks
+
+_RUN_DIR = variable_of("run_dir")
+_exported: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
+
+
+class About(NamedTuple):
+    """What a run is told about itself when it is made."""
+
+    id: str | None
+    config: Mapping[str, Any]
+    tags: Sequence[str]
+    group: str | None
+    notes: str | None
+
+
+class Engine:
+    """Everything between the queue and the sinks, for one bus."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        run: Run,
+        settings: Settings,
+        specs: Sequence[SinkSpec],
+        owner: bool,
+    ) -> None:
+        self.folder = folder
+        self.run = run
+        self.queue = CallQueue(
+            Bounds(
+                calls=settings.queue_size,
+                nbytes=settings.queue_bytes,
+                overflow=settings.overflow,
+                block_secs=settings.block_secs,
+                batch_size=settings.batch_size,
+                flush_bytes=settings.flush_bytes,
+            ),
+            strict=settings.strict,
+        )
+        self._owner = owner
+        self._delivery = Delivery(folder, specs)
+        try:
+            journal = SegmentWriter(folder.journal, run.id)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot begin a journal in {folder.journal}: {error.strerror}"
+            ) from error
+        self._collector = Collector(self.queue, journal, settings.flush_secs, self._delivery.wake)
+        self._closing = threading.Lock()
+        self._final: Report | None = None
+        if owner:
+            _announce(folder.path)
+        self._collector.start()
+        self._delivery.start()
+
+    def flush(self, timeout: float) -> Report:
+        """Waits, at most `timeout` seconds, until all that was logged has reached every sink."""
+        deadline = time.monotonic() + timeout
+        if self._collector.obey(Flush(), timeout):
+            target = {self._collector.segment: self._collector.written}
+            self._delivery.flush(target, deadline - time.monotonic())
+        return self.stats()
+
+    def close(self, status: Status, timeout: float) -> Report:
+        """Ends the run in at most `timeout` seconds; what is not done then goes on by itself."""
+        with self._closing:
+            if self._final is None:
+                deadline = time.monotonic() + timeout
+                self._collector.obey(Stop(status), timeout)
+                self._delivery.close(status, max(0.0, deadline - time.monotonic()))
+                if self._owner:
+                    self._end_run(status)
+                self._final = self.stats()
+        return self.stats()
+
+    def stats(self) -> Report:
+        """The counts as they are now."""
+        collector, queue = self._collector, self.queue
+        sinks = self._delivery.counts(collector.journalled)
+        journalled, taken = collector.journalled, collector.taken
+        return Report(
+            journalled=journalled,
+            dropped=queue.dropped + queue.dropped_late,
+            waiting=max(0, taken - journalled) + queue.waiting(),
+            error=collector.error,
+            sinks=sinks,
+        )
+
+    def _end_run(self, status: Status) -> None:
+        _withdraw(self.folder.path)
+        ended = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
+        try:
+            self.folder.save(ended)
+        except OSError as error:
+            self._collector.error = f"run.json cannot be written: {error}"
+
+
+def open_engine(
+    settings: Settings, about: About, sinks: str | Sequence[str | Sink] | None
+) -> Engine:
+    """A new run with its sinks; or, in a process that a run started, a further segment of that run.
+
+    Raises `ConfigError` for whatever cannot work.
+    """
+    parent = _run_to_join(settings, about.id)
+    if parent is not None:
+        return Engine(parent, parent.load(), settings, [], owner=False)
+    specs = _specs(settings.sinks if sinks is None else sinks)
+    folder, run = create_run(
+        Path(settings.dir).expanduser(),
+        id=about.id or settings.run_id,
+        name=settings.run,
+        config=about.config,
+        project=settings.project,
+        tags=list(about.tags),
+        group=about.group,
+        notes=about.notes,
+        sinks=[spec.name for spec in specs],
+    )
+    return Engine(folder, run, settings, specs, owner=True)
+
+
+def _run_to_join(settings: Settings, id: str | None) -> RunFolder | None:
+    """The run that this process was started by; none if it has announced that run itself."""
+    if settings.run_dir is None or _exported == (os.getpid(), settings.run_dir):
+        return None
+    folder = RunFolder(Path(settings.run_dir))
+    if id is not None and id != folder.load().id:
+        return None
+    folder.load()
+    return folder
+
+
+def _specs(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:
+    given: list[Any] = []
+    for sink in [sinks] if isinstance(sinks, str | Sink) else sinks:
+        if isinstance(sink, str):
+            given += parse_sinks(sink) if sinks is sink else [parse_sink(sink)]
+        elif isinstance(sink, Sink):
+            given.append(sink)
+        else:
+            raise ConfigError(
+                f"sinks= takes URLs and Sink objects, not {type(sink).__name__}: {sink!r:.60}"
+            )
+    specs: list[SinkSpec] = []
+    for sink in given:
+        spec = spec_of(sink)
+        twins = sum(other.key.partition("#")[0] == spec.key for other in specs)
+        if twins and not isinstance(sink, Sink):
+            raise ConfigError(f"the sink {spec.name!r} is named twice")
+        if twins:
+            spec = spec._replace(name=f"{spec.name}#{twins + 1}", key=f"{spec.key}#{twins + 1}")
+        specs.append(spec)
+    return specs
+
+
+def _announce(folder: Path) -> None:
+    """Tells the processes that this one starts which run is theirs."""
+    global _exported
+    if _exported is None or _exported[0] != os.getpid():
+        _exported = (os.getpid(), str(folder))
+        os.environ[_RUN_DIR] = str(folder)
+
+
+def _withdraw(folder: Path) -> None:
+    global _exported
+    if _exported == (os.getpid(), str(folder)):
+        _exported = None
+        os.environ.pop(_RUN_DIR, None)

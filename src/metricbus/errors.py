@@ -1,0 +1,69 @@
+"""What can go wrong, in one hierarchy.
+
+Misuse that shows at the call raises Python's own `TypeError` or `ValueError` in the caller's line.
+The classes here say what is particular to metricbus: a configuration that cannot work, a report
+that `strict=True` turns into an exception, and the two words by which a sink tells its consumer
+what to do with a failure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metricbus.report import Report
+
+
+class MetricBusError(Exception):
+    """The base of every error that is metricbus's own."""
+
+
+class ConfigError(MetricBusError, ValueError):
+    """A setting, a sink URL or a run's folder that cannot work; raised when the bus is made."""
+
+
+class MissingPackageError(ConfigError):
+    """A sink needs a package that is not installed; the message says how to install it."""
+
+
+class RunExistsError(ConfigError):
+    """A run with this id is already there; a new bus never writes into somebody else's run."""
+
+
+class ClosedError(MetricBusError, RuntimeError):
+    """The bus was used after `close()`, and `strict=True` asked to be told by an exception."""
+
+
+class JournalError(MetricBusError):
+    """A run's folder or journal cannot be read: missing, foreign, or of a newer format."""
+
+
+class DeliveryError(MetricBusError):
+    """Raised by `flush()` and `close()` under `strict=True` when not everything was delivered.
+
+    `report` has the counts and, per sink, the last error.
+    """
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailable(...)`
+    """A sink raises this when its backend cannot be had right now; the batch comes again.
+
+    `OSError` (and so `ConnectionError` and `TimeoutError`) means the same.
+    `retry_after` is the number of seconds the backend asked for, if it did.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Rejected(MetricBusError):  # noqa: N818 - a sink reads `raise Rejected(...)`
+    """A sink raises this when its backend will never take what was written.
+
+    The consumer writes the batch again record by record, counts the ones that fail alone as
+    rejected, and goes on. Any other exception is treated the same way.
+    """

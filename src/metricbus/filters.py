@@ -1,0 +1,47 @@
+"""Which of a row's values a sink wants: `include`, `exclude` and `every`."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from metricbus.records import Scalars
+from metricbus.sinks.base import CommonOptions
+
+
+class RowFilter:
+    """Takes names out of rows. `seen` counts the values of each name and can be carried over."""
+
+    def __init__(self, options: CommonOptions, seen: dict[str, int]) -> None:
+        self._options = options
+        self._wanted: dict[str, bool] = {}
+        self.seen = seen
+        self.takes_all = not options.include and not options.exclude and options.every == 1
+
+    def apply(self, row: Scalars) -> Scalars | None:
+        """The row with the wanted values alone; None if none is left."""
+        if self.takes_all:
+            return row
+        values = {name: value for name, value in row.values.items() if self._take(name)}
+        if len(values) == len(row.values):
+            return row
+        return msgspec.structs.replace(row, values=values) if values else None
+
+    def _take(self, name: str) -> bool:
+        wanted = self._wanted.get(name)
+        if wanted is None:
+            wanted = self._wanted[name] = self._matches(name)
+        if not wanted:
+            return False
+        if self._options.every == 1:
+            return True
+        times = self.seen.get(name, 0)
+        self.seen[name] = (times + 1) % self._options.every
+        return times == 0
+
+    def _matches(self, name: str) -> bool:
+        include, exclude = self._options.include, self._options.exclude
+        return (not include or any(fnmatchcase(name, glob) for glob in include)) and not any(
+            fnmatchcase(name, glob) for glob in exclude
+        )

@@ -1,0 +1,126 @@
+"""Reading a run back: `metricbus.read(folder)`."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metricbus.journal import JournalReader
+from metricbus.records import Number, Scalars
+from metricbus.run import Run, RunFolder
+from metricbus.sinks.csv import safe_cell
+
+Ints: TypeAlias = NDArray[np.int64]
+
+_EXACT = 2**53  # integers up to here are exact as float64
+
+
+class Series(NamedTuple):
+    """One name's values in the order of the journal, as columns of equal length.
+
+    `time` is in nanoseconds since 1970-01-01 UTC. `value` is int64 if all values are integers and
+    float64 otherwise; where that would change an integer, it holds Python's own numbers instead.
+    """
+
+    step: Ints
+    epoch: Ints
+    time: Ints
+    value: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+class Wide(NamedTuple):
+    """A table with one line per step and epoch and one column per name; absent values are None.
+
+    A name that came twice at a step and epoch takes a further line.
+    """
+
+    columns: list[str]
+    rows: list[list[Number | None]]
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table as RFC 4180 CSV; absent values are empty cells."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([safe_cell(column) for column in self.columns])
+            writer.writerows(self.rows)
+
+
+class History:
+    """What a run logged. `damaged` is the number of journal lines that could not be read, and
+    `torn` the number of bytes of unfinished lines at the ends of segments.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder.path
+        self.run: Run = folder.load()
+        reader = JournalReader(folder.journal)
+        self._rows = [row.record for row in reader.read() if isinstance(row.record, Scalars)]
+        self.damaged = reader.damaged
+        self.torn = reader.unread_bytes()
+        self._groups: dict[tuple[str, ...], list[int]] = {}
+        for index, row in enumerate(self._rows):
+            self._groups.setdefault(tuple(row.values), []).append(index)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._rows)
+
+    def names(self) -> list[str]:
+        """All names, in the order in which they first came."""
+        return list(dict.fromkeys(name for group in self._groups for name in group))
+
+    def series(self, name: str) -> Series:
+        """One name's values; `KeyError` if it was never logged."""
+        where = sorted(
+            index for names, indices in self._groups.items() if name in names for index in indices
+        )
+        if not where:
+            raise KeyError(f"{name!r} was never logged; there are: {', '.join(self.names())}")
+        rows = [self._rows[index] for index in where]
+        return Series(
+            step=np.array([row.step for row in rows], dtype=np.int64),
+            epoch=np.array([row.epoch for row in rows], dtype=np.int64),
+            time=np.array([row.time for row in rows], dtype=np.int64),
+            value=_column([row.values[name] for row in rows]),
+        )
+
+    def wide(self) -> Wide:
+        """The scalars as one table, ordered by step and epoch."""
+        names = self.names()
+        lines: dict[tuple[int, int], list[dict[str, Number]]] = {}
+        for row in self._rows:
+            merged = lines.setdefault((row.step, row.epoch), [{}])
+            if not merged[-1].keys().isdisjoint(row.values):
+                merged.append({})
+            merged[-1].update(row.values)
+        return Wide(
+            columns=["step", "epoch", *names],
+            rows=[
+                [step, epoch, *(line.get(name) for name in names)]
+                for (step, epoch), merged in sorted(lines.items())
+                for line in merged
+            ],
+        )
+
+
+def read(folder: str | os.PathLike[str]) -> History:
+    """What the run in this folder logged, live or ended; `JournalError` if it is no run."""
+    return History(RunFolder(Path(folder)))
+
+
+def _column(values: Sequence[Number]) -> NDArray[Any]:
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return np.array(values, dtype=np.int64)
+    if int in kinds and any(type(value) is int and abs(value) > _EXACT for value in values):
+        return np.array(values, dtype=object)
+    return np.array(values, dtype=np.float64)

@@ -1,0 +1,174 @@
+"""The journal: append-only segments of JSON lines in a run's folder.
+
+A segment has exactly one writer, and nobody ever appends to a segment that another process began:
+it may end in a torn line. So there are no locks, and network file systems are safe.
+
+* A batch is written whole, by one `write` as a rule, into the page cache: what has been written
+  survives the death of the process, not that of the machine.
+* A batch is in the segment or it is not. When a write fails half-way (a full disk), the segment is
+  cut back to its last whole batch before anything else is written.
+* A reader takes whole lines only. An unfinished last line is left for later; a line that is no
+  record is counted as damaged and passed over.
+
+docs/journal.md describes the format for readers in other languages.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from metricbus.errors import JournalError
+from metricbus.files import AppendFile
+from metricbus.records import FORMAT_VERSION, End, Header, Record, Status, decode, encode
+
+SUFFIX = ".jsonl"
+_READ_BYTES = 1 << 20
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a reader is in one segment: lines taken, and the byte at which the next begins."""
+
+    line: int = 0
+    offset: int = 0
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """One line with its identity, the pair (segment, line); `record` is None if it is damaged."""
+
+    segment: str
+    line: int
+    end: int  # the byte after the line
+    record: Record | None
+
+
+class SegmentWriter:
+    """Writes one new segment of `folder`; `append` is all or nothing."""
+
+    def __init__(self, folder: Path, run: str, rank: int = 0) -> None:
+        """Claims a segment and writes its header; `OSError` where that cannot be done."""
+        self._file, self.segment = _create_segment(folder)
+        header = Header(
+            format=FORMAT_VERSION,
+            run=run,
+            segment=self.segment,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            rank=rank,
+            time=time.time_ns(),
+        )
+        self.append([header])
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Writes the records as whole lines. `OSError`: none of them is in the journal."""
+        self._file.append(encode(records))
+
+    @property
+    def length(self) -> int:
+        """The bytes that count: what a reader has when it has read everything."""
+        return self._file.length
+
+    def close(self, status: Status = "finished") -> None:
+        """Marks the segment as ended, where that can still be written, and lets go of the file."""
+        try:
+            self.append([End(status=status, time=time.time_ns())])
+        finally:
+            self._file.close()
+
+
+def _create_segment(folder: Path) -> tuple[AppendFile, str]:
+    """Claims the next free number; creation is exclusive, so two writers never share a file."""
+    taken = [int(path.stem) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdecimal()]
+    number = max(taken, default=0)
+    while True:
+        number += 1
+        segment = f"{number:04d}"
+        try:
+            return AppendFile(folder / (segment + SUFFIX), new=True), segment
+        except FileExistsError:
+            continue
+
+
+class JournalReader:
+    """Reads the rows of all segments of `folder`, in the order of each, from given positions.
+
+    The same object can be asked again and again while the run is live: it goes on where it was and
+    finds segments that have come since.
+    """
+
+    def __init__(self, folder: Path, positions: dict[str, Position] | None = None) -> None:
+        self._folder = folder
+        self.positions: dict[str, Position] = dict(positions or {})
+        self.damaged = 0
+
+    def segments(self) -> list[str]:
+        """The names of the segments there are, oldest first."""
+        try:
+            names = os.listdir(self._folder)
+        except FileNotFoundError:
+            raise JournalError(
+                f"{self._folder} is missing: give the folder of a run, the one with run.json in it"
+            ) from None
+        return sorted(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
+
+    def read(self, limit: int = 1 << 62) -> Iterator[Row]:
+        """Up to `limit` rows that have not been read yet, and moves past them as they are taken.
+
+        Headers and end marks are rows too, so that line numbers are those of the file.
+        """
+        for segment in self.segments():
+            for row in self._read_segment(segment):
+                self.positions[segment] = Position(row.line + 1, row.end)
+                yield row
+                limit -= 1
+                if limit <= 0:
+                    return
+
+    def unread_bytes(self) -> int:
+        """Bytes beyond the positions: 0 when everything whole and torn has been seen."""
+        return sum(
+            os.path.getsize(self._path(segment)) - self.positions.get(segment, Position()).offset
+            for segment in self.segments()
+        )
+
+    def _path(self, segment: str) -> Path:
+        return self._folder / (segment + SUFFIX)
+
+    def _read_segment(self, segment: str) -> Iterator[Row]:
+        at = self.positions.get(segment, Position())
+        line_number, offset = at.line, at.offset
+        path = self._path(segment)
+        if os.path.getsize(path) <= offset:
+            return
+        with open(path, "rb") as file:
+            file.seek(offset)
+            for line in _whole_lines(file.read):
+                offset += len(line) + 1
+                yield Row(segment, line_number, offset, self._decode(line, segment))
+                line_number += 1
+
+    def _decode(self, line: bytes, segment: str) -> Record | None:
+        try:
+            record = decode(line)
+        except (msgspec.DecodeError, KeyError, UnicodeDecodeError):
+            self.damaged += 1
+            return None
+        if isinstance(record, Header) and record.format > FORMAT_VERSION:
+            raise JournalError(
+                f"segment {segment} is in format {record.format}, this metricbus reads up to "
+                f"{FORMAT_VERSION}: pip install --upgrade metricbus"
+            )
+        return record
+
+
+def _whole_lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The lines that end in a newline, without it; a last one that does not is not finished yet."""
+    rest = b""
+    while chunk := read(_READ_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines

@@ -1,0 +1,367 @@
+"""`MetricBus`, the only object that a training loop sees.
+
+`log()` does no I/O, waits for no thread and holds no lock: it looks at the value, stamps it with
+step, epoch and time, and appends it to a bounded queue. Everything else happens behind the queue,
+in `Engine`. (The one exception is a queue that is full under `overflow="block"`.)
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from time import time_ns
+from types import MappingProxyType, TracebackType
+from typing import Any, TypeVar, overload
+
+from metricbus.config import resolve
+from metricbus.engine import About, Engine, open_engine
+from metricbus.errors import DeliveryError
+from metricbus.loops import Epochs, Steps
+from metricbus.queue import Overflow
+from metricbus.records import Number, Status
+from metricbus.report import Report
+from metricbus.run import Run
+from metricbus.scope import Scope
+from metricbus.sinks import Sink
+from metricbus.steps import Clock, check_step
+from metricbus.values import INT_MAX, check_name, flatten, to_number
+
+T = TypeVar("T")
+
+_MISSING: Any = object()
+_FLOAT = frozenset((float,))
+
+
+class MetricBus:
+    """Logs a run's metrics once, for any number of backends.
+
+    with MetricBus(run="digits", config={"lr": 3e-4}) as bus:
+        for x, y in bus.steps(loader):
+            bus.log("train/loss", train_step(x, y))
+
+    `run` is a label, `id` names the run's folder under `dir` and is made up if left out. `sinks` is
+    a text of sink URLs with commas between them, or a list of URLs and `Sink` objects. All other
+    settings, and those left out here, are in docs/environment.md.
+
+    Raises `ConfigError` (and its kinds) when something in this cannot work. After that, nothing but
+    misuse that shows at the call ever raises into the training loop.
+    """
+
+    def __init__(
+        self,
+        run: str | None = None,
+        *,
+        id: str | None = None,
+        project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        sinks: str | Sequence[str | Sink] | None = None,
+        dir: str | os.PathLike[str] | None = None,
+        tags: Sequence[str] = (),
+        group: str | None = None,
+        notes: str | None = None,
+        flush_secs: float | None = None,
+        batch_size: int | None = None,
+        flush_bytes: int | None = None,
+        flush_steps: int | None = None,
+        queue_size: int | None = None,
+        queue_bytes: int | None = None,
+        overflow: Overflow | None = None,
+        block_secs: float | None = None,
+        close_timeout: float | None = None,
+        strict: bool | None = None,
+        disabled: bool | None = None,
+    ) -> None:
+        self._clock = Clock()
+        self._newest: dict[str, Number] = {}
+        self._engine: Engine | None = None
+        self._config: Mapping[str, Any] = MappingProxyType(dict(config or {}))
+        self._settings, _ = resolve(
+            {
+                "run": run,
+                "project": project,
+                "dir": None if dir is None else os.fspath(dir),
+                "flush_secs": flush_secs,
+                "batch_size": batch_size,
+                "flush_bytes": flush_bytes,
+                "flush_steps": flush_steps,
+                "queue_size": queue_size,
+                "queue_bytes": queue_bytes,
+                "overflow": overflow,
+                "block_secs": block_secs,
+                "close_timeout": close_timeout,
+                "strict": strict,
+                "disabled": disabled,
+            }
+        )
+        if self._settings.disabled:
+            self._switch_off()
+            return
+        about = About(id, self._config, tags, group, notes)
+        self._engine = open_engine(self._settings, about, sinks)
+        self._queue = self._engine.queue
+        if self._settings.flush_steps is not None:
+            self._flush_every(self._settings.flush_steps)
+        _open_buses.add(self)
+
+    # Logging
+
+    @overload
+    def log(
+        self, name: str, value: Any, *, step: int | None = None, epoch: int | None = None
+    ) -> None: ...
+
+    @overload
+    def log(
+        self, name: Mapping[str, Any], *, step: int | None = None, epoch: int | None = None
+    ) -> None: ...
+
+    def log(
+        self,
+        name: str | Mapping[str, Any],
+        value: Any = _MISSING,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+    ) -> None:
+        """Logs one value, or a mapping of names to values (nested ones flatten with `/`).
+
+        `step` and `epoch` default to where the bus stands; see docs/steps.md. What a value may be
+        is in `metricbus.values`. Raises `TypeError` or `ValueError` for a name, value, step or
+        epoch that cannot be logged; then nothing of the call is logged, of a mapping neither.
+        """
+        if type(name) is not str or value is _MISSING:
+            self._log_mapping(name, value, step, epoch)
+            return
+        if type(value) is not float:
+            value = to_number(name, value)
+        if name not in self._newest:
+            check_name(name)
+        clock = self._clock
+        epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
+        if step is None:
+            step = clock.step if clock.driven else clock.implied((name,))
+        elif type(step) is not int or step < 0 or step > INT_MAX:
+            step = check_step(step)
+        if step > clock.step:
+            clock.step = step
+        self._newest[name] = value
+        queue = self._queue
+        calls = queue.calls
+        calls.append((name, value, step, epoch, time_ns()))
+        if len(calls) > queue.alarm:
+            queue.crowded()
+
+    def _log_mapping(
+        self, mapping: object, value: object, step: int | None, epoch: int | None
+    ) -> None:
+        if isinstance(mapping, str):
+            if type(mapping) is str:
+                raise TypeError(f"log({mapping!r:.80}) has no value; write log(name, value)")
+            self.log(str(mapping), value, step=step, epoch=epoch)
+            return
+        if not isinstance(mapping, Mapping):
+            check_name(mapping)
+        if value is not _MISSING:
+            raise TypeError("log() takes a name and a value, or a mapping alone")
+        if type(mapping) is dict and _FLOAT.issuperset(map(type, mapping.values())):
+            row: dict[str, Number] = mapping.copy()
+            if not row.keys() <= self._newest.keys():
+                for name in row:
+                    check_name(name)
+        else:
+            row = flatten(mapping)  # type: ignore[arg-type]  # check_name raised if it is none
+        if not row:
+            return
+        clock = self._clock
+        epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
+        step = clock.implied(row) if step is None else check_step(step)
+        clock.step = max(clock.step, step)
+        self._newest.update(row)
+        self._queue.put_row((row, 0, step, epoch, time_ns()), len(row))
+
+    def _see_epoch(self, epoch: object) -> int:
+        number = check_step(epoch, "epoch")
+        self._clock.epoch = max(self._clock.epoch, number)
+        return number
+
+    def _flush_every(self, steps: int) -> None:
+        """Makes `log` also look at how far the step has moved; only who asks for it pays for it."""
+        flushed_at = self._clock.step
+
+        def log(*args: Any, **kwargs: Any) -> None:
+            nonlocal flushed_at
+            type(self).log(self, *args, **kwargs)
+            if self._clock.step >= flushed_at + steps:
+                flushed_at = self._clock.step
+                self._queue.hurry()
+
+        self.__dict__["log"] = log
+
+    def scope(self, prefix: str) -> Scope:
+        """A view that puts `prefix/` before every name and shares everything else."""
+        return Scope(self, prefix)
+
+    # Steps and epochs
+
+    @property
+    def step(self) -> int:
+        """The current step."""
+        return self._clock.step
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch."""
+        return self._clock.epoch
+
+    def steps(
+        self, iterable: Iterable[T], advance: bool = True, *, progress: bool | None = None
+    ) -> Steps[T]:
+        """Iterates, moving the step when the next item is taken; the first one is the run's step.
+
+        With `advance=False`, and inside another `steps()`, nothing is moved. A progress bar shows
+        on a terminal where tqdm is installed, or as `progress` says.
+        """
+        return Steps(self._clock, iterable, advance=advance, progress=progress)
+
+    def epochs(self, n: int, *, progress: bool | None = False) -> Epochs:
+        """Yields the numbers of the next `n` epochs, ending each one after its turn."""
+        return Epochs(self._clock, n, self.end_epoch, progress=progress)
+
+    def advance(self, n: int = 1) -> None:
+        """Moves the step by `n`: by one for a step, by the batch size to count examples.
+
+        Raises `RuntimeError` inside a `steps()` loop that moves the step itself.
+        """
+        driver = self._clock.step_driver
+        if driver is not None:
+            raise RuntimeError(
+                f"bus.advance() and {driver} would both move the step; "
+                "write bus.steps(…, advance=False) to move it yourself"
+            )
+        self._clock.advance(check_step(n, "n"))
+
+    def end_epoch(self) -> None:
+        """Ends the epoch; the next one begins, at once if no `epochs()` loop is there to do it."""
+        if self._clock.epoch_driver is None:
+            self._clock.leave_epoch()
+
+    # What comes back
+
+    def last(self, name: str) -> Number | None:
+        """The newest value logged under a name; None if there is none."""
+        return self._newest.get(name)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config that was given, read-only."""
+        return self._config
+
+    @property
+    def run(self) -> Run | None:
+        """Who the run is; None while nothing is logged anywhere."""
+        return self._engine.run if self._engine else None
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder, for `metricbus.read`."""
+        return self._engine.folder.path if self._engine else None
+
+    def stats(self) -> Report:
+        """The counts as they are now, without waiting for anything."""
+        return self._engine.stats() if self._engine else Report()
+
+    # Ends
+
+    def flush(self, timeout: float | None = None) -> Report:
+        """Waits until all that was logged has reached every sink, at most `timeout` seconds.
+
+        It always returns, with the counts. Under `strict=True` it raises `DeliveryError` instead
+        when they are not complete.
+        """
+        if self._engine is None:
+            return Report()
+        report = self._engine.flush(self._timeout(timeout))
+        self._judge(report, "flush()")
+        return report
+
+    def close(self, status: Status = "finished", timeout: float | None = None) -> Report:
+        """Ends the run with this status, at most `timeout` seconds after the call.
+
+        A sink that is not done by then goes on in the background while the process lives; its
+        `pending` says how much is left. Closing again returns the counts again.
+        """
+        if status not in ("finished", "failed", "killed"):
+            raise ValueError(f'status must be "finished", "failed" or "killed", not {status!r}')
+        if self._engine is None:
+            return Report()
+        _open_buses.discard(self)
+        report = self._engine.close(status, self._timeout(timeout))
+        self._judge(report, "close()")
+        return report
+
+    def __enter__(self) -> MetricBus:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close(_status_after(error))
+        except DeliveryError:
+            pass  # the error from the block is the one to see
+
+    def _timeout(self, timeout: float | None) -> float:
+        return self._settings.close_timeout if timeout is None else max(0.0, timeout)
+
+    def _judge(self, report: Report, what: str) -> None:
+        if self._settings.strict and not report.complete:
+            raise DeliveryError(f"{what}: not everything was delivered\n{report}", report)
+
+    def _switch_off(self) -> None:
+        """Makes `log` cost next to nothing."""
+        self.__dict__["log"] = _do_nothing
+
+
+def _do_nothing(*args: object, **kwargs: object) -> None:
+    """What `log` is while a bus is off."""
+
+
+def _status_after(error: BaseException) -> Status:
+    if isinstance(error, SystemExit) and error.code in (None, 0):
+        return "finished"
+    return "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+_open_buses: set[MetricBus] = set()
+
+
+def _close_all() -> None:
+    """At the end of the script: close what was left open, in the time that `close` would have."""
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    for bus in list(_open_buses):
+        if bus._engine is not None:
+            bus._engine.close(
+                _status_after(error) if error else "finished", bus._settings.close_timeout
+            )
+    _open_buses.clear()
+
+
+def _forget_all() -> None:
+    """In a forked child: the threads behind these buses are the parent's."""
+    for bus in list(_open_buses):
+        bus._engine = None
+        bus._switch_off()
+    _open_buses.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,54 @@
+"""The process-wide bus: `from metricbus import bus`, for any loop and any library.
+
+It is off, and its `log()` costs next to nothing, until `metricbus.configure(...)` is called or, at
+its first `log()`, `METRICBUS_SINKS` or `METRICBUS_RUN_DIR` is found in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from metricbus.config import variable_of
+from metricbus.metric_bus import MetricBus
+
+_SPEAKS = (variable_of("sinks"), variable_of("run_dir"))
+
+
+class ProcessBus(MetricBus):
+    """A bus that opens when somebody has said where its metrics go."""
+
+    def __init__(self) -> None:
+        super().__init__(disabled=True)
+        self.__dict__["log"] = self._first_log
+
+    def open(self, **arguments: Any) -> None:
+        """Becomes what `MetricBus(**arguments)` would be; a run that is open is closed first.
+
+        Step and epoch start anew, but for the first time: loops may be on their way already.
+        """
+        clock = None if self._engine else self._clock
+        self.close()
+        self.__dict__.pop("log", None)
+        try:
+            super().__init__(**arguments)
+        except BaseException:
+            self._switch_off()
+            raise
+        self._clock = clock or self._clock
+
+    def _first_log(self, *args: Any, **kwargs: Any) -> None:
+        if any(variable in os.environ for variable in _SPEAKS):
+            self.open()
+            self.log(*args, **kwargs)
+        else:
+            self._switch_off()
+
+
+bus = ProcessBus()
+
+
+def configure(**arguments: Any) -> MetricBus:
+    """Opens the process-wide bus; takes what `MetricBus(...)` takes, and returns it."""
+    bus.open(**arguments)
+    return bus

@@ -1,0 +1,102 @@
+"""The closed set of records, and how each is written as one line of JSON.
+
+A journal is a sequence of these lines. Everything that reads a run (consumers, `metricbus.read`)
+gets these objects and nothing else. They are immutable, and each reader decodes its own, so no sink
+can change what another one sees.
+
+Encoding is plain JSON with one addition: JSON has no NaN and no infinities, so those three values
+are written as the strings "NaN", "Infinity" and "-Infinity". Integers keep all 64 bits and floats
+are written in the shortest form that reads back as the same float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import msgspec
+
+FORMAT_VERSION = 1
+"""Written into every segment's header; raised when an old reader could misread a new journal."""
+
+Number: TypeAlias = int | float
+Status: TypeAlias = Literal["running", "finished", "failed", "killed"]
+
+if TYPE_CHECKING:
+    Values: TypeAlias = dict[str, Number]
+else:  # on the wire three floats are spelled as strings; `decode` turns them back
+    Values = dict[str, int | float | str]
+
+
+class _Record(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
+    """Common to all records: one JSON object whose first key, `kind`, names the class."""
+
+
+class Header(_Record, frozen=True, tag="segment"):
+    """The first line of a segment: who writes it, and in which version of the format."""
+
+    format: int
+    run: str
+    segment: str
+    host: str
+    pid: int
+    rank: int
+    time: int
+
+
+class Scalars(_Record, frozen=True, tag="scalars"):
+    """One row: what was logged at one step and epoch by one or a few joined calls.
+
+    `time` is the wall clock of the row's first call in nanoseconds since 1970-01-01 UTC.
+    """
+
+    step: int
+    epoch: int
+    time: int
+    values: Values
+
+
+class End(_Record, frozen=True, tag="end"):
+    """The last line of a segment whose writer closed it properly."""
+
+    status: Status
+    time: int
+
+
+Record: TypeAlias = Header | Scalars | End
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+
+_SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def encode(records: Sequence[Record]) -> bytes:
+    """The records as JSON lines, each ended by a newline."""
+    lines: bytes = _encoder.encode_lines(records)
+    if b"null" in lines:  # msgspec's spelling of NaN and the infinities, and nothing else of ours
+        lines = _encoder.encode_lines([_spell_out(record) for record in records])
+    return lines
+
+
+def decode(line: bytes) -> Record:
+    """The record in one line; `msgspec.DecodeError` when the line is none."""
+    record: Record = _decoder.decode(line)
+    if isinstance(record, Scalars) and (b'"NaN"' in line or b'Infinity"' in line):
+        values = record.values
+        for name, value in values.items():
+            if isinstance(value, str):
+                values[name] = _SPELLED[value]
+    return record
+
+
+def _spell_out(record: Record) -> Record:
+    if not isinstance(record, Scalars):
+        return record
+    values: dict[str, object] = dict(record.values)
+    for name, value in record.values.items():
+        if not math.isfinite(value):
+            spelled = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+            values[name] = spelled
+    return msgspec.structs.replace(record, values=values)

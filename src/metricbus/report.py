@@ -1,0 +1,66 @@
+"""Exact counts of where the values are, in values: one name in one row is one value."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SinkCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """One sink's share of what the journal holds.
+
+    `journalled == delivered + rejected + filtered + pending`, always. `error` is the last failure
+    in words and None once the sink works again; `where` tells what was written to, and `command`
+    opens it.
+    """
+
+    delivered: int = 0
+    rejected: int = 0
+    filtered: int = 0
+    pending: int = 0
+    error: str | None = None
+    where: str = ""
+    command: str = ""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of everything that was logged so far.
+
+    `logged == journalled + reduced + dropped + waiting`, always. `reduced` values went into a
+    reduction that has been or will be journalled in their stead, `dropped` ones met a full queue or
+    a closed bus, `waiting` ones are not in the journal yet. `damaged` is the number of journal
+    lines that could not be read.
+    """
+
+    journalled: int = 0
+    reduced: int = 0
+    dropped: int = 0
+    waiting: int = 0
+    damaged: int = 0
+    error: str | None = None
+    sinks: dict[str, SinkCounts] = {}
+
+    @property
+    def logged(self) -> int:
+        """Values that `log()` has accepted."""
+        return self.journalled + self.reduced + self.dropped + self.waiting
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was dropped, rejected or left behind, in the bus and in every sink."""
+        return not (self.dropped or self.waiting) and not any(
+            sink.rejected or sink.pending for sink in self.sinks.values()
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"logged {self.logged:,} = journalled {self.journalled:,} + reduced {self.reduced:,}"
+            f" + dropped {self.dropped:,} + waiting {self.waiting:,}"
+            + (f" ({self.error})" if self.error else "")
+        ]
+        for name, sink in self.sinks.items():
+            lines.append(
+                f"{name}: delivered {sink.delivered:,}, rejected {sink.rejected:,}, "
+                f"filtered {sink.filtered:,}, pending {sink.pending:,}"
+                + (f" ({sink.error})" if sink.error else "")
+            )
+        return "\n".join(lines)

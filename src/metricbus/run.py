@@ -1,0 +1,166 @@
+"""A run and its folder: who it is, where its files lie.
+
+    run.json      what stands in `Run`
+    journal/      segments
+    offsets/      one small file per sink
+    csv/ …        what the file sinks write
+
+An id is unique and names the folder; the name is a label that may come again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from metricbus.errors import ConfigError, JournalError, RunExistsError
+from metricbus.files import replace_file
+from metricbus.records import FORMAT_VERSION, Status
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class Run(msgspec.Struct, kw_only=True, frozen=True):
+    """Who a run is. Times are nanoseconds since 1970-01-01 UTC; `sinks` are without secrets."""
+
+    id: str
+    name: str
+    project: str | None = None
+    config: dict[str, Any] = {}
+    tags: list[str] = []
+    group: str | None = None
+    notes: str | None = None
+    sinks: list[str] = []
+    host: str = ""
+    pid: int = 0
+    started: int = 0
+    ended: int | None = None
+    status: Status = "running"
+    format: int = FORMAT_VERSION
+
+
+class RunFolder:
+    """The folder of one run: paths in it, and its `run.json`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def journal(self) -> Path:
+        """Where the segments lie."""
+        return self.path / "journal"
+
+    @property
+    def offsets(self) -> Path:
+        """Where the sinks' progress is kept."""
+        return self.path / "offsets"
+
+    def load(self) -> Run:
+        """What run.json says; `JournalError` when there is none that can be read."""
+        file = self.path / "run.json"
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Run)
+        except (FileNotFoundError, NotADirectoryError):
+            raise JournalError(
+                f"{self.path} is no run's folder: there is no run.json in it; give a folder such "
+                "as runs/<id>"
+            ) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise JournalError(f"{file} cannot be read: {error}") from error
+
+    def save(self, run: Run) -> None:
+        """Replaces run.json as a whole."""
+        replace_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(run)) + b"\n")
+
+
+def create_run(
+    root: Path,
+    *,
+    id: str | None,
+    name: str | None,
+    config: Mapping[str, Any],
+    **about: Any,
+) -> tuple[RunFolder, Run]:
+    """Makes a new run's folder under `root`.
+
+    Raises `RunExistsError` when the id is taken and `ConfigError` when the folder cannot be made.
+    """
+    name = name or "run"
+    run = Run(
+        id=_check_id(id) if id is not None else make_id(name),
+        name=name,
+        config=plain_config(config),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=time.time_ns(),
+        **about,
+    )
+    folder = RunFolder(root.absolute() / run.id)
+    try:
+        folder.path.mkdir(parents=True)
+        folder.journal.mkdir()
+        folder.offsets.mkdir()
+        folder.save(run)
+    except FileExistsError:
+        if not folder.path.is_dir():
+            raise ConfigError(
+                f"{root} is no folder; choose another by dir= or METRICBUS_DIR"
+            ) from None
+        raise RunExistsError(
+            f"a run with the id {run.id!r} is already in {root}; leave id= and METRICBUS_RUN_ID "
+            "out to have a new one made, or give another"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the run's folder {folder.path}: {error.strerror}; choose one that can be "
+            "written to by dir= or METRICBUS_DIR"
+        ) from error
+    return folder, run
+
+
+def make_id(name: str) -> str:
+    """An id from the name, the time and a few random letters: `digits-cnn-20260131-142530-k3x9`."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "run"
+    letters = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(5))
+    return f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain JSON values; what JSON has no word for becomes its `str()`."""
+    plain = msgspec.to_builtins(dict(config), str_keys=True, enc_hook=_plain)
+    cleaned: dict[str, Any] = _spell_nonfinite(plain)
+    return cleaned
+
+
+def _check_id(id: str) -> str:
+    if not isinstance(id, str) or not _ID.fullmatch(id):
+        raise ConfigError(
+            f"the run id {id!r:.80} cannot name a folder; use letters, digits, '.', '_' and '-', "
+            "at most 200, beginning with a letter or digit"
+        )
+    return id
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy and torch: numbers and arrays
+        return value.tolist()
+    return str(value)
+
+
+def _spell_nonfinite(value: Any) -> Any:
+    """JSON has no NaN and no infinities; in a config they are written as text."""
+    if isinstance(value, dict):
+        return {key: _spell_nonfinite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spell_nonfinite(inner) for inner in value]
+    if isinstance(value, float) and value - value != 0:
+        return str(value)
+    return value

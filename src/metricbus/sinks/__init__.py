@@ -1,0 +1,116 @@
+"""The registry: sink names to sink classes, by table for ours and by entry point for yours.
+
+A package adds a sink with one entry point:
+
+    [project.entry-points."metricbus.sinks"]
+    mysink = "my_package:MySink"
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any, TypeVar, get_origin
+
+import msgspec
+
+from metricbus.errors import ConfigError, MissingPackageError
+from metricbus.sinks.base import CommonOptions, Sink
+from metricbus.urls import SinkURL, redact
+
+__all__ = ["CommonOptions", "Sink", "find_sink", "make_sink", "sink_names"]
+
+_OURS = {
+    "csv": "metricbus.sinks.csv:CsvSink",
+    "logging": "metricbus.sinks.logging:LoggingSink",
+    "tensorboard": "metricbus.sinks.tensorboard:TensorBoardSink",
+}
+
+
+def sink_names() -> list[str]:
+    """The names of all sinks that a URL may begin with, ours and installed ones."""
+    return sorted({*_OURS, *(point.name for point in _theirs())})
+
+
+def find_sink(name: str) -> type[Sink]:
+    """The class behind a name; `ConfigError` with near names when there is none."""
+    if name in _OURS:
+        module, _, attribute = _OURS[name].partition(":")
+        cls: type[Sink] = getattr(import_module(module), attribute)
+    else:
+        cls = _load(name)
+    for needed in cls.requires:
+        if find_spec(needed) is None:
+            raise MissingPackageError(
+                f"the sink {name!r} needs the package {needed!r}, which is not installed: "
+                f"{cls.install or f'pip install {needed}'}"
+            )
+    return cls
+
+
+def make_sink(url: SinkURL) -> tuple[Sink, CommonOptions]:
+    """The sink that a URL stands for, not opened, and how it is to be fed; all options checked."""
+    cls = find_sink(url.name)
+    common = {field.name for field in msgspec.structs.fields(CommonOptions)}
+    own = {field.encode_name for field in msgspec.structs.fields(cls.Options)}
+    for option, texts in url.options.items():
+        if option not in common | own:
+            raise ConfigError(
+                f"the sink {redact(url.text)!r} has no option {option!r}"
+                f"{_near(option, sorted(common | own))}; there are: "
+                + ", ".join(sorted(common | own))
+            )
+        if len(texts) > 1 and option not in ("include", "exclude"):
+            raise ConfigError(f"the sink {redact(url.text)!r} has the option {option!r} twice")
+    return (
+        cls(url.location, _parse_options(url, own - common, cls.Options)),
+        _parse_options(url, common, CommonOptions),
+    )
+
+
+_Options = TypeVar("_Options", bound=msgspec.Struct)
+
+
+def _parse_options(url: SinkURL, names: set[str], into: type[_Options]) -> _Options:
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(into):
+        if field.encode_name not in names & url.options.keys():
+            continue
+        texts = url.options[field.encode_name]
+        value = texts if get_origin(field.type) is list else texts[0]
+        try:
+            values[field.name] = msgspec.convert(value, field.type, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"the sink {redact(url.text)!r}, option {field.encode_name!r}: {error}"
+            ) from None
+    return into(**values)
+
+
+def _load(name: str) -> type[Sink]:
+    for point in _theirs():
+        if point.name == name:
+            try:
+                cls = point.load()
+            except ImportError as error:
+                raise MissingPackageError(
+                    f"the sink {name!r} of {point.value} cannot be imported: {error}"
+                ) from error
+            if not (isinstance(cls, type) and issubclass(cls, Sink)):
+                raise ConfigError(f"the sink {name!r}: {point.value} is no metricbus.sinks.Sink")
+            return cls
+    names = sink_names()
+    raise ConfigError(
+        f"no sink is called {name!r}{_near(name, names)}; there are: {', '.join(names)}"
+    )
+
+
+def _theirs() -> list[EntryPoint]:
+    return list(entry_points(group="metricbus.sinks"))
+
+
+def _near(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

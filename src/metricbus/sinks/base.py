@@ -1,0 +1,101 @@
+"""The contract of a sink: one required method, `write`.
+
+A sink is opened, written to, flushed and closed by one thread, its consumer's; it needs no locks.
+It knows records and the run, never the bus. Order is that of the journal, and one record is one
+write in the backend: sinks neither merge nor split.
+
+Progress is saved after each `flush`, together with what `flush` returns. After a crash the sink is
+opened with that state again and is given everything after it once more. What stands in the backend
+beyond the state is the sink's to recognise: a file is cut to the saved length, for one.
+
+Failures: raise `Unavailable` (or any `OSError`) when the backend cannot be had right now, and the
+same records come again later; raise `Rejected`, or let anything else escape, when they can never be
+taken, and they come again one by one so that the bad ones are found. Either way `write` must have
+undone or not begun what it was asked to do.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+from metricbus.records import Scalars, Status
+from metricbus.run import Run
+
+
+class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a sink that has none of its own."""
+
+
+class CommonOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the URL of every sink may say.
+
+    `include` and `exclude` are globs over names. `every=n` thins: of each name, the first value and
+    every n-th after it. `flush_secs` is the pace at which the sink is written to, `batch_size` the
+    largest number of records in one `write`.
+    """
+
+    include: list[str] = []
+    exclude: list[str] = []
+    every: Annotated[int, msgspec.Meta(ge=1)] = 1
+    flush_secs: Annotated[float, msgspec.Meta(ge=0)] = 0.2
+    batch_size: Annotated[int, msgspec.Meta(ge=1)] = 1000
+
+
+class Sink(ABC):
+    """Writes a run's records to one backend.
+
+    Class attributes:
+
+    * `Options`: a `msgspec.Struct` with the options that the sink's URL may have, with types and
+      defaults; they are checked when the bus is made.
+    * `requires`: names of the modules that must be importable; they are looked for, not imported,
+      when the bus is made.
+    * `install`: the command that installs them, for the error message.
+    """
+
+    Options: ClassVar[type[msgspec.Struct]] = NoOptions
+    requires: ClassVar[Sequence[str]] = ()
+    install: ClassVar[str] = ""
+
+    def __init__(self, location: str = "", options: Any = None) -> None:
+        """Takes the URL's location and options. No I/O and no heavy import here."""
+        self.location = location
+        self.options = self.Options() if options is None else options
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        """Connects to the backend for this run.
+
+        `folder` is the run's folder. `state` is what `flush` last returned for this run, and empty
+        the first time. Called again after a failure until it succeeds.
+        """
+
+    @abstractmethod
+    def write(self, records: Sequence[Scalars]) -> None:
+        """Takes the records, all or none."""
+
+    def flush(self) -> Mapping[str, Any]:
+        """Makes what was written safe, and returns what `open` needs to go on from here (JSON)."""
+        return {}
+
+    def close(self, status: Status) -> None:
+        """The run has ended so; let go of the backend. Called once, after the last flush."""
+
+    @property
+    def where(self) -> str:
+        """Where the records can be found, for people; empty if there is no such place."""
+        return ""
+
+    @property
+    def command(self) -> str:
+        """The command that opens them, for people; empty if there is none."""
+        return ""
+
+
+def folder_of(location: str, run: Run, folder: Path, name: str) -> Path:
+    """Where a file sink writes: `<run's folder>/<name>`, or `<location>/<run's id>`."""
+    return Path(location).expanduser() / run.id if location else folder / name

@@ -1,0 +1,89 @@
+"""A tidy CSV file: one line a value, whatever names come, in `metrics.csv`.
+
+Columns: `step`, `epoch`, `time` (seconds since 1970-01-01 UTC with nine decimals), `name`, `value`
+and `kind`, which is `scalar` for a value. Other kinds of lines may come between; readers take the
+kinds they know. Appending costs the same however long the file is. Quoting follows RFC 4180, lines
+end in CR LF, and floats are written so that they read back exactly.
+
+A name that a spreadsheet would run as a formula gets an apostrophe in front, and so does one that
+begins with an apostrophe, so that taking one leading apostrophe away gives every name back.
+Numbers are never touched: -0.5 stays a number.
+
+`config.json` beside it has the run's hyperparameters.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from metricbus.files import AppendFile, replace_file
+from metricbus.records import Scalars, Status
+from metricbus.run import Run
+from metricbus.sinks.base import Sink, folder_of
+
+COLUMNS = ("step", "epoch", "time", "name", "value", "kind")
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
+
+
+class CsvSink(Sink):
+    """Appends to `metrics.csv`; `csv:FOLDER` puts it into `FOLDER/<run's id>`."""
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        """Cuts off what a killed delivery wrote beyond the saved length, then goes on there."""
+        self._folder = folder_of(self.location, run, folder, "csv")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = msgspec.json.format(msgspec.json.encode(run.config))
+        replace_file(self._folder / "config.json", config + b"\n")
+        self._cells: dict[str, str] = {}
+        self._file = AppendFile(self._folder / "metrics.csv")
+        self._file.cut(min(state.get("length", 0), self._file.length))
+        if not self._file.length:
+            self._file.append(_line(COLUMNS).encode())
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        """One line a value. Only names can need quoting, and each is quoted once."""
+        cells = self._cells
+        lines: list[str] = []
+        for record in records:
+            start = f"{record.step},{record.epoch},{_seconds(record.time)},"
+            for name, value in record.values.items():
+                cell = cells.get(name)
+                if cell is None:
+                    cell = cells[name] = _line([safe_cell(name)]).removesuffix("\r\n")
+                lines.append(f"{start}{cell},{value!r},scalar\r\n")
+        self._file.append("".join(lines).encode())
+
+    def flush(self) -> Mapping[str, Any]:
+        """The length that counts."""
+        return {"length": self._file.length}
+
+    def close(self, status: Status) -> None:
+        """Lets go of the file."""
+        self._file.close()
+
+    @property
+    def where(self) -> str:
+        """The file."""
+        return str(self._folder / "metrics.csv")
+
+
+def safe_cell(text: str) -> str:
+    """The text as a cell that a spreadsheet does not run."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue()

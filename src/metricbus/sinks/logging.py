@@ -1,0 +1,95 @@
+"""Standard library logging: one line a row, all its names on it, on the logger `metricbus`.
+
+    step 120 epoch 1 | train/loss=0.4812 train/acc=0.8594
+
+The exact values are on the log record: `record.metrics` (a dict), `record.step`, `record.epoch`;
+`record.created` is the time at which they were logged. Characters that do not print are escaped, so
+no name can break out of its line. Lines are written at most once: what a crash cuts off here is
+still in the journal.
+
+Where no handler is configured for the logger or above it, one that writes to stderr is attached, so
+that the default can be seen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from metricbus.records import Scalars, Status
+from metricbus.run import Run
+from metricbus.sinks.base import Sink
+
+_LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
+
+
+class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`logging?level=DEBUG`; `every=` and the like are options of all sinks."""
+
+    level: Annotated[str, msgspec.Meta(pattern=f"^(?i:{_LEVELS})$")] = "INFO"
+
+
+class LoggingSink(Sink):
+    """Writes rows to the logger `metricbus`, in this process."""
+
+    Options = LoggingOptions
+    options: LoggingOptions
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        """Finds the logger, and says which run this is."""
+        self._logger = logging.getLogger("metricbus")
+        self._level = logging.getLevelNamesMapping()[self.options.level.upper()]
+        if not self._logger.hasHandlers():
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+            self._logger.addHandler(handler)
+            self._logger.setLevel(self._level)
+        self._logger.log(self._level, "run %s in %s", printable(run.id), folder)
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        """One log record each."""
+        logger, level = self._logger, self._level
+        if not logger.isEnabledFor(level):
+            return
+        for record in records:
+            extra = {"metrics": record.values, "step": record.step, "epoch": record.epoch}
+            entry = logger.makeRecord(
+                logger.name, level, "metricbus", 0, line_of(record), (), None, None, extra
+            )
+            entry.created = record.time / 1e9
+            entry.msecs = record.time // 1_000_000 % 1000
+            logger.handle(entry)
+
+    def close(self, status: Status) -> None:
+        """Says how the run ended."""
+        self._logger.log(self._level, "run %s", status)
+
+    @property
+    def where(self) -> str:
+        """The logger."""
+        return 'logging.getLogger("metricbus")'
+
+
+def line_of(record: Scalars) -> str:
+    """The row as one line of text, numbers to six significant digits."""
+    metrics = " ".join(
+        f"{printable(name)}={value:.6g}"
+        if isinstance(value, float)
+        else f"{printable(name)}={value}"
+        for name, value in record.values.items()
+    )
+    return f"step {record.step} epoch {record.epoch} | {metrics}"
+
+
+def printable(name: str) -> str:
+    """The name with what does not print escaped as in Python; quoted if it has a blank or `=`."""
+    if name.isprintable() and not (" " in name or "=" in name):
+        return name
+    escaped = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in name
+    )
+    return f'"{escaped}"'

@@ -1,0 +1,161 @@
+"""TensorBoard: one event file, one event a row, hyperparameters in the same file.
+
+TensorBoard has one axis: step. Values are float32. Time is the event's wall time; the epoch is not
+shown.
+
+TensorBoard's page reads through a data server that keeps, per run and tag, steps which grow: a
+value at a lower or equal step makes it forget the values from that step on. Nothing is lost in the
+file (`tensorboard --load_fast=false` shows it all), but to show it on every page, a row that comes
+late or again goes to a sub-run, `late-1`, `late-2` and so on: its points appear in the same chart
+as a run of their own. There are at most seven; beyond that, rows go to the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metricbus.records import Scalars, Status
+from metricbus.run import Run
+from metricbus.sinks.base import Sink, folder_of
+
+if TYPE_CHECKING:
+    from metricbus.sinks.event_file import EventFile
+
+_log = logging.getLogger("metricbus.sinks.tensorboard")
+
+_LANES = ("", *(f"late-{n}" for n in range(1, 8)))
+
+
+class TensorBoardSink(Sink):
+    """Writes event files; `tensorboard:FOLDER` puts them into `FOLDER/<run's id>`."""
+
+    requires = ("tensorboard", "google_crc32c")
+    install = "pip install 'metricbus[tensorboard]'"
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        """Opens the run's event files, and finds in them what was written beyond the state."""
+        from metricbus.sinks.event_file import EventMaker
+
+        self._event_of = EventMaker()
+        self._folder = folder_of(self.location, run, folder, "tensorboard")
+        self._run = run
+        self._counted: dict[str, int] = dict(state.get("lengths", {}))
+        self._lanes: dict[str, EventFile] = {}
+        self._told = False
+        self._open_lanes()
+        if run.config and not self._lanes[""].has_summaries:
+            self._write_hparams_start()
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        """One event a row, in the first lane where it is not late."""
+        batches: dict[str, list[bytes]] = {}
+        for record in records:
+            name = self._lane_for(record)
+            if self._lanes[name].see(record):
+                batches.setdefault(name, []).append(self._event_of(record))
+        try:
+            for name, events in batches.items():
+                self._lanes[name].append(events)
+        except OSError:
+            self._open_lanes()  # some lanes have the batch now: read again which rows to skip
+            raise
+
+    def flush(self) -> Mapping[str, Any]:
+        """The lengths that count."""
+        self._counted = {name: lane.length for name, lane in self._lanes.items()}
+        return {"lengths": self._counted}
+
+    def close(self, status: Status) -> None:
+        """Marks the end of the session for the HPARAMS page, and lets go of the files."""
+        if self._run.config:
+            self._write_hparams_end(status)
+        for lane in self._lanes.values():
+            lane.close()
+
+    @property
+    def where(self) -> str:
+        """The folder."""
+        return str(self._folder)
+
+    @property
+    def command(self) -> str:
+        """Opens the page."""
+        return f"tensorboard --logdir {self._folder}"
+
+    def _open_lanes(self) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes = {
+            name: self._open_lane(name) for name in _LANES if not name or self._path(name).exists()
+        }
+
+    def _open_lane(self, name: str) -> EventFile:
+        from metricbus.sinks.event_file import EventFile
+
+        counted = self._counted.get(name, 0)
+        return EventFile(self._path(name), counted, self._run.started / 1e9)
+
+    def _path(self, lane: str) -> Path:
+        seconds = self._run.started // 10**9
+        file = f"events.out.tfevents.{seconds}.{self._run.host}.{self._run.pid}.metricbus"
+        return self._folder / lane / file
+
+    def _lane_for(self, record: Scalars) -> str:
+        for name in _LANES:
+            if name not in self._lanes:
+                self._lanes[name] = self._open_lane(name)
+            if self._lanes[name].takes(record):
+                return name
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "step %d was logged more often than TensorBoard's page can show; all values are in "
+                "the file: tensorboard --load_fast=false",
+                record.step,
+            )
+        return _LANES[-1]
+
+    def _write_hparams_start(self) -> None:
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        summary = hparams_pb(
+            _hparams(self._run.config),
+            trial_id=self._run.id,
+            start_time_secs=self._run.started / 1e9,
+        )
+        self._append_summary(summary)
+
+    def _write_hparams_end(self, status: Status) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+        success = api_pb2.STATUS_SUCCESS if status == "finished" else api_pb2.STATUS_FAILURE
+        end = plugin_data_pb2.SessionEndInfo(status=success)
+        data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+        value = Summary.Value(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(data),
+            tensor=metadata.NULL_TENSOR,
+        )
+        self._append_summary(Summary(value=[value]))
+
+    def _append_summary(self, summary: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        event = Event(wall_time=self._run.started / 1e9, summary=summary)
+        self._lanes[""].append([event.SerializeToString()])
+
+
+def _hparams(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """The config as TensorBoard's flat hyperparameters: numbers, booleans and text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _hparams(value, f"{prefix}{key}/")
+        else:
+            plain = isinstance(value, bool | int | float | str)
+            flat[prefix + key] = value if plain else str(value)
+    return flat

@@ -1,0 +1,113 @@
+"""Where a run stands: the current step and epoch, and who may move them.
+
+Both count from 0 and only grow by themselves. The rules are the same for every sink because they
+are applied here, before a record exists:
+
+1. A step that is given is the record's step, and the current step becomes the larger of the two.
+2. A step that is left out is the current step. `steps()` and `advance()` move it; these are the
+   drivers. Without a driver, the first name that repeats moves it by one each time it comes again
+   on the thread that logged it first.
+
+The current step changes by single statements without a call in them, which CPython's interpreter
+lock does not divide; a test with 8 threads shows that no move is lost.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+
+import numpy as np
+
+from metricbus.values import INT_MAX
+
+
+def check_step(step: object, what: str = "step") -> int:
+    """`step` as a plain int from 0 to 2**63-1; else `TypeError` or `ValueError` saying why not."""
+    if type(step) is int:
+        number = step
+    elif isinstance(step, int | np.integer) and not isinstance(step, bool):
+        number = int(step)
+    else:
+        raise TypeError(
+            f"{what}= must be an int, not {type(step).__name__} ({step!r:.60}); "
+            f"write {what}=int(…) if that is what you mean"
+        )
+    if number < 0:
+        raise ValueError(f"{what}= must be 0 or more, not {number}")
+    if number > INT_MAX:
+        raise ValueError(f"{what}= must be below 2**63, not {number:.3e}")
+    return number
+
+
+class Clock:
+    """The current step and epoch of one bus."""
+
+    __slots__ = (
+        "_first",
+        "_fresh_epoch",
+        "_fresh_step",
+        "_ticker",
+        "_ticker_thread",
+        "driven",
+        "epoch",
+        "epoch_driver",
+        "step",
+        "step_driver",
+    )
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.epoch = 0
+        self.driven = False  # whether a driver has been used, so that names no longer tick
+        self.step_driver: str | None = None  # who moves the step right now, while a loop runs
+        self.epoch_driver: str | None = None
+        self._fresh_step = 0  # no loop has taken this step yet: the next one begins with it
+        self._fresh_epoch = 0
+        self._first: dict[str, int] = {}  # name -> thread that logged it first
+        self._ticker: str | None = None
+        self._ticker_thread = 0
+
+    def implied(self, names: Collection[str]) -> int:
+        """The step for a call that gave none and logs `names`; may move the step by one."""
+        if self.driven:
+            return self.step
+        thread = threading.get_ident()
+        if self._ticker is None:
+            self._look_for_ticker(names, thread)
+        if self._ticker_thread == thread and self._ticker in names:
+            self.step += 1
+        return self.step
+
+    def advance(self, n: int) -> None:
+        """Moves the step by `n`, as a driver."""
+        self.driven = True
+        self.step += n
+
+    def enter_step(self) -> None:
+        """Moves to a loop's next step; the very first one is where the run stands already."""
+        self.driven = True
+        if self.step != self._fresh_step:
+            self.step += 1
+        self._fresh_step = -1
+
+    def enter_epoch(self) -> None:
+        """The same for epochs."""
+        if self.epoch != self._fresh_epoch:
+            self.epoch += 1
+        self._fresh_epoch = -1
+
+    def leave_epoch(self) -> None:
+        """Moves to an epoch that no loop has taken yet."""
+        self.epoch += 1
+        self._fresh_epoch = self.epoch
+
+    def _look_for_ticker(self, names: Collection[str], thread: int) -> None:
+        first = self._first
+        for name in names:
+            if name not in first:
+                first[name] = thread
+            elif first[name] == thread:
+                self._ticker_thread = thread
+                self._ticker = name
+                return

@@ -1,0 +1,90 @@
+"""Sinks by URL: how they are written, taken apart, and shown without their secrets.
+
+    name                      csv
+    name:location             tensorboard:logs
+    name://location           wandb://team/project
+    name+transport://host     mlflow+http://host:5000
+    …?option=value&…          csv?include=train/*&include=val/*&every=10
+
+Commas separate sinks; a comma inside a URL is written `%2C`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from urllib.parse import parse_qs, unquote, urlencode
+
+import msgspec
+
+from metricbus.errors import ConfigError
+
+_URL = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(\+(?P<transport>[a-z0-9]+))?(:(?P<location>.+))?")
+_USERINFO = re.compile(r"(?<=://)[^\s,?]*@")
+_SECRET_OPTION = re.compile(
+    r"(?P<key>[?&][^=&,\s]*(?:password|passwd|token|secret|key|credential)[^=&,\s]*=)[^&,\s'\"]*",
+    re.IGNORECASE,
+)
+
+
+class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
+    """One sink as the user named it. `location` keeps what stands between name and options."""
+
+    name: str
+    location: str = ""
+    options: dict[str, list[str]] = {}
+    text: str = ""
+
+    @property
+    def canonical(self) -> str:
+        """The same for two spellings of one sink; free of secrets, so it can be written down."""
+        query = urlencode(sorted(self.options.items()), doseq=True)
+        return redact(f"{self.name}:{self.location}" + (f"?{query}" if query else ""))
+
+    @property
+    def key(self) -> str:
+        """A file name for this sink's progress."""
+        return f"{self.name}-{hashlib.sha256(self.canonical.encode()).hexdigest()[:8]}"
+
+    def __repr__(self) -> str:
+        return f"SinkURL({redact(self.text)})"
+
+
+def parse_sinks(text: str) -> list[SinkURL]:
+    """The sinks in a comma-separated list; empty text means none."""
+    if not text.strip():
+        return []
+    return [parse_sink(part) for part in text.split(",")]
+
+
+def parse_sink(text: str) -> SinkURL:
+    """One sink URL taken apart; `ConfigError` when it has not the form of one."""
+    address, _, query = text.strip().partition("?")
+    match = _URL.fullmatch(address)
+    if match is None:
+        raise ConfigError(
+            f"{redact(text)!r} is no sink URL; write name, name:location or "
+            'name:location?option=value, such as "csv" or "tensorboard:logs?flush_secs=5"'
+        )
+    location = unquote(match["location"] or "")
+    if match["transport"]:
+        if not location.startswith("//"):
+            raise ConfigError(
+                f"{redact(text)!r} is no sink URL: after {match['name']}+{match['transport']} "
+                f"comes an address, such as {match['name']}+{match['transport']}://host:5000"
+            )
+        location = f"{match['transport']}:{location}"
+    else:
+        location = location.removeprefix("//")
+    try:
+        options = parse_qs(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise ConfigError(
+            f"{redact(text)!r} is no sink URL: its options must be written ?name=value&name=value"
+        ) from None
+    return SinkURL(name=match["name"], location=location, options=options, text=text.strip())
+
+
+def redact(text: str) -> str:
+    """The text with user names, passwords and secret options of the URLs in it masked."""
+    return _SECRET_OPTION.sub(r"\g<key>***", _USERINFO.sub("***@", text))

@@ -1,0 +1,141 @@
+"""The one table of what a value and a name may be.
+
+=============================================  ===============================================
+logged                                         becomes
+=============================================  ===============================================
+`float`, `np.floating`, `decimal.Decimal`      float64 (wider floats are rounded once, to nearest)
+`int`, `np.integer` in -2**63 .. 2**63-1       the same integer
+integers beyond that                           the nearest float64; `ValueError` past its range
+`bool`, `np.bool_`                             0 or 1
+arrays and tensors with one element            that element, by the rows above, detached
+anything else with `item()` or `__float__()`   the same (jax arrays, fractions, other frameworks)
+=============================================  ===============================================
+
+Everything else raises `TypeError`. The value is taken at the call: what changes in place afterwards
+does not change what was logged. A tensor on an accelerator is fetched at the call, which waits for
+the device; a tensor on the CPU costs a fraction of a microsecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from metricbus.records import Number
+
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+MAX_NAME_LENGTH = 1024
+
+_ACCEPTED = "a real number: bool, int, float, Decimal, or an array or tensor with one real element"
+
+
+def to_number(name: str, value: object) -> Number:
+    """The plain `int` or `float` that `value` stands for now.
+
+    Raises `TypeError` or, for an integer too large for a float, `ValueError`; both name the metric.
+    """
+    kind = type(value)
+    if kind is float:
+        return value  # type: ignore[return-value]  # mypy does not narrow by `type() is`
+    if isinstance(value, int):  # also bool and enums
+        return _fit(name, int(value))
+    if isinstance(value, float):  # also np.float64
+        return float(value)
+    if _is_refused_numpy(value):
+        raise _not_a_number(name, value)
+    item = getattr(value, "item", None)
+    if callable(item):
+        return _from_item(name, value, item)
+    if hasattr(kind, "__float__"):
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except Exception as error:
+            raise _not_a_number(name, value) from error
+    raise _not_a_number(name, value)
+
+
+def check_name(name: object) -> str:
+    """`name` itself if it can name a metric; else `TypeError` or `ValueError` saying why not.
+
+    Any text is taken, odd characters too: each sink makes it safe in its own way. Refused are
+    empty names, names beyond 1,024 characters (a value in the wrong place, as a rule) and text
+    that UTF-8 cannot express.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a metric's name must be text, not {type(name).__name__}: {name!r:.80}")
+    if not name:
+        raise ValueError('a metric\'s name must not be empty; give it one, such as "train/loss"')
+    if len(name) > MAX_NAME_LENGTH:
+        raise ValueError(
+            f"a metric's name may have {MAX_NAME_LENGTH:,} characters, this one has {len(name):,}: "
+            f"{name[:40]!r}…; put what varies into the value or the step"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name {name!r:.80} cannot be written as UTF-8: {error}") from error
+    return str(name)
+
+
+def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Number]:
+    """The mapping as one flat row; keys of nested mappings are joined with `/`.
+
+    Raises for the first bad name or value, before anything of the mapping has been logged.
+    """
+    row: dict[str, Number] = {}
+    for key, value in mapping.items():
+        name = prefix + check_name(key)
+        if isinstance(value, Mapping):
+            inner = flatten(value, f"{name}/")
+        else:
+            inner = {check_name(name): to_number(name, value)}
+        twice = row.keys() & inner.keys()
+        if twice:
+            raise ValueError(f"the mapping has {sorted(twice)[0]!r} twice once it is flattened")
+        row |= inner
+    return row
+
+
+def _fit(name: str, value: int) -> Number:
+    if INT_MIN <= value <= INT_MAX:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        digits = f"{value.bit_length():,} bits"
+        raise ValueError(f"metric {name!r}: an integer of {digits} is beyond float64") from None
+
+
+def _is_refused_numpy(value: object) -> bool:
+    """Dates and times have an `item()` that may give a bare integer, masked values one of 0.0."""
+    if not isinstance(value, np.generic | np.ndarray):
+        return False
+    return value.dtype.kind in "mMcSU" or bool(np.ma.is_masked(value))
+
+
+def _from_item(name: str, value: object, item: Callable[[], object]) -> Number:
+    try:
+        inner = item()
+    except Exception as error:  # numpy, torch and jax each raise their own for longer arrays
+        raise _not_a_number(name, value) from error
+    if isinstance(inner, np.longdouble):
+        return float(inner)
+    if type(inner) is type(value):
+        raise _not_a_number(name, value)
+    try:
+        return to_number(name, inner)
+    except TypeError:
+        raise _not_a_number(name, value) from None
+
+
+def _not_a_number(name: str, value: object) -> TypeError:
+    kind = type(value)
+    told = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        told += f" of shape {tuple(shape)}"
+        dtype = getattr(value, "dtype", None)
+        told += f" and dtype {dtype}" if dtype is not None else ""
+    return TypeError(f"metric {name!r} was given {told}; what is accepted is {_ACCEPTED}")
