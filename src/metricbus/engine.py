@@ -137,7 +137,7 @@ def open_engine(
     specs = _specs(settings.sinks if sinks is None else sinks)
     folder, run = create_run(
         Path(settings.dir).expanduser(),
-        id=about.id or settings.run_id,
+        id=settings.run_id if about.id is None else about.id,
         name=settings.run,
         config=about.config,
         project=settings.project,

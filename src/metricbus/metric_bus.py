@@ -16,11 +16,11 @@ from time import time_ns
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 
-from metricbus.config import resolve
+from metricbus.config import Settings, resolve
 from metricbus.engine import About, Engine, open_engine
 from metricbus.errors import DeliveryError
 from metricbus.loops import Epochs, Steps
-from metricbus.queue import Overflow
+from metricbus.queue import CallQueue, Overflow
 from metricbus.records import Number, Status
 from metricbus.report import Report
 from metricbus.run import Run
@@ -50,6 +50,11 @@ class MetricBus:
     misuse that shows at the call ever raises into the training loop.
     """
 
+    _engine: Engine | None
+    _queue: CallQueue
+    _newest: dict[str, Number]
+    _config: Mapping[str, Any]
+
     def __init__(
         self,
         run: str | None = None,
@@ -74,10 +79,8 @@ class MetricBus:
         strict: bool | None = None,
         disabled: bool | None = None,
     ) -> None:
-        self._clock = Clock()
-        self._newest: dict[str, Number] = {}
-        self._engine: Engine | None = None
-        self._config: Mapping[str, Any] = MappingProxyType(dict(config or {}))
+        self._begin_idle()
+        self._config = MappingProxyType(dict(config or {}))
         self._settings, _ = resolve(
             {
                 "run": run,
@@ -105,6 +108,14 @@ class MetricBus:
         if self._settings.flush_steps is not None:
             self._flush_every(self._settings.flush_steps)
         _open_buses.add(self)
+
+    def _begin_idle(self) -> None:
+        """The state of a bus that has no run yet."""
+        self._clock = Clock()
+        self._newest = {}
+        self._engine = None
+        self._config = MappingProxyType({})
+        self._settings = Settings()
 
     # Logging
 

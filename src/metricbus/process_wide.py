@@ -19,7 +19,7 @@ class ProcessBus(MetricBus):
     """A bus that opens when somebody has said where its metrics go."""
 
     def __init__(self) -> None:
-        super().__init__(disabled=True)
+        self._begin_idle()  # and reads no setting: importing must not fail for one that is wrong
         self.__dict__["log"] = self._first_log
 
     def open(self, **arguments: Any) -> None:

@@ -70,6 +70,7 @@ class CallQueue:
         self.dropped = 0  # met a full queue
         self.dropped_late = 0  # met a closed one
         self._bounds = bounds
+        self._alarm_bytes = min(bounds.flush_bytes, bounds.nbytes)
         self._strict = strict
         self._closed = False
         self._gave_up = False  # the `block` policy has waited in vain; no second wait until empty
@@ -86,7 +87,7 @@ class CallQueue:
         """Appends a mapping's call, counting its bytes."""
         self.nbytes += values * BYTES_A_VALUE
         self.calls.append(call)
-        if len(self.calls) > self.alarm or self.nbytes > self._bounds.flush_bytes:
+        if len(self.calls) > self.alarm or self.nbytes > self._alarm_bytes:
             self.crowded()
 
     def put_control(self, control: Control) -> None:
@@ -135,7 +136,8 @@ class CallQueue:
             self.nbytes = 0
             self._bell.wait()
         self.alarm = min(self._bounds.batch_size, self._bounds.calls)
-        if not self._hurry and len(self.calls) <= self.alarm:
+        batch_is_full = len(self.calls) > self.alarm or self.nbytes > self._alarm_bytes
+        if not self._hurry and not batch_is_full:
             self._bell.wait(secs)
         self._hurry = False
         self.alarm = self._bounds.calls

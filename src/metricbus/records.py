@@ -26,7 +26,7 @@ Status: TypeAlias = Literal["running", "finished", "failed", "killed"]
 if TYPE_CHECKING:
     Values: TypeAlias = dict[str, Number]
 else:  # on the wire three floats are spelled as strings; `decode` turns them back
-    Values = dict[str, int | float | str]
+    Values = dict[str, int | float | Literal["NaN", "Infinity", "-Infinity"]]
 
 
 class _Record(msgspec.Struct, frozen=True, tag_field="kind", gc=False):

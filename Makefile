@@ -1,0 +1,46 @@
+# Every target works on a fresh machine that has Python 3.11 or newer and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types check bench docs clean
+
+demo: .venv/installed-demo  ## Train on real handwritten digits and watch the metrics arrive.
+	$(BIN)/metricbus demo
+
+test: lint types check  ## Lint, types, all tests.
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+check: .venv/installed-dev
+	$(BIN)/pytest
+
+bench: .venv/installed-bench  ## What logging costs, beside what people use today.
+	$(BIN)/python -W ignore benchmarks/log_cost.py
+
+docs: .venv/installed-dev  ## The pages that are made from code.
+	$(BIN)/metricbus doctor --markdown > docs/environment.md
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+
+.venv/installed-demo: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+.venv/installed-dev: .venv/installed-demo
+	$(PIP) --group dev
+	touch $@
+
+.venv/installed-bench: .venv/installed-dev
+	$(PIP) --group bench
+	touch $@

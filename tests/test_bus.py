@@ -1,0 +1,457 @@
+"""The face: what a training loop sees, and counts that add up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import metricbus
+from metricbus import (
+    ClosedError,
+    ConfigError,
+    DeliveryError,
+    MetricBus,
+    Report,
+    RunExistsError,
+    Scalars,
+    Sink,
+)
+from metricbus.queue import Overflow
+from metricbus.testing import MemorySink
+
+
+class RejectsAll(Sink):
+    """A backend that takes nothing."""
+
+    def write(self, records: object) -> None:
+        raise metricbus.Rejected("no")
+
+
+def adds_up(report: Report) -> bool:
+    bus = report.logged == (report.journalled + report.reduced + report.dropped + report.waiting)
+    return bus and all(
+        report.journalled == sink.delivered + sink.rejected + sink.filtered + sink.pending
+        for sink in report.sinks.values()
+    )
+
+
+def test_with_nothing_set_a_bus_writes_logging_and_csv() -> None:
+    with MetricBus() as bus:
+        bus.log("loss", 1.0)
+    assert list(bus.stats().sinks) == ["logging", "csv"]
+    assert bus.folder is not None
+    assert (bus.folder / "csv" / "metrics.csv").exists()
+    assert bus.folder.parent == Path("runs").absolute()
+
+
+def test_names_and_mappings_are_logged(tmp_path: Path) -> None:
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        bus.log("a", 1.0)
+        bus.log({"b": 2.0, "c": {"d": 3}})
+    assert sink.records[0].values == {"a": 1.0, "b": 2.0, "c/d": 3}
+    assert bus.last("c/d") == 3
+    assert bus.last("nothing") is None
+
+
+def test_calls_of_one_step_join_a_row_until_a_name_repeats(tmp_path: Path) -> None:
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        bus.log("a", 1.0, step=0)
+        bus.log({"b": 2.0}, step=0)
+        bus.log("a", 3.0, step=0)
+        bus.log("b", 4.0, step=1)
+    rows = [(record.step, record.values) for record in sink.records]
+    assert rows == [(0, {"a": 1.0, "b": 2.0}), (0, {"a": 3.0}), (1, {"b": 4.0})]
+
+
+def test_a_value_is_what_it_was_at_the_call(tmp_path: Path) -> None:
+    sink = MemorySink()
+    array, tensor = np.array([1.0]), torch.tensor(1.0)
+    row = {"dict": 1.0}
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        bus.log({"array": array, "tensor": tensor})
+        bus.log(row)
+        array[0] = 2.0
+        tensor.fill_(2.0)
+        row["dict"] = 2.0
+    assert sink.records[0].values == {"array": 1.0, "tensor": 1.0, "dict": 1.0}
+
+
+def test_a_scope_prefixes_names_and_shares_the_rest(tmp_path: Path) -> None:
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        seen = bus.scope("val").scope("seen")
+        seen.log("acc", 0.5)
+        seen.log({"loss": {"ce": 1.0}}, step=3, epoch=1)
+        assert seen.last("acc") == 0.5
+        assert seen.step == bus.step == 3
+        assert seen.flush().logged == 2
+        with pytest.raises(TypeError, match="has no value"):
+            seen.log("acc")
+    assert sink.names() == ["val/seen/acc", "val/seen/loss/ce"]
+
+
+def test_the_run_is_described_in_run_json(tmp_path: Path) -> None:
+    with MetricBus(
+        run="My Run!",
+        id="my-id",
+        project="p",
+        config={"lr": 0.1, "path": Path("x"), "bad": math.inf, "n": {"a": np.float32(0.5)}},
+        tags=["a", "b"],
+        group="g",
+        notes="n",
+        sinks="csv",
+        dir=tmp_path,
+    ) as bus:
+        assert bus.config["lr"] == 0.1
+        with pytest.raises(TypeError):
+            bus.config["lr"] = 1  # type: ignore[index]
+    about = json.loads((tmp_path / "my-id" / "run.json").read_text())
+    expected = {
+        "id": "my-id",
+        "name": "My Run!",
+        "project": "p",
+        "config": {"lr": 0.1, "path": "x", "bad": "inf", "n": {"a": 0.5}},
+        "tags": ["a", "b"],
+        "group": "g",
+        "notes": "n",
+        "sinks": ["csv"],
+        "status": "finished",
+    }
+    assert {key: about[key] for key in expected} == expected
+    assert about["ended"] >= about["started"]
+
+
+def test_an_id_is_made_from_the_name_and_is_unique(tmp_path: Path) -> None:
+    ids = set()
+    for _ in range(3):
+        with MetricBus(run="Digits CNN / v2", sinks="", dir=tmp_path) as bus:
+            assert bus.run is not None
+            assert bus.run.id.startswith("digits-cnn-v2-20")
+            ids.add(bus.run.id)
+    assert len(ids) == 3
+
+
+def test_two_buses_on_one_id_are_an_error(tmp_path: Path) -> None:
+    with (
+        MetricBus(id="one", sinks="", dir=tmp_path),
+        pytest.raises(
+            RunExistsError, match=r"'one' is already in .*leave id= and METRICBUS_RUN_ID"
+        ),
+    ):
+        MetricBus(id="one", sinks="", dir=tmp_path)
+
+
+@pytest.mark.parametrize("id", ["../x", "a/b", "", ".hidden", "a b", "x" * 300])
+def test_an_id_that_cannot_name_a_folder_is_an_error(tmp_path: Path, id: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a folder"):
+        MetricBus(id=id, sinks="", dir=tmp_path)
+
+
+def test_two_buses_may_live_side_by_side(tmp_path: Path) -> None:
+    sinks = MemorySink(), MemorySink()
+    with (
+        MetricBus(sinks=[sinks[0]], dir=tmp_path) as one,
+        MetricBus(sinks=[sinks[1]], dir=tmp_path) as two,
+    ):
+        one.log("x", 1.0)
+        two.log("x", 2.0)
+        assert one.folder != two.folder
+    assert [sink.series("x")[0].value for sink in sinks] == [1.0, 2.0]
+
+
+def test_an_exception_in_the_block_ends_the_run_as_failed_and_passes(tmp_path: Path) -> None:
+    sink = MemorySink()
+    error = ZeroDivisionError("untouched")
+    with (
+        pytest.raises(ZeroDivisionError) as caught,
+        MetricBus(id="r", sinks=[sink], dir=tmp_path) as bus,
+    ):
+        bus.log("x", 1.0)
+        raise error
+    assert caught.value is error
+    assert sink.status == "failed"
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["status"] == "failed"
+    assert sink.series("x")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt(), "killed"), (SystemExit(0), "finished"), (SystemExit(3), "failed")],
+)
+def test_how_the_block_was_left_is_the_status(
+    tmp_path: Path, error: BaseException, status: str
+) -> None:
+    sink = MemorySink()
+    with pytest.raises(type(error)), MetricBus(sinks=[sink], dir=tmp_path):
+        raise error
+    assert sink.status == status
+
+
+def test_the_blocks_error_is_seen_even_if_strict_has_one_too(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        MetricBus(sinks=[RejectsAll()], dir=tmp_path, strict=True) as bus,
+    ):
+        bus.log("x", 1.0)
+        raise ZeroDivisionError
+
+
+def test_strict_raises_with_the_report(tmp_path: Path) -> None:
+    bus = MetricBus(sinks=[RejectsAll()], dir=tmp_path, strict=True)
+    bus.log("x", 1.0)
+    with pytest.raises(DeliveryError, match="rejected 1") as caught:
+        bus.close()
+    assert caught.value.report.sinks["RejectsAll"].rejected == 1
+
+
+def test_logging_after_close_is_counted_and_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = MetricBus(sinks="csv", dir=tmp_path)
+    bus.log("x", 1.0)
+    bus.close()
+    for _ in range(3):
+        bus.log("x", 2.0)
+    bus.log({"a": 1.0, "b": 2.0})
+    report = bus.close()
+    assert (report.journalled, report.dropped) == (1, 5)
+    assert adds_up(report)
+    assert sum("after close()" in record.message for record in caplog.records) == 1
+
+
+def test_logging_after_close_raises_under_strict(tmp_path: Path) -> None:
+    bus = MetricBus(sinks="", dir=tmp_path, strict=True)
+    bus.close()
+    with pytest.raises(ClosedError):
+        bus.log("x", 1.0)
+
+
+def test_closing_again_changes_nothing(tmp_path: Path) -> None:
+    sink = MemorySink()
+    bus = MetricBus(sinks=[sink], dir=tmp_path)
+    bus.log("x", 1.0)
+    first = bus.close("failed")
+    assert bus.close("finished") == first
+    assert bus.flush() == first
+    assert sink.status == "failed"
+
+
+def test_a_status_that_is_none_is_an_error(tmp_path: Path) -> None:
+    bus = MetricBus(sinks="", dir=tmp_path)
+    with pytest.raises(ValueError, match="'great'"):
+        bus.close("great")  # type: ignore[arg-type]
+
+
+def test_flush_brings_everything_to_every_sink(tmp_path: Path) -> None:
+    sinks = [MemorySink(), MemorySink()]
+    with MetricBus(sinks=sinks, dir=tmp_path, flush_secs=60) as bus:
+        for step in range(5000):
+            bus.log("x", float(step), step=step)
+        report = bus.flush()
+        assert [len(sink.records) for sink in sinks] == [5000, 5000]
+        assert report.logged == report.journalled == 5000
+        assert [counts.delivered for counts in report.sinks.values()] == [5000, 5000]
+
+
+def test_flush_steps_writes_the_journal_early(tmp_path: Path) -> None:
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path, flush_secs=3600, flush_steps=10) as bus:
+        seen = threading.Event()
+        for step in bus.steps(range(12)):
+            bus.log("x", float(step))
+        for _ in range(1000):
+            if len(sink.records) >= 10 or seen.wait(0.01):
+                break
+        assert len(sink.records) >= 10
+
+
+def test_16_threads_lose_nothing(tmp_path: Path) -> None:
+    sink = MemorySink()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with MetricBus(sinks=[sink, "csv"], dir=tmp_path) as bus:
+
+            def work(worker: int) -> None:
+                for i in range(500):
+                    bus.log(f"worker/{worker}", float(i), step=i)
+                    bus.log({"shared": float(i), f"also/{worker}": i}, step=i)
+
+            threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    report = bus.stats()
+    assert report.logged == report.journalled == 16 * 500 * 3
+    assert adds_up(report)
+    assert report.complete
+    for worker in range(16):
+        assert [point.value for point in sink.series(f"worker/{worker}")] == list(range(500))
+    assert len(sink.series("shared")) == 16 * 500
+
+
+@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest"])
+def test_counts_add_up_when_the_queue_is_too_small(tmp_path: Path, overflow: Overflow) -> None:
+    with MetricBus(sinks="csv", dir=tmp_path, queue_size=10, overflow=overflow) as bus:
+        for step in range(5000):
+            bus.log("x", 1.0, step=step)
+            bus.log({"a": 1.0, "b": 2.0}, step=step)
+    report = bus.stats()
+    assert report.logged == 15_000
+    assert report.dropped > 0
+    assert adds_up(report)
+
+
+def test_block_loses_nothing_in_a_queue_that_is_too_small(tmp_path: Path) -> None:
+    with MetricBus(sinks="csv", dir=tmp_path, queue_size=10, block_secs=30) as bus:
+        for step in range(5000):
+            bus.log("x", 1.0, step=step)
+    assert bus.stats().journalled == 5000
+    assert bus.stats().complete
+
+
+def test_a_bad_value_in_a_mapping_logs_nothing_of_it(tmp_path: Path) -> None:
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        with pytest.raises(TypeError, match="'b'"):
+            bus.log({"a": 1.0, "b": "text", "c": 2.0})
+        with pytest.raises(ValueError, match="empty"):
+            bus.log({"a": 1.0, "": 2.0})
+        with pytest.raises(TypeError, match="must be text"):
+            bus.log({"a": 1.0, 3: 2.0})  # type: ignore[dict-item]
+        assert bus.last("a") is None
+        bus.log({})
+    assert sink.records == []
+    assert bus.stats().logged == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("x",), "has no value"),
+        (({"x": 1.0}, 2.0), "a mapping alone"),
+        ((3, 1.0), "must be text"),
+        (([("x", 1.0)],), "must be text"),
+        ((None,), "must be text"),
+    ],
+)
+def test_a_call_that_is_neither_name_nor_mapping_says_so(
+    tmp_path: Path, arguments: tuple[object, ...], words: str
+) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus, pytest.raises(TypeError, match=words):
+        bus.log(*arguments)  # type: ignore[call-overload]
+
+
+def test_the_error_is_raised_in_the_callers_line(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        with pytest.raises(TypeError) as caught:
+            bus.log("x", "text")  # THE LINE
+        assert "THE LINE" in str(caught.traceback[0].statement)
+
+
+@pytest.mark.parametrize("dir", ["/proc/nowhere", "file/runs", "file"])
+def test_a_folder_that_cannot_be_written_is_an_error(dir: str) -> None:
+    Path("file").write_text("a file, no folder")
+    with pytest.raises(ConfigError, match=r"(cannot make|is no folder).*METRICBUS_DIR"):
+        MetricBus(sinks="", dir=dir)
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path / "a" / "b") as bus:
+        assert bus.folder is not None
+        assert bus.folder.parent == tmp_path / "a" / "b"
+
+
+@pytest.mark.parametrize(
+    ("sinks", "words"),
+    [
+        ("tensorbord", r"no sink is called 'tensorbord'; did you mean 'tensorboard'\?"),
+        ("csv?evry=3", r"no option 'evry'; did you mean 'every'\?"),
+        ("csv?every=0", "option 'every'"),
+        ("csv?every=2&every=3", "twice"),
+        ("csv?flush_secs=soon", "option 'flush_secs'"),
+        ("logging?level=LOUD", "option 'level'"),
+        ("csv,csv", "named twice"),
+        (["csv", 3], "not int"),
+        ("mlflow+http://me:hunter2@host", "no sink is called 'mlflow'"),
+    ],
+)
+def test_a_bad_sink_is_an_error_when_the_bus_is_made(
+    tmp_path: Path, sinks: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        MetricBus(sinks=sinks, dir=tmp_path)
+    assert "hunter2" not in str(caught.value)
+    assert list(tmp_path.glob("run-*")) == []
+
+
+def test_a_missing_package_is_named_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    monkeypatch.setattr("metricbus.sinks.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'metricbus\[tensorboard\]'"):
+        MetricBus(sinks="tensorboard", dir=tmp_path)
+
+
+def test_disabled_by_the_environment_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METRICBUS_DISABLED", "1")
+    with MetricBus(sinks="csv", dir=tmp_path) as bus:
+        for _ in bus.epochs(1):
+            for _ in bus.steps(range(3)):
+                bus.log("x", 1.0)
+        assert bus.flush() == Report()
+        assert (bus.step, bus.run, bus.folder) == (2, None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sinks_of_a_url_take_filters(tmp_path: Path) -> None:
+    with MetricBus(
+        sinks="csv?include=train/*&exclude=*/lr&every=2", dir=tmp_path, batch_size=3
+    ) as bus:
+        for step in range(5):
+            bus.log({"train/loss": float(step), "train/lr": 0.1, "val/acc": 0.5}, step=step)
+    counts = next(iter(bus.stats().sinks.values()))
+    assert (counts.delivered, counts.filtered, counts.pending) == (3, 12, 0)
+    assert bus.folder is not None
+    lines = (bus.folder / "csv" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["0", "2", "4"]
+
+
+def test_records_cannot_be_changed() -> None:
+    row = Scalars(step=0, epoch=0, time=0, values={})
+    with pytest.raises(AttributeError):
+        row.step = 1  # type: ignore[misc]
+
+
+def test_a_report_is_readable(tmp_path: Path) -> None:
+    with MetricBus(sinks="csv", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    assert str(bus.stats()) == (
+        "logged 1 = journalled 1 + reduced 0 + dropped 0 + waiting 0\n"
+        "csv: delivered 1, rejected 0, filtered 0, pending 0"
+    )
+
+
+def test_the_default_logging_is_visible_without_any_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with MetricBus(sinks="logging", dir=tmp_path) as bus:
+        bus.log("loss", 0.25, step=7)
+    assert "step 7 epoch 0 | loss=0.25" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""The command line, as a person would run it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import metricbus
+
+
+def metricbus_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "metricbus", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_demo_trains_and_every_sink_has_everything(tmp_path: Path) -> None:
+    done = metricbus_command("demo", "--epochs", "2", "--dir", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    history = metricbus.read(folder)
+    assert history.names() == [
+        "train/loss",
+        "train/accuracy",
+        "train/learning_rate",
+        "train/grad_norm",
+        "val/accuracy",
+    ]
+    loss = history.series("train/loss").value
+    assert loss[-5:].mean() < loss[:5].mean() / 2, "it did not learn"
+    assert history.series("val/accuracy").epoch.tolist() == [0, 1]
+    assert re.search(r"csv +│ 186 +│ 0 +│ 0 +│ 0", done.stdout), done.stdout
+    assert f"tensorboard --logdir {folder}/tensorboard" in done.stdout
+    assert "train/loss=" in done.stderr
+
+
+def test_the_demo_says_what_is_wrong_with_its_sinks(tmp_path: Path) -> None:
+    done = metricbus_command("demo", "--sinks", "cvs", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean 'csv'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_tells_what_is_in_force_and_masks_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("METRICBUS_SINKS", "mlflow+http://me:hunter2@host")
+    monkeypatch.setenv("COLUMNS", "200")
+    done = metricbus_command("doctor")
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "METRICBUS_SINKS" in line)
+    assert "mlflow+http://***@host" in row
+    assert "environment" in row
+    assert "hunter2" not in done.stdout
+
+
+def test_the_doctor_names_a_variable_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METRICBUS_OVERFLOW", "explode")
+    done = metricbus_command("doctor")
+    assert done.returncode == 2
+    assert "METRICBUS_OVERFLOW='explode'" in done.stderr
+
+
+def test_sinks_are_listed() -> None:
+    done = metricbus_command("sinks")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("csv", "logging", "tensorboard"))
+
+
+def test_the_version_is_told() -> None:
+    assert metricbus_command("--version").stdout.strip() == metricbus.__version__
+
+
+@pytest.mark.parametrize("command", ["demo", "doctor", "sinks"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = metricbus_command(command, "--help")
+    assert f"metricbus {command}" in done.stdout
+    assert "Example:" in done.stdout
+
+
+def test_without_typer_it_says_which_extra_has_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['typer'] = None\n"
+        "import metricbus.cli as cli\n"
+        "cli.find_spec = lambda name: None if name == 'typer' else object()\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "needs typer: pip install 'metricbus[cli]'" in done.stderr

@@ -1,0 +1,94 @@
+"""`from metricbus import bus`: off until somebody has spoken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import metricbus
+from metricbus import ConfigError
+from metricbus.process_wide import ProcessBus
+from metricbus.testing import MemorySink
+
+
+@pytest.fixture
+def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessBus]:
+    fresh = ProcessBus()
+    monkeypatch.setattr("metricbus.process_wide.bus", fresh)
+    yield fresh
+    fresh.close()
+
+
+def test_until_somebody_speaks_it_does_nothing(bus: ProcessBus, tmp_path: Path) -> None:
+    for epoch in bus.epochs(2):
+        for _ in bus.steps(range(3)):
+            bus.log("x", 1.0)
+            bus.scope("y").log("z", float(epoch))
+    assert bus.step == 5
+    assert bus.flush().logged == bus.close().logged == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_configure_opens_it(bus: ProcessBus, tmp_path: Path) -> None:
+    sink = MemorySink()
+    assert metricbus.process_wide.configure(run="r", sinks=[sink], dir=tmp_path) is bus
+    bus.log("x", 1.0)
+    assert bus.close().complete
+    assert len(sink.series("x")) == 1
+
+
+def test_a_loop_that_is_on_its_way_goes_on_when_it_is_opened(
+    bus: ProcessBus, tmp_path: Path
+) -> None:
+    sink = MemorySink()
+    for step in bus.steps(range(4)):
+        if step == 2:
+            bus.open(sinks=[sink], dir=tmp_path)
+        bus.log("x", float(step))
+    bus.close()
+    assert [(point.step, point.value) for point in sink.series("x")] == [(2, 2.0), (3, 3.0)]
+
+
+def test_the_environment_opens_it_at_the_first_log(
+    bus: ProcessBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METRICBUS_SINKS", "csv")
+    bus.log("x", 1.0)
+    bus.log("x", 2.0)
+    assert bus.close().sinks["csv"].delivered == 2
+
+
+def test_configured_again_it_ends_the_first_run(bus: ProcessBus, tmp_path: Path) -> None:
+    first, second = MemorySink(), MemorySink()
+    bus.open(sinks=[first], dir=tmp_path)
+    bus.log("x", 1.0)
+    bus.open(sinks=[second], dir=tmp_path)
+    bus.log("x", 2.0)
+    bus.close()
+    assert first.status == "finished"
+    assert [sink.series("x")[0].value for sink in (first, second)] == [1.0, 2.0]
+    assert second.series("x")[0].step == 0
+
+
+def test_a_configuration_that_cannot_work_leaves_it_off(bus: ProcessBus) -> None:
+    with pytest.raises(ConfigError):
+        bus.open(sinks="nosuch")
+    bus.log("x", 1.0)
+    assert bus.stats().logged == 0
+
+
+def test_disabled_wins_over_sinks(bus: ProcessBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METRICBUS_SINKS", "csv")
+    monkeypatch.setenv("METRICBUS_DISABLED", "1")
+    bus.log("x", 1.0)
+    assert not Path("runs").exists()
+
+
+def test_a_wrong_variable_does_not_break_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METRICBUS_SINKS", "csv")
+    monkeypatch.setenv("METRICBUS_OVERFLOW", "explode")
+    fresh = ProcessBus()
+    with pytest.raises(ConfigError, match="METRICBUS_OVERFLOW"):
+        fresh.log("x", 1.0)

@@ -1,0 +1,338 @@
+"""What each file and log sink promises beyond the conformance suite."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import google_crc32c
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from metricbus import MetricBus, Run, Scalars
+from metricbus.sinks.csv import CsvSink, safe_cell
+from metricbus.sinks.logging import line_of
+from metricbus.sinks.tensorboard import TensorBoardSink
+
+RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)
+
+
+def row(step: int, **values: float) -> Scalars:
+    return Scalars(step=step, epoch=0, time=step * 10**9, values=values)
+
+
+# CSV
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+            st.one_of(st.floats(allow_nan=False), st.integers(-(2**63), 2**63 - 1)),
+        ),
+        min_size=1,
+        max_size=5,
+        unique_by=lambda pair: pair[0],
+    )
+)
+def test_csv_gives_back_any_name_and_any_number_exactly(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, float]]
+) -> None:
+    folder = tmp_path_factory.mktemp("csv")
+    sink = CsvSink()
+    sink.open(RUN, folder, {})
+    sink.write([Scalars(step=3, epoch=1, time=1_500_000_000, values=dict(pairs))])
+    sink.close("finished")
+    with open(folder / "csv" / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [cells["name"].removeprefix("'") for cells in rows] == [name for name, _ in pairs]
+    assert [repr(type(v)(c["value"])) for c, (_, v) in zip(rows, pairs, strict=True)] == [
+        repr(value) for _, value in pairs
+    ]
+    assert {cells["time"] for cells in rows} == {"1.500000000"}
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "＝x", "'x"])
+def test_csv_text_that_a_spreadsheet_would_run_is_neutralised(text: str) -> None:
+    assert safe_cell(text) == "'" + text
+
+
+def test_csv_numbers_are_never_touched(tmp_path: Path) -> None:
+    sink = CsvSink()
+    sink.open(RUN, tmp_path, {})
+    sink.write([row(0, x=-0.5)])
+    sink.close("finished")
+    assert b",x,-0.5,scalar\r\n" in (tmp_path / "csv" / "metrics.csv").read_bytes()
+
+
+def test_csv_is_read_by_pandas(tmp_path: Path) -> None:
+    with MetricBus(sinks="csv", dir=tmp_path) as bus:
+        for step in range(10):
+            bus.log({"a": step / 3, "b": float("nan")}, step=step)
+    assert bus.folder is not None
+    frame = pd.read_csv(bus.folder / "csv" / "metrics.csv")
+    a = frame[frame["name"] == "a"]
+    assert a["value"].tolist() == [step / 3 for step in range(10)]
+    assert frame[frame["name"] == "b"]["value"].isna().all()
+
+
+def test_csv_new_names_only_append(tmp_path: Path) -> None:
+    sink = CsvSink()
+    sink.open(RUN, tmp_path, {})
+    path = tmp_path / "csv" / "metrics.csv"
+    content = path.read_bytes()
+    for step in range(20):
+        sink.write([row(step, **{f"new{step}": 1.0})])
+        assert path.read_bytes().startswith(content)
+        content = path.read_bytes()
+    sink.close("finished")
+
+
+def test_csv_cuts_what_stands_beyond_the_state(tmp_path: Path) -> None:
+    sink = CsvSink()
+    sink.open(RUN, tmp_path, {})
+    sink.write([row(0, x=1.0)])
+    state = sink.flush()
+    sink.write([row(1, x=2.0)])
+    sink.close("failed")
+    with open(tmp_path / "csv" / "metrics.csv", "ab") as file:
+        file.write(b"1,0,torn")
+    again = CsvSink()
+    again.open(RUN, tmp_path, state)
+    again.write([row(1, x=2.0)])
+    again.close("finished")
+    lines = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "0", "1"]
+
+
+def test_csv_has_the_config_beside_it(tmp_path: Path) -> None:
+    with MetricBus(sinks=f"csv:{tmp_path}/out", config={"lr": 0.1}, id="r", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    assert json.loads((tmp_path / "out" / "r" / "config.json").read_text()) == {"lr": 0.1}
+    assert (tmp_path / "out" / "r" / "metrics.csv").exists()
+
+
+# Logging
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_no_name_can_forge_a_log_line(name: str) -> None:
+    line = line_of(Scalars(step=0, epoch=0, time=0, values={name: 1.0}))
+    assert line.isprintable()
+    assert len(line.splitlines()) == 1
+
+
+def test_a_row_is_one_log_record_with_the_time_and_values_of_the_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = time.time()
+    with (
+        caplog.at_level(logging.DEBUG, "metricbus"),
+        MetricBus(sinks="logging?level=debug", dir=tmp_path) as bus,
+    ):
+        bus.log({"a": 1 / 3, "b": 2, "100%s": 1.5}, step=4, epoch=1)
+    record: Any = next(record for record in caplog.records if hasattr(record, "metrics"))
+    assert record.getMessage() == "step 4 epoch 1 | a=0.333333 b=2 100%s=1.5"
+    assert record.metrics == {"a": 1 / 3, "b": 2, "100%s": 1.5}
+    assert (record.step, record.epoch, record.levelname) == (4, 1, "DEBUG")
+    assert before - 0.001 <= record.created <= time.time()
+    assert [r.getMessage() for r in caplog.records][-1] == "run finished"
+
+
+def test_logging_thins_by_every(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level(logging.INFO, "metricbus"),
+        MetricBus(sinks="logging?every=10", dir=tmp_path) as bus,
+    ):
+        for step in range(100):
+            bus.log("x", float(step), step=step)
+    assert [vars(r)["step"] for r in caplog.records if hasattr(r, "metrics")] == [
+        *range(0, 100, 10)
+    ]
+
+
+def test_a_configured_handler_is_used_and_none_is_added(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricBus(sinks="logging", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    assert logging.getLogger("metricbus").handlers == []
+
+
+# TensorBoard
+
+
+def events_in(path: Path) -> list[Event]:
+    return [Event.FromString(data) for data in RawEventFileLoader(str(path)).Load()]
+
+
+def event_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*tfevents*"))
+
+
+def test_a_run_is_one_event_file_and_a_step_one_event(tmp_path: Path) -> None:
+    with MetricBus(sinks="tensorboard", dir=tmp_path, config={"lr": 0.1}) as bus:
+        for step in bus.steps(range(5)):
+            bus.log("a", 1.0)
+            bus.log({"b": 2.0, "c": float(step)})
+    (file,) = event_files(tmp_path)
+    rows = [event for event in events_in(file) if len(event.summary.value) == 3]
+    assert [event.step for event in rows] == [0, 1, 2, 3, 4]
+    assert [value.tag for value in rows[0].summary.value] == ["a", "b", "c"]
+
+
+def test_hyperparameters_and_status_are_in_the_same_file(tmp_path: Path) -> None:
+    config = {"lr": 0.1, "net": {"depth": 3}, "adam": True, "name": "x", "list": [1, 2]}
+    with (
+        pytest.raises(ZeroDivisionError),
+        MetricBus(sinks="tensorboard", dir=tmp_path, config=config) as bus,
+    ):
+        bus.log("a", 1.0)
+        raise ZeroDivisionError
+    (file,) = event_files(tmp_path)
+    plugin_data = {
+        value.tag: plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for event in events_in(file)
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "hparams"
+    }
+    start = plugin_data["_hparams_/session_start_info"].session_start_info
+    assert start.hparams["lr"].number_value == 0.1
+    assert start.hparams["net/depth"].number_value == 3
+    assert start.hparams["adam"].bool_value is True
+    assert start.hparams["name"].string_value == "x"
+    assert start.hparams["list"].string_value == "[1, 2]"
+    end = plugin_data["_hparams_/session_end_info"].session_end_info
+    assert end.status == 2  # STATUS_FAILURE
+
+
+def test_written_again_from_an_old_state_nothing_is_doubled(tmp_path: Path) -> None:
+    rows = [row(step, x=float(step)) for step in (0, 1, 5, 2, 3, 3, 6)]  # with late ones
+    for lost in range(len(rows) + 1):
+        folder = tmp_path / str(lost)
+        sink = TensorBoardSink()
+        sink.open(RUN, folder, {})
+        sink.write(rows[:2])
+        state = sink.flush()
+        sink.write(rows[2 : 2 + lost])
+        for lane in sink._lanes.values():
+            lane.close()
+        again = TensorBoardSink()
+        again.open(RUN, folder, state)
+        again.write(rows[2:])
+        again.close("finished")
+        found = [
+            (event.step, event.summary.value[0].simple_value)
+            for file in event_files(folder)
+            for event in events_in(file)
+            if event.HasField("summary")
+        ]
+        assert sorted(found) == sorted((r.step, r.values["x"]) for r in rows), lost
+
+
+@pytest.mark.parametrize("torn", [1, 5, 12, 20, 30])
+def test_a_torn_event_is_cut_off_and_whole_ones_stay(tmp_path: Path, torn: int) -> None:
+    sink = TensorBoardSink()
+    sink.open(RUN, tmp_path, {})
+    sink.write([row(0, x=0.0)])
+    state = sink.flush()
+    sink.write([row(1, x=1.0)])
+    sink.close("failed")
+    (file,) = event_files(tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(content[:-torn])
+    again = TensorBoardSink()
+    again.open(RUN, tmp_path, state)
+    again.write([row(1, x=1.0), row(2, x=2.0)])
+    again.close("finished")
+    assert [event.step for event in events_in(file)[1:]] == [0, 1, 2]
+
+
+def test_every_crc_is_right(tmp_path: Path) -> None:
+    with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
+        bus.log("a", 1.0)
+    (file,) = event_files(tmp_path)
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    crc = google_crc32c.value(content[12 : 12 + size])
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    assert content[12 + size : 16 + size] == masked.to_bytes(4, "little")
+
+
+def test_a_location_holds_a_folder_for_each_run(tmp_path: Path) -> None:
+    for id in ("one", "two"):
+        with MetricBus(sinks=f"tensorboard:{tmp_path}/logs", id=id, dir=tmp_path / "runs") as bus:
+            bus.log("a", 1.0)
+    assert [file.parent.name for file in event_files(tmp_path / "logs")] == ["one", "two"]
+
+
+def served(logdir: Path, wait_for: Callable[[Callable[[], bool]], None], tag: str) -> set[Any]:
+    """The points that TensorBoard's page is given, by its own server with its data server."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0"]
+    log = logdir.parent / "tensorboard.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--load_fast", "true", "--bind_all"], stdout=output, stderr=output
+        )
+    try:
+        wait_for(lambda: re.search(r"http://\S+?:(\d+)/", log.read_text()) is not None)
+        found = re.search(r"http://\S+?:(\d+)/", log.read_text())
+        assert found is not None
+        base = f"http://127.0.0.1:{found[1]}/data/plugin/scalars"
+
+        def get(path: str) -> Any:
+            with urllib.request.urlopen(base + path, timeout=30) as answer:
+                return json.load(answer)
+
+        wait_for(lambda: bool(get("/tags")))
+        points: set[Any] = set()
+        for run, tags in get("/tags").items():
+            if tag in tags:
+                for _, step, value in get(f"/scalars?run={quote(run, safe='')}&tag={quote(tag)}"):
+                    points.add((step, value))
+        return points
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_the_page_itself_shows_late_and_repeated_values(
+    tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    logged = [(0, 0.0), (50, 1.0), (10, 2.0), (10, 3.0), (5, 4.0), (60, 5.0)]
+    with MetricBus(sinks=f"tensorboard:{tmp_path}/logs", dir=tmp_path) as bus:
+        for step, value in logged:
+            bus.log("val/acc", value, step=step)
+    assert served(tmp_path / "logs", wait_for, "val/acc") == set(logged)
+
+
+def test_more_repeats_than_the_page_can_show_are_in_the_file_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
+        for value in range(20):
+            bus.log("x", float(value), step=0)
+    found = []
+    for file in event_files(tmp_path):
+        events = EventAccumulator(str(file.parent), size_guidance={"scalars": 0})
+        events.Reload()
+        found += [event.value for event in events.Scalars("x")]
+    assert sorted(found) == list(range(20))
+    assert "--load_fast=false" in caplog.text

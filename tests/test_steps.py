@@ -1,0 +1,243 @@
+"""Where a run stands, and what may move it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metricbus import MetricBus
+from metricbus.steps import Clock, check_step
+from metricbus.testing import MemorySink
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    return MemorySink()
+
+
+@pytest.fixture
+def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        yield bus
+
+
+def steps_of(bus: MetricBus, sink: MemorySink, name: str) -> list[int]:
+    bus.flush()
+    return [point.step for point in sink.series(name)]
+
+
+def test_a_bare_log_in_a_loop_counts_from_zero(bus: MetricBus, sink: MemorySink) -> None:
+    for _ in range(4):
+        bus.log("loss", 1.0)
+        bus.log("acc", 0.5)
+    assert steps_of(bus, sink, "loss") == [0, 1, 2, 3]
+    assert steps_of(bus, sink, "acc") == [0, 1, 2, 3]
+
+
+def test_a_bare_log_of_a_mapping_in_a_loop_counts_from_zero(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    for _ in range(3):
+        bus.log({"loss": 1.0, "acc": 0.5})
+    assert steps_of(bus, sink, "acc") == [0, 1, 2]
+
+
+def test_a_validation_loop_does_not_move_the_step(bus: MetricBus, sink: MemorySink) -> None:
+    for _ in range(2):
+        for _ in range(2):
+            bus.log("train", 1.0)
+        for _ in range(3):
+            bus.log("val", 1.0)
+    assert steps_of(bus, sink, "train") == [0, 1, 2, 3]
+    assert steps_of(bus, sink, "val") == [1, 1, 1, 3, 3, 3]
+
+
+def test_only_the_thread_that_logged_a_name_first_moves_the_step(bus: MetricBus) -> None:
+    bus.log("loss", 1.0)
+
+    def log_elsewhere() -> None:
+        for _ in range(5):
+            bus.log("loss", 1.0)
+
+    thread = threading.Thread(target=log_elsewhere)
+    thread.start()
+    thread.join()
+    assert bus.step == 0
+    bus.log("loss", 1.0)
+    assert bus.step == 1
+
+
+def test_a_given_step_is_kept_and_the_current_one_only_grows(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    for step in (5, 3, 5, 7, 0):
+        bus.log("x", 1.0, step=step)
+    assert steps_of(bus, sink, "x") == [5, 3, 5, 7, 0]
+    assert bus.step == 7
+
+
+def test_steps_moves_when_the_next_item_is_taken(bus: MetricBus, sink: MemorySink) -> None:
+    for _ in bus.steps(range(3)):
+        bus.log("x", 1.0)
+    bus.log("after", 1.0)
+    assert steps_of(bus, sink, "x") == [0, 1, 2]
+    assert steps_of(bus, sink, "after") == [2]
+
+
+def test_a_second_loop_goes_on_where_the_first_ended(bus: MetricBus, sink: MemorySink) -> None:
+    loop = bus.steps([10, 20])
+    for _ in range(2):
+        for _ in loop:
+            bus.log("x", 1.0)
+    assert steps_of(bus, sink, "x") == [0, 1, 2, 3]
+
+
+def test_with_a_driver_repetition_moves_nothing(bus: MetricBus, sink: MemorySink) -> None:
+    for _ in bus.steps(range(2)):
+        for _ in range(4):
+            bus.log("micro", 1.0)
+    assert steps_of(bus, sink, "micro") == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_loop_inside_a_loop_moves_nothing(bus: MetricBus, sink: MemorySink) -> None:
+    for _ in bus.steps(range(2)):
+        for _ in bus.steps(range(3)):
+            bus.log("x", 1.0)
+    assert steps_of(bus, sink, "x") == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_loop_that_does_not_advance_moves_nothing(bus: MetricBus) -> None:
+    assert list(bus.steps("abc", advance=False)) == ["a", "b", "c"]
+    assert bus.step == 0
+
+
+def test_after_break_the_next_loop_drives_again(bus: MetricBus) -> None:
+    for _ in bus.steps(range(100)):
+        break
+    for _ in bus.steps(range(2)):
+        pass
+    assert bus.step == 2
+
+
+def test_after_an_exception_the_next_loop_drives_again(bus: MetricBus) -> None:
+    with pytest.raises(ZeroDivisionError):
+        for _ in bus.steps(range(100)):
+            raise ZeroDivisionError
+    for _ in bus.steps(range(2)):
+        pass
+    assert bus.step == 2
+
+
+def test_a_loop_has_the_length_of_what_it_wraps(bus: MetricBus) -> None:
+    assert len(bus.steps([1, 2, 3])) == 3
+    with pytest.raises(TypeError, match="len"):
+        len(bus.steps(iter([1])))
+
+
+def test_advance_counts_examples(bus: MetricBus, sink: MemorySink) -> None:
+    for size in (32, 32, 7):
+        bus.log("x", 1.0)
+        bus.advance(size)
+    assert steps_of(bus, sink, "x") == [0, 32, 64]
+    assert bus.step == 71
+
+
+def test_two_drivers_at_once_are_an_error_that_names_both(bus: MetricBus) -> None:
+    for _ in bus.steps(range(1)):
+        with pytest.raises(RuntimeError, match=r"advance\(\) and bus\.steps\(\)"):
+            bus.advance()
+
+
+def test_epochs_are_numbered_and_stamped(bus: MetricBus, sink: MemorySink) -> None:
+    for epoch in bus.epochs(2):
+        for _ in bus.steps(range(2)):
+            bus.log("x", float(epoch))
+    bus.flush()
+    assert [(p.step, p.epoch) for p in sink.series("x")] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    assert list(bus.epochs(2)) == [2, 3]
+
+
+def test_end_epoch_moves_the_epoch_outside_of_epochs_alone(bus: MetricBus) -> None:
+    bus.end_epoch()
+    assert bus.epoch == 1
+    for epoch in bus.epochs(1):
+        bus.end_epoch()
+        assert bus.epoch == epoch == 1
+
+
+def test_epochs_inside_epochs_is_an_error(bus: MetricBus) -> None:
+    with pytest.raises(RuntimeError, match="range"):
+        for _ in bus.epochs(1):
+            list(bus.epochs(1))
+
+
+def test_a_given_epoch_is_kept_and_the_current_one_only_grows(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    for epoch in (2, 1):
+        bus.log("x", 1.0, step=0, epoch=epoch)
+    bus.flush()
+    assert [point.epoch for point in sink.series("x")] == [2, 1]
+    assert bus.epoch == 2
+
+
+def test_moves_from_8_threads_are_all_counted() -> None:
+    clock = Clock()
+
+    def advance() -> None:
+        for _ in range(20_000):
+            clock.advance(1)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=advance) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert clock.step == 160_000
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_any_64_bit_count_can_be_a_step(step: int) -> None:
+    assert check_step(step) == step
+    assert check_step(np.int64(step)) == step
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        (-1, ValueError),
+        (2**63, ValueError),
+        (10**30, ValueError),
+        (np.int64(-5), ValueError),
+        (1.0, TypeError),
+        (float("nan"), TypeError),
+        (True, TypeError),
+        ("1", TypeError),
+        (torch.tensor(3), TypeError),
+        (np.float32(2), TypeError),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("what", ["step", "epoch"])
+def test_a_bad_step_or_epoch_raises_and_nothing_is_logged(
+    bus: MetricBus, sink: MemorySink, what: str, step: Any, kind: type[Exception]
+) -> None:
+    for call in (("x", 1.0), ({"x": 1.0},)):
+        with pytest.raises(kind, match=f"{what}= must be"):
+            bus.log(*call, **{what: step})
+    assert bus.flush().logged == 0
+    assert (bus.step, bus.epoch) == (0, 0)

@@ -1,0 +1,74 @@
+"""Sink URLs: taken apart, spelled canonically, shown without secrets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metricbus.errors import ConfigError
+from metricbus.urls import parse_sink, parse_sinks, redact
+
+
+def test_a_list_of_sinks_is_taken_apart() -> None:
+    sinks = parse_sinks(
+        "logging, csv,tensorboard:tb?flush_secs=5,wandb://team/project?mode=offline,"
+        "mlflow+http://host:5000?experiment=x"
+    )
+    assert [(sink.name, sink.location) for sink in sinks] == [
+        ("logging", ""),
+        ("csv", ""),
+        ("tensorboard", "tb"),
+        ("wandb", "team/project"),
+        ("mlflow", "http://host:5000"),
+    ]
+    assert sinks[2].options == {"flush_secs": ["5"]}
+
+
+def test_lists_repeat_the_key_and_commas_are_escaped() -> None:
+    sink = parse_sink("csv:a%2Cb?include=train/*&include=val/*")
+    assert sink.location == "a,b"
+    assert sink.options == {"include": ["train/*", "val/*"]}
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_empty_text_means_no_sinks(text: str) -> None:
+    assert parse_sinks(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["csv,", ",csv", "CSV", "://x", "csv:", "1csv", "mlflow+http:", "csv?a", "csv ?x=1", "mlflow+"],
+)
+def test_a_malformed_url_says_how_to_write_one(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no sink URL"):
+        parse_sinks(text)
+
+
+def test_the_canonical_form_does_not_depend_on_the_order_of_options() -> None:
+    one, two = parse_sink("csv:x?every=2&flush_secs=1"), parse_sink("csv:x?flush_secs=1&every=2")
+    assert one.canonical == two.canonical
+    assert one.key == two.key
+    assert parse_sink("csv:y?every=2&flush_secs=1").key != one.key
+
+
+@given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1))
+def test_no_password_is_ever_shown(secret: str) -> None:
+    secret = f"hunter2{secret}"
+    for text in (
+        f"mlflow+http://me:{secret}@host:5000/x?experiment=e",
+        f"mlflow+http://me:a@{secret}@host",
+        f"wandb://team/project?api_key={secret}&mode=offline",
+        f"csv?password={secret}",
+        f"MLFLOW+http://me:{secret}@host",
+    ):
+        assert secret not in redact(text)
+        assert secret not in redact(f"could not reach '{text}': refused")
+    sink = parse_sink(f"mlflow+http://me:{secret}@host?token={secret}")
+    assert secret not in repr(sink) + sink.canonical + sink.key
+    assert "host" in sink.canonical
+
+
+def test_redaction_leaves_the_rest_alone() -> None:
+    assert redact("mlflow+http://a:b@h:1?x=1") == "mlflow+http://***@h:1?x=1"
+    assert redact("tensorboard:logs?flush_secs=5") == "tensorboard:logs?flush_secs=5"
