@@ -46,15 +46,14 @@ class Case(NamedTuple):
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        print_calls(measure_calls(cases(Path(folder))))
+        bus = MetricBus(sinks="csv,tensorboard", dir=folder, flush_secs=60, batch_size=2 * CALLS)
+        print_calls(measure_calls(cases(Path(folder), bus)))
+        bus.close()
         print_loop(measure_loop(Path(folder)))
 
 
-def cases(folder: Path) -> list[Case]:
+def cases(folder: Path, bus: MetricBus) -> list[Case]:
     waiting: deque[object] = deque()
-    bus = MetricBus(
-        sinks="csv,tensorboard", dir=folder / "bus", flush_secs=60, batch_size=2 * CALLS
-    )
     row = {f"train/m{i}": i / 7 for i in range(20)}
     writer = SummaryWriter(folder / "writer")
     csv_logger = CSVLogger(folder, flush_logs_every_n_steps=10 * CALLS)
@@ -120,12 +119,20 @@ def measure_loop(folder: Path) -> dict[str, float]:
     """Milliseconds a step of a training loop, by what logs in it."""
     train_step = make_training()
     names = [f"train/m{i}" for i in range(SCALARS_A_STEP)]
+    journal = MetricBus(sinks="", dir=folder / "journal")
     bus = MetricBus(sinks="csv,tensorboard", dir=folder / "loop")
     writer = SummaryWriter(folder / "loop-writer")
+
+    def log_to_journal(step: int, loss: float) -> None:
+        for name in names:
+            journal.log(name, loss, step=step)
 
     def log_to_bus(step: int, loss: float) -> None:
         for name in names:
             bus.log(name, loss, step=step)
+
+    def log_mapping_to_bus(step: int, loss: float) -> None:
+        bus.log(dict.fromkeys(names, loss), step=step)
 
     def log_to_writer(step: int, loss: float) -> None:
         for name in names:
@@ -133,7 +140,9 @@ def measure_loop(folder: Path) -> dict[str, float]:
 
     arms: dict[str, Callable[[int, float], None]] = {
         "nothing": lambda step, loss: None,
+        "MetricBus, journal alone": log_to_journal,
         "MetricBus to csv and tensorboard": log_to_bus,
+        "the same, one mapping a step": log_mapping_to_bus,
         "SummaryWriter": log_to_writer,
     }
     times: dict[str, list[float]] = {name: [] for name in arms}
@@ -143,8 +152,10 @@ def measure_loop(folder: Path) -> dict[str, float]:
             for i in range(LOOP_STEPS):
                 log(round_number * LOOP_STEPS + i, train_step())
             times[name].append((time.perf_counter() - start) / LOOP_STEPS * 1e3)
+            journal.flush()
             bus.flush()
             writer.flush()
+    journal.close()
     bus.close()
     return {name: statistics.median(seen) for name, seen in times.items()}
 

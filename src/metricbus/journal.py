@@ -16,7 +16,6 @@ docs/journal.md describes the format for readers in other languages.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,7 +56,7 @@ class SegmentWriter:
             format=FORMAT_VERSION,
             run=run,
             segment=self.segment,
-            host=socket.gethostname(),
+            host=os.uname().nodename,
             pid=os.getpid(),
             rank=rank,
             time=time.time_ns(),

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +23,7 @@ from metricbus.errors import ConfigError, JournalError, RunExistsError
 from metricbus.files import replace_file
 from metricbus.records import FORMAT_VERSION, Status
 
+_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32, so that each is as likely as any other
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -98,7 +97,7 @@ def create_run(
         id=_check_id(id) if id is not None else make_id(name),
         name=name,
         config=plain_config(config),
-        host=socket.gethostname(),
+        host=os.uname().nodename,
         pid=os.getpid(),
         started=time.time_ns(),
         **about,
@@ -129,7 +128,7 @@ def create_run(
 def make_id(name: str) -> str:
     """An id from the name, the time and a few random letters: `digits-cnn-20260131-142530-k3x9`."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "run"
-    letters = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(5))
+    letters = "".join(_LETTERS[byte % len(_LETTERS)] for byte in os.urandom(5))
     return f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
 
 

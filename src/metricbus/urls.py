@@ -11,9 +11,7 @@ Commas separate sinks; a comma inside a URL is written `%2C`.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from urllib.parse import parse_qs, unquote, urlencode
 
 import msgspec
 
@@ -38,12 +36,16 @@ class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def canonical(self) -> str:
         """The same for two spellings of one sink; free of secrets, so it can be written down."""
+        from urllib.parse import urlencode
+
         query = urlencode(sorted(self.options.items()), doseq=True)
         return redact(f"{self.name}:{self.location}" + (f"?{query}" if query else ""))
 
     @property
     def key(self) -> str:
         """A file name for this sink's progress."""
+        import hashlib
+
         return f"{self.name}-{hashlib.sha256(self.canonical.encode()).hexdigest()[:8]}"
 
     def __repr__(self) -> str:
@@ -59,6 +61,8 @@ def parse_sinks(text: str) -> list[SinkURL]:
 
 def parse_sink(text: str) -> SinkURL:
     """One sink URL taken apart; `ConfigError` when it has not the form of one."""
+    from urllib.parse import parse_qs, unquote
+
     address, _, query = text.strip().partition("?")
     match = _URL.fullmatch(address)
     if match is None:
