@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metricbus import metric_bus
+from metricbus import MetricBus, exits
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,8 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(variable)
     monkeypatch.chdir(tmp_path)
     yield
-    for bus in list(metric_bus._open_buses):
+    for bus in list(exits._open):
+        assert isinstance(bus, MetricBus)
         bus.close(timeout=5)
     logger = logging.getLogger("metricbus")
     logger.handlers.clear()

@@ -39,7 +39,7 @@ def test_the_demo_trains_and_every_sink_has_everything(tmp_path: Path) -> None:
     assert loss[-5:].mean() < loss[:5].mean() / 2, "it did not learn"
     assert history.series("val/accuracy").epoch.tolist() == [0, 1]
     assert re.search(r"csv +│ 186 +│ 0 +│ 0 +│ 0", done.stdout), done.stdout
-    assert f"tensorboard --logdir {folder}/tensorboard" in done.stdout
+    assert f"tensorboard --logdir {folder}\n" in done.stdout
     assert "train/loss=" in done.stderr
 
 

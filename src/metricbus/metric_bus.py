@@ -7,15 +7,14 @@ in `Engine`. (The one exception is a queue that is full under `overflow="block"`
 
 from __future__ import annotations
 
-import atexit
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import time_ns
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, overload
 
+from metricbus import exits
 from metricbus.config import Settings, resolve
 from metricbus.engine import About, Engine, open_engine
 from metricbus.errors import DeliveryError
@@ -107,7 +106,7 @@ class MetricBus:
         self._queue = self._engine.queue
         if self._settings.flush_steps is not None:
             self._flush_every(self._settings.flush_steps)
-        _open_buses.add(self)
+        exits.watch(self)
 
     def _begin_idle(self) -> None:
         """The state of a bus that has no run yet."""
@@ -308,7 +307,7 @@ class MetricBus:
             raise ValueError(f'status must be "finished", "failed" or "killed", not {status!r}')
         if self._engine is None:
             return Report()
-        _open_buses.discard(self)
+        exits.forget(self)
         report = self._engine.close(status, self._timeout(timeout))
         self._judge(report, "close()")
         return report
@@ -326,7 +325,7 @@ class MetricBus:
             self.close()
             return
         try:
-            self.close(_status_after(error))
+            self.close(exits.status_after(error))
         except DeliveryError:
             pass  # the error from the block is the one to see
 
@@ -337,6 +336,16 @@ class MetricBus:
         if self._settings.strict and not report.complete:
             raise DeliveryError(f"{what}: not everything was delivered\n{report}", report)
 
+    def close_at_exit(self, status: Status) -> None:
+        """What the end of the script does to a bus that was left open; never raises."""
+        if self._engine is not None:
+            self._engine.close(status, self._settings.close_timeout)
+
+    def switch_off_in_child(self) -> None:
+        """What a fork does to the child's copy: the threads behind this bus are the parent's."""
+        self._engine = None
+        self._switch_off()
+
     def _switch_off(self) -> None:
         """Makes `log` cost next to nothing."""
         self.__dict__["log"] = _do_nothing
@@ -344,35 +353,3 @@ class MetricBus:
 
 def _do_nothing(*args: object, **kwargs: object) -> None:
     """What `log` is while a bus is off."""
-
-
-def _status_after(error: BaseException) -> Status:
-    if isinstance(error, SystemExit) and error.code in (None, 0):
-        return "finished"
-    return "killed" if isinstance(error, KeyboardInterrupt) else "failed"
-
-
-_open_buses: set[MetricBus] = set()
-
-
-def _close_all() -> None:
-    """At the end of the script: close what was left open, in the time that `close` would have."""
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    for bus in list(_open_buses):
-        if bus._engine is not None:
-            bus._engine.close(
-                _status_after(error) if error else "finished", bus._settings.close_timeout
-            )
-    _open_buses.clear()
-
-
-def _forget_all() -> None:
-    """In a forked child: the threads behind these buses are the parent's."""
-    for bus in list(_open_buses):
-        bus._engine = None
-        bus._switch_off()
-    _open_buses.clear()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_forget_all)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from metricbus.values import check_name
 
-if TYPE_CHECKING:
-    from metricbus.metric_bus import MetricBus
-
 _MISSING: Any = object()
+
+
+class Logs(Protocol):
+    """What a scope asks of its bus."""
+
+    def log(self, name: Any, *value: Any, **where: Any) -> None:
+        """Logs a value or a mapping."""
+
+    def last(self, name: str) -> int | float | None:
+        """The newest value of a name."""
 
 
 class Scope:
     """`bus.scope("val/seen")`: names get `val/seen/` in front; all else is the bus's own."""
 
-    def __init__(self, bus: MetricBus, prefix: str) -> None:
+    def __init__(self, bus: Logs, prefix: str) -> None:
         self._bus = bus
         self._prefix = check_name(prefix).rstrip("/") + "/"
 

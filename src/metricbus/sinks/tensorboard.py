@@ -13,6 +13,7 @@ as a run of their own. There are at most seven; beyond that, rows go to the last
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +83,8 @@ class TensorBoardSink(Sink):
 
     @property
     def command(self) -> str:
-        """Opens the page."""
-        return f"tensorboard --logdir {self._folder}"
+        """Opens the page, on the folder above: its HPARAMS tab has no metrics for the run `.`."""
+        return f"tensorboard --logdir {shlex.quote(str(self._folder.parent))}"
 
     def _open_lanes(self) -> None:
         for lane in self._lanes.values():
