@@ -128,9 +128,9 @@ class Consumer:
             while not self._turn():
                 pass
             self._close()
-        except Exception as error:
+        except BaseException as error:  # a backend may even call sys.exit()
             self._error = redact(f"{type(error).__name__}: {error}")
-            _log.exception("sink %s: its consumer stopped", self.spec.name)
+            _log.error("sink %s: its consumer stopped: %s", self.spec.name, self._error)
         finally:
             self.finished = True
             self._tell()

@@ -93,8 +93,8 @@ class CallQueue:
     def put_control(self, control: Control) -> None:
         """Appends past every bound and wakes the collector at once."""
         self.calls.append(control)
-        if self._closed:
-            self._refuse()
+        if self._closed:  # nobody takes it any more, and there is nothing to wait for
+            control.done.set()
         self.hurry()
 
     def hurry(self) -> None:
@@ -171,10 +171,9 @@ class CallQueue:
             call = self.calls.pop()
         except IndexError:  # the collector took it along
             return
-        if isinstance(call, Control):
-            call.done.set()
-            return
         dropped = values_in(call)
+        if not dropped:
+            return
         if not self.dropped_late:
             _log.warning("something was logged after close(); it is counted as dropped")
         self.dropped_late += dropped
