@@ -380,12 +380,14 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
     [
         ("tensorbord", r"no sink is called 'tensorbord'; did you mean 'tensorboard'\?"),
         ("csv?evry=3", r"no option 'evry'; did you mean 'every'\?"),
-        ("csv?every=0", "option 'every'"),
+        ("csv?every=0", "option 'every'.*expected int"),
         ("csv?every=2&every=3", "twice"),
         ("csv?flush_secs=soon", "option 'flush_secs'"),
-        ("logging?level=LOUD", "option 'level'"),
+        ("logging?level=LOUD", r"option 'level'.*DEBUG \| INFO"),
         ("csv,csv", "named twice"),
-        (["csv", 3], "not int"),
+        (["csv", 3], "not 3"),
+        (3, "not 3"),
+        ([MemorySink], "made like"),
         ("mlflow+http://me:hunter2@host", "no sink is called 'mlflow'"),
     ],
 )

@@ -53,12 +53,12 @@ def test_the_demo_says_what_is_wrong_with_its_sinks(tmp_path: Path) -> None:
 def test_the_doctor_tells_what_is_in_force_and_masks_secrets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("METRICBUS_SINKS", "mlflow+http://me:hunter2@host")
+    monkeypatch.setenv("METRICBUS_SINKS", "csv?include=http://me:hunter2@host")
     monkeypatch.setenv("COLUMNS", "200")
     done = metricbus_command("doctor")
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if "METRICBUS_SINKS" in line)
-    assert "mlflow+http://***@host" in row
+    assert "include=http://***@host" in row
     assert "environment" in row
     assert "hunter2" not in done.stdout
 
@@ -68,6 +68,19 @@ def test_the_doctor_names_a_variable_that_is_wrong(monkeypatch: pytest.MonkeyPat
     done = metricbus_command("doctor")
     assert done.returncode == 2
     assert "METRICBUS_OVERFLOW='explode'" in done.stderr
+
+
+def test_the_doctor_finds_wrong_sinks_and_misspelled_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("METRICBUS_SINKS", "cvs")
+    monkeypatch.setenv("METRICBUS_SINK", "csv")
+    done = metricbus_command("doctor")
+    assert done.returncode == 1
+    assert "no sink is called 'cvs'; did you mean 'csv'?" in done.stdout
+    assert "METRICBUS_SINK is set, but there is no such setting; did you mean METRICBUS_SINKS?" in (
+        done.stdout
+    )
 
 
 def test_sinks_are_listed() -> None:

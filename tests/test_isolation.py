@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -219,6 +220,21 @@ def test_an_idle_bus_uses_no_processor_time(tmp_path: Path) -> None:
         assert time.process_time() - before < 0.1
 
 
+def test_a_run_folder_that_is_deleted_is_told_in_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = MetricBus(sinks="csv", dir=tmp_path)
+    bus.log("x", 1.0)
+    bus.flush()
+    assert bus.folder is not None
+    shutil.rmtree(bus.folder)
+    bus.log("x", 2.0)
+    report = bus.close(timeout=1)
+    assert report.sinks["csv"].pending == 1
+    assert "is missing" in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
+
+
 def test_a_script_with_a_sink_that_hangs_ends_by_its_deadline(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -237,6 +253,14 @@ def test_a_script_with_a_sink_that_hangs_ends_by_its_deadline(tmp_path: Path) ->
         )
     )
     started = time.monotonic()
-    subprocess.run([sys.executable, script], cwd=tmp_path, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
     assert time.monotonic() - started < 20
+    assert "sink Hangs: 0 values rejected, 1 not delivered" in done.stderr
     assert "x,1.0" in (tmp_path / "runs" / "r" / "csv" / "metrics.csv").read_text()

@@ -175,7 +175,7 @@ def test_a_newer_format_is_refused_with_the_mend(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match=r"nowhere is missing: give the folder of a run"):
+    with pytest.raises(JournalError, match=r"nowhere is missing"):
         list(JournalReader(tmp_path / "nowhere").read())
 
 

@@ -83,11 +83,12 @@ def test_the_environment_configures_the_process_wide_bus(tmp_path: Path) -> None
     assert (history.run.name, history.run.project) == ("named", "p")
 
 
-@pytest.mark.parametrize("given", ["", 'run="same name"', 'sinks="csv"'])
+@pytest.mark.parametrize("given", ["", 'run="same name"', 'sinks="csv"', 'config={"lr": 0.1}'])
 def test_a_process_that_a_run_starts_joins_it_with_a_segment_of_its_own(
     tmp_path: Path, given: str
 ) -> None:
-    with MetricBus(id="r", sinks="csv", dir=tmp_path / "runs") as bus:
+    config = {"lr": 0.1}
+    with MetricBus("same name", id="r", sinks="csv", config=config, dir=tmp_path / "runs") as bus:
         bus.log("parent", 1.0)
         done = run_script(
             tmp_path,
@@ -99,7 +100,7 @@ def test_a_process_that_a_run_starts_joins_it_with_a_segment_of_its_own(
             """,
             METRICBUS_SINKS="csv",
         )
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["r"]
     history = metricbus.read(tmp_path / "runs" / "r")
     assert history.names() == ["parent", "child"]
@@ -109,6 +110,12 @@ def test_a_process_that_a_run_starts_joins_it_with_a_segment_of_its_own(
     assert "child,2.0" in text
 
 
+def test_a_process_that_joins_with_another_config_is_told(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path / "runs"):
+        done = run_script(tmp_path, "from metricbus import MetricBus\nMetricBus(config={'a': 1})")
+    assert "joined the run r" in done.stderr
+
+
 def test_the_process_wide_bus_of_a_child_joins_too(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path / "runs"):
         done = run_script(tmp_path, 'from metricbus import bus\nbus.log("child", 2.0)')
@@ -116,18 +123,41 @@ def test_the_process_wide_bus_of_a_child_joins_too(tmp_path: Path) -> None:
     assert metricbus.read(tmp_path / "runs" / "r").names() == ["child"]
 
 
-def test_a_child_that_names_another_id_makes_its_own_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", ['id="other"', 'run="other", id="other"', 'run="other"'])
+def test_a_child_that_names_another_run_makes_its_own(tmp_path: Path, given: str) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path / "runs"):
         done = run_script(
             tmp_path,
-            """
+            f"""
             from metricbus import MetricBus
-            with MetricBus(id="other", sinks="") as bus:
+            with MetricBus({given}, sinks="") as bus:
                 bus.log("x", 1.0)
             """,
         )
         assert done.returncode == 0, done.stderr
-    assert metricbus.read(tmp_path / "runs" / "other").names() == ["x"]
+    (other,) = (tmp_path / "runs").glob("other*")
+    assert metricbus.read(other).names() == ["x"]
+
+
+def test_ctrl_c_while_close_waits_still_writes_how_the_run_ended(tmp_path: Path) -> None:
+    done = run_script(
+        tmp_path,
+        """
+        import os, signal, threading
+        from metricbus import MetricBus, Sink
+
+        class Hangs(Sink):
+            def write(self, records):
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+                threading.Event().wait()
+
+        bus = MetricBus(id="r", sinks=[Hangs()])
+        bus.log("x", 1.0)
+        bus.close(timeout=30)
+        """,
+    )
+    assert "KeyboardInterrupt" in done.stderr
+    assert metricbus.read(tmp_path / "runs" / "r").run.status == "finished"
 
 
 def test_after_close_the_run_is_no_longer_announced(tmp_path: Path) -> None:
@@ -158,6 +188,7 @@ def test_in_a_forked_child_nothing_hangs_and_the_parent_loses_nothing(tmp_path: 
                     pid = os.fork()
                     if pid == 0:
                         bus.log("x", -1.0)
+                        bus.log("x", -2.0)
                         bus.close()
                         os._exit(0)
                     os.waitpid(pid, 0)
@@ -166,6 +197,7 @@ def test_in_a_forked_child_nothing_hangs_and_the_parent_loses_nothing(tmp_path: 
     assert done.returncode == 0, done.stderr
     history = metricbus.read(tmp_path / "runs" / "r")
     assert history.series("x").value.tolist() == list(range(200))
+    assert done.stderr.count("what it logs is lost") == 10
 
 
 def test_killed_outright_what_was_journalled_is_read_and_the_torn_tail_told(

@@ -145,7 +145,7 @@ def test_a_row_is_one_log_record_with_the_time_and_values_of_the_row(
     before = time.time()
     with (
         caplog.at_level(logging.DEBUG, "metricbus"),
-        MetricBus(sinks="logging?level=debug", dir=tmp_path) as bus,
+        MetricBus(sinks="logging?level=DEBUG", dir=tmp_path) as bus,
     ):
         bus.log({"a": 1 / 3, "b": 2, "100%s": 1.5}, step=4, epoch=1)
     record: Any = next(record for record in caplog.records if hasattr(record, "metrics"))

@@ -85,6 +85,20 @@ def test_a_given_step_is_kept_and_the_current_one_only_grows(
     assert bus.step == 7
 
 
+def test_a_bare_log_beside_given_steps_stands_at_them(bus: MetricBus, sink: MemorySink) -> None:
+    for i in range(4):
+        bus.log("loss", 1.0, step=10 * i)
+        bus.log("acc", 1.0)
+    assert steps_of(bus, sink, "acc") == [0, 10, 20, 30]
+
+
+def test_a_late_given_step_does_not_stop_the_counting(bus: MetricBus, sink: MemorySink) -> None:
+    for _ in range(3):
+        bus.log("loss", 1.0)
+        bus.log("val", 1.0, step=0)
+    assert steps_of(bus, sink, "loss") == [0, 1, 2]
+
+
 def test_steps_moves_when_the_next_item_is_taken(bus: MetricBus, sink: MemorySink) -> None:
     for _ in bus.steps(range(3)):
         bus.log("x", 1.0)

@@ -198,6 +198,18 @@ def test_two_ways_to_the_same_flat_name_are_a_value_error() -> None:
         flatten({"a/b": 1, "a": {"b": 2}})
 
 
+def test_a_mapping_that_holds_itself_is_a_value_error() -> None:
+    endless: dict[str, Any] = {}
+    endless["a"] = endless
+    with pytest.raises(ValueError, match="levels deep"):
+        flatten(endless)
+
+
+def test_a_mapping_as_a_value_is_told_how_to_nest() -> None:
+    with pytest.raises(TypeError, match=r"log\(\{'v': …\}\)"):
+        to_number("v", {"a": 1})
+
+
 def test_a_nested_bad_value_is_named_in_full() -> None:
     with pytest.raises(TypeError, match="'a/b'"):
         flatten({"a": {"b": "text"}})

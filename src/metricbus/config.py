@@ -135,7 +135,7 @@ def declared() -> list[Setting]:
         Setting(
             name=field.name,
             variable=variable_of(field.name),
-            type=_type_in_words(hints[field.name]),
+            type=in_words(hints[field.name]),
             default=field.default,
             doc=hints[field.name].__metadata__[-1].description,
         )
@@ -201,14 +201,19 @@ def _convert(value: object, hint: Any, what: str) -> Any:
     try:
         return msgspec.convert(value, hint, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{redact(f'{what}{value!r}')}: {error}") from None
+        raise ConfigError(
+            f"{redact(f'{what}{value!r}')}: {error}; expected {in_words(hint)}"
+        ) from None
 
 
-def _type_in_words(hint: Any) -> str:
+def in_words(hint: Any) -> str:
+    """A type as it is told to people."""
     kind = hint.__origin__ if hasattr(hint, "__metadata__") else hint
+    if kind is bool:
+        return "1 or 0 (true or false)"
     options = [arg for arg in getattr(kind, "__args__", ()) if arg is not type(None)]
     if getattr(kind, "__origin__", None) is Literal:
         return " | ".join(options)
     if options:
-        return _type_in_words(options[0])
+        return in_words(options[0])
     return str(kind.__name__)

@@ -139,23 +139,21 @@ class Consumer:
         """One pass and the rest after it; whether everything is done."""
         started = time.monotonic()
         self._in_a_hurry = False  # one that comes from here on is not yet served
+        ending = self._ending is not None  # what was journalled before the end is seen by this pass
         try:
             if not self._opened:
                 run = self._folder.load()
                 self._sink.open(run, self._folder.path, self._progress.state)
                 self._opened = True
             caught_up = not self._pass()
+            if caught_up and not ending:
+                self._rest_until(started + self.spec.options.flush_secs)
+                if not self._in_a_hurry and self._reader.unread_bytes() == 0:
+                    self._bell.wait(_LOOK_EVERY)
         except Exception as error:
             self._rest_after(error)
             return False
-        if not caught_up:
-            return False
-        if self._ending is not None:
-            return True
-        self._rest_until(started + self.spec.options.flush_secs)
-        if not self._in_a_hurry and self._reader.unread_bytes() == 0:
-            self._bell.wait(_LOOK_EVERY)
-        return False
+        return caught_up and ending
 
     def _pass(self) -> bool:
         """Delivers one batch; whether there was one. Nothing counts until it is all done."""

@@ -44,6 +44,10 @@ class Delivery:
             consumer.end(status)
         return self._wait(lambda consumer: consumer.finished, timeout)
 
+    def unfinished(self) -> list[str]:
+        """The sinks that have not closed yet."""
+        return [consumer.spec.name for consumer in self._consumers if not consumer.finished]
+
     def counts(self, journalled: int) -> dict[str, SinkCounts]:
         """Each sink's counts by its name."""
         return {consumer.spec.name: consumer.counts(journalled) for consumer in self._consumers}

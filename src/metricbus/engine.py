@@ -6,10 +6,11 @@ of its own into the same folder, which the owner's delivery brings along, and ha
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,18 +25,22 @@ from metricbus.journal import SegmentWriter
 from metricbus.queue import Bounds, CallQueue
 from metricbus.records import Status
 from metricbus.report import Report
-from metricbus.run import Run, RunFolder, create_run
+from metricbus.run import Run, RunFolder, create_run, plain_config
 from metricbus.sinks import Sink
-from metricbus.urls import parse_sink, parse_sinks
+from metricbus.urls import parse_sinks
+
+_log = logging.getLogger("metricbus.run")
 
 _RUN_DIR = variable_of("run_dir")
+_PATIENCE = 3.0  # how long close() waits before it says for whom
 _exported: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
 
 
 class About(NamedTuple):
-    """What a run is told about itself when it is made."""
+    """What a run is told about itself when it is made, by arguments alone."""
 
     id: str | None
+    name: str | None
     config: Mapping[str, Any]
     tags: Sequence[str]
     group: str | None
@@ -94,13 +99,34 @@ class Engine:
         """Ends the run in at most `timeout` seconds; what is not done then goes on by itself."""
         with self._closing:
             if self._final is None:
-                deadline = time.monotonic() + timeout
-                self._collector.obey(Stop(status), timeout)
-                self._delivery.close(status, max(0.0, deadline - time.monotonic()))
-                if self._owner:
-                    self._end_run(status)
-                self._final = self.stats()
+                try:
+                    self._finish(status, time.monotonic() + timeout)
+                finally:  # also when the user has lost patience and pressed Ctrl-C
+                    if self._owner:
+                        self._end_run(status)
+                    self._final = self.stats()
         return self.stats()
+
+    def _finish(self, status: Status, deadline: float) -> None:
+        """Journals and delivers the rest; says what it waits for, and what it gives up on."""
+        self._collector.obey(Stop(status), max(0.0, deadline - time.monotonic()))
+        patience = min(deadline, time.monotonic() + _PATIENCE)
+        if not self._delivery.close(status, patience - time.monotonic()):
+            left = deadline - time.monotonic()
+            if left > 0:
+                waiting = ", ".join(self._delivery.unfinished())
+                _log.warning("waiting up to %.0f s for: %s", left, waiting)
+            self._delivery.close(status, left)
+        for name, sink in self.stats().sinks.items():
+            if sink.rejected or sink.pending:
+                _log.warning(
+                    "sink %s: %s values rejected, %s not delivered (%s); they are in %s",
+                    name,
+                    f"{sink.rejected:,}",
+                    f"{sink.pending:,}",
+                    sink.error or "no answer yet",
+                    self.folder.journal,
+                )
 
     def stats(self) -> Report:
         """The counts as they are now."""
@@ -131,9 +157,9 @@ def open_engine(
 
     Raises `ConfigError` for whatever cannot work.
     """
-    parent = _run_to_join(settings, about.id)
+    parent = _run_to_join(settings, about)
     if parent is not None:
-        return Engine(parent, parent.load(), settings, [], owner=False)
+        return _join(parent, settings, about)
     specs = _specs(settings.sinks if sinks is None else sinks)
     folder, run = create_run(
         Path(settings.dir).expanduser(),
@@ -149,27 +175,42 @@ def open_engine(
     return Engine(folder, run, settings, specs, owner=True)
 
 
-def _run_to_join(settings: Settings, id: str | None) -> RunFolder | None:
-    """The run that this process was started by; none if it has announced that run itself."""
+def _run_to_join(settings: Settings, about: About) -> RunFolder | None:
+    """The run that this process was started by; none if it announced that itself or wants another.
+
+    Another id or name, given as an argument, is another run.
+    """
     if settings.run_dir is None or _exported == (os.getpid(), settings.run_dir):
         return None
     folder = RunFolder(Path(settings.run_dir))
-    if id is not None and id != folder.load().id:
-        return None
-    folder.load()
-    return folder
+    run = folder.load()
+    is_other = about.id not in (None, run.id) or about.name not in (None, run.name)
+    return None if is_other else folder
+
+
+def _join(folder: RunFolder, settings: Settings, about: About) -> Engine:
+    run = folder.load()
+    if about.config and plain_config(about.config) != run.config:
+        _log.warning(
+            "joined the run %s that started this process; its config stays as it is there. "
+            "For a run of its own give it another name: MetricBus(run=...)",
+            run.id,
+        )
+    return Engine(folder, run, settings, [], owner=False)
 
 
 def _specs(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:
     given: list[Any] = []
-    for sink in [sinks] if isinstance(sinks, str | Sink) else sinks:
+    if not isinstance(sinks, Iterable):
+        sinks = [sinks]
+    for sink in [sinks] if isinstance(sinks, str) else sinks:
         if isinstance(sink, str):
-            given += parse_sinks(sink) if sinks is sink else [parse_sink(sink)]
+            given += parse_sinks(sink)
         elif isinstance(sink, Sink):
             given.append(sink)
         else:
             raise ConfigError(
-                f"sinks= takes URLs and Sink objects, not {type(sink).__name__}: {sink!r:.60}"
+                f"sinks= takes URLs and Sink objects, made like MemorySink(), not {sink!r:.60}"
             )
     specs: list[SinkSpec] = []
     for sink in given:

@@ -110,9 +110,7 @@ class JournalReader:
         try:
             names = os.listdir(self._folder)
         except FileNotFoundError:
-            raise JournalError(
-                f"{self._folder} is missing: give the folder of a run, the one with run.json in it"
-            ) from None
+            raise JournalError(f"the journal {self._folder} is missing") from None
         return sorted(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
 
     def read(self, limit: int = 1 << 62) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 from metricbus.errors import MissingPackageError
-from metricbus.steps import Clock
+from metricbus.steps import Clock, check_step
 
 T = TypeVar("T")
 
@@ -19,6 +19,11 @@ class Steps(Generic[T]):
     def __init__(
         self, clock: Clock, iterable: Iterable[T], *, advance: bool, progress: bool | None
     ) -> None:
+        if not isinstance(iterable, Iterable) and not hasattr(iterable, "__getitem__"):
+            raise TypeError(
+                f"bus.steps() takes something to iterate over, not {iterable!r:.60}; "
+                "to count, write bus.steps(range(n))"
+            )
         self._clock = clock
         self._iterable = iterable
         self._advance = advance
@@ -49,7 +54,7 @@ class Epochs:
         self, clock: Clock, n: int, end_epoch: Callable[[], object], *, progress: bool | None
     ) -> None:
         self._clock = clock
-        self._n = n
+        self._n = check_step(n, "n")
         self._end_epoch = end_epoch
         self._progress = progress
 

@@ -7,6 +7,7 @@ in `Engine`. (The one exception is a queue that is full under `overflow="block"`
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from metricbus.scope import Scope
 from metricbus.sinks import Sink
 from metricbus.steps import Clock, check_step
 from metricbus.values import INT_MAX, check_name, flatten, to_number
+
+_log = logging.getLogger("metricbus")
 
 T = TypeVar("T")
 
@@ -101,7 +104,7 @@ class MetricBus:
         if self._settings.disabled:
             self._switch_off()
             return
-        about = About(id, self._config, tags, group, notes)
+        about = About(id, run, self._config, tags, group, notes)
         self._engine = open_engine(self._settings, about, sinks)
         self._queue = self._engine.queue
         if self._settings.flush_steps is not None:
@@ -344,6 +347,13 @@ class MetricBus:
     def switch_off_in_child(self) -> None:
         """What a fork does to the child's copy: the threads behind this bus are the parent's."""
         self._engine = None
+        self.__dict__["log"] = self._log_in_child
+
+    def _log_in_child(self, *args: Any, **kwargs: Any) -> None:
+        _log.warning(
+            "this process was forked from the one that made the bus, and what it logs is lost; "
+            "make a MetricBus() of its own in it, which joins the run"
+        )
         self._switch_off()
 
     def _switch_off(self) -> None:

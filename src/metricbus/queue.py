@@ -171,11 +171,13 @@ class CallQueue:
             call = self.calls.pop()
         except IndexError:  # the collector took it along
             return
-        dropped = values_in(call)
-        if not dropped:
+        if isinstance(call, Control):
             return
+        dropped = values_in(call)
         if not self.dropped_late:
-            _log.warning("something was logged after close(); it is counted as dropped")
+            _log.warning(
+                "metricbus: %r was logged after close(); it is counted as dropped", call[0]
+            )
         self.dropped_late += dropped
         if self._strict:
             raise ClosedError("the bus is closed; log before close(), or make a new MetricBus")

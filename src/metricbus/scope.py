@@ -25,6 +25,8 @@ class Scope:
 
     def __init__(self, bus: Logs, prefix: str) -> None:
         self._bus = bus
+        if not prefix:
+            raise ValueError('a scope needs a prefix, such as bus.scope("val")')
         self._prefix = check_name(prefix).rstrip("/") + "/"
 
     def log(

@@ -6,7 +6,7 @@ are applied here, before a record exists:
 1. A step that is given is the record's step, and the current step becomes the larger of the two.
 2. A step that is left out is the current step. `steps()` and `advance()` move it; these are the
    drivers. Without a driver, the first name that repeats moves it by one each time it comes again
-   on the thread that logged it first.
+   on the thread that logged it first, unless a given step has moved it since.
 
 The current step changes by single statements without a call in them, which CPython's interpreter
 lock does not divide; a test with 8 threads shows that no move is lost.
@@ -47,6 +47,7 @@ class Clock:
         "_first",
         "_fresh_epoch",
         "_fresh_step",
+        "_ticked_at",
         "_ticker",
         "_ticker_thread",
         "driven",
@@ -64,9 +65,10 @@ class Clock:
         self.epoch_driver: str | None = None
         self._fresh_step = 0  # no loop has taken this step yet: the next one begins with it
         self._fresh_epoch = 0
-        self._first: dict[str, int] = {}  # name -> thread that logged it first
+        self._first: dict[str, tuple[int, int]] = {}  # name -> (thread, step) when it came first
         self._ticker: str | None = None
         self._ticker_thread = 0
+        self._ticked_at = 0  # the step at which the ticker came last
 
     def implied(self, names: Collection[str]) -> int:
         """The step for a call that gave none and logs `names`; may move the step by one."""
@@ -76,7 +78,9 @@ class Clock:
         if self._ticker is None:
             self._look_for_ticker(names, thread)
         if self._ticker_thread == thread and self._ticker in names:
-            self.step += 1
+            if self.step == self._ticked_at:
+                self.step += 1
+            self._ticked_at = self.step
         return self.step
 
     def advance(self, n: int) -> None:
@@ -103,11 +107,14 @@ class Clock:
         self._fresh_epoch = self.epoch
 
     def _look_for_ticker(self, names: Collection[str], thread: int) -> None:
-        first = self._first
+        here = (thread, self.step)
         for name in names:
-            if name not in first:
-                first[name] = thread
-            elif first[name] == thread:
+            came = self._first.setdefault(name, here)
+            if came is here or came[0] != thread:
+                continue
+            if came[1] == self.step:
+                self._ticked_at = self.step
                 self._ticker_thread = thread
                 self._ticker = name
                 return
+            self._first[name] = here

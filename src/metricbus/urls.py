@@ -56,7 +56,10 @@ def parse_sinks(text: str) -> list[SinkURL]:
     """The sinks in a comma-separated list; empty text means none."""
     if not text.strip():
         return []
-    return [parse_sink(part) for part in text.split(",")]
+    parts = text.split(",")
+    if not all(part.strip() for part in parts):
+        raise ConfigError(f"{redact(text)!r} has a comma too many: there is no sink beside it")
+    return [parse_sink(part) for part in parts]
 
 
 def parse_sink(text: str) -> SinkURL:
@@ -66,8 +69,10 @@ def parse_sink(text: str) -> SinkURL:
     address, _, query = text.strip().partition("?")
     match = _URL.fullmatch(address)
     if match is None:
+        lower = text.strip().lower()
         raise ConfigError(
-            f"{redact(text)!r} is no sink URL; write name, name:location or "
+            f"{redact(text)!r} is no sink URL{'; names are lower case' if lower != text else ''}; "
+            f"write name, name:location or "
             'name:location?option=value, such as "csv" or "tensorboard:logs?flush_secs=5"'
         )
     location = unquote(match["location"] or "")

@@ -27,6 +27,7 @@ from metricbus.records import Number
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 MAX_NAME_LENGTH = 1024
+_DEEPEST = 100
 
 _ACCEPTED = "a real number: bool, int, float, Decimal, or an array or tensor with one real element"
 
@@ -85,6 +86,8 @@ def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Number]:
     Raises for the first bad name or value, before anything of the mapping has been logged.
     """
     row: dict[str, Number] = {}
+    if prefix.count("/") > _DEEPEST:
+        raise ValueError(f"the mapping is nested more than {_DEEPEST} levels deep: {prefix:.40}…")
     for key, value in mapping.items():
         name = prefix + check_name(key)
         if isinstance(value, Mapping):
@@ -138,4 +141,5 @@ def _not_a_number(name: str, value: object) -> TypeError:
         told += f" of shape {tuple(shape)}"
         dtype = getattr(value, "dtype", None)
         told += f" and dtype {dtype}" if dtype is not None else ""
-    return TypeError(f"metric {name!r} was given {told}; what is accepted is {_ACCEPTED}")
+    hint = f"; to nest, write log({{{name!r}: …}})" if isinstance(value, Mapping) else ""
+    return TypeError(f"metric {name!r} was given {told}; what is accepted is {_ACCEPTED}{hint}")

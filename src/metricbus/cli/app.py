@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from metricbus import __version__
-from metricbus.config import reference, resolve
+from metricbus.config import Settings, declared, reference, resolve
 from metricbus.errors import ConfigError
 from metricbus.report import Report
-from metricbus.sinks import find_sink, sink_names
+from metricbus.sinks import find_sink, make_sink, sink_names
+from metricbus.urls import parse_sinks
 
 app = typer.Typer(
     name="metricbus",
@@ -69,7 +72,7 @@ def doctor(
         bool, typer.Option("--markdown", help="Print the reference of all settings instead.")
     ] = False,
 ) -> None:
-    """Print what settings are in force and where each comes from; secrets are masked.
+    """Print what settings are in force, where each comes from, and what is wrong with them.
 
     Example: METRICBUS_SINKS=csv metricbus doctor
     """
@@ -77,15 +80,21 @@ def doctor(
         print(reference(), end="")
         return
     try:
-        _, in_force = resolve({})
+        settings, in_force = resolve({})
     except ConfigError as error:
         _fail(str(error))
-    table = Table("variable", "in force", "from", "meaning")
+    table = Table("variable", "from", "meaning")
+    table.add_column("in force", overflow="fold")
     for setting, value, source in in_force:
         shown = "" if value is None else str(value)
         style = "bold" if source == "environment" else ""
-        table.add_row(setting.variable, shown, source, setting.doc, style=style)
+        table.add_row(setting.variable, source, setting.doc, shown, style=style)
     _out.print(table)
+    problems = _problems(settings)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -102,6 +111,23 @@ def sinks() -> None:
         except ConfigError as error:
             table.add_row(name, "no", str(error))
     _out.print(table)
+
+
+def _problems(settings: Settings) -> list[str]:
+    """What would keep a bus from being made, and variables that nobody reads."""
+    problems = []
+    try:
+        for url in parse_sinks(settings.sinks):
+            make_sink(url)
+    except ConfigError as error:
+        problems.append(str(error))
+    known = {setting.variable for setting in declared()}
+    for variable in sorted(os.environ.keys() - known):
+        if variable.startswith("METRICBUS_"):
+            near = difflib.get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"{variable} is set, but there is no such setting{hint}")
+    return problems
 
 
 def _print_report(report: Report, folder: Path) -> None:

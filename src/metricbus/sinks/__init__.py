@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import msgspec
 
+from metricbus.config import in_words
 from metricbus.errors import ConfigError, MissingPackageError
 from metricbus.sinks.base import CommonOptions, Sink
 from metricbus.urls import SinkURL, redact
@@ -85,7 +86,8 @@ def _parse_options(url: SinkURL, names: set[str], into: type[_Options]) -> _Opti
             values[field.name] = msgspec.convert(value, field.type, strict=False)
         except msgspec.ValidationError as error:
             raise ConfigError(
-                f"the sink {redact(url.text)!r}, option {field.encode_name!r}: {error}"
+                f"the sink {redact(url.text)!r}, option {field.encode_name!r}: {error}; "
+                f"expected {in_words(field.type)}"
             ) from None
     return into(**values)
 

@@ -14,9 +14,10 @@ that the default can be seen.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal, TextIO
 
 import msgspec
 
@@ -24,13 +25,11 @@ from metricbus.records import Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 
-_LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
-
 
 class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`logging?level=DEBUG`; `every=` and the like are options of all sinks."""
 
-    level: Annotated[str, msgspec.Meta(pattern=f"^(?i:{_LEVELS})$")] = "INFO"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
 
 
 class LoggingSink(Sink):
@@ -42,9 +41,9 @@ class LoggingSink(Sink):
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Finds the logger, and says which run this is."""
         self._logger = logging.getLogger("metricbus")
-        self._level = logging.getLevelNamesMapping()[self.options.level.upper()]
+        self._level = logging.getLevelNamesMapping()[self.options.level]
         if not self._logger.hasHandlers():
-            handler = logging.StreamHandler()
+            handler = _BesideBars()
             handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
             self._logger.addHandler(handler)
             self._logger.setLevel(self._level)
@@ -72,6 +71,18 @@ class LoggingSink(Sink):
     def where(self) -> str:
         """The logger."""
         return 'logging.getLogger("metricbus")'
+
+
+class _BesideBars(logging.StreamHandler[TextIO]):
+    """Writes to stderr, above the progress bars if tqdm shows any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is None:
+            super().emit(record)
+        else:
+            with tqdm.tqdm.external_write_mode(file=self.stream):
+                super().emit(record)
 
 
 def line_of(record: Scalars) -> str:
