@@ -34,11 +34,12 @@ def test_the_demo_trains_and_every_sink_has_everything(tmp_path: Path) -> None:
         "train/learning_rate",
         "train/grad_norm",
         "val/accuracy",
+        "time/epoch",
     ]
     loss = history.series("train/loss").value
     assert loss[-5:].mean() < loss[:5].mean() / 2, "it did not learn"
     assert history.series("val/accuracy").epoch.tolist() == [0, 1]
-    assert re.search(r"csv +│ 186 +│ 0 +│ 0 +│ 0", done.stdout), done.stdout
+    assert re.search(r"csv +│ 188 +│ 0 +│ 0 +│ 0", done.stdout), done.stdout
     assert f"tensorboard --logdir {folder}\n" in done.stdout
     assert "train/loss=" in done.stderr
 

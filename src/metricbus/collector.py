@@ -1,8 +1,8 @@
 """The collector: the one thread that turns queued calls into records and writes them down.
 
-A pass takes calls from the queue in chunks, joins them into rows, and appends each chunk to the
-journal in one write. Between chunks it lets go of the interpreter, so that the training loop never
-waits for it longer than a chunk takes.
+A pass takes calls from the queue in chunks, applies the definitions, joins what they give into
+rows, and appends each chunk to the journal in one write. Between chunks it lets go of the
+interpreter, so that the training loop never waits for it longer than a chunk takes.
 
 When the journal cannot be written (a full disk), the rows of that chunk are kept and tried again;
 the queue is left alone meanwhile, and its policy decides what becomes of new calls.
@@ -13,12 +13,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Sequence
 
+from metricbus.definitions import Definition
 from metricbus.journal import SegmentWriter
-from metricbus.queue import Call, CallQueue, Control
-from metricbus.records import Scalars, Status
+from metricbus.queue import Call, CallQueue, Control, values_in
+from metricbus.records import Epoch, Number, Open, Record, Scalars, Status
+from metricbus.reducing import Emission, Reducing
+from metricbus.rows import join_calls, join_emissions
 
 _log = logging.getLogger("metricbus.journal")
 
@@ -26,10 +28,38 @@ _CHUNK = 256
 _BREATH = 50e-6  # a wait this short hands the interpreter over, where sleep(0) may take it back
 _RETRY_SECS = 1.0
 _COMPLAIN_EVERY = 60.0
+_CHECKPOINT_EVERY = 5.0
 
 
 class Flush(Control):
     """Asks to be told when everything before it is in the journal."""
+
+
+class Define(Control):
+    """A definition for all calls after it; a default one gives way to all others."""
+
+    def __init__(self, definition: Definition, *, default: bool) -> None:
+        super().__init__()
+        self.definition = definition
+        self.default = default
+
+
+class EpochBegins(Control):
+    """An epoch begins here."""
+
+    def __init__(self, step: int, epoch: int) -> None:
+        super().__init__()
+        self.record = Epoch(step=step, epoch=epoch, time=time.time_ns())
+
+
+class EpochEnds(Control):
+    """The epoch's reductions are to be emitted; `results` has them once it is `done`."""
+
+    def __init__(self, step: int, epoch: int, seconds: float | None) -> None:
+        super().__init__()
+        self.results: dict[str, Number] = {}
+        now = time.time_ns()
+        self.record = Epoch(step=step, epoch=epoch, time=now, seconds=seconds)
 
 
 class Stop(Control):
@@ -50,6 +80,7 @@ class Collector:
         flush_secs: float,
         on_append: Callable[[], None],
     ) -> None:
+        self.reducing = Reducing()
         self.taken = 0  # values taken out of the queue
         self.journalled = 0  # values in the journal
         self.written = 0  # bytes of the segment that count
@@ -59,6 +90,8 @@ class Collector:
         self._flush_secs = flush_secs
         self._on_append = on_append
         self._told_dropped = 0
+        self._checkpointed = time.monotonic()
+        self._checkpointed_at = 0
         self._complained = -_COMPLAIN_EVERY
         self._thread = threading.Thread(target=self._run, name="metricbus-collector", daemon=True)
 
@@ -79,36 +112,82 @@ class Collector:
     def _run(self) -> None:
         stop = None
         while stop is None:
-            self._queue.wait(self._flush_secs)
+            self._queue.wait(self._flush_secs, idle_secs=self._checkpoint_due())
             while stop is None and (calls := self._queue.take(_CHUNK)):
                 stop = self._collect(calls)
                 time.sleep(_BREATH)
+            self._checkpoint()
             self._tell_dropped()
         self._queue.close()
         while calls := self._queue.take(_CHUNK):
             self._collect(calls)
+        self._emit(self.reducing.end_epoch()[0])
         self._close(stop)
 
     def _collect(self, calls: list[Call | Control]) -> Stop | None:
-        """Journals a chunk and obeys the controls in it; the one that says to stop, if any."""
-        controls = [call for call in calls if isinstance(call, Control)]
-        if controls:
-            rows = list(join_rows([call for call in calls if not isinstance(call, Control)]))
-        else:
-            rows = list(join_rows(cast(list[Call], calls)))
-        if rows:
-            self._append(rows)
+        """Journals a chunk and obeys the controls in it, in turn; the one that says to stop."""
         stop = None
-        for control in controls:
-            if isinstance(control, Stop):
-                stop = control
+        values: list[Call] = []
+        for call in calls:
+            if not isinstance(call, Control):
+                values.append(call)
+                continue
+            self._take(values)
+            values = []
+            if isinstance(call, Stop):
+                stop = call
             else:
-                control.done.set()
+                self._obey(call)
+                call.done.set()
+        self._take(values)
         return stop
 
-    def _append(self, rows: list[Scalars]) -> None:
-        values = sum(len(row.values) for row in rows)
-        self.taken += values
+    def _obey(self, control: Control) -> None:
+        if isinstance(control, Define):
+            self._emit(self.reducing.define(control.definition, control.default))
+        elif isinstance(control, EpochBegins):
+            self._append([control.record])
+        elif isinstance(control, EpochEnds):
+            emissions, control.results = self.reducing.end_epoch()
+            self._emit(emissions)
+            if control.record.seconds is not None:
+                self._append([control.record])
+
+    def _take(self, calls: list[Call]) -> None:
+        if not calls:
+            return
+        if self.reducing.definitions:
+            self.taken += sum(map(values_in, calls))
+            self._emit(list(self.reducing.take(calls)))
+        else:
+            rows = list(join_calls(calls))
+            self.taken += sum(len(row.values) for row in rows)
+            self._append(rows)
+
+    def _emit(self, emissions: list[Emission]) -> None:
+        if emissions:
+            self._append(list(join_emissions(emissions)))
+
+    def _checkpoint_due(self) -> float | None:
+        """Seconds until open reductions are to be written down; None if there is nothing to do."""
+        if not self._changed_since_checkpoint():
+            return None
+        return max(0.0, self._checkpointed + _CHECKPOINT_EVERY - time.monotonic())
+
+    def _changed_since_checkpoint(self) -> bool:
+        return self.reducing.reduced + self.reducing.derived != self._checkpointed_at
+
+    def _checkpoint(self) -> None:
+        """Writes down what is open, so that it comes out as partial if this process dies."""
+        if self._checkpoint_due() != 0.0:
+            return
+        rows = list(join_emissions(self.reducing.partial(), partial=True))
+        self._checkpointed = time.monotonic()
+        self._checkpointed_at = self.reducing.reduced + self.reducing.derived
+        self._append([Open(time=time.time_ns(), rows=rows)])
+
+    def _append(self, rows: Sequence[Record]) -> None:
+        values = sum(len(row.values) for row in rows if isinstance(row, Scalars))
         while True:
             try:
                 self._journal.append(rows)
@@ -144,29 +223,3 @@ class Collector:
         if time.monotonic() - self._complained >= _COMPLAIN_EVERY:
             self._complained = time.monotonic()
             _log.warning(message, *args)
-
-
-def join_rows(calls: list[Call]) -> Iterator[Scalars]:
-    """Rows from calls: neighbours of the same step and epoch join until a name comes again.
-
-    A row has the time of its first call.
-    """
-    values: dict[str, int | float] = {}
-    row_step = row_epoch = row_time = -1
-    for what, value, step, epoch, time_ns in calls:
-        together = step == row_step and epoch == row_epoch
-        if isinstance(what, str):
-            if together and what not in values:
-                values[what] = value
-                continue
-            more = {what: value}
-        else:
-            if together and values.keys().isdisjoint(what):
-                values.update(what)
-                continue
-            more = what
-        if values:
-            yield Scalars(step=row_step, epoch=row_epoch, time=row_time, values=values)
-        values, row_step, row_epoch, row_time = more, step, epoch, time_ns
-    if values:
-        yield Scalars(step=row_step, epoch=row_epoch, time=row_time, values=values)

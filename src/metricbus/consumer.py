@@ -38,9 +38,14 @@ _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 
 
 class SinkSpec(NamedTuple):
-    """A sink to be fed: its name for people, its key for files, and how it wants its records."""
+    """A sink to be fed: its name for people, its key for files, and how it wants its records.
+
+    `kind` is the first part of its URL, or the class of a user's own object: what `sinks=` of a
+    definition names.
+    """
 
     name: str
+    kind: str
     key: str
     canonical: str
     sink: Sink
@@ -51,9 +56,9 @@ def spec_of(sink: SinkURL | Sink) -> SinkSpec:
     """The spec for a URL, or for a user's own sink object."""
     if isinstance(sink, SinkURL):
         made, options = make_sink(sink)
-        return SinkSpec(redact(sink.text), sink.key, sink.canonical, made, options)
+        return SinkSpec(redact(sink.text), sink.name, sink.key, sink.canonical, made, options)
     name = type(sink).__name__
-    return SinkSpec(name, f"object-{name}", f"object:{name}", sink, CommonOptions())
+    return SinkSpec(name, name, f"object-{name}", f"object:{name}", sink, CommonOptions())
 
 
 class _Split(Exception):  # noqa: N818 - it says what to do, and is caught right here
@@ -175,9 +180,9 @@ class Consumer:
         self._commit(state, delivered, rejected, filtered)
         return True
 
-    def _write(self, records: list[Scalars], can_split: bool) -> tuple[int, int]:
+    def _write(self, records: list[Any], can_split: bool) -> tuple[int, int]:
         """Writes a batch; how many values were delivered and rejected."""
-        values = sum(len(record.values) for record in records)
+        values = sum(len(record.values) for record in records if isinstance(record, Scalars))
         try:
             if records:
                 self._sink.write(records)
@@ -192,17 +197,23 @@ class Consumer:
         self._recover()
         return values, 0
 
-    def _wanted(self, rows: list[Row]) -> tuple[list[Scalars], int]:
+    def _wanted(self, rows: list[Row]) -> tuple[list[Any], int]:
         """The records for the sink, and how many values were filtered out."""
-        records = []
+        records: list[Any] = []
         filtered = 0
         for row in rows:
-            if isinstance(row.record, Scalars):
-                kept = self._filter.apply(row.record)
-                filtered += len(row.record.values) - (len(kept.values) if kept else 0)
+            record = row.record
+            if isinstance(record, Scalars):
+                kept = self._filter.apply(record) if self._is_for_us(record) else None
+                filtered += len(record.values) - (len(kept.values) if kept else 0)
                 if kept:
                     records.append(kept)
+            elif isinstance(record, self._sink.kinds):
+                records.append(record)
         return records, filtered
+
+    def _is_for_us(self, row: Scalars) -> bool:
+        return not row.sinks or self.spec.kind in row.sinks
 
     def _go_back(self, seen: dict[str, int]) -> None:
         self._reader.positions = dict(self._progress.positions)

@@ -44,6 +44,10 @@ class Delivery:
             consumer.end(status)
         return self._wait(lambda consumer: consumer.finished, timeout)
 
+    def names(self) -> list[str]:
+        """The names of the sinks as definitions name them."""
+        return [consumer.spec.kind for consumer in self._consumers]
+
     def unfinished(self) -> list[str]:
         """The sinks that have not closed yet."""
         return [consumer.spec.name for consumer in self._consumers if not consumer.finished]

@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from metricbus.collector import Collector, Flush, Stop
+from metricbus.collector import Collector, Define, EpochBegins, EpochEnds, Flush, Stop
 from metricbus.config import Settings, variable_of
 from metricbus.consumer import SinkSpec, spec_of
+from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError
 from metricbus.journal import SegmentWriter
 from metricbus.queue import Bounds, CallQueue
-from metricbus.records import Status
+from metricbus.records import Number, Status
 from metricbus.report import Report
 from metricbus.run import Run, RunFolder, create_run, plain_config
 from metricbus.sinks import Sink
@@ -87,6 +88,35 @@ class Engine:
         self._collector.start()
         self._delivery.start()
 
+    def define(self, definition: Definition, *, default: bool) -> None:
+        """Has a definition hold for everything that is logged from now on."""
+        known = self._delivery.names()
+        for sink in definition.sinks or ():
+            if known and sink not in known:
+                raise ConfigError(
+                    f"define({definition.pattern!r}): this bus has no sink {sink!r}; "
+                    f"it has: {', '.join(known)}"
+                )
+        self.queue.put_control(Define(definition, default=default), hurry=False)
+
+    def begin_epoch(self, step: int, epoch: int) -> None:
+        """Tells the sinks that show it that an epoch begins."""
+        self.queue.put_control(EpochBegins(step, epoch), hurry=False)
+
+    def end_epoch(
+        self, step: int, epoch: int, seconds: float | None, timeout: float
+    ) -> dict[str, Number]:
+        """Emits the epoch's reductions; returns them, or none where that takes too long."""
+        control = EpochEnds(step, epoch, seconds)
+        if self._collector.obey(control, timeout):
+            return control.results
+        _log.warning("the reductions of epoch %d are not ready; they will be logged", epoch)
+        return {}
+
+    def newest(self, name: str) -> Number | None:
+        """The newest value that a reduction gave under this name."""
+        return self._collector.reducing.newest.get(name)
+
     def flush(self, timeout: float) -> Report:
         """Waits, at most `timeout` seconds, until all that was logged has reached every sink."""
         deadline = time.monotonic() + timeout
@@ -132,11 +162,14 @@ class Engine:
         """The counts as they are now."""
         collector, queue = self._collector, self.queue
         sinks = self._delivery.counts(collector.journalled)
+        reduced, derived = collector.reducing.reduced, collector.reducing.derived
         journalled, taken = collector.journalled, collector.taken
         return Report(
             journalled=journalled,
+            reduced=reduced,
+            derived=derived,
             dropped=queue.dropped + queue.dropped_late,
-            waiting=max(0, taken - journalled) + queue.waiting(),
+            waiting=max(0, taken + derived - reduced - journalled) + queue.waiting(),
             error=collector.error,
             sinks=sinks,
         )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus.journal import JournalReader
+from metricbus.journal import JournalReader, left_open
 from metricbus.records import Number, Scalars
 from metricbus.run import Run, RunFolder
 from metricbus.sinks.csv import safe_cell
@@ -55,7 +55,10 @@ class Wide(NamedTuple):
 
 
 class History:
-    """What a run logged. `damaged` is the number of journal lines that could not be read, and
+    """What a run logged.
+
+    `partial` has what was in open reductions when their process died (or still is, in a live run),
+    as last written down. `damaged` is the number of journal lines that could not be read, and
     `torn` the number of bytes of unfinished lines at the ends of segments.
     """
 
@@ -63,7 +66,9 @@ class History:
         self.folder = folder.path
         self.run: Run = folder.load()
         reader = JournalReader(folder.journal)
-        self._rows = [row.record for row in reader.read() if isinstance(row.record, Scalars)]
+        rows = list(reader.read())
+        self._rows = [row.record for row in rows if isinstance(row.record, Scalars)]
+        self.partial = left_open(rows)
         self.damaged = reader.damaged
         self.torn = reader.unread_bytes()
         self._groups: dict[tuple[str, ...], list[int]] = {}

@@ -17,14 +17,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from metricbus.errors import JournalError
 from metricbus.files import AppendFile
-from metricbus.records import FORMAT_VERSION, End, Header, Record, Status, decode, encode
+from metricbus.records import (
+    FORMAT_VERSION,
+    End,
+    Header,
+    Open,
+    Record,
+    Scalars,
+    Status,
+    decode,
+    encode,
+)
 
 SUFFIX = ".jsonl"
 _READ_BYTES = 1 << 20
@@ -161,6 +171,29 @@ class JournalReader:
                 f"{FORMAT_VERSION}: pip install --upgrade metricbus"
             )
         return record
+
+
+def left_open(rows: Iterable[Row]) -> list[Scalars]:
+    """What the reductions held that were open when their segments broke off, as partial rows.
+
+    A name that came again after it was written down was emitted since, and is left out.
+    """
+    opened: dict[str, Open] = {}
+    since: dict[str, set[str]] = {}
+    for row in rows:
+        if isinstance(row.record, Open):
+            opened[row.segment] = row.record
+            since[row.segment] = set()
+        elif isinstance(row.record, Scalars) and row.segment in opened:
+            since[row.segment].update(row.record.values)
+        elif isinstance(row.record, End):
+            opened.pop(row.segment, None)
+    return [
+        msgspec.structs.replace(row, values=values)
+        for segment, record in opened.items()
+        for row in record.rows
+        if (values := {n: v for n, v in row.values.items() if n not in since[segment]})
+    ]
 
 
 def _whole_lines(read: Callable[[int], bytes]) -> Iterator[bytes]:

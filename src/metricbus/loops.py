@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Generic, TypeVar
@@ -51,11 +52,18 @@ class Epochs:
     """Yields the numbers of the next `n` epochs, and ends each one after its turn."""
 
     def __init__(
-        self, clock: Clock, n: int, end_epoch: Callable[[], object], *, progress: bool | None
+        self,
+        clock: Clock,
+        n: int,
+        begins: Callable[[], object],
+        ends: Callable[[float], object],
+        *,
+        progress: bool | None,
     ) -> None:
         self._clock = clock
         self._n = check_step(n, "n")
-        self._end_epoch = end_epoch
+        self._begins = begins
+        self._ends = ends  # told how many seconds the epoch took
         self._progress = progress
 
     def __len__(self) -> int:
@@ -72,8 +80,10 @@ class Epochs:
         try:
             for _ in _with_bar(range(self._n), "epoch", self._progress):
                 clock.enter_epoch()
+                started = time.perf_counter()
+                self._begins()
                 yield clock.epoch
-                self._end_epoch()
+                self._ends(time.perf_counter() - started)
         finally:
             clock.epoch_driver = None
 

@@ -17,17 +17,19 @@ from typing import Any, TypeVar, overload
 
 from metricbus import exits
 from metricbus.config import Settings, resolve
+from metricbus.definitions import Definition, Definitions, checked
 from metricbus.engine import About, Engine, open_engine
 from metricbus.errors import DeliveryError
 from metricbus.loops import Epochs, Steps
 from metricbus.queue import CallQueue, Overflow
 from metricbus.records import Number, Status
+from metricbus.reductions import Reducer
 from metricbus.report import Report
 from metricbus.run import Run
 from metricbus.scope import Scope
 from metricbus.sinks import Sink
 from metricbus.steps import Clock, check_step
-from metricbus.values import INT_MAX, check_name, flatten, to_number
+from metricbus.values import INT_MAX, check_name, check_weight, flatten, to_number
 
 _log = logging.getLogger("metricbus")
 
@@ -118,17 +120,30 @@ class MetricBus:
         self._engine = None
         self._config = MappingProxyType({})
         self._settings = Settings()
+        self._definitions = Definitions()
+        self._phases: set[str] = set()
 
     # Logging
 
     @overload
     def log(
-        self, name: str, value: Any, *, step: int | None = None, epoch: int | None = None
+        self,
+        name: str,
+        value: Any,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        weight: float | None = None,
     ) -> None: ...
 
     @overload
     def log(
-        self, name: Mapping[str, Any], *, step: int | None = None, epoch: int | None = None
+        self,
+        name: Mapping[str, Any],
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        weight: float | None = None,
     ) -> None: ...
 
     def log(
@@ -138,15 +153,18 @@ class MetricBus:
         *,
         step: int | None = None,
         epoch: int | None = None,
+        weight: float | None = None,
     ) -> None:
         """Logs one value, or a mapping of names to values (nested ones flatten with `/`).
 
-        `step` and `epoch` default to where the bus stands; see docs/steps.md. What a value may be
-        is in `metricbus.values`. Raises `TypeError` or `ValueError` for a name, value, step or
-        epoch that cannot be logged; then nothing of the call is logged, of a mapping neither.
+        `step` and `epoch` default to where the bus stands; see docs/steps.md. `weight` is for means
+        by a definition: the batch's size, for one. What a value may be is in `metricbus.values`.
+
+        Raises `TypeError` or `ValueError` for a name, value, step, epoch or weight that cannot be
+        logged; then nothing of the call is logged, of a mapping neither.
         """
-        if type(name) is not str or value is _MISSING:
-            self._log_mapping(name, value, step, epoch)
+        if type(name) is not str or value is _MISSING or weight is not None:
+            self._log_mapping(name, value, step, epoch, weight)
             return
         if type(value) is not float:
             value = to_number(name, value)
@@ -168,16 +186,21 @@ class MetricBus:
             queue.crowded()
 
     def _log_mapping(
-        self, mapping: object, value: object, step: int | None, epoch: int | None
+        self,
+        mapping: object,
+        value: object,
+        step: int | None,
+        epoch: int | None,
+        weight: float | None,
     ) -> None:
         if isinstance(mapping, str):
-            if type(mapping) is str:
+            if value is _MISSING:
                 raise TypeError(f"log({mapping!r:.80}) has no value; write log(name, value)")
-            self.log(str(mapping), value, step=step, epoch=epoch)
-            return
-        if not isinstance(mapping, Mapping):
+            name = check_name(mapping)
+            mapping = {name: to_number(name, value)}
+        elif not isinstance(mapping, Mapping):
             check_name(mapping)
-        if value is not _MISSING:
+        elif value is not _MISSING:
             raise TypeError("log() takes a name and a value, or a mapping alone")
         if type(mapping) is dict and _FLOAT.issuperset(map(type, mapping.values())):
             row: dict[str, Number] = mapping.copy()
@@ -189,11 +212,12 @@ class MetricBus:
         if not row:
             return
         clock = self._clock
+        share = 1.0 if weight is None else check_weight(weight)
         epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
         step = clock.implied(row) if step is None else check_step(step)
         clock.step = max(clock.step, step)
         self._newest.update(row)
-        self._queue.put_row((row, 0, step, epoch, time_ns()), len(row))
+        self._queue.put_row((row, share, step, epoch, time_ns()), len(row))
 
     def _see_epoch(self, epoch: object) -> int:
         number = check_step(epoch, "epoch")
@@ -212,6 +236,51 @@ class MetricBus:
                 self._queue.hurry()
 
         self.__dict__["log"] = log
+
+    # Definitions
+
+    def define(
+        self,
+        pattern: str,
+        *,
+        every: int | None = None,
+        reduce: Reducer | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        sinks: Sequence[str] | None = None,
+        axis: str | None = None,
+    ) -> None:
+        """Says what becomes of the values of names that a glob matches; see docs/definitions.md.
+
+        `every=n` emits one value for every n, at the step of the last one, by `reduce` (`last` if
+        left out). `on_epoch` emits one at the end of each epoch, by `reduce` (`mean`), under the
+        name with `_epoch` added if `on_step` is not False. `sinks` names those that get them,
+        `axis` the series that is their x axis. Later definitions win in what they say.
+
+        Raises `ConfigError` for a definition that makes no sense.
+        """
+        if isinstance(sinks, str):
+            sinks = [sinks]
+        told = tuple(sinks) if sinks is not None else None
+        self._define(Definition(pattern, every, reduce, on_step, on_epoch, told, axis))
+
+    def phase(self, name: str) -> Scope:
+        """A scope with a default: what is logged in `train` is emitted on steps, in every other
+        phase once an epoch, by the mean. Definitions win over the default, whenever they came.
+        """
+        scope = Scope(self, name)
+        if name not in self._phases:
+            self._phases.add(name)
+            on_step = name == "train"
+            default = Definition(f"{name}/*", on_step=on_step, on_epoch=not on_step)
+            self._define(default, default=True)
+        return scope
+
+    def _define(self, definition: Definition, *, default: bool = False) -> None:
+        checked(definition)
+        if self._engine is not None:
+            self._engine.define(definition, default=default)
+        self._definitions.add(definition, default=default)
 
     def scope(self, prefix: str) -> Scope:
         """A view that puts `prefix/` before every name and shares everything else."""
@@ -241,7 +310,7 @@ class MetricBus:
 
     def epochs(self, n: int, *, progress: bool | None = False) -> Epochs:
         """Yields the numbers of the next `n` epochs, ending each one after its turn."""
-        return Epochs(self._clock, n, self.end_epoch, progress=progress)
+        return Epochs(self._clock, n, self._begin_epoch, self._end_epoch, progress=progress)
 
     def advance(self, n: int = 1) -> None:
         """Moves the step by `n`: by one for a step, by the batch size to count examples.
@@ -256,15 +325,36 @@ class MetricBus:
             )
         self._clock.advance(check_step(n, "n"))
 
-    def end_epoch(self) -> None:
-        """Ends the epoch; the next one begins, at once if no `epochs()` loop is there to do it."""
+    def end_epoch(self) -> dict[str, Number]:
+        """Ends the epoch and returns what was reduced over it, by name.
+
+        The next epoch begins, at once if no `epochs()` loop is there to begin it.
+        """
+        results = self._end_epoch(None)
         if self._clock.epoch_driver is None:
             self._clock.leave_epoch()
+        return results
+
+    def _begin_epoch(self) -> None:
+        if self._engine is not None:
+            self._engine.begin_epoch(self._clock.step, self._clock.epoch)
+
+    def _end_epoch(self, seconds: float | None) -> dict[str, Number]:
+        if self._engine is None or not (self._definitions or seconds is not None):
+            return {}
+        if seconds is not None:
+            self.log("time/epoch", seconds, step=self._clock.step)
+        return self._engine.end_epoch(
+            self._clock.step, self._clock.epoch, seconds, self._settings.block_secs
+        )
 
     # What comes back
 
     def last(self, name: str) -> Number | None:
-        """The newest value logged under a name; None if there is none."""
+        """The newest value under a name, the newest reduced one if it is reduced; None if none."""
+        rule = self._definitions.rule(name)
+        if self._engine is not None and (name not in self._newest or (rule and not rule.as_it_is)):
+            return self._engine.newest(name)
         return self._newest.get(name)
 
     @property

@@ -33,7 +33,7 @@ _log = logging.getLogger("metricbus.queue")
 Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 
 Call: TypeAlias = tuple[str | dict[str, Number], Number, int, int, int]
-"""(name, value, step, epoch, time), or (row, 0, step, epoch, time) when a mapping was logged."""
+"""(name, value, step, epoch, time); or (row, weight, step, epoch, time) for a mapping."""
 
 BYTES_A_VALUE = 128
 """What a waiting value takes in memory, about: its share of a tuple, a number, a table entry."""
@@ -90,12 +90,15 @@ class CallQueue:
         if len(self.calls) > self.alarm or self.nbytes > self._alarm_bytes:
             self.crowded()
 
-    def put_control(self, control: Control) -> None:
-        """Appends past every bound and wakes the collector at once."""
+    def put_control(self, control: Control, *, hurry: bool = True) -> None:
+        """Appends past every bound; wakes the collector at once, or when it next works."""
         self.calls.append(control)
         if self._closed:  # nobody takes it any more, and there is nothing to wait for
             control.done.set()
-        self.hurry()
+        if hurry:
+            self.hurry()
+        elif len(self.calls) > self.alarm:
+            self.crowded()
 
     def hurry(self) -> None:
         """Makes the collector work now instead of waiting for more."""
@@ -125,16 +128,18 @@ class CallQueue:
         """The number of values in the queue now."""
         return sum(map(values_in, self.calls.copy()))
 
-    def wait(self, secs: float) -> None:
+    def wait(self, secs: float, *, idle_secs: float | None = None) -> None:
         """The collector's rest: until the first call is `secs` old, a batch is full, or a hurry.
 
-        Without calls it sleeps for good; the next call wakes it.
+        Without calls it sleeps for `idle_secs`, or for good; the next call wakes it.
         """
         self.alarm = 0
         if not self.calls and not self._hurry:
             self._gave_up = False
             self.nbytes = 0
-            self._bell.wait()
+            self._bell.wait(idle_secs)
+            if not self.calls:
+                return
         self.alarm = min(self._bounds.batch_size, self._bounds.calls)
         batch_is_full = len(self.calls) > self.alarm or self.nbytes > self._alarm_bytes
         if not self._hurry and not batch_is_full:

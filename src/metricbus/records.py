@@ -29,7 +29,7 @@ else:  # on the wire three floats are spelled as strings; `decode` turns them ba
     Values = dict[str, int | float | Literal["NaN", "Infinity", "-Infinity"]]
 
 
-class _Record(msgspec.Struct, frozen=True, tag_field="kind", gc=False):
+class _Record(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, gc=False):
     """Common to all records: one JSON object whose first key, `kind`, names the class."""
 
 
@@ -48,13 +48,45 @@ class Header(_Record, frozen=True, tag="segment"):
 class Scalars(_Record, frozen=True, tag="scalars"):
     """One row: what was logged at one step and epoch by one or a few joined calls.
 
-    `time` is the wall clock of the row's first call in nanoseconds since 1970-01-01 UTC.
+    `time` is the wall clock of the row's first call in nanoseconds since 1970-01-01 UTC. A row
+    whose x axis is not the step names its `axis` (`epoch`, or another series) and where it stands
+    `at`. A row for some sinks alone lists their names. A `partial` row is what was in a reduction
+    when its process died.
     """
 
     step: int
     epoch: int
     time: int
     values: Values
+    axis: str = ""
+    at: Number | None = None
+    sinks: tuple[str, ...] = ()
+    partial: bool = False
+
+    @property
+    def x(self) -> int:
+        """Where the row stands for a backend with a single, integer axis."""
+        return self.step if self.at is None else int(self.at)
+
+
+class Epoch(_Record, frozen=True, tag="epoch"):
+    """An epoch begins; or ends, after `seconds`."""
+
+    step: int
+    epoch: int
+    time: int
+    seconds: float | None = None
+
+
+class Open(_Record, frozen=True, tag="open"):
+    """What the open reductions would give now, as partial rows; replaces the one before it.
+
+    Counts only for a segment that ends without `End`, and there only for names that do not come
+    again after it.
+    """
+
+    time: int
+    rows: list[Scalars]
 
 
 class End(_Record, frozen=True, tag="end"):
@@ -64,7 +96,7 @@ class End(_Record, frozen=True, tag="end"):
     time: int
 
 
-Record: TypeAlias = Header | Scalars | End
+Record: TypeAlias = Header | Scalars | Epoch | Open | End
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
@@ -83,15 +115,23 @@ def encode(records: Sequence[Record]) -> bytes:
 def decode(line: bytes) -> Record:
     """The record in one line; `msgspec.DecodeError` when the line is none."""
     record: Record = _decoder.decode(line)
-    if isinstance(record, Scalars) and (b'"NaN"' in line or b'Infinity"' in line):
-        values = record.values
-        for name, value in values.items():
-            if isinstance(value, str):
-                values[name] = _SPELLED[value]
+    if b'"NaN"' in line or b'Infinity"' in line:
+        rows = record.rows if isinstance(record, Open) else [record]
+        for row in rows:
+            if isinstance(row, Scalars):
+                _read_spelled(row.values)
     return record
 
 
+def _read_spelled(values: Values) -> None:
+    for name, value in values.items():
+        if isinstance(value, str):
+            values[name] = _SPELLED[value]
+
+
 def _spell_out(record: Record) -> Record:
+    if isinstance(record, Open):
+        return msgspec.structs.replace(record, rows=[_spell_out(row) for row in record.rows])
     if not isinstance(record, Scalars):
         return record
     values: dict[str, object] = dict(record.values)

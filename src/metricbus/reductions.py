@@ -39,6 +39,8 @@ class Reduction(ABC):
     """One open reduction of one name."""
 
     merges: ClassVar[bool] = False
+    leaves_one_value: ClassVar[bool] = False  # whether a single value's reduction is that value
+    goes_on: ClassVar[bool] = False  # whether it is not begun anew after it has been emitted
 
     @abstractmethod
     def add(self, value: Number, weight: float = 1.0) -> None:
@@ -60,6 +62,7 @@ class Mean(Reduction):
     """
 
     merges = True
+    leaves_one_value = True
 
     def __init__(self) -> None:
         self._total, self._weight = ExactSum(), ExactSum()
@@ -85,6 +88,7 @@ class Sum(Reduction):
     """The sum: exact for integers as long as 64 bits hold it, rounded once for floats."""
 
     merges = True
+    leaves_one_value = True
 
     def __init__(self) -> None:
         self._integers = 0
@@ -120,6 +124,7 @@ class Extreme(Reduction):
     """The smallest or the largest value; NaN once there was a NaN."""
 
     merges = True
+    leaves_one_value = True
 
     def __init__(self, better: Callable[[Number, Number], Number]) -> None:
         self._better = better
@@ -147,6 +152,8 @@ class Extreme(Reduction):
 class First(Reduction):
     """The value that came first."""
 
+    leaves_one_value = True
+
     def __init__(self) -> None:
         self._value: Number | None = None
 
@@ -162,6 +169,8 @@ class First(Reduction):
 
 class Last(Reduction):
     """The value that came last."""
+
+    leaves_one_value = True
 
     def __init__(self) -> None:
         self._value: Number = math.nan
@@ -239,6 +248,8 @@ class Std(Reduction):
 class Ema(Reduction):
     """The exponential moving average, begun at the first value: a = decay*a + (1-decay)*v."""
 
+    goes_on = True
+
     def __init__(self, decay: float = EMA_DECAY) -> None:
         self._decay = decay
         self._average: float | None = None
@@ -263,6 +274,8 @@ class Quantile(Reduction):
     drawn by a generator with a fixed seed: algorithm R in J. S. Vitter, "Random Sampling with a
     Reservoir", ACM Transactions on Mathematical Software 11 (1985), 37-57.
     """
+
+    leaves_one_value = True
 
     def __init__(self, q: float) -> None:
         self._q = q

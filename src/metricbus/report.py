@@ -25,14 +25,16 @@ class SinkCounts(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What became of everything that was logged so far.
 
-    `logged == journalled + reduced + dropped + waiting`, always. `reduced` values went into a
-    reduction that has been or will be journalled in their stead, `dropped` ones met a full queue or
-    a closed bus, `waiting` ones are not in the journal yet. `damaged` is the number of journal
+    `logged + derived == journalled + reduced + dropped + waiting`, always. `reduced` values went
+    into a reduction and are not in the journal themselves; `derived` ones are what reductions gave,
+    and are. `dropped` ones met a full queue or a closed bus, `waiting` ones are not in the journal
+    yet. `damaged` is the number of journal
     lines that could not be read.
     """
 
     journalled: int = 0
     reduced: int = 0
+    derived: int = 0
     dropped: int = 0
     waiting: int = 0
     damaged: int = 0
@@ -42,7 +44,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def logged(self) -> int:
         """Values that `log()` has accepted."""
-        return self.journalled + self.reduced + self.dropped + self.waiting
+        return self.journalled + self.reduced + self.dropped + self.waiting - self.derived
 
     @property
     def complete(self) -> bool:
@@ -53,7 +55,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         lines = [
-            f"logged {self.logged:,} = journalled {self.journalled:,} + reduced {self.reduced:,}"
+            f"logged {self.logged:,}"
+            + (f" + derived {self.derived:,}" if self.derived else "")
+            + f" = journalled {self.journalled:,} + reduced {self.reduced:,}"
             f" + dropped {self.dropped:,} + waiting {self.waiting:,}"
             + (f" ({self.error})" if self.error else "")
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from metricbus.values import check_name
@@ -15,6 +15,11 @@ class Logs(Protocol):
 
     def log(self, name: Any, *value: Any, **where: Any) -> None:
         """Logs a value or a mapping."""
+
+    @property
+    def define(self) -> Callable[..., None]:
+        """Says what becomes of names."""
+        ...
 
     def last(self, name: str) -> int | float | None:
         """The newest value of a name."""
@@ -36,19 +41,25 @@ class Scope:
         *,
         step: int | None = None,
         epoch: int | None = None,
+        weight: float | None = None,
     ) -> None:
         """Logs like the bus, below the prefix."""
+        where: dict[str, Any] = {"step": step, "epoch": epoch, "weight": weight}
         if isinstance(name, str) and value is not _MISSING:
-            self._bus.log(self._prefix + check_name(name), value, step=step, epoch=epoch)
+            self._bus.log(self._prefix + check_name(name), value, **where)
         elif isinstance(name, Mapping) and value is _MISSING:
             row = {self._prefix + check_name(key): inner for key, inner in name.items()}
-            self._bus.log(row, step=step, epoch=epoch)
+            self._bus.log(row, **where)
         else:
             self._bus.log(name, *() if value is _MISSING else (value,))  # raises what is wrong
 
     def scope(self, prefix: str) -> Scope:
         """A view further down."""
         return Scope(self._bus, self._prefix + check_name(prefix))
+
+    def define(self, pattern: str, **rule: Any) -> None:
+        """Defines names below the prefix."""
+        self._bus.define(self._prefix + check_name(pattern), **rule)
 
     def last(self, name: str) -> int | float | None:
         """The newest value of a name below the prefix."""

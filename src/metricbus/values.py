@@ -18,6 +18,7 @@ the device; a tensor on the CPU costs a fraction of a microsecond.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,6 +79,14 @@ def check_name(name: object) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"the name {name!r:.80} cannot be written as UTF-8: {error}") from error
     return str(name)
+
+
+def check_weight(weight: object) -> float:
+    """`weight` as a float from 0 up; `TypeError` or `ValueError` if it cannot be one."""
+    number = float(to_number("weight=", weight))
+    if not 0 <= number < math.inf:
+        raise ValueError(f"weight= must be a finite number from 0 on, not {number}")
+    return number
 
 
 def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Number]:

@@ -51,6 +51,7 @@ class Sink(ABC):
 
     Class attributes:
 
+    * `kinds`: the classes of records that it takes; others never reach it. Left out: scalars.
     * `Options`: a `msgspec.Struct` with the options that the sink's URL may have, with types and
       defaults; they are checked when the bus is made.
     * `requires`: names of the modules that must be importable; they are looked for, not imported,
@@ -58,6 +59,7 @@ class Sink(ABC):
     * `install`: the command that installs them, for the error message.
     """
 
+    kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (Scalars,)
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     requires: ClassVar[Sequence[str]] = ()
     install: ClassVar[str] = ""
@@ -75,8 +77,8 @@ class Sink(ABC):
         """
 
     @abstractmethod
-    def write(self, records: Sequence[Scalars]) -> None:
-        """Takes the records, all or none."""
+    def write(self, records: Sequence[Any]) -> None:
+        """Takes the records (of its `kinds`), all or none."""
 
     def flush(self) -> Mapping[str, Any]:
         """Makes what was written safe, and returns what `open` needs to go on from here (JSON)."""

@@ -1,9 +1,10 @@
 """A tidy CSV file: one line a value, whatever names come, in `metrics.csv`.
 
 Columns: `step`, `epoch`, `time` (seconds since 1970-01-01 UTC with nine decimals), `name`, `value`
-and `kind`, which is `scalar` for a value. Other kinds of lines may come between; readers take the
-kinds they know. Appending costs the same however long the file is. Quoting follows RFC 4180, lines
-end in CR LF, and floats are written so that they read back exactly.
+and `kind`, which is `scalar` for a value and `partial` for what was in a reduction when its process
+died. Other kinds of lines may come between; readers take the kinds they know. Appending costs the
+same however long the file is. Quoting follows RFC 4180, lines end in CR LF, and floats are written
+so that they read back exactly.
 
 A name that a spreadsheet would run as a formula gets an apostrophe in front, and so does one that
 begins with an apostrophe, so that taking one leading apostrophe away gives every name back.
@@ -53,11 +54,12 @@ class CsvSink(Sink):
         lines: list[str] = []
         for record in records:
             start = f"{record.step},{record.epoch},{_seconds(record.time)},"
+            kind = "partial" if record.partial else "scalar"
             for name, value in record.values.items():
                 cell = cells.get(name)
                 if cell is None:
                     cell = cells[name] = _line([safe_cell(name)]).removesuffix("\r\n")
-                lines.append(f"{start}{cell},{value!r},scalar\r\n")
+                lines.append(f"{start}{cell},{value!r},{kind}\r\n")
         self._file.append("".join(lines).encode())
 
     def flush(self) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
-from metricbus.records import Scalars, Status
+from metricbus.records import Epoch, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 
@@ -35,6 +35,7 @@ class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LoggingSink(Sink):
     """Writes rows to the logger `metricbus`, in this process."""
 
+    kinds = (Scalars, Epoch)
     Options = LoggingOptions
     options: LoggingOptions
 
@@ -49,13 +50,15 @@ class LoggingSink(Sink):
             self._logger.setLevel(self._level)
         self._logger.log(self._level, "run %s in %s", printable(run.id), folder)
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[Scalars | Epoch]) -> None:
         """One log record each."""
         logger, level = self._logger, self._level
         if not logger.isEnabledFor(level):
             return
         for record in records:
-            extra = {"metrics": record.values, "step": record.step, "epoch": record.epoch}
+            extra: dict[str, Any] = {"step": record.step, "epoch": record.epoch}
+            if isinstance(record, Scalars):
+                extra["metrics"] = record.values
             entry = logger.makeRecord(
                 logger.name, level, "metricbus", 0, line_of(record), (), None, None, extra
             )
@@ -85,15 +88,19 @@ class _BesideBars(logging.StreamHandler[TextIO]):
                 super().emit(record)
 
 
-def line_of(record: Scalars) -> str:
-    """The row as one line of text, numbers to six significant digits."""
+def line_of(record: Scalars | Epoch) -> str:
+    """The record as one line of text, numbers to six significant digits."""
+    if isinstance(record, Epoch):
+        ends = "begins" if record.seconds is None else f"ended after {record.seconds:.6g} s"
+        return f"step {record.step} epoch {record.epoch} {ends}"
     metrics = " ".join(
         f"{printable(name)}={value:.6g}"
         if isinstance(value, float)
         else f"{printable(name)}={value}"
         for name, value in record.values.items()
     )
-    return f"step {record.step} epoch {record.epoch} | {metrics}"
+    partial = " (partial)" if record.partial else ""
+    return f"step {record.step} epoch {record.epoch} | {metrics}{partial}"
 
 
 def printable(name: str) -> str:

@@ -1,7 +1,8 @@
 """TensorBoard: one event file, one event a row, hyperparameters in the same file.
 
-TensorBoard has one axis: step. Values are float32. Time is the event's wall time; the epoch is not
-shown.
+TensorBoard has one axis. It is the step; for what is reduced over an epoch it is the epoch, and for
+a series with an axis of its own that axis's latest value, as an integer. Values are float32. Time
+is the event's wall time.
 
 TensorBoard's page reads through a data server that keeps, per run and tag, steps which grow: a
 value at a lower or equal step makes it forget the values from that step on. Nothing is lost in the

@@ -1,0 +1,117 @@
+"""Rules by name: how often a value is emitted, how it is reduced, on which axis, to which sinks.
+
+A definition speaks of all names that its glob matches. Where several match a name, a later one wins
+in what it says, and what it leaves open stays as an earlier one said it. The result for one name is
+its `Rule`; names that nothing is said of have none, and each of their values is emitted as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from metricbus.errors import ConfigError
+from metricbus.reductions import Reducer, Reduction, reduction_factory
+from metricbus.values import check_name
+
+
+class Definition(msgspec.Struct, frozen=True):
+    """What `define` was told; None where it was told nothing."""
+
+    pattern: str
+    every: int | None = None
+    reduce: Reducer | None = None
+    on_step: bool | None = None
+    on_epoch: bool | None = None
+    sinks: tuple[str, ...] | None = None
+    axis: str | None = None
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """What holds for one name, everything decided."""
+
+    every: int
+    as_it_is: bool  # each value is emitted, unreduced
+    on_step: Callable[[], Reduction] | None
+    on_epoch: Callable[[], Reduction] | None
+    epoch_name: str
+    sinks: tuple[str, ...]
+    axis: str
+
+
+def checked(definition: Definition) -> Definition:
+    """The definition itself, if it makes sense; else `ConfigError`."""
+    check_name(definition.pattern)
+    what = f"define({definition.pattern!r})"
+    every = definition.every
+    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+        raise ConfigError(f"{what}: every= must be an int from 1 on, not {every!r:.40}")
+    if definition.reduce is not None:
+        reduction_factory(definition.reduce)
+    if definition.on_step is False and definition.on_epoch is False:
+        raise ConfigError(f"{what}: on_step=False and on_epoch=False would never emit anything")
+    if definition.on_step is False and every is not None:
+        raise ConfigError(
+            f"{what}: every={every} counts values on steps, and on_step=False emits none; "
+            "leave one of them out"
+        )
+    if definition.axis is not None:
+        check_name(definition.axis)
+    for sink in definition.sinks or ():
+        check_name(sink)
+    return definition
+
+
+class Definitions:
+    """All definitions of a run, and the rule for each name."""
+
+    def __init__(self) -> None:
+        self._all: list[Definition] = []
+        self._rules: dict[str, Rule | None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def add(self, definition: Definition, *, default: bool = False) -> None:
+        """Adds a definition, as the latest; or, as a default, before all that were ever made."""
+        self._all.insert(0 if default else len(self._all), definition)
+        self._rules.clear()
+
+    def rule(self, name: str) -> Rule | None:
+        """The rule for a name; matched once, and then looked up."""
+        try:
+            return self._rules[name]
+        except KeyError:
+            rule = self._rules[name] = self._decide(name)
+            return rule
+
+    def _decide(self, name: str) -> Rule | None:
+        matching = [one for one in self._all if fnmatchcase(name, one.pattern)]
+        if not matching:
+            return None
+        said = Definition("")
+        for definition in matching:
+            told = {
+                field: value
+                for field in Definition.__struct_fields__
+                if (value := getattr(definition, field)) is not None
+            }
+            if told.get("every") is not None:
+                told.setdefault("on_step", True)
+            said = msgspec.structs.replace(said, **told)
+        on_epoch = bool(said.on_epoch)
+        on_step = said.on_step is not False or not on_epoch  # two that contradict: never nothing
+        every = said.every or 1
+        step_reduction = reduction_factory(said.reduce or "last")
+        as_it_is = on_step and every == 1 and step_reduction().leaves_one_value
+        return Rule(
+            every=every,
+            as_it_is=as_it_is,
+            on_step=step_reduction if on_step and not as_it_is else None,
+            on_epoch=reduction_factory(said.reduce or "mean") if on_epoch else None,
+            epoch_name=f"{name}_epoch" if on_step else name,
+            sinks=said.sinks or (),
+            axis=said.axis or "",
+        )

@@ -1,0 +1,204 @@
+"""Definitions at work: calls go in, what is to be journalled comes out.
+
+A name without a rule passes as it is. Otherwise its values go into a window, which is emitted at
+the step of its last value when it is full, and into the epoch's reduction, which is emitted when
+the epoch ends. What is still open can be had at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from metricbus.definitions import Definition, Definitions, Rule
+from metricbus.queue import Call
+from metricbus.records import Number
+from metricbus.reductions import Custom, Reduction
+
+_log = logging.getLogger("metricbus.definitions")
+
+
+class Marks(NamedTuple):
+    """What rows of one kind have in common; calls with different marks never share a row."""
+
+    axis: str = ""
+    at: Number | None = None
+    sinks: tuple[str, ...] = ()
+
+
+NO_MARKS = Marks()
+
+
+class Place(NamedTuple):
+    """Where a value stands."""
+
+    step: int
+    epoch: int
+    time: int
+
+
+class Emission(NamedTuple):
+    """One value for the journal."""
+
+    name: str
+    value: Number
+    place: Place
+    marks: Marks
+
+
+class _Open:
+    """One open reduction, and where its last value stands.
+
+    For a function of the user's own, which may fail, all values are remembered with their places.
+    """
+
+    def __init__(self, reduction: Reduction) -> None:
+        self.reduction = reduction
+        self.count = 0
+        self.place = Place(0, 0, 0)
+        self.kept: list[tuple[Number, Place]] | None = [] if isinstance(reduction, Custom) else None
+
+    def add(self, value: Number, weight: float, place: Place) -> None:
+        self.reduction.add(value, weight)
+        self.count += 1
+        self.place = place
+        if self.kept is not None:
+            self.kept.append((value, place))
+
+
+class Reducing:
+    """The open reductions of one process.
+
+    `reduced` counts values that are not journalled themselves, `derived` those that reductions
+    gave, `newest` has the last of these by name.
+    """
+
+    def __init__(self) -> None:
+        self.definitions = Definitions()
+        self.reduced = 0
+        self.derived = 0
+        self.newest: dict[str, Number] = {}
+        self._windows: dict[str, _Open] = {}
+        self._epochs: dict[str, _Open] = {}
+        self._axes: dict[str, Number] = {}  # the latest value of each series that is an axis
+
+    def define(self, definition: Definition, default: bool) -> list[Emission]:
+        """Adds a definition; windows that it changes are emitted first, by the old rule."""
+        before = {name: self.definitions.rule(name) for name in self._windows}
+        self.definitions.add(definition, default=default)
+        if definition.axis:
+            self._axes.setdefault(definition.axis, math.nan)
+        return [
+            emission
+            for name, rule in before.items()
+            if rule is not None and rule != self.definitions.rule(name)
+            for emission in self._emit_window(name, rule, ends=True)
+        ]
+
+    def take(self, calls: Sequence[Call]) -> Iterator[Emission]:
+        """What the calls give now, in their order."""
+        for what, weight, step, epoch, time in calls:
+            place = Place(step, epoch, time)
+            if isinstance(what, str):
+                yield from self._take(what, weight, 1.0, place)
+            else:
+                for name, value in what.items():
+                    yield from self._take(name, value, weight, place)
+
+    def end_epoch(self) -> tuple[list[Emission], dict[str, Number]]:
+        """What is left in the windows, and the epoch's reductions; these by name, too."""
+        rest = [
+            emission
+            for name in list(self._windows)
+            if (rule := self.definitions.rule(name)) is not None
+            for emission in self._emit_window(name, rule, ends=False)
+        ]
+        results: list[Emission] = []
+        for name, still_open in self._epochs.items():
+            rule = self.definitions.rule(name)
+            if rule is not None:
+                marks = Marks("epoch", still_open.place.epoch, rule.sinks)
+                alone = not rule.as_it_is and rule.on_step is None
+                results += self._emit(rule.epoch_name, still_open, marks, raw_if_failed=alone)
+        self._epochs.clear()
+        return rest + results, {emission.name: emission.value for emission in results}
+
+    def partial(self) -> list[Emission]:
+        """What the open reductions would give now."""
+        found: list[Emission] = []
+        for name, window in self._windows.items():
+            rule = self.definitions.rule(name)
+            if rule is not None and window.count:
+                found += _result_of(name, window, self._marks(rule))
+        for name, still_open in self._epochs.items():
+            rule = self.definitions.rule(name)
+            if rule is not None:
+                marks = Marks("epoch", still_open.place.epoch, rule.sinks)
+                found += _result_of(rule.epoch_name, still_open, marks)
+        return found
+
+    def _take(self, name: str, value: Number, weight: float, place: Place) -> Iterator[Emission]:
+        if name in self._axes:
+            self._axes[name] = value
+        rule = self.definitions.rule(name)
+        if rule is None:
+            yield Emission(name, value, place, NO_MARKS)
+            return
+        if rule.on_epoch is not None:
+            _of(self._epochs, name, rule.on_epoch).add(value, weight, place)
+        if rule.as_it_is:
+            yield Emission(name, value, place, self._marks(rule))
+            return
+        self.reduced += 1
+        if rule.on_step is not None:
+            window = _of(self._windows, name, rule.on_step)
+            window.add(value, weight, place)
+            if window.count >= rule.every:
+                yield from self._emit_window(name, rule, ends=False)
+
+    def _emit_window(self, name: str, rule: Rule, *, ends: bool) -> list[Emission]:
+        window = self._windows[name]
+        if ends or not window.reduction.goes_on:
+            del self._windows[name]
+        if not window.count:
+            return []
+        found = self._emit(name, window, self._marks(rule), raw_if_failed=True)
+        window.count = 0
+        return found
+
+    def _emit(
+        self, name: str, still_open: _Open, marks: Marks, *, raw_if_failed: bool
+    ) -> list[Emission]:
+        found = _result_of(name, still_open, marks)
+        if found:
+            self.derived += 1
+            self.newest[name] = found[0].value
+        elif raw_if_failed and still_open.kept:
+            self.reduced -= len(still_open.kept)
+            found = [Emission(name, value, place, marks) for value, place in still_open.kept]
+        return found
+
+    def _marks(self, rule: Rule) -> Marks:
+        if not rule.axis:
+            return Marks(sinks=rule.sinks) if rule.sinks else NO_MARKS
+        at = self._axes[rule.axis]
+        return Marks(rule.axis, at if math.isfinite(at) else None, rule.sinks)
+
+
+def _of(opened: dict[str, _Open], name: str, make: Callable[[], Reduction]) -> _Open:
+    found = opened.get(name)
+    if found is None:
+        found = opened[name] = _Open(make())
+    return found
+
+
+def _result_of(name: str, still_open: _Open, marks: Marks) -> list[Emission]:
+    """The reduction's value; none, and a warning, if a function of the user's own fails."""
+    try:
+        value = still_open.reduction.result()
+    except Exception as error:
+        _log.warning("the reduction of %r failed: %s: %s", name, type(error).__name__, error)
+        return []
+    return [Emission(name, value, still_open.place, marks)]

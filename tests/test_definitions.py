@@ -1,0 +1,344 @@
+"""Rules by name: windows, epochs, axes, sinks, phases; and nothing lost by any of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import metricbus
+from metricbus import ConfigError, MetricBus
+from metricbus.testing import MemorySink
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    return MemorySink()
+
+
+@pytest.fixture
+def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
+    with MetricBus(sinks=[sink, "csv"], dir=tmp_path) as bus:
+        yield bus
+
+
+def points(bus: MetricBus, sink: MemorySink, name: str) -> list[tuple[int, float]]:
+    bus.flush()
+    return [(point.step, point.value) for point in sink.series(name)]
+
+
+def test_a_window_is_emitted_at_the_step_of_its_last_value(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.define("loss", every=3, reduce="mean")
+    for step in range(7):
+        bus.log("loss", float(step), step=step)
+    assert points(bus, sink, "loss") == [(2, 1.0), (5, 4.0)]
+    bus.close()
+    assert points(bus, sink, "loss") == [(2, 1.0), (5, 4.0), (6, 6.0)]
+
+
+def test_a_window_without_a_reduction_is_thinned_to_its_last(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.define("x", every=2)
+    for step in range(4):
+        bus.log("x", step, step=step)
+    assert points(bus, sink, "x") == [(1, 1), (3, 3)]
+
+
+def test_an_epoch_gives_one_value_at_its_end(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("val/*", on_step=False, on_epoch=True)
+    returned = []
+    for epoch in range(2):
+        for value in (1.0, 2.0):
+            bus.log("val/acc", value + epoch, step=10 * epoch)
+        returned.append(bus.end_epoch())
+    assert returned == [{"val/acc": 1.5}, {"val/acc": 2.5}]
+    bus.flush()
+    records = [record for record in sink.records if "val/acc" in record.values]
+    assert [(r.epoch, r.axis, r.at, r.x) for r in records] == [
+        (0, "epoch", 0, 0),
+        (1, "epoch", 1, 1),
+    ]
+
+
+def test_both_on_step_and_on_epoch_names_the_epochs_series(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.define("loss", on_step=True, on_epoch=True, reduce="max")
+    for step, value in enumerate((1.0, 3.0, 2.0)):
+        bus.log("loss", value, step=step)
+    assert bus.end_epoch() == {"loss_epoch": 3.0}
+    assert points(bus, sink, "loss") == [(0, 1.0), (1, 3.0), (2, 2.0)]
+    assert bus.last("loss") == 2.0
+    assert bus.last("loss_epoch") == 3.0
+
+
+def test_weights_are_batch_sizes(bus: MetricBus) -> None:
+    bus.define("acc", on_step=False, on_epoch=True)
+    bus.log("acc", 1.0, weight=30)
+    bus.log({"acc": 0.0}, weight=10)
+    assert bus.end_epoch() == {"acc": 0.75}
+    assert bus.last("acc") == 0.75
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=8, max_size=8), st.sampled_from([1, 2, 4, 8]))
+def test_accumulating_over_micro_batches_gives_the_same_mean(
+    tmp_path_factory: pytest.TempPathFactory, losses: list[float], micro: int
+) -> None:
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path_factory.mktemp("runs")) as bus:
+        bus.define("loss", every=micro, reduce="mean")
+        bus.define("epoch_loss", on_step=False, on_epoch=True)
+        for step in range(8 // micro):
+            for loss in losses[step * micro : (step + 1) * micro]:
+                bus.log({"loss": loss, "epoch_loss": loss}, step=step)
+        assert bus.end_epoch()["epoch_loss"] == math.fsum(losses) / 8
+    assert [p.step for p in sink.series("loss")] == list(range(8 // micro))
+    for step, point in enumerate(sink.series("loss")):
+        part = losses[step * micro : (step + 1) * micro]
+        assert point.value == math.fsum(part) / micro
+
+
+def test_later_definitions_win_in_what_they_say(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("train/*", every=2, reduce="mean")
+    bus.define("train/lr", reduce="last")
+    for step in range(2):
+        bus.log({"train/loss": float(step), "train/lr": float(step)}, step=step)
+    assert points(bus, sink, "train/loss") == [(1, 0.5)]
+    assert points(bus, sink, "train/lr") == [(1, 1.0)]
+
+
+def test_a_definition_on_an_open_window_emits_the_window_first(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.define("x", every=10, reduce="sum")
+    for step in range(3):
+        bus.log("x", 1.0, step=step)
+    bus.define("x", every=1)
+    bus.log("x", 5.0, step=3)
+    assert points(bus, sink, "x") == [(2, 3.0), (3, 5.0)]
+
+
+def test_a_definition_after_the_first_log_holds_from_there_on(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.log("x", 1.0, step=0)
+    bus.define("x", every=2, reduce="sum")
+    for step in (1, 2):
+        bus.log("x", 1.0, step=step)
+    assert points(bus, sink, "x") == [(0, 1.0), (2, 2.0)]
+
+
+def test_a_late_step_joins_the_open_window_in_the_order_of_calls(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.define("x", every=3, reduce="first")
+    for step, value in ((5, 1.0), (2, 2.0), (7, 3.0)):
+        bus.log("x", value, step=step)
+    assert points(bus, sink, "x") == [(7, 1.0)]
+
+
+def test_a_running_average_goes_on_over_windows(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("loss", reduce="ema0.5")
+    for step, value in enumerate((4.0, 2.0, 2.0)):
+        bus.log("loss", value, step=step)
+    assert points(bus, sink, "loss") == [(0, 4.0), (1, 3.0), (2, 2.5)]
+    assert bus.last("loss") == 2.5
+
+
+def test_a_name_that_is_not_logged_is_absent(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("val/*", on_step=False, on_epoch=True)
+    bus.log("val/a", 1.0)
+    assert bus.end_epoch() == {"val/a": 1.0}
+    bus.log("val/b", 2.0)
+    assert bus.end_epoch() == {"val/b": 2.0}
+    assert points(bus, sink, "val/a") == [(0, 1.0)]
+
+
+def test_another_series_can_be_the_axis(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("loss", axis="tokens")
+    for step in range(3):
+        bus.log("tokens", 1000 * (step + 1), step=step)
+        bus.log("loss", 1.0, step=step)
+    bus.flush()
+    records = [record for record in sink.records if "loss" in record.values]
+    assert [(r.step, r.axis, r.at, r.x) for r in records] == [
+        (0, "tokens", 1000, 1000),
+        (1, "tokens", 2000, 2000),
+        (2, "tokens", 3000, 3000),
+    ]
+
+
+def test_sinks_of_a_definition_alone_get_the_name(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("debug/*", sinks=["csv"])
+    bus.log({"debug/x": 1.0, "y": 2.0})
+    report = bus.flush()
+    assert sink.names() == ["y"]
+    assert report.sinks["MemorySink"].filtered == 1
+    assert report.sinks["csv"].delivered == 2
+
+
+def test_train_is_emitted_on_steps_and_other_phases_once_an_epoch(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    train, val = bus.phase("train"), bus.phase("val")
+    for _ in bus.epochs(2):
+        for _ in bus.steps(range(2)):
+            train.log("loss", 1.0)
+        for value in (0.0, 1.0):
+            val.log("acc", value)
+    assert points(bus, sink, "train/loss") == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0)]
+    assert points(bus, sink, "val/acc") == [(1, 0.5), (3, 0.5)]
+
+
+def test_a_definition_wins_over_a_phases_default_even_if_it_came_before(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.define("val/acc", reduce="max")
+    val = bus.phase("val")
+    for value in (0.0, 1.0):
+        val.log("acc", value)
+    assert bus.end_epoch() == {"val/acc": 1.0}
+
+
+def test_epochs_log_how_long_they_took_and_the_log_tells_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = MemorySink()
+    with (
+        caplog.at_level(logging.INFO, "metricbus"),
+        MetricBus(sinks=[sink, "logging"], dir=tmp_path) as bus,
+    ):
+        for _ in bus.epochs(2):
+            pass
+    assert [point.epoch for point in sink.series("time/epoch")] == [0, 1]
+    assert all(point.value >= 0 for point in sink.series("time/epoch"))
+    told = [record.getMessage() for record in caplog.records]
+    assert "step 0 epoch 1 begins" in told
+    assert any(line.startswith("step 0 epoch 1 ended after") for line in told)
+
+
+def test_counts_add_up_with_reductions(bus: MetricBus) -> None:
+    bus.define("a", every=4, reduce="mean")
+    bus.define("b", on_epoch=True)
+    for step in range(10):
+        bus.log({"a": 1.0, "b": 1.0, "c": 1.0}, step=step)
+    bus.end_epoch()
+    report = bus.flush()
+    assert report.logged == 30
+    assert (report.reduced, report.derived, report.journalled) == (10, 4, 24)
+    assert report.sinks["csv"].delivered == 24
+    assert report.complete
+
+
+def test_a_function_that_raises_is_told_and_its_values_are_logged_as_they_are(
+    bus: MetricBus, sink: MemorySink, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(values: list[float]) -> float:
+        raise ZeroDivisionError("oops")
+
+    bus.define("x", every=2, reduce=broken)
+    for step in range(2):
+        bus.log("x", float(step), step=step)
+    assert points(bus, sink, "x") == [(0, 0.0), (1, 1.0)]
+    assert "the reduction of 'x' failed: ZeroDivisionError: oops" in caplog.text
+    report = bus.stats()
+    assert (report.logged, report.reduced, report.derived) == (2, 0, 0)
+
+
+def test_nan_passes_through_a_mean(bus: MetricBus) -> None:
+    bus.define("x", on_step=False, on_epoch=True)
+    for value in (1.0, math.nan, 2.0):
+        bus.log("x", value)
+    assert math.isnan(bus.end_epoch()["x"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"every": 0}, "every= must be an int from 1 on, not 0"),
+        ({"every": 1.5}, "every= must be"),
+        ({"every": True}, "every= must be"),
+        ({"reduce": "meen"}, "did you mean 'mean'"),
+        ({"on_step": False, "on_epoch": False}, "never emit"),
+        ({"on_step": False, "every": 3}, "leave one of them out"),
+        ({"sinks": ["tensorboard"]}, "no sink 'tensorboard'; it has: MemorySink, csv"),
+    ],
+)
+def test_a_definition_that_makes_no_sense_is_an_error(
+    bus: MetricBus, rule: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        bus.define("x", **rule)
+
+
+def test_two_definitions_that_contradict_still_emit(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("x", on_step=False, on_epoch=True)
+    bus.define("x", on_epoch=False)
+    bus.log("x", 1.0, step=0)
+    assert points(bus, sink, "x") == [(0, 1.0)]
+
+
+@pytest.mark.parametrize("weight", [-1, math.nan, math.inf])
+def test_a_weight_that_is_none_is_an_error(bus: MetricBus, weight: float) -> None:
+    with pytest.raises(ValueError, match="weight= must be"):
+        bus.log("x", 1.0, weight=weight)
+    assert bus.flush().logged == 0
+
+
+def test_a_weight_that_is_no_number_is_a_type_error(bus: MetricBus) -> None:
+    with pytest.raises(TypeError, match="weight="):
+        bus.log("x", 1.0, weight="many")  # type: ignore[call-overload]
+
+
+def test_what_was_open_when_the_process_died_comes_out_as_partial(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import os, signal, time
+        import metricbus.collector
+        metricbus.collector._CHECKPOINT_EVERY = 0.05
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", sinks="")
+        bus.define("loss", every=10, reduce="mean")
+        bus.define("val", on_step=False, on_epoch=True)
+        for step in range(13):
+            bus.log({"loss": float(step), "val": 1.0}, step=step)
+        bus.flush()
+        journal = bus.folder / "journal" / "0001.jsonl"
+        while b'"kind":"open"' not in journal.read_bytes():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, check=False, timeout=60, env=dict(os.environ)
+    )
+    assert done.returncode == -9
+    history = metricbus.read(tmp_path / "runs" / "r")
+    assert history.series("loss").value.tolist() == [4.5]
+    found = {
+        name: (row.step, value, row.partial)
+        for row in history.partial
+        for name, value in row.values.items()
+    }
+    assert found == {"loss": (12, 11.0, True), "val": (12, 1.0, True)}
+
+
+def test_a_run_that_was_closed_has_nothing_partial(bus: MetricBus) -> None:
+    bus.define("x", every=10)
+    bus.log("x", 1.0)
+    bus.close()
+    assert bus.folder is not None
+    assert metricbus.read(bus.folder).partial == []
