@@ -385,6 +385,7 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
         ("csv?flush_secs=soon", "option 'flush_secs'"),
         ("logging?level=LOUD", r"option 'level'.*DEBUG \| INFO"),
         ("csv,csv", "named twice"),
+        ("csv?include=a,csv?include=b", "would write to the same place; .*csv:elsewhere"),
         (["csv", 3], "not 3"),
         (3, "not 3"),
         ([MemorySink], "made like"),

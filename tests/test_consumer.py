@@ -34,14 +34,14 @@ def lines(folder: RunFolder) -> list[str]:
 
 
 def test_a_folder_and_a_url_are_enough(folder: RunFolder) -> None:
-    counts = deliver(folder, "csv").counts(100)
+    counts = deliver(folder, "csv").tally().counts(100)
     assert (counts.delivered, counts.pending) == (100, 0)
     assert len(lines(folder)) == 100
 
 
 def test_delivering_again_doubles_nothing(folder: RunFolder) -> None:
     deliver(folder, "csv")
-    counts = deliver(folder, "csv").counts(100)
+    counts = deliver(folder, "csv").tally().counts(100)
     assert (counts.delivered, counts.pending) == (100, 0)
     assert len(lines(folder)) == 100
 

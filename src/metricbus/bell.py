@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from queue import Empty, SimpleQueue
 
 
@@ -22,7 +23,9 @@ class Bell:
     def wait(self, timeout: float | None = None) -> None:
         """Waits for a ring or until the time is up; rings that came together count as one."""
         try:
-            self._rings.get(timeout=None if timeout is None else max(timeout, 0.0))
+            if timeout is not None:
+                timeout = min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+            self._rings.get(timeout=timeout)
             while True:
                 self._rings.get_nowait()
         except Empty:

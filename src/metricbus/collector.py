@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from metricbus.definitions import Definition
 from metricbus.journal import SegmentWriter
@@ -70,25 +71,36 @@ class Stop(Control):
         self.status = status
 
 
+class Listener(Protocol):
+    """Who wants to know of the journal."""
+
+    def wake(self) -> None:
+        """It has grown."""
+
+    def end(self, status: Status) -> None:
+        """It has been ended."""
+
+
 class Collector:
-    """Moves calls from `queue` to `journal`; `on_append` is called after each write."""
+    """Moves calls from `queue` to `journal`, and tells `listener` of it."""
 
     def __init__(
         self,
         queue: CallQueue,
         journal: SegmentWriter,
         flush_secs: float,
-        on_append: Callable[[], None],
+        listener: Listener,
     ) -> None:
         self.reducing = Reducing()
         self.taken = 0  # values taken out of the queue
         self.journalled = 0  # values in the journal
+        self.unwritable = 0  # values that no journal can hold; a fault of ours
         self.written = 0  # bytes of the segment that count
         self.error: str | None = None
         self._queue = queue
         self._journal = journal
         self._flush_secs = flush_secs
-        self._on_append = on_append
+        self._listener = listener
         self._told_dropped = 0
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
@@ -107,7 +119,7 @@ class Collector:
     def obey(self, control: Control, timeout: float) -> bool:
         """Waits until what was logged before is in the journal; whether it is."""
         self._queue.put_control(control)
-        return control.done.wait(timeout)
+        return control.done.wait(min(timeout, threading.TIMEOUT_MAX))
 
     def _run(self) -> None:
         stop = None
@@ -120,7 +132,9 @@ class Collector:
             self._tell_dropped()
         self._queue.close()
         while calls := self._queue.take(_CHUNK):
-            self._collect(calls)
+            again = self._collect(calls)
+            if again is not None:
+                again.done.set()
         self._emit(self.reducing.end_epoch()[0])
         self._close(stop)
 
@@ -134,7 +148,7 @@ class Collector:
                 continue
             self._take(values)
             values = []
-            if isinstance(call, Stop):
+            if isinstance(call, Stop) and stop is None:
                 stop = call
             else:
                 self._obey(call)
@@ -161,7 +175,7 @@ class Collector:
             self._emit(list(self.reducing.take(calls)))
         else:
             rows = list(join_calls(calls))
-            self.taken += sum(len(row.values) for row in rows)
+            self.taken += values_of(rows)
             self._append(rows)
 
     def _emit(self, emissions: list[Emission]) -> None:
@@ -187,7 +201,7 @@ class Collector:
         self._append([Open(time=time.time_ns(), rows=rows)])
 
     def _append(self, rows: Sequence[Record]) -> None:
-        values = sum(len(row.values) for row in rows if isinstance(row, Scalars))
+        """Writes the rows, however long that takes; leaves out what cannot be written at all."""
         while True:
             try:
                 self._journal.append(rows)
@@ -195,14 +209,26 @@ class Collector:
                 self.error = f"{type(error).__name__}: {error}"
                 self._complain("the journal cannot be written, will try again: %s", self.error)
                 self._queue.pause(_RETRY_SECS)
+            except Exception as error:  # the thread must live on, whatever slipped through
+                self._leave_out(rows, error)
+                return
             else:
                 break
         if self.error:
             _log.warning("the journal can be written again")
             self.error = None
-        self.journalled += values
+        self.journalled += values_of(rows)
         self.written = self._journal.length
-        self._on_append()
+        self._listener.wake()
+
+    def _leave_out(self, rows: Sequence[Record], error: Exception) -> None:
+        if len(rows) > 1:
+            for row in rows:
+                self._append([row])
+            return
+        values = values_of(rows)
+        self.unwritable += values
+        self._complain("a row cannot be written and is dropped: %s", error)
 
     def _close(self, stop: Stop) -> None:
         try:
@@ -210,7 +236,7 @@ class Collector:
         except OSError as error:
             self.error = f"{type(error).__name__}: {error}"
         self.written = self._journal.length
-        self._on_append()
+        self._listener.end(stop.status)
         stop.done.set()
 
     def _tell_dropped(self) -> None:
@@ -223,3 +249,8 @@ class Collector:
         if time.monotonic() - self._complained >= _COMPLAIN_EVERY:
             self._complained = time.monotonic()
             _log.warning(message, *args)
+
+
+def values_of(rows: Sequence[Record]) -> int:
+    """How many values the rows carry."""
+    return sum(len(row.values) for row in rows if isinstance(row, Scalars))

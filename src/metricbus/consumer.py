@@ -17,6 +17,9 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from metricbus.bell import Bell
@@ -65,6 +68,50 @@ class _Split(Exception):  # noqa: N818 - it says what to do, and is caught right
     """The batch was refused for good, and it has parts that can be tried by themselves."""
 
 
+class _Outcome(NamedTuple):
+    """What became of a batch's values; `segments` has them all, by where they came from."""
+
+    delivered: int
+    rejected: int
+    filtered: int
+    segments: Counter[str]
+
+
+class Tally(NamedTuple):
+    """A sink's counts at one moment."""
+
+    delivered: int = 0
+    rejected: int = 0
+    filtered: int = 0
+    values: Mapping[str, int] = MappingProxyType({})
+    positions: Mapping[str, Position] = MappingProxyType({})
+    damaged: int = 0
+    error: str | None = None
+    where: str = ""
+    command: str = ""
+
+    def seen_of(self, segment: str) -> int:
+        """Values of this segment that have been dealt with."""
+        return self.values.get(segment, 0)
+
+    def seen_elsewhere(self, segment: str) -> int:
+        """Values of all other segments that have been dealt with."""
+        return sum(self.values.values()) - self.seen_of(segment)
+
+    def counts(self, journalled: int) -> SinkCounts:
+        """The counts for people, given how many values there are in all."""
+        done = self.delivered + self.rejected + self.filtered
+        return SinkCounts(
+            delivered=self.delivered,
+            rejected=self.rejected,
+            filtered=self.filtered,
+            pending=journalled - done,
+            error=self.error,
+            where=self.where,
+            command=self.command,
+        )
+
+
 class Consumer:
     """Feeds one sink; `run` is the body of its thread."""
 
@@ -80,12 +127,16 @@ class Consumer:
         self._reader = JournalReader(folder.journal, self._progress.positions)
         self._batch_limit = spec.options.batch_size
         self._bell = Bell()
+        self._random = random.Random()  # our own: the global one belongs to the training
         self._in_a_hurry = False
         self._ending: Status | None = None
         self._opened = False
+        self._written: _Outcome | None = None  # a batch that is written and not yet flushed
+        self._where = self._command = ""
         self._failures = 0
         self._complained = -_COMPLAIN_EVERY
         self._error: str | None = None
+        self._tell()
 
     # What other threads call.
 
@@ -105,25 +156,15 @@ class Consumer:
 
     def has_reached(self, target: dict[str, int]) -> bool:
         """Whether everything before these bytes of the segments has been dealt with."""
-        positions = self._progress.positions
+        positions = self._tally.positions  # published together with the counts
         return all(
             positions.get(segment, Position()).offset >= offset
             for segment, offset in target.items()
         )
 
-    def counts(self, journalled: int) -> SinkCounts:
-        """The counts, given how many values the journal holds."""
-        done = self._progress
-        delivered, rejected, filtered = done.delivered, done.rejected, done.filtered
-        return SinkCounts(
-            delivered=delivered,
-            rejected=rejected,
-            filtered=filtered,
-            pending=max(0, journalled - delivered - rejected - filtered),
-            error=self._error,
-            where=self._sink.where if self._opened else "",
-            command=self._sink.command if self._opened else "",
-        )
+    def tally(self) -> Tally:
+        """What has been dealt with so far, at one moment."""
+        return self._tally
 
     # The consumer's own thread.
 
@@ -134,9 +175,10 @@ class Consumer:
                 pass
             self._close()
         except BaseException as error:  # a backend may even call sys.exit()
-            self._error = redact(f"{type(error).__name__}: {error}")
+            self._error = _in_words(error)
             _log.error("sink %s: its consumer stopped: %s", self.spec.name, self._error)
         finally:
+            self._tell()
             self.finished = True
             self._tell()
 
@@ -150,6 +192,7 @@ class Consumer:
                 run = self._folder.load()
                 self._sink.open(run, self._folder.path, self._progress.state)
                 self._opened = True
+                self._look_where()
             caught_up = not self._pass()
             if caught_up and not ending:
                 self._rest_until(started + self.spec.options.flush_secs)
@@ -160,42 +203,53 @@ class Consumer:
             return False
         return caught_up and ending
 
+    def _look_where(self) -> None:
+        try:
+            self._where, self._command = self._sink.where, self._sink.command
+        except Exception as error:
+            self._complain("cannot tell where it writes to", error)
+
     def _pass(self) -> bool:
         """Delivers one batch; whether there was one. Nothing counts until it is all done."""
-        seen = dict(self._filter.seen)
-        try:
-            rows = list(self._reader.read(self._batch_limit))
-            if not rows:
-                return False
-            records, filtered = self._wanted(rows)
-            delivered, rejected = self._write(records, can_split=len(rows) > 1)
-            state = dict(self._sink.flush())
-        except _Split:
-            self._go_back(seen)
-            self._batch_limit = max(1, len(rows) // 2)
-            return True
-        except Exception:
-            self._go_back(seen)
-            raise
-        self._commit(state, delivered, rejected, filtered)
+        if self._written is None:
+            seen = dict(self._filter.seen)
+            try:
+                rows = list(self._reader.read(self._batch_limit))
+                if not rows:
+                    return False
+                self._written = self._write(rows)
+            except _Split:
+                self._go_back(seen)
+                self._batch_limit = max(1, len(rows) // 2)
+                return True
+            except BaseException:
+                self._go_back(seen)
+                raise
+        state = dict(self._sink.flush() or {})  # if this fails, it alone is tried again
+        self._commit(state, self._written)
+        self._written = None
         return True
 
-    def _write(self, records: list[Any], can_split: bool) -> tuple[int, int]:
-        """Writes a batch; how many values were delivered and rejected."""
+    def _write(self, rows: list[Row]) -> _Outcome:
+        """Writes a batch; what became of its values, in all and by segment."""
+        records, filtered = self._wanted(rows)
         values = sum(len(record.values) for record in records if isinstance(record, Scalars))
+        segments: Counter[str] = Counter()
+        for row in rows:
+            if isinstance(row.record, Scalars):
+                segments[row.segment] += len(row.record.values)
         try:
             if records:
                 self._sink.write(records)
         except (Unavailable, OSError):
             raise
         except Exception as error:
-            if can_split:
+            if len(rows) > 1:
                 raise _Split from error
             self._complain(f"rejected {values} values at step {records[0].step}", error)
-            return 0, values
+            return _Outcome(0, values, filtered, segments)
         self._batch_limit = min(self._batch_limit * 2, self.spec.options.batch_size)
-        self._recover()
-        return values, 0
+        return _Outcome(values, 0, filtered, segments)
 
     def _wanted(self, rows: list[Row]) -> tuple[list[Any], int]:
         """The records for the sink, and how many values were filtered out."""
@@ -219,14 +273,17 @@ class Consumer:
         self._reader.positions = dict(self._progress.positions)
         self._filter.seen = seen
 
-    def _commit(self, state: dict[str, Any], delivered: int, rejected: int, filtered: int) -> None:
+    def _commit(self, state: dict[str, Any], outcome: _Outcome) -> None:
         progress = self._progress
         progress.state = state
         progress.seen = self._filter.seen
-        progress.delivered += delivered
-        progress.rejected += rejected
-        progress.filtered += filtered
+        progress.delivered += outcome.delivered
+        progress.rejected += outcome.rejected
+        progress.filtered += outcome.filtered
+        progress.values = dict(Counter(progress.values) + outcome.segments)
         progress.positions = dict(self._reader.positions)
+        if outcome.delivered:
+            self._recover()
         try:
             save_progress(self._offsets, progress)
         except OSError as error:  # after a crash the sink's own state finds what came twice
@@ -247,8 +304,8 @@ class Consumer:
     def _rest_after(self, error: Exception) -> None:
         """Waits before the next attempt; once the run has ended, never for long."""
         self._failures += 1
-        secs = min(_FIRST_RETRY * 2 ** (self._failures - 1), _LAST_RETRY)
-        secs *= random.uniform(0.5, 1.0)
+        secs = min(_FIRST_RETRY * 2.0 ** min(self._failures - 1, 20), _LAST_RETRY)
+        secs *= self._random.uniform(0.5, 1.0)
         if isinstance(error, Unavailable) and error.retry_after is not None:
             secs = max(error.retry_after, 0.0)
         if self._ending is not None:
@@ -258,7 +315,7 @@ class Consumer:
 
     def _complain(self, what: str, error: Exception) -> None:
         """Remembers the failure, and warns of it unless that was done a short while ago."""
-        self._error = redact(f"{type(error).__name__}: {error}")
+        self._error = _in_words(error)
         if time.monotonic() - self._complained >= _COMPLAIN_EVERY:
             self._complained = time.monotonic()
             _log.warning("sink %s: %s: %s", self.spec.name, what, self._error)
@@ -272,5 +329,25 @@ class Consumer:
             self._complained = -_COMPLAIN_EVERY
 
     def _tell(self) -> None:
+        done = self._progress
+        self._tally = Tally(
+            delivered=done.delivered,
+            rejected=done.rejected,
+            filtered=done.filtered,
+            values=done.values,
+            positions=done.positions,
+            damaged=self._reader.damaged,
+            error=self._error,
+            where=self._where,
+            command=self._command,
+        )
         with self.changed:
             self.changed.notify_all()
+
+
+def _in_words(error: BaseException) -> str:
+    """The error as text without secrets, even if it cannot tell its own."""
+    try:
+        return redact(f"{type(error).__name__}: {error}")
+    except Exception:
+        return type(error).__name__

@@ -6,9 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from metricbus.consumer import Consumer, SinkSpec
+from metricbus.consumer import Consumer, SinkSpec, Tally
 from metricbus.records import Status
-from metricbus.report import SinkCounts
 from metricbus.run import RunFolder
 
 
@@ -33,16 +32,22 @@ class Delivery:
         """Waits until every sink has dealt with these bytes of the segments; whether all have."""
         for consumer in self._consumers:
             consumer.hurry()
-        return self._wait(lambda consumer: consumer.has_reached(target), timeout)
+        return self._wait(
+            lambda consumer: consumer.finished or consumer.has_reached(target),
+            time.monotonic() + timeout,
+        )
 
-    def close(self, status: Status, timeout: float) -> bool:
-        """Has every sink take the rest and close; whether all did so in time.
+    def end(self, status: Status) -> None:
+        """Has every sink take the rest and close; each does so at its own pace."""
+        for consumer in self._consumers:
+            consumer.end(status)
+
+    def wait_until_closed(self, deadline: float) -> bool:
+        """Whether all sinks have closed, at the latest when the (monotonic) clock says so.
 
         The others go on in the background for as long as the process lives.
         """
-        for consumer in self._consumers:
-            consumer.end(status)
-        return self._wait(lambda consumer: consumer.finished, timeout)
+        return self._wait(lambda consumer: consumer.finished, deadline)
 
     def names(self) -> list[str]:
         """The names of the sinks as definitions name them."""
@@ -52,17 +57,16 @@ class Delivery:
         """The sinks that have not closed yet."""
         return [consumer.spec.name for consumer in self._consumers if not consumer.finished]
 
-    def counts(self, journalled: int) -> dict[str, SinkCounts]:
-        """Each sink's counts by its name."""
-        return {consumer.spec.name: consumer.counts(journalled) for consumer in self._consumers}
+    def tallies(self) -> dict[str, Tally]:
+        """What each sink has dealt with, by its name."""
+        return {consumer.spec.name: consumer.tally() for consumer in self._consumers}
 
-    def _wait(self, is_done: Callable[[Consumer], bool], timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
+    def _wait(self, is_done: Callable[[Consumer], bool], deadline: float) -> bool:
         for consumer in self._consumers:
             with consumer.changed:
                 while not is_done(consumer):
                     left = deadline - time.monotonic()
                     if left <= 0:
                         break
-                    consumer.changed.wait(left)
+                    consumer.changed.wait(min(left, threading.TIMEOUT_MAX))
         return all(is_done(consumer) for consumer in self._consumers)

@@ -35,6 +35,7 @@ _log = logging.getLogger("metricbus.run")
 _RUN_DIR = variable_of("run_dir")
 _PATIENCE = 3.0  # how long close() waits before it says for whom
 _exported: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
+_inherited: str | None = None  # what the variable said before
 
 
 class About(NamedTuple):
@@ -80,9 +81,10 @@ class Engine:
             raise ConfigError(
                 f"cannot begin a journal in {folder.journal}: {error.strerror}"
             ) from error
-        self._collector = Collector(self.queue, journal, settings.flush_secs, self._delivery.wake)
-        self._closing = threading.Lock()
-        self._final: Report | None = None
+        self._collector = Collector(self.queue, journal, settings.flush_secs, self._delivery)
+        self._closing = threading.RLock()  # a signal handler may close while close() waits
+        self._ended: Status | None = None
+        self._complete = False
         if owner:
             _announce(folder.path)
         self._collector.start()
@@ -126,27 +128,40 @@ class Engine:
         return self.stats()
 
     def close(self, status: Status, timeout: float) -> Report:
-        """Ends the run in at most `timeout` seconds; what is not done then goes on by itself."""
-        with self._closing:
-            if self._final is None:
-                try:
-                    self._finish(status, time.monotonic() + timeout)
-                finally:  # also when the user has lost patience and pressed Ctrl-C
-                    if self._owner:
-                        self._end_run(status)
-                    self._final = self.stats()
+        """Ends the run in at most `timeout` seconds; what is not done then goes on by itself.
+
+        Called again, it waits again for what is left; the status is that of the first time.
+        """
+        deadline = time.monotonic() + timeout
+        if self._closing.acquire(timeout=timeout):
+            try:
+                if not self._complete:
+                    self._finish(status, deadline)
+            finally:
+                self._closing.release()
         return self.stats()
 
     def _finish(self, status: Status, deadline: float) -> None:
-        """Journals and delivers the rest; says what it waits for, and what it gives up on."""
-        self._collector.obey(Stop(status), max(0.0, deadline - time.monotonic()))
-        patience = min(deadline, time.monotonic() + _PATIENCE)
-        if not self._delivery.close(status, patience - time.monotonic()):
-            left = deadline - time.monotonic()
-            if left > 0:
+        """Journals and delivers the rest; says what it waits for, and what it gives up on.
+
+        The collector tells the consumers that the run has ended, when it has written its last line.
+        """
+        first, self._ended = self._ended is None, self._ended or status
+        try:
+            self._collector.obey(Stop(self._ended), max(0.0, deadline - time.monotonic()))
+            patience = min(deadline, time.monotonic() + _PATIENCE)
+            if not self._delivery.wait_until_closed(patience) and patience < deadline:
                 waiting = ", ".join(self._delivery.unfinished())
+                left = deadline - time.monotonic()
                 _log.warning("waiting up to %.0f s for: %s", left, waiting)
-            self._delivery.close(status, left)
+            self._complete = self._delivery.wait_until_closed(deadline)
+        finally:  # also when the user has lost patience and pressed Ctrl-C
+            if first and self._owner:
+                self._end_run(self._ended)
+        if first:
+            self._tell_what_is_left()
+
+    def _tell_what_is_left(self) -> None:
         for name, sink in self.stats().sinks.items():
             if sink.rejected or sink.pending:
                 _log.warning(
@@ -161,17 +176,22 @@ class Engine:
     def stats(self) -> Report:
         """The counts as they are now."""
         collector, queue = self._collector, self.queue
-        sinks = self._delivery.counts(collector.journalled)
+        tallies = self._delivery.tallies()  # first: what they have seen, the journal has by then
         reduced, derived = collector.reducing.reduced, collector.reducing.derived
-        journalled, taken = collector.journalled, collector.taken
+        taken = collector.taken
+        own = max([collector.journalled, *(t.seen_of(collector.segment) for t in tallies.values())])
+        others = max((t.seen_elsewhere(collector.segment) for t in tallies.values()), default=0)
         return Report(
-            journalled=journalled,
+            journalled=own,
+            others=others,
             reduced=reduced,
             derived=derived,
-            dropped=queue.dropped + queue.dropped_late,
-            waiting=max(0, taken + derived - reduced - journalled) + queue.waiting(),
+            dropped=queue.dropped + queue.dropped_late + collector.unwritable,
+            waiting=max(0, taken + derived - reduced - own - collector.unwritable)
+            + queue.waiting(),
+            damaged=max((tally.damaged for tally in tallies.values()), default=0),
             error=collector.error,
-            sinks=sinks,
+            sinks={name: tally.counts(own + others) for name, tally in tallies.items()},
         )
 
     def _end_run(self, status: Status) -> None:
@@ -249,18 +269,32 @@ def _specs(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:
     for sink in given:
         spec = spec_of(sink)
         twins = sum(other.key.partition("#")[0] == spec.key for other in specs)
-        if twins and not isinstance(sink, Sink):
-            raise ConfigError(f"the sink {spec.name!r} is named twice")
+        if not isinstance(sink, Sink):
+            _check_apart(spec, specs, twins)
         if twins:
             spec = spec._replace(name=f"{spec.name}#{twins + 1}", key=f"{spec.key}#{twins + 1}")
         specs.append(spec)
     return specs
 
 
+def _check_apart(spec: SinkSpec, others: Sequence[SinkSpec], twins: int) -> None:
+    """Two sinks must not write to the same place."""
+    if twins:
+        raise ConfigError(f"the sink {spec.name!r} is named twice")
+    for other in others:
+        same = (other.kind, other.sink.location) == (spec.kind, spec.sink.location)
+        if same and not spec.sink.may_share:
+            raise ConfigError(
+                f"the sinks {other.name!r} and {spec.name!r} would write to the same place; give "
+                f"one a place of its own, such as {spec.kind}:elsewhere"
+            )
+
+
 def _announce(folder: Path) -> None:
     """Tells the processes that this one starts which run is theirs."""
-    global _exported
+    global _exported, _inherited
     if _exported is None or _exported[0] != os.getpid():
+        _inherited = os.environ.get(_RUN_DIR)
         _exported = (os.getpid(), str(folder))
         os.environ[_RUN_DIR] = str(folder)
 
@@ -269,4 +303,7 @@ def _withdraw(folder: Path) -> None:
     global _exported
     if _exported == (os.getpid(), str(folder)):
         _exported = None
-        os.environ.pop(_RUN_DIR, None)
+        if _inherited is None:
+            os.environ.pop(_RUN_DIR, None)
+        else:
+            os.environ[_RUN_DIR] = _inherited

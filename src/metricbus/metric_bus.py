@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import time_ns
@@ -202,26 +203,28 @@ class MetricBus:
             check_name(mapping)
         elif value is not _MISSING:
             raise TypeError("log() takes a name and a value, or a mapping alone")
-        if type(mapping) is dict and _FLOAT.issuperset(map(type, mapping.values())):
-            row: dict[str, Number] = mapping.copy()
+        row: dict[str, Number] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
+        if type(mapping) is dict and _FLOAT.issuperset(map(type, row.values())):
             if not row.keys() <= self._newest.keys():
                 for name in row:
                     check_name(name)
         else:
-            row = flatten(mapping)  # type: ignore[arg-type]  # check_name raised if it is none
+            row = flatten(row)
         if not row:
             return
         clock = self._clock
         share = 1.0 if weight is None else check_weight(weight)
         epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
         step = clock.implied(row) if step is None else check_step(step)
-        clock.step = max(clock.step, step)
+        if step > clock.step:  # a statement with max() in it could be divided
+            clock.step = step
         self._newest.update(row)
         self._queue.put_row((row, share, step, epoch, time_ns()), len(row))
 
     def _see_epoch(self, epoch: object) -> int:
         number = check_step(epoch, "epoch")
-        self._clock.epoch = max(self._clock.epoch, number)
+        if number > self._clock.epoch:
+            self._clock.epoch = number
         return number
 
     def _flush_every(self, steps: int) -> None:
@@ -400,8 +403,10 @@ class MetricBus:
             raise ValueError(f'status must be "finished", "failed" or "killed", not {status!r}')
         if self._engine is None:
             return Report()
-        exits.forget(self)
-        report = self._engine.close(status, self._timeout(timeout))
+        try:
+            report = self._engine.close(status, self._timeout(timeout))
+        finally:  # who presses Ctrl-C here does not want to wait again at the end of the script
+            exits.forget(self)
         self._judge(report, "close()")
         return report
 
@@ -423,7 +428,8 @@ class MetricBus:
             pass  # the error from the block is the one to see
 
     def _timeout(self, timeout: float | None) -> float:
-        return self._settings.close_timeout if timeout is None else max(0.0, timeout)
+        secs = self._settings.close_timeout if timeout is None else float(timeout)
+        return min(max(secs, 0.0), threading.TIMEOUT_MAX)
 
     def _judge(self, report: Report, what: str) -> None:
         if self._settings.strict and not report.complete:

@@ -7,6 +7,7 @@ its first `log()`, `METRICBUS_SINKS` or `METRICBUS_RUN_DIR` is found in the envi
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 from metricbus.config import variable_of
@@ -20,29 +21,38 @@ class ProcessBus(MetricBus):
 
     def __init__(self) -> None:
         self._begin_idle()  # and reads no setting: importing must not fail for one that is wrong
-        self.__dict__["log"] = self._first_log
+        self._opening = threading.RLock()
+        self.__dict__["log"] = self._log_when_open
 
     def open(self, **arguments: Any) -> None:
         """Becomes what `MetricBus(**arguments)` would be; a run that is open is closed first.
 
-        Step and epoch start anew, but for the first time: loops may be on their way already.
+        Step and epoch start anew, but for the first time: loops may be on their way already. Who
+        logs meanwhile waits until the new run is open.
         """
-        clock = None if self._engine else self._clock
-        self.close()
-        self.__dict__.pop("log", None)
-        try:
-            super().__init__(**arguments)
-        except BaseException:
-            self._switch_off()
-            raise
-        self._clock = clock or self._clock
+        with self._opening:
+            clock = None if self._engine else self._clock
+            self.__dict__["log"] = self._log_when_open
+            try:
+                self.close()
+                super().__init__(**arguments)
+            except BaseException:
+                self._switch_off()
+                raise
+            self._clock = clock or self._clock
+            if self.__dict__["log"] == self._log_when_open:  # unless the settings want another
+                del self.__dict__["log"]
 
-    def _first_log(self, *args: Any, **kwargs: Any) -> None:
-        if any(variable in os.environ for variable in _SPEAKS):
-            self.open()
+    def _log_when_open(self, *args: Any, **kwargs: Any) -> None:
+        """What `log` is until a run is open; others may have kept it beyond that."""
+        with self._opening:
+            if self.__dict__.get("log") == self._log_when_open and self._engine is None:
+                if any(variable in os.environ for variable in _SPEAKS):
+                    self.open()
+                else:
+                    self._switch_off()
+        if self._engine is not None:
             self.log(*args, **kwargs)
-        else:
-            self._switch_off()
 
 
 bus = ProcessBus()

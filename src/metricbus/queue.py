@@ -76,6 +76,7 @@ class CallQueue:
         self._gave_up = False  # the `block` policy has waited in vain; no second wait until empty
         self._hurry = False
         self._bell = Bell()
+        self._collector = 0  # its thread
 
     def put(self, call: Call | Control) -> None:
         """Appends; what `MetricBus.log` does in place, for everybody else."""
@@ -85,7 +86,8 @@ class CallQueue:
 
     def put_row(self, call: Call, values: int) -> None:
         """Appends a mapping's call, counting its bytes."""
-        self.nbytes += values * BYTES_A_VALUE
+        nbytes = values * BYTES_A_VALUE
+        self.nbytes += nbytes
         self.calls.append(call)
         if len(self.calls) > self.alarm or self.nbytes > self._alarm_bytes:
             self.crowded()
@@ -115,9 +117,8 @@ class CallQueue:
             return
         if self._is_over():
             self._overflow()
-        if self.alarm < self._bounds.calls:
-            self.alarm = self._bounds.calls
-            self._bell.ring()
+        if self.alarm < self._bounds.calls:  # it rests; only it moves `alarm`, so until it wakes
+            self._bell.ring()  # every call rings, and none can be the last one to do so in vain
 
     def close(self) -> None:
         """From now on nothing gets in. For the collector, which takes what is left afterwards."""
@@ -133,6 +134,7 @@ class CallQueue:
 
         Without calls it sleeps for `idle_secs`, or for good; the next call wakes it.
         """
+        self._collector = threading.get_ident()
         self.alarm = 0
         if not self.calls and not self._hurry:
             self._gave_up = False
@@ -165,7 +167,8 @@ class CallQueue:
         except IndexError:
             self._gave_up = False
         if self.nbytes:
-            self.nbytes -= sum(map(_nbytes_of, taken))
+            gone = sum(map(_nbytes_of, taken))
+            self.nbytes -= gone
         return taken
 
     def _is_over(self) -> bool:
@@ -173,10 +176,9 @@ class CallQueue:
 
     def _refuse(self) -> None:
         try:
-            call = self.calls.pop()
+            while isinstance(call := self.calls.pop(), Control):
+                call.done.set()
         except IndexError:  # the collector took it along
-            return
-        if isinstance(call, Control):
             return
         dropped = values_in(call)
         if not self.dropped_late:
@@ -189,7 +191,8 @@ class CallQueue:
 
     def _overflow(self) -> None:
         """Holds the bound by its policy. The new call is in the queue already."""
-        if self._bounds.overflow == "block" and not self._gave_up:
+        by_collector = threading.get_ident() == self._collector  # in a finaliser, say
+        if self._bounds.overflow == "block" and not self._gave_up and not by_collector:
             self._bell.ring()
             deadline = time.monotonic() + self._bounds.block_secs
             while self._is_over() and time.monotonic() < deadline:
@@ -217,6 +220,9 @@ class CallQueue:
             self.nbytes -= nbytes
         give_back = self.calls.extendleft if oldest_first else self.calls.extend
         give_back(reversed(spared))
+        if self._closed:
+            for control in spared:
+                control.done.set()
 
 
 def values_in(call: Call | Control) -> int:

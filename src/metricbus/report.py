@@ -8,9 +8,9 @@ import msgspec
 class SinkCounts(msgspec.Struct, frozen=True, kw_only=True):
     """One sink's share of what the journal holds.
 
-    `journalled == delivered + rejected + filtered + pending`, always. `error` is the last failure
-    in words and None once the sink works again; `where` tells what was written to, and `command`
-    opens it.
+    `journalled + others == delivered + rejected + filtered + pending`, always. `error` is the last
+    failure in words; that of an outage goes when the outage is over.
+    `where` tells what was written to, and `command` opens it.
     """
 
     delivered: int = 0
@@ -28,13 +28,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     `logged + derived == journalled + reduced + dropped + waiting`, always. `reduced` values went
     into a reduction and are not in the journal themselves; `derived` ones are what reductions gave,
     and are. `dropped` ones met a full queue or a closed bus, `waiting` ones are not in the journal
-    yet. `damaged` is the number of journal
-    lines that could not be read.
+    yet. `others` were journalled by processes that joined the run. `damaged` is the number of
+    journal lines that could not be read.
     """
 
     journalled: int = 0
     reduced: int = 0
     derived: int = 0
+    others: int = 0
     dropped: int = 0
     waiting: int = 0
     damaged: int = 0

@@ -78,26 +78,28 @@ class Clock:
         if self._ticker is None:
             self._look_for_ticker(names, thread)
         if self._ticker_thread == thread and self._ticker in names:
-            if self.step == self._ticked_at:
+            if self.step == self._ticked_at and self.step < INT_MAX:
                 self.step += 1
             self._ticked_at = self.step
         return self.step
 
     def advance(self, n: int) -> None:
-        """Moves the step by `n`, as a driver."""
+        """Moves the step by `n`, as a driver; `ValueError` beyond 64 bits."""
+        if self.step > INT_MAX - n:
+            raise ValueError(f"the step {self.step} cannot be moved by {n}: it would pass 2**63-1")
         self.driven = True
         self.step += n
 
     def enter_step(self) -> None:
         """Moves to a loop's next step; the very first one is where the run stands already."""
         self.driven = True
-        if self.step != self._fresh_step:
+        if self.step != self._fresh_step and self.step < INT_MAX:
             self.step += 1
         self._fresh_step = -1
 
     def enter_epoch(self) -> None:
         """The same for epochs."""
-        if self.epoch != self._fresh_epoch:
+        if self.epoch != self._fresh_epoch and self.epoch < INT_MAX:
             self.epoch += 1
         self._fresh_epoch = -1
 

@@ -19,6 +19,7 @@ from metricbus.errors import ConfigError
 
 _URL = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(\+(?P<transport>[a-z0-9]+))?(:(?P<location>.+))?")
 _USERINFO = re.compile(r"(?<=://)[^\s,?]*@")
+_LEADING_USERINFO = re.compile(r"^[^/?]*@")
 _SECRET_OPTION = re.compile(
     r"(?P<key>[?&][^=&,\s]*(?:password|passwd|token|secret|key|credential)[^=&,\s]*=)[^&,\s'\"]*",
     re.IGNORECASE,
@@ -39,7 +40,8 @@ class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
         from urllib.parse import urlencode
 
         query = urlencode(sorted(self.options.items()), doseq=True)
-        return redact(f"{self.name}:{self.location}" + (f"?{query}" if query else ""))
+        location = _LEADING_USERINFO.sub("***@", self.location)
+        return redact(f"{self.name}:{location}" + (f"?{query}" if query else ""))
 
     @property
     def key(self) -> str:

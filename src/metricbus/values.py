@@ -78,7 +78,7 @@ def check_name(name: object) -> str:
         name.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"the name {name!r:.80} cannot be written as UTF-8: {error}") from error
-    return str(name)
+    return str.__str__(name)  # of an enum the text, not the member's name
 
 
 def check_weight(weight: object) -> float:

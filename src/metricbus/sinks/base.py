@@ -11,7 +11,7 @@ beyond the state is the sink's to recognise: a file is cut to the saved length, 
 Failures: raise `Unavailable` (or any `OSError`) when the backend cannot be had right now, and the
 same records come again later; raise `Rejected`, or let anything else escape, when they can never be
 taken, and they come again one by one so that the bad ones are found. Either way `write` must have
-undone or not begun what it was asked to do.
+undone or not begun what it was asked to do. When `flush` fails, `flush` alone is called again.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Sink(ABC):
     * `kinds`: the classes of records that it takes; others never reach it. Left out: scalars.
     * `Options`: a `msgspec.Struct` with the options that the sink's URL may have, with types and
       defaults; they are checked when the bus is made.
+    * `may_share`: whether two sinks of one location can live side by side; files cannot.
     * `requires`: names of the modules that must be importable; they are looked for, not imported,
       when the bus is made.
     * `install`: the command that installs them, for the error message.
@@ -61,6 +62,7 @@ class Sink(ABC):
 
     kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (Scalars,)
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
+    may_share: ClassVar[bool] = False
     requires: ClassVar[Sequence[str]] = ()
     install: ClassVar[str] = ""
 

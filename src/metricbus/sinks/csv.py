@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from metricbus.files import AppendFile, replace_file
 from metricbus.records import Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink, folder_of
+
+_log = logging.getLogger("metricbus.sinks.csv")
 
 COLUMNS = ("step", "epoch", "time", "name", "value", "kind")
 
@@ -44,7 +47,16 @@ class CsvSink(Sink):
         replace_file(self._folder / "config.json", config + b"\n")
         self._cells: dict[str, str] = {}
         self._file = AppendFile(self._folder / "metrics.csv")
-        self._file.cut(min(state.get("length", 0), self._file.length))
+        try:
+            self._go_on_from(state.get("length", 0))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _go_on_from(self, length: int) -> None:
+        if self._file.length < length:
+            _log.warning("%s has been cut or replaced; going on at its end", self._file.path)
+        self._file.cut(min(length, self._file.length))
         if not self._file.length:
             self._file.append(_line(COLUMNS).encode())
 

@@ -39,13 +39,23 @@ class EventFile:
     def __init__(self, path: Path, counted: int, wall_time: float) -> None:
         """Opens the file, new or old, and reads what is in it; `counted` bytes of it count."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = AppendFile(path)
         self.newest: dict[str, int] = {}
         self.skip = 0
+        self.has_hparams = False
+        self._file = AppendFile(path)
+        try:
+            self._read(path, counted, wall_time)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self, path: Path, counted: int, wall_time: float) -> None:
         whole = 0
         for event, end in read_events(path):
             whole = end
-            if _is_row(event):
+            if _is_hparams(event):
+                self.has_hparams = True
+            elif event.HasField("summary"):
                 if end > counted:
                     self.skip += 1
                 else:
@@ -55,7 +65,6 @@ class EventFile:
         if not whole:
             version = Event(wall_time=wall_time, file_version="brain.Event:2")
             self.append([version.SerializeToString()])
-        self.has_summaries = whole > 0
 
     @property
     def length(self) -> int:
@@ -141,8 +150,8 @@ def read_events(path: Path) -> Iterator[tuple[Event, int]]:
         offset = end
 
 
-def _is_row(event: Event) -> bool:
-    return event.HasField("summary") and not event.summary.value[0].tag.startswith("_hparams_/")
+def _is_hparams(event: Event) -> bool:
+    return any(value.metadata.plugin_data.plugin_name == "hparams" for value in event.summary.value)
 
 
 def _masked_crc(data: bytes) -> int:

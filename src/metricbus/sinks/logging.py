@@ -36,6 +36,7 @@ class LoggingSink(Sink):
     """Writes rows to the logger `metricbus`, in this process."""
 
     kinds = (Scalars, Epoch)
+    may_share = True
     Options = LoggingOptions
     options: LoggingOptions
 

@@ -37,6 +37,13 @@ class TensorBoardSink(Sink):
     requires = ("tensorboard", "google_crc32c")
     install = "pip install 'metricbus[tensorboard]'"
 
+    def __init__(self, location: str = "", options: Any = None) -> None:
+        super().__init__(location, options)
+        self._counted: dict[str, int] = {}
+        self._lanes: dict[str, EventFile] = {}
+        self._is_stale = False
+        self._told = False
+
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Opens the run's event files, and finds in them what was written beyond the state."""
         from metricbus.sinks.event_file import EventMaker
@@ -44,26 +51,24 @@ class TensorBoardSink(Sink):
         self._event_of = EventMaker()
         self._folder = folder_of(self.location, run, folder, "tensorboard")
         self._run = run
-        self._counted: dict[str, int] = dict(state.get("lengths", {}))
-        self._lanes: dict[str, EventFile] = {}
-        self._told = False
+        self._counted = dict(state.get("lengths", {}))
         self._open_lanes()
-        if run.config and not self._lanes[""].has_summaries:
+        if run.config and not self._lanes[""].has_hparams:
             self._write_hparams_start()
 
     def write(self, records: Sequence[Scalars]) -> None:
         """One event a row, in the first lane where it is not late."""
+        if self._is_stale:
+            self._open_lanes()
+        self._is_stale = True  # until all is written: then the files say which rows to skip
         batches: dict[str, list[bytes]] = {}
         for record in records:
             name = self._lane_for(record)
             if self._lanes[name].see(record):
                 batches.setdefault(name, []).append(self._event_of(record))
-        try:
-            for name, events in batches.items():
-                self._lanes[name].append(events)
-        except OSError:
-            self._open_lanes()  # some lanes have the batch now: read again which rows to skip
-            raise
+        for name, events in batches.items():
+            self._lanes[name].append(events)
+        self._is_stale = False
 
     def flush(self) -> Mapping[str, Any]:
         """The lengths that count."""
@@ -90,9 +95,11 @@ class TensorBoardSink(Sink):
     def _open_lanes(self) -> None:
         for lane in self._lanes.values():
             lane.close()
-        self._lanes = {
-            name: self._open_lane(name) for name in _LANES if not name or self._path(name).exists()
-        }
+        self._lanes = {}
+        for name in _LANES:
+            if not name or self._path(name).exists():
+                self._lanes[name] = self._open_lane(name)
+        self._is_stale = False
 
     def _open_lane(self, name: str) -> EventFile:
         from metricbus.sinks.event_file import EventFile
