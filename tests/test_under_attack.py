@@ -156,7 +156,7 @@ def test_an_interrupt_anywhere_in_log_does_not_put_the_collector_to_sleep(
         previous = signal.signal(signal.SIGALRM, interrupt)
         try:
             for _ in range(100):
-                wait_for(lambda: bus._queue.alarm == 0)
+                wait_for(lambda: bus._queue.alarm == [0])
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 1e-5)
                     for _ in range(50):

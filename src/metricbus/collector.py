@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from metricbus.definitions import Definition
 from metricbus.journal import SegmentWriter
@@ -30,6 +30,7 @@ _BREATH = 50e-6  # a wait this short hands the interpreter over, where sleep(0) 
 _RETRY_SECS = 1.0
 _COMPLAIN_EVERY = 60.0
 _CHECKPOINT_EVERY = 5.0
+_VALUES_ALONE = frozenset((tuple,))
 
 
 class Flush(Control):
@@ -140,6 +141,9 @@ class Collector:
 
     def _collect(self, calls: list[Call | Control]) -> Stop | None:
         """Journals a chunk and obeys the controls in it, in turn; the one that says to stop."""
+        if _VALUES_ALONE.issuperset(map(type, calls)):  # as nearly always
+            self._take(cast(list[Call], calls))
+            return None
         stop = None
         values: list[Call] = []
         for call in calls:

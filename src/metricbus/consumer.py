@@ -74,7 +74,7 @@ class _Outcome(NamedTuple):
     delivered: int
     rejected: int
     filtered: int
-    segments: Counter[str]
+    segments: dict[str, int]
 
 
 class Tally(NamedTuple):
@@ -232,12 +232,8 @@ class Consumer:
 
     def _write(self, rows: list[Row]) -> _Outcome:
         """Writes a batch; what became of its values, in all and by segment."""
-        records, filtered = self._wanted(rows)
-        values = sum(len(record.values) for record in records if isinstance(record, Scalars))
-        segments: Counter[str] = Counter()
-        for row in rows:
-            if isinstance(row.record, Scalars):
-                segments[row.segment] += len(row.record.values)
+        records, filtered, segments = self._wanted(rows)
+        values = sum(segments.values()) - filtered
         try:
             if records:
                 self._sink.write(records)
@@ -251,20 +247,23 @@ class Consumer:
         self._batch_limit = min(self._batch_limit * 2, self.spec.options.batch_size)
         return _Outcome(values, 0, filtered, segments)
 
-    def _wanted(self, rows: list[Row]) -> tuple[list[Any], int]:
-        """The records for the sink, and how many values were filtered out."""
+    def _wanted(self, rows: list[Row]) -> tuple[list[Any], int, dict[str, int]]:
+        """The records for the sink, how many values were filtered out, and all by segment."""
         records: list[Any] = []
         filtered = 0
+        segments: dict[str, int] = {}
         for row in rows:
             record = row.record
             if isinstance(record, Scalars):
+                values = len(record.values)
+                segments[row.segment] = segments.get(row.segment, 0) + values
                 kept = self._filter.apply(record) if self._is_for_us(record) else None
-                filtered += len(record.values) - (len(kept.values) if kept else 0)
+                filtered += values - (len(kept.values) if kept else 0)
                 if kept:
                     records.append(kept)
             elif isinstance(record, self._sink.kinds):
                 records.append(record)
-        return records, filtered
+        return records, filtered, segments
 
     def _is_for_us(self, row: Scalars) -> bool:
         return not row.sinks or self.spec.kind in row.sinks
@@ -280,7 +279,7 @@ class Consumer:
         progress.delivered += outcome.delivered
         progress.rejected += outcome.rejected
         progress.filtered += outcome.filtered
-        progress.values = dict(Counter(progress.values) + outcome.segments)
+        progress.values = dict(Counter(progress.values) + Counter(outcome.segments))
         progress.positions = dict(self._reader.positions)
         if outcome.delivered:
             self._recover()

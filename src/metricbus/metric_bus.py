@@ -183,7 +183,7 @@ class MetricBus:
         queue = self._queue
         calls = queue.calls
         calls.append((name, value, step, epoch, time_ns()))
-        if len(calls) > queue.alarm:
+        if len(calls) > queue.alarm[0]:
             queue.crowded()
 
     def _log_mapping(

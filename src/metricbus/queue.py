@@ -4,12 +4,14 @@ The caller's side is two steps, which `MetricBus.log` takes itself because a fun
 cost as much again:
 
     queue.calls.append(call)
-    if len(queue.calls) > queue.alarm: queue.crowded()
+    if len(queue.calls) > queue.alarm[0]: queue.crowded()
 
 Appending to a deque is atomic, and nothing is locked, so a signal handler or a garbage collection
 may log at any point. The collector is not signalled per call: `alarm` is the length at which it
 wants to hear of the next one. That is 0 while it sleeps for want of calls, the batch size while it
-waits for a batch, and the queue's bound while it works.
+waits for a batch, and the queue's bound while it works. It is a list of one number, a new list for
+each rest of the collector: a producer that was held up while it marked an old alarm as gone off
+cannot silence the next.
 
 The bound in bytes is an estimate that racing threads can make slightly wrong until the queue next
 runs empty. The counts of values are exact: they change by single statements without a call in
@@ -65,7 +67,7 @@ class CallQueue:
 
     def __init__(self, bounds: Bounds, *, strict: bool = False) -> None:
         self.calls: deque[Call | Control] = deque()
-        self.alarm = 0
+        self.alarm = [0]
         self.nbytes = 0
         self.dropped = 0  # met a full queue
         self.dropped_late = 0  # met a closed one
@@ -81,7 +83,7 @@ class CallQueue:
     def put(self, call: Call | Control) -> None:
         """Appends; what `MetricBus.log` does in place, for everybody else."""
         self.calls.append(call)
-        if len(self.calls) > self.alarm:
+        if len(self.calls) > self.alarm[0]:
             self.crowded()
 
     def put_row(self, call: Call, values: int) -> None:
@@ -89,7 +91,7 @@ class CallQueue:
         nbytes = values * BYTES_A_VALUE
         self.nbytes += nbytes
         self.calls.append(call)
-        if len(self.calls) > self.alarm or self.nbytes > self._alarm_bytes:
+        if len(self.calls) > self.alarm[0] or self.nbytes > self._alarm_bytes:
             self.crowded()
 
     def put_control(self, control: Control, *, hurry: bool = True) -> None:
@@ -99,7 +101,7 @@ class CallQueue:
             control.done.set()
         if hurry:
             self.hurry()
-        elif len(self.calls) > self.alarm:
+        elif len(self.calls) > self.alarm[0]:
             self.crowded()
 
     def hurry(self) -> None:
@@ -112,18 +114,20 @@ class CallQueue:
 
         On a closed queue the new call is dropped; `ClosedError` says so under `strict`.
         """
+        alarm = self.alarm
         if self._closed:
             self._refuse()
             return
         if self._is_over():
             self._overflow()
-        if self.alarm < self._bounds.calls:  # it rests; only it moves `alarm`, so until it wakes
-            self._bell.ring()  # every call rings, and none can be the last one to do so in vain
+        if alarm[0] < self._bounds.calls:
+            self._bell.ring()
+            alarm[0] = self._bounds.calls  # it has gone off; interrupted before, it does so again
 
     def close(self) -> None:
         """From now on nothing gets in. For the collector, which takes what is left afterwards."""
         self._closed = True
-        self.alarm = -1
+        self.alarm = [-1]
 
     def waiting(self) -> int:
         """The number of values in the queue now."""
@@ -135,24 +139,24 @@ class CallQueue:
         Without calls it sleeps for `idle_secs`, or for good; the next call wakes it.
         """
         self._collector = threading.get_ident()
-        self.alarm = 0
+        self.alarm = [0]
         if not self.calls and not self._hurry:
             self._gave_up = False
             self.nbytes = 0
             self._bell.wait(idle_secs)
             if not self.calls:
                 return
-        self.alarm = min(self._bounds.batch_size, self._bounds.calls)
-        batch_is_full = len(self.calls) > self.alarm or self.nbytes > self._alarm_bytes
+        self.alarm = [min(self._bounds.batch_size, self._bounds.calls)]
+        batch_is_full = len(self.calls) > self.alarm[0] or self.nbytes > self._alarm_bytes
         if not self._hurry and not batch_is_full:
             self._bell.wait(secs)
         self._hurry = False
-        self.alarm = self._bounds.calls
+        self.alarm = [self._bounds.calls]
 
     def pause(self, secs: float) -> None:
         """Waits like `wait`, but only a hurry ends it: for retrying what cannot be written."""
         deadline = time.monotonic() + secs
-        self.alarm = self._bounds.calls
+        self.alarm = [self._bounds.calls]
         while not self._hurry and (left := deadline - time.monotonic()) > 0:
             self._bell.wait(left)
         self._hurry = False
