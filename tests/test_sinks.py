@@ -126,6 +126,8 @@ def test_csv_has_the_config_beside_it(tmp_path: Path) -> None:
     with MetricBus(sinks=f"csv:{tmp_path}/out", config={"lr": 0.1}, id="r", dir=tmp_path) as bus:
         bus.log("x", 1.0)
     assert json.loads((tmp_path / "out" / "r" / "config.json").read_text()) == {"lr": 0.1}
+    run = json.loads((tmp_path / "out" / "r" / "run.json").read_text())
+    assert (run["name"], run["status"]) == ("run", "finished")
     assert (tmp_path / "out" / "r" / "metrics.csv").exists()
 
 
@@ -154,6 +156,18 @@ def test_a_row_is_one_log_record_with_the_time_and_values_of_the_row(
     assert (record.step, record.epoch, record.levelname) == (4, 1, "DEBUG")
     assert before - 0.001 <= record.created <= time.time()
     assert [r.getMessage() for r in caplog.records][-1] == "run finished"
+
+
+def test_logging_tells_the_runs_name_config_and_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.INFO, "metricbus"),
+        MetricBus("my\nrun", id="r", sinks="logging", dir=tmp_path, config={"lr": 0.1}),
+    ):
+        pass
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f'run "my\\nrun" (r) in {tmp_path}/r', 'config {"lr":0.1}', "run finished"]
 
 
 def test_logging_thins_by_every(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

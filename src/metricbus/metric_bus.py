@@ -14,12 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import time_ns
 from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from metricbus import exits
 from metricbus.config import Settings, resolve
 from metricbus.definitions import Definition, Definitions, checked
-from metricbus.engine import About, Engine, open_engine
 from metricbus.errors import DeliveryError
 from metricbus.loops import Epochs, Steps
 from metricbus.queue import CallQueue, Overflow
@@ -33,6 +32,9 @@ from metricbus.steps import Clock, check_step
 from metricbus.values import INT_MAX, check_name, check_weight, flatten, to_number
 
 _log = logging.getLogger("metricbus")
+
+if TYPE_CHECKING:
+    from metricbus.engine import Engine
 
 T = TypeVar("T")
 
@@ -107,6 +109,8 @@ class MetricBus:
         if self._settings.disabled:
             self._switch_off()
             return
+        from metricbus.engine import About, open_engine  # who never opens a run never pays for it
+
         about = About(id, run, self._config, tags, group, notes)
         self._engine = open_engine(self._settings, about, sinks)
         self._queue = self._engine.queue

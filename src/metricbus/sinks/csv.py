@@ -10,7 +10,7 @@ A name that a spreadsheet would run as a formula gets an apostrophe in front, an
 begins with an apostrophe, so that taking one leading apostrophe away gives every name back.
 Numbers are never touched: -0.5 stays a number.
 
-`config.json` beside it has the run's hyperparameters.
+Beside it, `config.json` has the run's hyperparameters, `run.json` its name and how it ended.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class CsvSink(Sink):
         """Cuts off what a killed delivery wrote beyond the saved length, then goes on there."""
         self._folder = folder_of(self.location, run, folder, "csv")
         self._folder.mkdir(parents=True, exist_ok=True)
-        config = msgspec.json.format(msgspec.json.encode(run.config))
-        replace_file(self._folder / "config.json", config + b"\n")
+        self._run = run
+        self._write_json("config.json", run.config)
+        self._write_json("run.json", msgspec.structs.replace(run, config={}))
         self._cells: dict[str, str] = {}
         self._file = AppendFile(self._folder / "metrics.csv")
         try:
@@ -79,8 +80,14 @@ class CsvSink(Sink):
         return {"length": self._file.length}
 
     def close(self, status: Status) -> None:
-        """Lets go of the file."""
+        """Lets go of the file, and writes down how the run ended."""
         self._file.close()
+        ended = msgspec.structs.replace(self._run, config={}, status=status)
+        self._write_json("run.json", ended)
+
+    def _write_json(self, name: str, what: object) -> None:
+        text = msgspec.json.format(msgspec.json.encode(what))
+        replace_file(self._folder / name, text + b"\n")
 
     @property
     def where(self) -> str:

@@ -41,7 +41,7 @@ class LoggingSink(Sink):
     options: LoggingOptions
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Finds the logger, and says which run this is."""
+        """Finds the logger, and says which run this is, with which hyperparameters."""
         self._logger = logging.getLogger("metricbus")
         self._level = logging.getLevelNamesMapping()[self.options.level]
         if not self._logger.hasHandlers():
@@ -49,7 +49,10 @@ class LoggingSink(Sink):
             handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
             self._logger.addHandler(handler)
             self._logger.setLevel(self._level)
-        self._logger.log(self._level, "run %s in %s", printable(run.id), folder)
+        self._logger.log(self._level, "run %s (%s) in %s", printable(run.name), run.id, folder)
+        if run.config:
+            config = msgspec.json.encode(run.config).decode()
+            self._logger.log(self._level, "config %s", config)
 
     def write(self, records: Sequence[Scalars | Epoch]) -> None:
         """One log record each."""
