@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from metricbus import MetricBus
-from metricbus.consumer import Consumer, spec_of
+from metricbus.consumer import Consumer
 from metricbus.journal import JournalReader
 from metricbus.offsets import load_progress, save_progress
 from metricbus.run import RunFolder
+from metricbus.specs import spec_of
 from metricbus.urls import parse_sink
 
 

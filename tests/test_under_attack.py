@@ -20,9 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metricbus
 from metricbus import MetricBus, Rejected, Scalars, Unavailable, files
-from metricbus.consumer import Consumer, spec_of
+from metricbus.consumer import Consumer
 from metricbus.process_wide import ProcessBus
 from metricbus.run import RunFolder
+from metricbus.specs import spec_of
 from metricbus.testing import MemorySink
 from metricbus.urls import parse_sink
 

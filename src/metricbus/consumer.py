@@ -18,8 +18,6 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from metricbus.bell import Bell
@@ -28,40 +26,16 @@ from metricbus.filters import RowFilter
 from metricbus.journal import JournalReader, Position, Row
 from metricbus.offsets import load_progress, save_progress
 from metricbus.records import Scalars, Status
-from metricbus.report import SinkCounts
+from metricbus.report import Tally
 from metricbus.run import RunFolder
-from metricbus.sinks import CommonOptions, Sink, make_sink
-from metricbus.urls import SinkURL, redact
+from metricbus.specs import SinkSpec
+from metricbus.urls import redact
 
 _log = logging.getLogger("metricbus.delivery")
 
 _COMPLAIN_EVERY = 60.0
 _LOOK_EVERY = 1.0  # other processes write segments too, and ring no bell here
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
-
-
-class SinkSpec(NamedTuple):
-    """A sink to be fed: its name for people, its key for files, and how it wants its records.
-
-    `kind` is the first part of its URL, or the class of a user's own object: what `sinks=` of a
-    definition names.
-    """
-
-    name: str
-    kind: str
-    key: str
-    canonical: str
-    sink: Sink
-    options: CommonOptions
-
-
-def spec_of(sink: SinkURL | Sink) -> SinkSpec:
-    """The spec for a URL, or for a user's own sink object."""
-    if isinstance(sink, SinkURL):
-        made, options = make_sink(sink)
-        return SinkSpec(redact(sink.text), sink.name, sink.key, sink.canonical, made, options)
-    name = type(sink).__name__
-    return SinkSpec(name, name, f"object-{name}", f"object:{name}", sink, CommonOptions())
 
 
 class _Split(Exception):  # noqa: N818 - it says what to do, and is caught right here
@@ -75,41 +49,6 @@ class _Outcome(NamedTuple):
     rejected: int
     filtered: int
     segments: dict[str, int]
-
-
-class Tally(NamedTuple):
-    """A sink's counts at one moment."""
-
-    delivered: int = 0
-    rejected: int = 0
-    filtered: int = 0
-    values: Mapping[str, int] = MappingProxyType({})
-    positions: Mapping[str, Position] = MappingProxyType({})
-    damaged: int = 0
-    error: str | None = None
-    where: str = ""
-    command: str = ""
-
-    def seen_of(self, segment: str) -> int:
-        """Values of this segment that have been dealt with."""
-        return self.values.get(segment, 0)
-
-    def seen_elsewhere(self, segment: str) -> int:
-        """Values of all other segments that have been dealt with."""
-        return sum(self.values.values()) - self.seen_of(segment)
-
-    def counts(self, journalled: int) -> SinkCounts:
-        """The counts for people, given how many values there are in all."""
-        done = self.delivered + self.rejected + self.filtered
-        return SinkCounts(
-            delivered=self.delivered,
-            rejected=self.rejected,
-            filtered=self.filtered,
-            pending=journalled - done,
-            error=self.error,
-            where=self.where,
-            command=self.command,
-        )
 
 
 class Consumer:

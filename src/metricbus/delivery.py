@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from metricbus.consumer import Consumer, SinkSpec, Tally
+from metricbus.consumer import Consumer
 from metricbus.records import Status
+from metricbus.report import Tally
 from metricbus.run import RunFolder
+from metricbus.specs import SinkSpec
 
 
 class Delivery:

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ import msgspec
 
 from metricbus.collector import Collector, Define, EpochBegins, EpochEnds, Flush, Stop
 from metricbus.config import Settings, variable_of
-from metricbus.consumer import SinkSpec, spec_of
 from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError
@@ -28,7 +27,7 @@ from metricbus.records import Number, Status
 from metricbus.report import Report
 from metricbus.run import Run, RunFolder, create_run, plain_config
 from metricbus.sinks import Sink
-from metricbus.urls import parse_sinks
+from metricbus.specs import SinkSpec, specs_of
 
 _log = logging.getLogger("metricbus.run")
 
@@ -213,7 +212,7 @@ def open_engine(
     parent = _run_to_join(settings, about)
     if parent is not None:
         return _join(parent, settings, about)
-    specs = _specs(settings.sinks if sinks is None else sinks)
+    specs = specs_of(settings.sinks if sinks is None else sinks)
     folder, run = create_run(
         Path(settings.dir).expanduser(),
         id=settings.run_id if about.id is None else about.id,
@@ -250,44 +249,6 @@ def _join(folder: RunFolder, settings: Settings, about: About) -> Engine:
             run.id,
         )
     return Engine(folder, run, settings, [], owner=False)
-
-
-def _specs(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:
-    given: list[Any] = []
-    if not isinstance(sinks, Iterable):
-        sinks = [sinks]
-    for sink in [sinks] if isinstance(sinks, str) else sinks:
-        if isinstance(sink, str):
-            given += parse_sinks(sink)
-        elif isinstance(sink, Sink):
-            given.append(sink)
-        else:
-            raise ConfigError(
-                f"sinks= takes URLs and Sink objects, made like MemorySink(), not {sink!r:.60}"
-            )
-    specs: list[SinkSpec] = []
-    for sink in given:
-        spec = spec_of(sink)
-        twins = sum(other.key.partition("#")[0] == spec.key for other in specs)
-        if not isinstance(sink, Sink):
-            _check_apart(spec, specs, twins)
-        if twins:
-            spec = spec._replace(name=f"{spec.name}#{twins + 1}", key=f"{spec.key}#{twins + 1}")
-        specs.append(spec)
-    return specs
-
-
-def _check_apart(spec: SinkSpec, others: Sequence[SinkSpec], twins: int) -> None:
-    """Two sinks must not write to the same place."""
-    if twins:
-        raise ConfigError(f"the sink {spec.name!r} is named twice")
-    for other in others:
-        same = (other.kind, other.sink.location) == (spec.kind, spec.sink.location)
-        if same and not spec.sink.may_share:
-            raise ConfigError(
-                f"the sinks {other.name!r} and {spec.name!r} would write to the same place; give "
-                f"one a place of its own, such as {spec.kind}:elsewhere"
-            )
 
 
 def _announce(folder: Path) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
 import msgspec
+
+from metricbus.journal import Position
 
 
 class SinkCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +26,41 @@ class SinkCounts(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     where: str = ""
     command: str = ""
+
+
+class Tally(NamedTuple):
+    """A sink's counts at one moment."""
+
+    delivered: int = 0
+    rejected: int = 0
+    filtered: int = 0
+    values: Mapping[str, int] = MappingProxyType({})
+    positions: Mapping[str, Position] = MappingProxyType({})
+    damaged: int = 0
+    error: str | None = None
+    where: str = ""
+    command: str = ""
+
+    def seen_of(self, segment: str) -> int:
+        """Values of this segment that have been dealt with."""
+        return self.values.get(segment, 0)
+
+    def seen_elsewhere(self, segment: str) -> int:
+        """Values of all other segments that have been dealt with."""
+        return sum(self.values.values()) - self.seen_of(segment)
+
+    def counts(self, journalled: int) -> SinkCounts:
+        """The counts for people, given how many values there are in all."""
+        done = self.delivered + self.rejected + self.filtered
+        return SinkCounts(
+            delivered=self.delivered,
+            rejected=self.rejected,
+            filtered=self.filtered,
+            pending=journalled - done,
+            error=self.error,
+            where=self.where,
+            command=self.command,
+        )
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

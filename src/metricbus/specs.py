@@ -1,0 +1,73 @@
+"""From what `sinks=` says to the sinks that are to be fed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from metricbus.errors import ConfigError
+from metricbus.sinks import CommonOptions, Sink, make_sink
+from metricbus.urls import SinkURL, parse_sinks, redact
+
+
+class SinkSpec(NamedTuple):
+    """A sink to be fed: its name for people, its key for files, and how it wants its records.
+
+    `kind` is the first part of its URL, or the class of a user's own object: what `sinks=` of a
+    definition names.
+    """
+
+    name: str
+    kind: str
+    key: str
+    canonical: str
+    sink: Sink
+    options: CommonOptions
+
+
+def spec_of(sink: SinkURL | Sink) -> SinkSpec:
+    """The spec for a URL, or for a user's own sink object."""
+    if isinstance(sink, SinkURL):
+        made, options = make_sink(sink)
+        return SinkSpec(redact(sink.text), sink.name, sink.key, sink.canonical, made, options)
+    name = type(sink).__name__
+    return SinkSpec(name, name, f"object-{name}", f"object:{name}", sink, CommonOptions())
+
+
+def specs_of(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:
+    """The specs for what `sinks=` was given; `ConfigError` for what cannot work."""
+    given: list[Any] = []
+    if not isinstance(sinks, Iterable):
+        sinks = [sinks]
+    for sink in [sinks] if isinstance(sinks, str) else sinks:
+        if isinstance(sink, str):
+            given += parse_sinks(sink)
+        elif isinstance(sink, Sink):
+            given.append(sink)
+        else:
+            raise ConfigError(
+                f"sinks= takes URLs and Sink objects, made like MemorySink(), not {sink!r:.60}"
+            )
+    specs: list[SinkSpec] = []
+    for sink in given:
+        spec = spec_of(sink)
+        twins = sum(other.key.partition("#")[0] == spec.key for other in specs)
+        if not isinstance(sink, Sink):
+            _check_apart(spec, specs, twins)
+        if twins:
+            spec = spec._replace(name=f"{spec.name}#{twins + 1}", key=f"{spec.key}#{twins + 1}")
+        specs.append(spec)
+    return specs
+
+
+def _check_apart(spec: SinkSpec, others: Sequence[SinkSpec], twins: int) -> None:
+    """Two sinks must not write to the same place."""
+    if twins:
+        raise ConfigError(f"the sink {spec.name!r} is named twice")
+    for other in others:
+        same = (other.kind, other.sink.location) == (spec.kind, spec.sink.location)
+        if same and not spec.sink.may_share:
+            raise ConfigError(
+                f"the sinks {other.name!r} and {spec.name!r} would write to the same place; give "
+                f"one a place of its own, such as {spec.kind}:elsewhere"
+            )
