@@ -1,8 +1,6 @@
 """`MetricBus`, the only object that a training loop sees.
 
-`log()` does no I/O, waits for no thread and holds no lock: it looks at the value, stamps it with
-step, epoch and time, and appends it to a bounded queue. Everything else happens behind the queue,
-in `Engine`. (The one exception is a queue that is full under `overflow="block"`.)
+What it logs goes into a queue (`Recorder`); everything behind the queue is the `Engine`'s.
 """
 
 from __future__ import annotations
@@ -12,24 +10,23 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from time import time_ns
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from metricbus import exits
 from metricbus.config import Settings, resolve
 from metricbus.definitions import Definition, Definitions, checked
 from metricbus.errors import DeliveryError
 from metricbus.loops import Epochs, Steps
-from metricbus.queue import CallQueue, Overflow
+from metricbus.queue import Overflow
+from metricbus.recorder import Recorder
 from metricbus.records import Number, Status
 from metricbus.reductions import Reducer
 from metricbus.report import Report
 from metricbus.run import Run
 from metricbus.scope import Scope
 from metricbus.sinks import Sink
-from metricbus.steps import Clock, check_step
-from metricbus.values import INT_MAX, check_name, check_weight, flatten, to_number
+from metricbus.steps import check_step
 
 _log = logging.getLogger("metricbus")
 
@@ -38,11 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MISSING: Any = object()
-_FLOAT = frozenset((float,))
 
-
-class MetricBus:
+class MetricBus(Recorder):
     """Logs a run's metrics once, for any number of backends.
 
     with MetricBus(run="digits", config={"lr": 3e-4}) as bus:
@@ -58,8 +52,6 @@ class MetricBus:
     """
 
     _engine: Engine | None
-    _queue: CallQueue
-    _newest: dict[str, Number]
     _config: Mapping[str, Any]
 
     def __init__(
@@ -120,129 +112,12 @@ class MetricBus:
 
     def _begin_idle(self) -> None:
         """The state of a bus that has no run yet."""
-        self._clock = Clock()
-        self._newest = {}
+        Recorder.__init__(self)
         self._engine = None
         self._config = MappingProxyType({})
         self._settings = Settings()
         self._definitions = Definitions()
         self._phases: set[str] = set()
-
-    # Logging
-
-    @overload
-    def log(
-        self,
-        name: str,
-        value: Any,
-        *,
-        step: int | None = None,
-        epoch: int | None = None,
-        weight: float | None = None,
-    ) -> None: ...
-
-    @overload
-    def log(
-        self,
-        name: Mapping[str, Any],
-        *,
-        step: int | None = None,
-        epoch: int | None = None,
-        weight: float | None = None,
-    ) -> None: ...
-
-    def log(
-        self,
-        name: str | Mapping[str, Any],
-        value: Any = _MISSING,
-        *,
-        step: int | None = None,
-        epoch: int | None = None,
-        weight: float | None = None,
-    ) -> None:
-        """Logs one value, or a mapping of names to values (nested ones flatten with `/`).
-
-        `step` and `epoch` default to where the bus stands; see docs/steps.md. `weight` is for means
-        by a definition: the batch's size, for one. What a value may be is in `metricbus.values`.
-
-        Raises `TypeError` or `ValueError` for a name, value, step, epoch or weight that cannot be
-        logged; then nothing of the call is logged, of a mapping neither.
-        """
-        if type(name) is not str or value is _MISSING or weight is not None:
-            self._log_mapping(name, value, step, epoch, weight)
-            return
-        if type(value) is not float:
-            value = to_number(name, value)
-        if name not in self._newest:
-            check_name(name)
-        clock = self._clock
-        epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
-        if step is None:
-            step = clock.step if clock.driven else clock.implied((name,))
-        elif type(step) is not int or step < 0 or step > INT_MAX:
-            step = check_step(step)
-        if step > clock.step:
-            clock.step = step
-        self._newest[name] = value
-        queue = self._queue
-        calls = queue.calls
-        calls.append((name, value, step, epoch, time_ns()))
-        if len(calls) > queue.alarm[0]:
-            queue.crowded()
-
-    def _log_mapping(
-        self,
-        mapping: object,
-        value: object,
-        step: int | None,
-        epoch: int | None,
-        weight: float | None,
-    ) -> None:
-        if isinstance(mapping, str):
-            if value is _MISSING:
-                raise TypeError(f"log({mapping!r:.80}) has no value; write log(name, value)")
-            name = check_name(mapping)
-            mapping = {name: to_number(name, value)}
-        elif not isinstance(mapping, Mapping):
-            check_name(mapping)
-        elif value is not _MISSING:
-            raise TypeError("log() takes a name and a value, or a mapping alone")
-        row: dict[str, Number] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
-        if type(mapping) is dict and _FLOAT.issuperset(map(type, row.values())):
-            if not row.keys() <= self._newest.keys():
-                for name in row:
-                    check_name(name)
-        else:
-            row = flatten(row)
-        if not row:
-            return
-        clock = self._clock
-        share = 1.0 if weight is None else check_weight(weight)
-        epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
-        step = clock.implied(row) if step is None else check_step(step)
-        if step > clock.step:  # a statement with max() in it could be divided
-            clock.step = step
-        self._newest.update(row)
-        self._queue.put_row((row, share, step, epoch, time_ns()), len(row))
-
-    def _see_epoch(self, epoch: object) -> int:
-        number = check_step(epoch, "epoch")
-        if number > self._clock.epoch:
-            self._clock.epoch = number
-        return number
-
-    def _flush_every(self, steps: int) -> None:
-        """Makes `log` also look at how far the step has moved; only who asks for it pays for it."""
-        flushed_at = self._clock.step
-
-        def log(*args: Any, **kwargs: Any) -> None:
-            nonlocal flushed_at
-            type(self).log(self, *args, **kwargs)
-            if self._clock.step >= flushed_at + steps:
-                flushed_at = self._clock.step
-                self._queue.hurry()
-
-        self.__dict__["log"] = log
 
     # Definitions
 
@@ -455,11 +330,3 @@ class MetricBus:
             "make a MetricBus() of its own in it, which joins the run"
         )
         self._switch_off()
-
-    def _switch_off(self) -> None:
-        """Makes `log` cost next to nothing."""
-        self.__dict__["log"] = _do_nothing
-
-
-def _do_nothing(*args: object, **kwargs: object) -> None:
-    """What `log` is while a bus is off."""

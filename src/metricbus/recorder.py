@@ -1,0 +1,153 @@
+"""The hot path: a call of `log()` becomes an entry in the queue.
+
+`log()` does no I/O, waits for no thread and holds no lock: it looks at the value, stamps it with
+step, epoch and time, and appends it to a bounded queue. (The one exception is a queue that is full
+under `overflow="block"`.) Everything that is wrong with a call shows here, before any of it is
+logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import time_ns
+from typing import Any, overload
+
+from metricbus.queue import CallQueue
+from metricbus.records import Number
+from metricbus.steps import Clock, check_step
+from metricbus.values import INT_MAX, check_name, check_weight, flatten, to_number
+
+_MISSING: Any = object()
+_FLOAT = frozenset((float,))
+
+
+class Recorder:
+    """Stamps what is logged and puts it into `_queue`, which whoever opens a run sets."""
+
+    _queue: CallQueue
+
+    def __init__(self) -> None:
+        self._clock = Clock()
+        self._newest: dict[str, Number] = {}  # the names that were checked, with their last values
+
+    @overload
+    def log(
+        self,
+        name: str,
+        value: Any,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        weight: float | None = None,
+    ) -> None: ...
+
+    @overload
+    def log(
+        self,
+        name: Mapping[str, Any],
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        weight: float | None = None,
+    ) -> None: ...
+
+    def log(
+        self,
+        name: str | Mapping[str, Any],
+        value: Any = _MISSING,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        weight: float | None = None,
+    ) -> None:
+        """Logs one value, or a mapping of names to values (nested ones flatten with `/`).
+
+        `step` and `epoch` default to where the bus stands; see docs/steps.md. `weight` is for means
+        by a definition: the batch's size, for one. What a value may be is in `metricbus.values`.
+
+        Raises `TypeError` or `ValueError` for a name, value, step, epoch or weight that cannot be
+        logged; then nothing of the call is logged, of a mapping neither.
+        """
+        if type(name) is not str or value is _MISSING or weight is not None:
+            self._log_mapping(name, value, step, epoch, weight)
+            return
+        if type(value) is not float:
+            value = to_number(name, value)
+        if name not in self._newest:
+            check_name(name)
+        clock = self._clock
+        epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
+        if step is None:
+            step = clock.step if clock.driven else clock.implied((name,))
+        elif type(step) is not int or step < 0 or step > INT_MAX:
+            step = check_step(step)
+        if step > clock.step:
+            clock.step = step
+        self._newest[name] = value
+        queue = self._queue
+        calls = queue.calls
+        calls.append((name, value, step, epoch, time_ns()))
+        if len(calls) > queue.alarm[0]:
+            queue.crowded()
+
+    def _log_mapping(
+        self,
+        mapping: object,
+        value: object,
+        step: int | None,
+        epoch: int | None,
+        weight: float | None,
+    ) -> None:
+        if isinstance(mapping, str):
+            if value is _MISSING:
+                raise TypeError(f"log({mapping!r:.80}) has no value; write log(name, value)")
+            name = check_name(mapping)
+            mapping = {name: to_number(name, value)}
+        elif not isinstance(mapping, Mapping):
+            check_name(mapping)
+        elif value is not _MISSING:
+            raise TypeError("log() takes a name and a value, or a mapping alone")
+        row: dict[str, Number] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
+        if type(mapping) is dict and _FLOAT.issuperset(map(type, row.values())):
+            if not row.keys() <= self._newest.keys():
+                for name in row:
+                    check_name(name)
+        else:
+            row = flatten(row)
+        if not row:
+            return
+        clock = self._clock
+        share = 1.0 if weight is None else check_weight(weight)
+        epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
+        step = clock.implied(row) if step is None else check_step(step)
+        if step > clock.step:  # a statement with max() in it could be divided
+            clock.step = step
+        self._newest.update(row)
+        self._queue.put_row((row, share, step, epoch, time_ns()), len(row))
+
+    def _see_epoch(self, epoch: object) -> int:
+        number = check_step(epoch, "epoch")
+        if number > self._clock.epoch:
+            self._clock.epoch = number
+        return number
+
+    def _flush_every(self, steps: int) -> None:
+        """Makes `log` also look at how far the step has moved; only who asks for it pays for it."""
+        flushed_at = self._clock.step
+
+        def log(*args: Any, **kwargs: Any) -> None:
+            nonlocal flushed_at
+            type(self).log(self, *args, **kwargs)
+            if self._clock.step >= flushed_at + steps:
+                flushed_at = self._clock.step
+                self._queue.hurry()
+
+        self.__dict__["log"] = log
+
+    def _switch_off(self) -> None:
+        """Makes `log` cost next to nothing."""
+        self.__dict__["log"] = _do_nothing
+
+
+def _do_nothing(*args: object, **kwargs: object) -> None:
+    """What `log` is while a bus is off."""
