@@ -157,6 +157,13 @@ def test_an_id_that_cannot_name_a_folder_is_an_error(tmp_path: Path, id: str) ->
         MetricBus(id=id, sinks="", dir=tmp_path)
 
 
+def test_tags_and_config_of_the_wrong_form_are_told_how_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"tags=\['abc'\]"):
+        MetricBus(tags="abc", sinks="", dir=tmp_path)
+    with pytest.raises(TypeError, match=r"config=vars\(args\)"):
+        MetricBus(config=[1], sinks="", dir=tmp_path)  # type: ignore[arg-type]
+
+
 def test_two_buses_may_live_side_by_side(tmp_path: Path) -> None:
     sinks = MemorySink(), MemorySink()
     with (

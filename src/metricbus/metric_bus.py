@@ -79,6 +79,13 @@ class MetricBus(Recorder):
         disabled: bool | None = None,
     ) -> None:
         self._begin_idle()
+        if isinstance(tags, str):
+            raise TypeError(f"tags= takes a list of texts, not a text: write tags=[{tags!r}]")
+        if config is not None and not isinstance(config, Mapping):
+            raise TypeError(
+                f"config= takes a mapping of names to values, not {type(config).__name__}; "
+                "of an argparse.Namespace, write config=vars(args)"
+            )
         self._config = MappingProxyType(dict(config or {}))
         self._settings, _ = resolve(
             {
