@@ -131,6 +131,18 @@ def test_csv_has_the_config_beside_it(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "r" / "metrics.csv").exists()
 
 
+def test_a_relative_location_stays_where_it_was_when_the_bus_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    with MetricBus(sinks="csv:out,tensorboard:logs", id="r", dir=tmp_path) as bus:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        bus.log("x", 1.0)
+    assert (tmp_path / "out" / "r" / "metrics.csv").exists()
+    assert (tmp_path / "logs" / "r").is_dir()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 # Logging
 
 

@@ -100,6 +100,14 @@ class Sink(ABC):
         return ""
 
 
-def folder_of(location: str, run: Run, folder: Path, name: str) -> Path:
-    """Where a file sink writes: `<run's folder>/<name>`, or `<location>/<run's id>`."""
-    return Path(location).expanduser() / run.id if location else folder / name
+class FileSink(Sink):
+    """A sink that writes into a folder: the run's, or one for each run at its URL's location."""
+
+    def __init__(self, location: str = "", options: Any = None) -> None:
+        """Settles where the location is: a training script may change its folder later."""
+        absolute = str(Path(location).expanduser().absolute()) if location else ""
+        super().__init__(absolute, options)
+
+    def folder_for(self, run: Run, folder: Path, name: str) -> Path:
+        """Where to write: `<location>/<run's id>`, or `<run's folder>/<name>` without one."""
+        return Path(self.location) / run.id if self.location else folder / name

@@ -27,7 +27,7 @@ import msgspec
 from metricbus.files import AppendFile, replace_file
 from metricbus.records import Scalars, Status
 from metricbus.run import Run
-from metricbus.sinks.base import Sink, folder_of
+from metricbus.sinks.base import FileSink
 
 _log = logging.getLogger("metricbus.sinks.csv")
 
@@ -36,12 +36,12 @@ COLUMNS = ("step", "epoch", "time", "name", "value", "kind")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
 
 
-class CsvSink(Sink):
+class CsvSink(FileSink):
     """Appends to `metrics.csv`; `csv:FOLDER` puts it into `FOLDER/<run's id>`."""
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Cuts off what a killed delivery wrote beyond the saved length, then goes on there."""
-        self._folder = folder_of(self.location, run, folder, "csv")
+        self._folder = self.folder_for(run, folder, "csv")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._write_json("config.json", run.config)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from metricbus.records import Scalars, Status
 from metricbus.run import Run
-from metricbus.sinks.base import Sink, folder_of
+from metricbus.sinks.base import FileSink
 
 if TYPE_CHECKING:
     from metricbus.sinks.event_file import EventFile
@@ -31,7 +31,7 @@ _log = logging.getLogger("metricbus.sinks.tensorboard")
 _LANES = ("", *(f"late-{n}" for n in range(1, 8)))
 
 
-class TensorBoardSink(Sink):
+class TensorBoardSink(FileSink):
     """Writes event files; `tensorboard:FOLDER` puts them into `FOLDER/<run's id>`."""
 
     requires = ("tensorboard", "google_crc32c")
@@ -49,7 +49,7 @@ class TensorBoardSink(Sink):
         from metricbus.sinks.event_file import EventMaker
 
         self._event_of = EventMaker()
-        self._folder = folder_of(self.location, run, folder, "tensorboard")
+        self._folder = self.folder_for(run, folder, "tensorboard")
         self._run = run
         self._counted = dict(state.get("lengths", {}))
         self._open_lanes()
