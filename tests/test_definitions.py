@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +334,22 @@ def test_what_was_open_when_the_process_died_comes_out_as_partial(tmp_path: Path
         for name, value in row.values.items()
     }
     assert found == {"loss": (12, 11.0, True), "val": (12, 1.0, True)}
+
+
+def test_an_open_epoch_is_written_down_even_if_its_values_are_emitted_one_by_one(
+    bus: MetricBus,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_for: Callable[[Callable[[], bool]], None],
+) -> None:
+    monkeypatch.setattr("metricbus.collector._CHECKPOINT_EVERY", 0.05)
+    bus.define("loss", on_epoch=True)
+    for value in (1.0, 3.0):
+        bus.log("loss", value)
+    folder = bus.folder
+    assert folder is not None
+    wait_for(lambda: bool(metricbus.read(folder).partial))
+    (row,) = metricbus.read(folder).partial
+    assert (row.values, row.axis, row.partial) == ({"loss_epoch": 2.0}, "epoch", True)
 
 
 def test_a_run_that_was_closed_has_nothing_partial(bus: MetricBus) -> None:

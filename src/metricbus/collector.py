@@ -188,12 +188,9 @@ class Collector:
 
     def _checkpoint_due(self) -> float | None:
         """Seconds until open reductions are to be written down; None if there is nothing to do."""
-        if not self._changed_since_checkpoint():
+        if self.reducing.changes == self._checkpointed_at:
             return None
         return max(0.0, self._checkpointed + _CHECKPOINT_EVERY - time.monotonic())
-
-    def _changed_since_checkpoint(self) -> bool:
-        return self.reducing.reduced + self.reducing.derived != self._checkpointed_at
 
     def _checkpoint(self) -> None:
         """Writes down what is open, so that it comes out as partial if this process dies."""
@@ -201,7 +198,7 @@ class Collector:
             return
         rows = list(join_emissions(self.reducing.partial(), partial=True))
         self._checkpointed = time.monotonic()
-        self._checkpointed_at = self.reducing.reduced + self.reducing.derived
+        self._checkpointed_at = self.reducing.changes
         self._append([Open(time=time.time_ns(), rows=rows)])
 
     def _append(self, rows: Sequence[Record]) -> None:

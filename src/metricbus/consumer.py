@@ -117,7 +117,7 @@ class Consumer:
             self._error = _in_words(error)
             _log.error("sink %s: its consumer stopped: %s", self.spec.name, self._error)
         finally:
-            self._tell()
+            self._tell()  # the last counts first, then that they are the last
             self.finished = True
             self._tell()
 

@@ -209,9 +209,9 @@ def open_engine(
 
     Raises `ConfigError` for whatever cannot work.
     """
-    parent = _run_to_join(settings, about)
-    if parent is not None:
-        return _join(parent, settings, about)
+    joined = _run_to_join(settings, about)
+    if joined is not None:
+        return Engine(*joined, settings, [], owner=False)
     specs = specs_of(settings.sinks if sinks is None else sinks)
     folder, run = create_run(
         Path(settings.dir).expanduser(),
@@ -227,28 +227,24 @@ def open_engine(
     return Engine(folder, run, settings, specs, owner=True)
 
 
-def _run_to_join(settings: Settings, about: About) -> RunFolder | None:
+def _run_to_join(settings: Settings, about: About) -> tuple[RunFolder, Run] | None:
     """The run that this process was started by; none if it announced that itself or wants another.
 
-    Another id or name, given as an argument, is another run.
+    Another id or name, given as an argument, is another run; another config alone is not.
     """
     if settings.run_dir is None or _exported == (os.getpid(), settings.run_dir):
         return None
     folder = RunFolder(Path(settings.run_dir))
     run = folder.load()
-    is_other = about.id not in (None, run.id) or about.name not in (None, run.name)
-    return None if is_other else folder
-
-
-def _join(folder: RunFolder, settings: Settings, about: About) -> Engine:
-    run = folder.load()
+    if about.id not in (None, run.id) or about.name not in (None, run.name):
+        return None
     if about.config and plain_config(about.config) != run.config:
         _log.warning(
             "joined the run %s that started this process; its config stays as it is there. "
             "For a run of its own give it another name: MetricBus(run=...)",
             run.id,
         )
-    return Engine(folder, run, settings, [], owner=False)
+    return folder, run
 
 
 def _announce(folder: Path) -> None:

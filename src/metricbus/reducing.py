@@ -72,13 +72,14 @@ class Reducing:
     """The open reductions of one process.
 
     `reduced` counts values that are not journalled themselves, `derived` those that reductions
-    gave, `newest` has the last of these by name.
+    gave, `newest` has the last of these by name. `changes` grows with each change of what is open.
     """
 
     def __init__(self) -> None:
         self.definitions = Definitions()
         self.reduced = 0
         self.derived = 0
+        self.changes = 0
         self.newest: dict[str, Number] = {}
         self._windows: dict[str, _Open] = {}
         self._epochs: dict[str, _Open] = {}
@@ -119,7 +120,7 @@ class Reducing:
         for name, still_open in self._epochs.items():
             rule = self.definitions.rule(name)
             if rule is not None:
-                marks = Marks("epoch", still_open.place.epoch, rule.sinks)
+                marks = _epoch_marks(still_open, rule)
                 alone = not rule.as_it_is and rule.on_step is None
                 results += self._emit(rule.epoch_name, still_open, marks, raw_if_failed=alone)
         self._epochs.clear()
@@ -135,8 +136,7 @@ class Reducing:
         for name, still_open in self._epochs.items():
             rule = self.definitions.rule(name)
             if rule is not None:
-                marks = Marks("epoch", still_open.place.epoch, rule.sinks)
-                found += _result_of(rule.epoch_name, still_open, marks)
+                found += _result_of(rule.epoch_name, still_open, _epoch_marks(still_open, rule))
         return found
 
     def _take(self, name: str, value: Number, weight: float, place: Place) -> Iterator[Emission]:
@@ -148,6 +148,7 @@ class Reducing:
             return
         if rule.on_epoch is not None:
             _of(self._epochs, name, rule.on_epoch).add(value, weight, place)
+            self.changes += 1
         if rule.as_it_is:
             yield Emission(name, value, place, self._marks(rule))
             return
@@ -155,6 +156,7 @@ class Reducing:
         if rule.on_step is not None:
             window = _of(self._windows, name, rule.on_step)
             window.add(value, weight, place)
+            self.changes += 1
             if window.count >= rule.every:
                 yield from self._emit_window(name, rule, ends=False)
 
@@ -171,6 +173,7 @@ class Reducing:
     def _emit(
         self, name: str, still_open: _Open, marks: Marks, *, raw_if_failed: bool
     ) -> list[Emission]:
+        self.changes += 1
         found = _result_of(name, still_open, marks)
         if found:
             self.derived += 1
@@ -185,6 +188,10 @@ class Reducing:
             return Marks(sinks=rule.sinks) if rule.sinks else NO_MARKS
         at = self._axes[rule.axis]
         return Marks(rule.axis, at if math.isfinite(at) else None, rule.sinks)
+
+
+def _epoch_marks(still_open: _Open, rule: Rule) -> Marks:
+    return Marks("epoch", still_open.place.epoch, rule.sinks)
 
 
 def _of(opened: dict[str, _Open], name: str, make: Callable[[], Reduction]) -> _Open:
