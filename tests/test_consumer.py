@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from metricbus import MetricBus
+from metricbus import Lost, MetricBus, Run, Scalars, Sink
 from metricbus.consumer import Consumer
-from metricbus.journal import JournalReader
-from metricbus.offsets import load_progress, save_progress
-from metricbus.run import RunFolder
+from metricbus.journal import JournalReader, SegmentWriter
+from metricbus.offsets import Progress, load_progress, save_progress
+from metricbus.run import RunFolder, create_run
+from metricbus.sinks.base import CommonOptions
 from metricbus.specs import spec_of
 from metricbus.urls import parse_sink
 
@@ -77,9 +82,101 @@ def test_thinning_goes_on_after_a_restart_where_it_was(folder: RunFolder) -> Non
 def test_progress_is_saved_and_loaded_as_it_was(tmp_path: Path, folder: RunFolder) -> None:
     reader = JournalReader(folder.journal)
     list(reader.read(limit=5))
-    progress = load_progress(tmp_path / "none.json", "csv:")
-    progress.positions = reader.positions
-    progress.state = {"length": 3}
-    progress.delivered = 4
+    progress = Progress(sink="csv:", positions=reader.positions, state={"length": 3}, delivered=4)
+    assert load_progress(tmp_path / "p.json", "csv:") == Progress(sink="csv:")
     save_progress(tmp_path / "p.json", progress)
     assert load_progress(tmp_path / "p.json", "csv:") == progress
+
+
+class Slow(Sink):
+    """Its backend has what it was given `lag` records later, and may die."""
+
+    ordered = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend: list[float] = []  # outlives the sink
+        self.lag = 0
+        self.opened = 0
+        self.dies_at: set[float] = set()
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        self.opened += 1
+        self.base: int = state.get("count", 0)
+        self.taken: list[float] = []
+        self.skip = len(self.backend) - self.base
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        for record in records:
+            (value,) = record.values.values()
+            if value in self.dies_at:
+                self.dies_at.remove(value)
+                del self.backend[self.base + (self.settled() or 0) :]
+                raise Lost("the backend is gone")
+            self.taken.append(value)
+            if self.skip:
+                self.skip -= 1
+            else:
+                self.backend.append(value)
+
+    def flush(self) -> Mapping[str, Any]:
+        return {"count": self.base + len(self.taken)}
+
+    def settled(self) -> int:
+        return max(0, len(self.taken) - self.lag)
+
+
+def saved_lines(folder: RunFolder, consumer: Consumer) -> int:
+    progress = load_progress(folder.offsets / f"{consumer.spec.key}.json", "object:Slow")
+    return sum(position.line for position in progress.positions.values())
+
+
+def test_only_what_is_settled_is_saved(folder: RunFolder) -> None:
+    sink = Slow()
+    sink.lag = 30
+    spec = spec_of(sink)._replace(options=CommonOptions(batch_size=10))
+    consumer = Consumer(folder, spec)
+    for _ in range(6):
+        consumer._turn()
+    assert consumer.tally().delivered == 59  # one line of each segment is its header
+    assert saved_lines(folder, consumer) == 30
+    consumer.end("finished")
+    consumer.run()
+    assert saved_lines(folder, consumer) == 102
+
+
+def test_after_a_loss_everything_that_was_not_settled_comes_again(folder: RunFolder) -> None:
+    sink = Slow()
+    sink.lag = 30
+    sink.dies_at = {5.0, 63.0}
+    consumer = Consumer(folder, spec_of(sink)._replace(options=CommonOptions(batch_size=10)))
+    consumer.end("finished")
+    consumer.run()
+    assert sink.backend == [float(step) for step in range(100)]
+    assert sink.opened == 3
+    assert consumer.tally().delivered == 100
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_rows_of_several_segments_come_again_in_the_order_in_which_they_came(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder, _ = create_run(tmp_path_factory.mktemp("runs"), id="r", name="r", config={})
+    writers = [SegmentWriter(folder.journal, "r") for _ in range(3)]
+    sink = Slow()
+    spec = spec_of(sink)._replace(options=CommonOptions(batch_size=5))
+    consumer = Consumer(folder, spec)
+    values = iter(range(10_000))
+    for _ in range(data.draw(st.integers(1, 12), "turns")):
+        writer = data.draw(st.sampled_from(writers))
+        for _ in range(data.draw(st.integers(0, 8), "rows")):
+            writer.append([Scalars(step=0, epoch=0, time=0, values={"x": float(next(values))})])
+        sink.lag = data.draw(st.integers(0, 20), "lag")
+        if data.draw(st.booleans(), "killed"):
+            consumer = Consumer(folder, spec)  # knows what was saved, and nothing else
+        consumer._pass() if consumer._opened else consumer._open()
+    consumer = Consumer(folder, spec)
+    consumer.end("finished")
+    consumer.run()
+    assert sorted(sink.backend) == [float(value) for value in range(next(values))]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from metricbus.complaints import Complaints
 from metricbus.definitions import Definition
 from metricbus.journal import SegmentWriter
 from metricbus.queue import Call, CallQueue, Control, values_in
@@ -28,7 +29,6 @@ _log = logging.getLogger("metricbus.journal")
 _CHUNK = 256
 _BREATH = 50e-6  # a wait this short hands the interpreter over, where sleep(0) may take it back
 _RETRY_SECS = 1.0
-_COMPLAIN_EVERY = 60.0
 _CHECKPOINT_EVERY = 5.0
 _VALUES_ALONE = frozenset((tuple,))
 
@@ -105,7 +105,7 @@ class Collector:
         self._told_dropped = 0
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
-        self._complained = -_COMPLAIN_EVERY
+        self._complaints = Complaints(_log)
         self._thread = threading.Thread(target=self._run, name="metricbus-collector", daemon=True)
 
     def start(self) -> None:
@@ -208,7 +208,9 @@ class Collector:
                 self._journal.append(rows)
             except OSError as error:
                 self.error = f"{type(error).__name__}: {error}"
-                self._complain("the journal cannot be written, will try again: %s", self.error)
+                self._complaints.warn(
+                    "the journal cannot be written, will try again: %s", self.error
+                )
                 self._queue.pause(_RETRY_SECS)
             except Exception as error:  # the thread must live on, whatever slipped through
                 self._leave_out(rows, error)
@@ -229,7 +231,7 @@ class Collector:
             return
         values = values_of(rows)
         self.unwritable += values
-        self._complain("a row cannot be written and is dropped: %s", error)
+        self._complaints.warn("a row cannot be written and is dropped: %s", error)
 
     def _close(self, stop: Stop) -> None:
         try:
@@ -242,14 +244,10 @@ class Collector:
 
     def _tell_dropped(self) -> None:
         dropped = self._queue.dropped
-        if dropped > self._told_dropped:
-            self._complain("the queue is full: %s values were dropped so far", f"{dropped:,}")
+        if dropped > self._told_dropped and self._complaints.warn(
+            "the queue is full: %s values were dropped so far", f"{dropped:,}"
+        ):
             self._told_dropped = dropped
-
-    def _complain(self, message: str, *args: object) -> None:
-        if time.monotonic() - self._complained >= _COMPLAIN_EVERY:
-            self._complained = time.monotonic()
-            _log.warning(message, *args)
 
 
 def values_of(rows: Sequence[Record]) -> int:

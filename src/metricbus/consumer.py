@@ -5,8 +5,9 @@ or failing backend costs the others nothing and costs no memory: it is behind, a
 
 A pass is: read a batch, filter, `write`, `flush`, save the progress. When `write` fails
 
-* for now (`Unavailable`, `OSError`), the consumer goes back to the saved progress and tries again
+* for now (`Unavailable`, `OSError`), the consumer goes back to before the batch and tries again
   after a while: 0.5 s, doubled each time up to 30 s, with jitter, or as long as the backend said;
+* for now, and taking with it what was not settled (`Lost`), it goes back to what was;
 * for good (anything else), the batch comes again in halves, until the records that fail alone are
   found. Those are counted as rejected; all others are delivered.
 """
@@ -20,11 +21,14 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple
 
+import msgspec
+
 from metricbus.bell import Bell
-from metricbus.errors import Unavailable
+from metricbus.complaints import Complaints
+from metricbus.errors import Lost, Unavailable
 from metricbus.filters import RowFilter
-from metricbus.journal import JournalReader, Position, Row
-from metricbus.offsets import load_progress, save_progress
+from metricbus.journal import Position, Row
+from metricbus.offsets import Ledger
 from metricbus.records import Scalars, Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
@@ -33,7 +37,6 @@ from metricbus.urls import redact
 
 _log = logging.getLogger("metricbus.delivery")
 
-_COMPLAIN_EVERY = 60.0
 _LOOK_EVERY = 1.0  # other processes write segments too, and ring no bell here
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 
@@ -43,12 +46,16 @@ class _Split(Exception):  # noqa: N818 - it says what to do, and is caught right
 
 
 class _Outcome(NamedTuple):
-    """What became of a batch's values; `segments` has them all, by where they came from."""
+    """What became of a batch's values; `segments` has them all, by where they came from.
+
+    `damaged` is how many of its lines could not be read.
+    """
 
     delivered: int
     rejected: int
     filtered: int
     segments: dict[str, int]
+    damaged: int
 
 
 class Consumer:
@@ -60,10 +67,10 @@ class Consumer:
         self.changed = threading.Condition()  # told at each step that somebody may wait for
         self._folder = folder
         self._sink = spec.sink
-        self._offsets = folder.offsets / f"{spec.key}.json"
-        self._progress = load_progress(self._offsets, spec.canonical)
-        self._filter = RowFilter(spec.options, self._progress.seen)
-        self._reader = JournalReader(folder.journal, self._progress.positions)
+        offsets = folder.offsets / f"{spec.key}.json"
+        self._ledger = Ledger(offsets, spec.canonical, ordered=spec.sink.ordered)
+        self._given = 0  # records that the sink was given since it was opened
+        self._go_back()
         self._batch_limit = spec.options.batch_size
         self._bell = Bell()
         self._random = random.Random()  # our own: the global one belongs to the training
@@ -73,7 +80,7 @@ class Consumer:
         self._written: _Outcome | None = None  # a batch that is written and not yet flushed
         self._where = self._command = ""
         self._failures = 0
-        self._complained = -_COMPLAIN_EVERY
+        self._complaints = Complaints(_log)
         self._error: str | None = None
         self._tell()
 
@@ -128,19 +135,32 @@ class Consumer:
         ending = self._ending is not None  # what was journalled before the end is seen by this pass
         try:
             if not self._opened:
-                run = self._folder.load()
-                self._sink.open(run, self._folder.path, self._progress.state)
-                self._opened = True
-                self._look_where()
+                self._open()
             caught_up = not self._pass()
             if caught_up and not ending:
+                self._settle()
                 self._rest_until(started + self.spec.options.flush_secs)
                 if not self._in_a_hurry and self._reader.unread_bytes() == 0:
                     self._bell.wait(_LOOK_EVERY)
         except Exception as error:
+            if isinstance(error, Lost):
+                self._forget_unsettled()
             self._rest_after(error)
             return False
         return caught_up and ending
+
+    def _open(self) -> None:
+        self._sink.open(self._folder.load(), self._folder.path, self._ledger.done.state)
+        self._opened = True
+        self._given = 0
+        self._look_where()
+
+    def _forget_unsettled(self) -> None:
+        self._opened = False
+        self._written = None
+        self._ledger.fall_back()
+        self._go_back()
+        self._tell()
 
     def _look_where(self) -> None:
         try:
@@ -151,18 +171,18 @@ class Consumer:
     def _pass(self) -> bool:
         """Delivers one batch; whether there was one. Nothing counts until it is all done."""
         if self._written is None:
-            seen = dict(self._filter.seen)
             try:
                 rows = list(self._reader.read(self._batch_limit))
                 if not rows:
                     return False
+                self._ledger.intend(rows, self._reader.ahead)
                 self._written = self._write(rows)
             except _Split:
-                self._go_back(seen)
+                self._go_back()
                 self._batch_limit = max(1, len(rows) // 2)
                 return True
             except BaseException:
-                self._go_back(seen)
+                self._go_back()
                 raise
         state = dict(self._sink.flush() or {})  # if this fails, it alone is tried again
         self._commit(state, self._written)
@@ -172,19 +192,21 @@ class Consumer:
     def _write(self, rows: list[Row]) -> _Outcome:
         """Writes a batch; what became of its values, in all and by segment."""
         records, filtered, segments = self._wanted(rows)
+        damaged = sum(row.record is None for row in rows)
         values = sum(segments.values()) - filtered
         try:
             if records:
                 self._sink.write(records)
+                self._given += len(records)
         except (Unavailable, OSError):
             raise
         except Exception as error:
             if len(rows) > 1:
                 raise _Split from error
             self._complain(f"rejected {values} values at step {records[0].step}", error)
-            return _Outcome(0, values, filtered, segments)
+            return _Outcome(0, values, filtered, segments, damaged)
         self._batch_limit = min(self._batch_limit * 2, self.spec.options.batch_size)
-        return _Outcome(values, 0, filtered, segments)
+        return _Outcome(values, 0, filtered, segments, damaged)
 
     def _wanted(self, rows: list[Row]) -> tuple[list[Any], int, dict[str, int]]:
         """The records for the sink, how many values were filtered out, and all by segment."""
@@ -207,30 +229,44 @@ class Consumer:
     def _is_for_us(self, row: Scalars) -> bool:
         return not row.sinks or self.spec.kind in row.sinks
 
-    def _go_back(self, seen: dict[str, int]) -> None:
-        self._reader.positions = dict(self._progress.positions)
-        self._filter.seen = seen
+    def _go_back(self) -> None:
+        """To what is done."""
+        self._reader = self._ledger.reader(self._folder.journal)
+        self._filter = RowFilter(self.spec.options, dict(self._ledger.done.seen))
 
     def _commit(self, state: dict[str, Any], outcome: _Outcome) -> None:
-        progress = self._progress
-        progress.state = state
-        progress.seen = self._filter.seen
-        progress.delivered += outcome.delivered
-        progress.rejected += outcome.rejected
-        progress.filtered += outcome.filtered
-        progress.values = dict(Counter(progress.values) + Counter(outcome.segments))
-        progress.positions = dict(self._reader.positions)
+        done = self._ledger.done
+        progress = msgspec.structs.replace(
+            done,
+            state=state,
+            seen=dict(self._filter.seen),
+            delivered=done.delivered + outcome.delivered,
+            rejected=done.rejected + outcome.rejected,
+            filtered=done.filtered + outcome.filtered,
+            values=dict(Counter(done.values) + Counter(outcome.segments)),
+            damaged=done.damaged + outcome.damaged,
+            positions=dict(self._reader.positions),
+            ahead=[],
+        )
+        self._ledger.add(progress, self._given)
         if outcome.delivered:
             self._recover()
+        self._settle()
+        self._tell()
+
+    def _settle(self) -> None:
+        """Saves as much of the progress as would outlive a crash."""
+        if self._ledger.is_settled():
+            return
         try:
-            save_progress(self._offsets, progress)
+            self._ledger.settle(self._sink.settled())
         except OSError as error:  # after a crash the sink's own state finds what came twice
             self._complain("cannot save its progress", error)
-        self._tell()
 
     def _close(self) -> None:
         try:
             self._sink.close(self._ending or "finished")
+            self._ledger.settle(None)
         except Exception as error:
             self._complain("failed to close", error)
 
@@ -254,9 +290,7 @@ class Consumer:
     def _complain(self, what: str, error: Exception) -> None:
         """Remembers the failure, and warns of it unless that was done a short while ago."""
         self._error = _in_words(error)
-        if time.monotonic() - self._complained >= _COMPLAIN_EVERY:
-            self._complained = time.monotonic()
-            _log.warning("sink %s: %s: %s", self.spec.name, what, self._error)
+        self._complaints.warn("sink %s: %s: %s", self.spec.name, what, self._error)
         self._tell()
 
     def _recover(self) -> None:
@@ -264,17 +298,17 @@ class Consumer:
             _log.warning("sink %s works again", self.spec.name)
             self._failures = 0
             self._error = None
-            self._complained = -_COMPLAIN_EVERY
+            self._complaints.forget()
 
     def _tell(self) -> None:
-        done = self._progress
+        done = self._ledger.done
         self._tally = Tally(
             delivered=done.delivered,
             rejected=done.rejected,
             filtered=done.filtered,
             values=done.values,
             positions=done.positions,
-            damaged=self._reader.damaged,
+            damaged=done.damaged,
             error=self._error,
             where=self._where,
             command=self._command,

@@ -61,6 +61,13 @@ class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailab
         self.retry_after = retry_after
 
 
+class Lost(Unavailable):
+    """A sink raises this when what it has taken since it last `settled` is gone with its backend.
+
+    The consumer opens the sink again, and goes on from what was settled.
+    """
+
+
 class Rejected(MetricBusError):  # noqa: N818 - a sink reads `raise Rejected(...)`
     """A sink raises this when its backend will never take what was written.
 

@@ -47,6 +47,13 @@ class Position(msgspec.Struct, frozen=True):
     offset: int = 0
 
 
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """The lines of a segment before `line`, as far as they have not been read."""
+
+    segment: str
+    line: int
+
+
 class Row(msgspec.Struct, frozen=True, gc=False):
     """One line with its identity, the pair (segment, line); `record` is None if it is damaged."""
 
@@ -107,12 +114,19 @@ class JournalReader:
     """Reads the rows of all segments of `folder`, in the order of each, from given positions.
 
     The same object can be asked again and again while the run is live: it goes on where it was and
-    finds segments that have come since.
+    finds segments that have come since. `ahead` is an order in which to read before anything else:
+    that of an earlier reader.
     """
 
-    def __init__(self, folder: Path, positions: dict[str, Position] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        positions: dict[str, Position] | None = None,
+        ahead: Iterable[Span] = (),
+    ) -> None:
         self._folder = folder
         self.positions: dict[str, Position] = dict(positions or {})
+        self.ahead = list(ahead)
         self.damaged = 0
 
     def segments(self) -> list[str]:
@@ -128,13 +142,24 @@ class JournalReader:
 
         Headers and end marks are rows too, so that line numbers are those of the file.
         """
+        for row in self._in_order():
+            self.positions[row.segment] = Position(row.line + 1, row.end)
+            yield row
+            limit -= 1
+            if limit <= 0:
+                return
+
+    def _in_order(self) -> Iterator[Row]:
+        while self.ahead:
+            span = self.ahead[0]
+            if self.positions.get(span.segment, Position()).line < span.line:
+                for row in self._read_segment(span.segment):
+                    yield row
+                    if row.line + 1 >= span.line:
+                        break
+            self.ahead.pop(0)
         for segment in self.segments():
-            for row in self._read_segment(segment):
-                self.positions[segment] = Position(row.line + 1, row.end)
-                yield row
-                limit -= 1
-                if limit <= 0:
-                    return
+            yield from self._read_segment(segment)
 
     def unread_bytes(self) -> int:
         """Bytes beyond the positions: 0 when everything whole and torn has been seen."""

@@ -1,35 +1,116 @@
-"""How far a sink has come, kept in one small file per sink in the run's folder."""
+"""How far a sink has come, kept in one small file per sink in the run's folder.
+
+Two things are told apart: what the sink has taken, and what of it is settled, so that it survives
+the death of this process and of the backend's own. For a file the two are the same. Only what is
+settled is saved; the rest is delivered again after a crash.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from metricbus.files import replace_file
-from metricbus.journal import Position
+from metricbus.journal import JournalReader, Position, Row, Span
 
 _log = logging.getLogger("metricbus.delivery")
 
 
-class Progress(msgspec.Struct, kw_only=True):
+class Progress(msgspec.Struct, kw_only=True, frozen=True):
     """A sink's progress: everything before `positions` is done, in one way or another.
 
     `state` is what the sink itself needs to go on from there, `seen` how often each name came (for
-    `every=`). The counts are in values; `values` has them by segment, all outcomes together. `sink`
-    is the canonical URL, without secrets.
+    `every=`), `partial` the broken segments whose open reductions were delivered. The counts are in
+    values; `values` has them by segment, all outcomes together. `sink` is the canonical URL,
+    without secrets. `ahead` is the order in which the lines after `positions` were read and may
+    have been written: a sink that knows rows by their place must get them in that order again.
     """
 
     sink: str
     positions: dict[str, Position] = {}
     state: dict[str, Any] = {}
     seen: dict[str, int] = {}
+    partial: list[str] = []
     values: dict[str, int] = {}
     delivered: int = 0
     rejected: int = 0
     filtered: int = 0
+    damaged: int = 0
+    ahead: list[Span] = []
+
+
+class Ledger:
+    """What a sink has `done`, what of it is `settled` and saved, and in which order it was read.
+
+    The order matters to sinks that know rows by their place (`ordered`), and only where a journal
+    has several segments; there it is written down before a batch is written.
+    """
+
+    def __init__(self, path: Path, sink: str, *, ordered: bool) -> None:
+        self._path = path
+        self._ordered = ordered
+        self.settled = self.done = load_progress(path, sink)
+        self._unsettled: deque[tuple[int, Progress]] = deque()  # with the records up to each
+        self._order: list[Span] = []  # from what is settled to what is done
+        self._tried: list[Span] = []  # the batch that is being written
+        self._ahead = self.settled.ahead  # how it once went on, and has to again
+
+    def intend(self, rows: Sequence[Row], ahead: Sequence[Span]) -> None:
+        """These rows are going to be written; of the given order, `ahead` is left after them."""
+        if self._ordered:
+            groups = groupby(rows, key=lambda row: row.segment)
+            self._tried = [Span(segment, list(group)[-1].line + 1) for segment, group in groups]
+            self._ahead = list(ahead)
+            if len({span.segment for span in self._spans()} | self.done.positions.keys()) > 1:
+                self._save()
+
+    def add(self, progress: Progress, records: int) -> None:
+        """The batch is done; `records` is how many the sink was given since it was opened."""
+        self.done = progress
+        self._unsettled.append((records, progress))
+        if self._order and self._tried and self._order[-1].segment == self._tried[0].segment:
+            self._order.pop()
+        self._order += self._tried
+        self._tried = []
+
+    def settle(self, records: int | None) -> None:
+        """So many of the records are settled (all, if None); `OSError` if that cannot be saved."""
+        newest = None
+        while self._unsettled and (records is None or self._unsettled[0][0] <= records):
+            _, newest = self._unsettled.popleft()
+        if newest is None:
+            return
+        self.settled = newest
+        lines = {segment: position.line for segment, position in newest.positions.items()}
+        self._order = [span for span in self._order if span.line > lines.get(span.segment, 0)]
+        self._save()
+
+    def is_settled(self) -> bool:
+        """Whether all that is done is settled."""
+        return not self._unsettled
+
+    def reader(self, journal: Path) -> JournalReader:
+        """A reader that goes on after what is done, in the order in which that once happened."""
+        self._ahead, self._tried = [*self._tried, *self._ahead], []
+        return JournalReader(journal, self.done.positions, self._ahead)
+
+    def fall_back(self) -> None:
+        """What is not settled is not done either."""
+        self._unsettled.clear()
+        self.done = self.settled
+        self._tried, self._order = [*self._order, *self._tried], []
+
+    def _spans(self) -> list[Span]:
+        return [*self._order, *self._tried, *self._ahead]
+
+    def _save(self) -> None:
+        save_progress(self._path, msgspec.structs.replace(self.settled, ahead=self._spans()))
 
 
 def load_progress(path: Path, sink: str) -> Progress:

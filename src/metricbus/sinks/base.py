@@ -6,12 +6,17 @@ write in the backend: sinks neither merge nor split.
 
 Progress is saved after each `flush`, together with what `flush` returns. After a crash the sink is
 opened with that state again and is given everything after it once more. What stands in the backend
-beyond the state is the sink's to recognise: a file is cut to the saved length, for one.
+beyond the state is the sink's to recognise: a file is cut to the saved length, for one. A sink that
+recognises records by their place among all that it was given says so (`ordered`), and gets them in
+the same order again. A sink whose backend takes its time says how much is safe (`settled`); only
+that is saved.
 
 Failures: raise `Unavailable` (or any `OSError`) when the backend cannot be had right now, and the
 same records come again later; raise `Rejected`, or let anything else escape, when they can never be
 taken, and they come again one by one so that the bad ones are found. Either way `write` must have
-undone or not begun what it was asked to do. When `flush` fails, `flush` alone is called again.
+undone or not begun what it was asked to do, or recognise it when it comes again. When `flush`
+fails, `flush` alone is called again. Raise `Lost` when the backend died with what was not settled:
+the sink is opened again, with the state of what was.
 """
 
 from __future__ import annotations
@@ -55,6 +60,7 @@ class Sink(ABC):
     * `Options`: a `msgspec.Struct` with the options that the sink's URL may have, with types and
       defaults; they are checked when the bus is made.
     * `may_share`: whether two sinks of one location can live side by side; files cannot.
+    * `ordered`: whether it recognises records that come again by their place in the order.
     * `requires`: names of the modules that must be importable; they are looked for, not imported,
       when the bus is made.
     * `install`: the command that installs them, for the error message.
@@ -63,6 +69,7 @@ class Sink(ABC):
     kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (Scalars,)
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     may_share: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
     requires: ClassVar[Sequence[str]] = ()
     install: ClassVar[str] = ""
 
@@ -75,7 +82,7 @@ class Sink(ABC):
         """Connects to the backend for this run.
 
         `folder` is the run's folder. `state` is what `flush` last returned for this run, and empty
-        the first time. Called again after a failure until it succeeds.
+        the first time. Called again after a failure until it succeeds, and after `Lost`.
         """
 
     @abstractmethod
@@ -86,8 +93,18 @@ class Sink(ABC):
         """Makes what was written safe, and returns what `open` needs to go on from here (JSON)."""
         return {}
 
+    def settled(self) -> int | None:
+        """How many of the records written since `open` outlive this process and the backend's own.
+
+        None: all that were flushed. Asked after each flush, and now and then.
+        """
+        return None
+
     def close(self, status: Status) -> None:
-        """The run has ended so; let go of the backend. Called once, after the last flush."""
+        """The run has ended so; let go of the backend. Called once, after the last flush.
+
+        What was flushed counts as settled once this has returned.
+        """
 
     @property
     def where(self) -> str:

@@ -34,6 +34,7 @@ _LANES = ("", *(f"late-{n}" for n in range(1, 8)))
 class TensorBoardSink(FileSink):
     """Writes event files; `tensorboard:FOLDER` puts them into `FOLDER/<run's id>`."""
 
+    ordered = True
     requires = ("tensorboard", "google_crc32c")
     install = "pip install 'metricbus[tensorboard]'"
 
