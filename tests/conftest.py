@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,12 +17,17 @@ import pytest
 
 from metricbus import MetricBus, exits
 
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in list(os.environ):
-        if variable.startswith("METRICBUS_"):
+        if variable.startswith(("METRICBUS_", "MLFLOW_", "WANDB_")):
             monkeypatch.delenv(variable)
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))  # W&B looks for a key there
     monkeypatch.chdir(tmp_path)
     yield
     for bus in list(exits._open):
@@ -28,14 +38,48 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
 
 
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server on loopback with an SQLite database; its address."""
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    artefacts = ["--artifacts-destination", str(folder / "artefacts")]
+    with open(folder / "log.txt", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *where, *store, *artefacts],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | QUIET,
+        )
+    try:
+        _wait(lambda: _answers(port), 60.0)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # it has workers of its own
+        server.wait(30)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def wait_for() -> Callable[[Callable[[], bool]], None]:
     """Polls a condition to a deadline."""
+    return _wait
 
-    def wait(condition: Callable[[], bool], secs: float = 20.0) -> None:
-        deadline = time.monotonic() + secs
-        while not condition():
-            assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.005)
 
-    return wait
+def _wait(condition: Callable[[], bool], secs: float = 20.0) -> None:
+    deadline = time.monotonic() + secs
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)

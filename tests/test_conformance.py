@@ -10,6 +10,7 @@ import csv
 import logging
 import math
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb_reader import wandb_rows
 
 import metricbus
 from metricbus import MetricBus
@@ -39,6 +42,18 @@ NAMES = [
     "epoch",
     "time",
     "value",
+    "_step",
+    "_runtime",
+    "_private",
+    "metricbus/step",
+    "logged/twice",
+    "mean@1",
+    "mean_1",
+    "timing(s)/gen",
+    "a//b/./c/",
+    "long" * 200,
+    "déjà vu",
+    "train.loss",
 ]
 
 
@@ -65,8 +80,15 @@ class Keeping(logging.Handler):
 class Logged:
     """What a run logged, by way of each place where it can be found."""
 
-    def __init__(self, folder: Path, memory: MemorySink, log_records: list[logging.LogRecord]):
+    def __init__(
+        self,
+        folder: Path,
+        memory: MemorySink,
+        log_records: list[logging.LogRecord],
+        server: str,
+    ) -> None:
         self.folder = folder
+        self.server = server
         self.memory = memory
         self.log_records = log_records
 
@@ -111,8 +133,50 @@ def read_tensorboard(logged: Logged) -> Iterator[Point]:
                 yield Point(tag, event.step, None, event.value)
 
 
+def read_wandb(logged: Logged) -> Iterator[Point]:
+    for columns in wandb_rows(logged.folder):
+        where = int(columns["metricbus/step"]), int(columns["metricbus/epoch"])
+        for key, value in columns.items():
+            if not key.startswith(("_", "metricbus/")):
+                yield Point(key.removeprefix("logged/"), *where, value)
+
+
+def read_mlflow_file(logged: Logged) -> Iterator[Point]:
+    return read_mlflow(f"sqlite:///{logged.folder.parent}/mlflow.db")
+
+
+def read_mlflow_server(logged: Logged) -> Iterator[Point]:
+    return read_mlflow(logged.server)
+
+
+def read_mlflow(uri: str) -> Iterator[Point]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("conformance")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    for key in run.data.metrics:
+        name = run.data.tags.get(f"metricbus.name.{key}", key)
+        for metric in client.get_metric_history(run.info.run_id, key):
+            yield Point(name, metric.step, None, metric.value)
+
+
 def exactly(point: Point) -> Point:
     return point
+
+
+def as_json_number(point: Point) -> Point:
+    """W&B writes 2.0 and 2 alike."""
+    value = point.value
+    if not math.isfinite(value) or not float(value).is_integer():
+        return point
+    return point._replace(value=int(value))
+
+
+def as_float64_at_step(point: Point) -> Point:
+    value = float(point.value)
+    if math.isinf(value):
+        value = math.copysign(sys.float_info.max, value)
+    return point._replace(epoch=None, value=value + 0.0)  # there is no -0.0 in SQL
 
 
 def as_float32_at_step(point: Point) -> Point:
@@ -137,6 +201,11 @@ BACKENDS = {
     "logging": Backend("logging", read_logging, exactly),
     "csv": Backend("csv", read_csv, exactly),
     "tensorboard": Backend("tensorboard", read_tensorboard, as_float32_at_step),
+    "wandb": Backend("wandb", read_wandb, as_json_number),
+    "mlflow": Backend("mlflow?experiment=conformance", read_mlflow_file, as_float64_at_step),
+    "mlflow-server": Backend(
+        "mlflow+{server}?experiment=conformance", read_mlflow_server, as_float64_at_step
+    ),
 }
 
 
@@ -172,19 +241,23 @@ class Script:
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Logged, list[Point]]:
+def logged(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_server: str
+) -> tuple[Logged, list[Point]]:
     memory, handler = MemorySink(), Keeping()
     logger = logging.getLogger("metricbus")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    urls = [backend.url for backend in BACKENDS.values() if backend.url]
+    urls = [
+        backend.url.format(server=mlflow_server) for backend in BACKENDS.values() if backend.url
+    ]
     with MetricBus(sinks=[memory, *urls], dir=tmp_path_factory.mktemp("runs")) as bus:
         script = Script(bus)
         script.run()
         folder = bus.folder
     assert folder is not None
-    assert bus.stats().complete, bus.stats()
-    return Logged(folder, memory, handler.records), script.points
+    assert bus.stats().complete, str(bus.stats())
+    return Logged(folder, memory, handler.records, mlflow_server), script.points
 
 
 def told(point: Point) -> tuple[str, int, int | None, str]:
@@ -199,10 +272,11 @@ def test_every_backend_has_every_value_exactly_once(
     backend: Backend, logged: tuple[Logged, list[Point]]
 ) -> None:
     expected = Counter(told(backend.projection(point)) for point in logged[1])
-    assert Counter(map(told, backend.read(logged[0]))) == expected
+    found = map(backend.projection, backend.read(logged[0]))
+    assert Counter(map(told, found)) == expected
 
 
-@pytest.mark.parametrize("name", ["journal", "memory", "logging", "csv"])
+@pytest.mark.parametrize("name", ["journal", "memory", "logging", "csv", "wandb"])
 def test_the_order_of_late_and_repeated_values_is_kept(
     name: str, logged: tuple[Logged, list[Point]]
 ) -> None:

@@ -139,6 +139,17 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The config without nesting: `{"optimizer": {"lr": 0.1}}` becomes `{"optimizer/lr": 0.1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flat_config(value, f"{prefix}{key}/")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def _check_id(id: str) -> str:
     if not isinstance(id, str) or not _ID.fullmatch(id):
         raise ConfigError(

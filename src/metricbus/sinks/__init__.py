@@ -27,7 +27,9 @@ __all__ = ["CommonOptions", "Sink", "find_sink", "make_sink", "sink_names"]
 _OURS = {
     "csv": "metricbus.sinks.csv:CsvSink",
     "logging": "metricbus.sinks.logging:LoggingSink",
+    "mlflow": "metricbus.sinks.mlflow:MlflowSink",
     "tensorboard": "metricbus.sinks.tensorboard:TensorBoardSink",
+    "wandb": "metricbus.sinks.wandb:WandbSink",
 }
 
 
@@ -57,6 +59,8 @@ def make_sink(url: SinkURL) -> tuple[Sink, CommonOptions]:
     cls = find_sink(url.name)
     common = {field.name for field in msgspec.structs.fields(CommonOptions)}
     own = {field.encode_name for field in msgspec.structs.fields(cls.Options)}
+    fields = (*msgspec.structs.fields(CommonOptions), *msgspec.structs.fields(cls.Options))
+    lists = {field.encode_name for field in fields if get_origin(field.type) is list}
     for option, texts in url.options.items():
         if option not in common | own:
             raise ConfigError(
@@ -64,7 +68,7 @@ def make_sink(url: SinkURL) -> tuple[Sink, CommonOptions]:
                 f"{_near(option, sorted(common | own))}; there are: "
                 + ", ".join(sorted(common | own))
             )
-        if len(texts) > 1 and option not in ("include", "exclude"):
+        if len(texts) > 1 and option not in lists:
             raise ConfigError(f"the sink {redact(url.text)!r} has the option {option!r} twice")
     return (
         cls(url.location, _parse_options(url, own - common, cls.Options)),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricbus.records import Scalars, Status
-from metricbus.run import Run
+from metricbus.run import Run, flat_config
 from metricbus.sinks.base import FileSink
 
 if TYPE_CHECKING:
@@ -159,13 +159,9 @@ class TensorBoardSink(FileSink):
         self._lanes[""].append([event.SerializeToString()])
 
 
-def _hparams(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+def _hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """The config as TensorBoard's flat hyperparameters: numbers, booleans and text."""
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _hparams(value, f"{prefix}{key}/")
-        else:
-            plain = isinstance(value, bool | int | float | str)
-            flat[prefix + key] = value if plain else str(value)
-    return flat
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flat_config(config).items()
+    }

@@ -1,0 +1,269 @@
+"""MLflow: one run, its metrics by `log_batch`, its config as params; by `MlflowClient` alone.
+
+MLflow keeps a metric's key, value, time in milliseconds and step, and has one axis: the step; for
+what is reduced over an epoch the epoch; for a series with an axis of its own that axis's latest
+value. Values are float64. The infinities, which MLflow stores as the largest float, are told once.
+
+A metric that is logged again with all four equal is kept once, which is what makes delivering again
+safe; values that are equal by chance are set apart by a millisecond. Names that MLflow refuses are
+changed (`mean@1` to `mean_1`), and the run's tag `metricbus.name.<new>` has the original.
+
+Without a location, `MLFLOW_TRACKING_URI` says where to; without that, it is one SQLite file for all
+runs beside them, `mlflow.db`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from metricbus.records import Scalars, Status
+from metricbus.run import Run, flat_config
+from metricbus.sinks.base import Sink
+from metricbus.sinks.mlflow_rows import TAG_PREFIX, Names, Times, allowed
+from metricbus.sinks.mlflow_store import (
+    check_is_sqlite,
+    find_experiment,
+    in_batches,
+    locked,
+    requests,
+    sqlite_file,
+    sqlite_uri,
+)
+from metricbus.urls import redact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Param, RunTag
+
+_log = logging.getLogger("metricbus.sinks.mlflow")
+
+# mlflow.utils.validation has these limits
+_METRICS_A_BATCH = 1000
+_PARAMS_A_BATCH = 100
+_LONGEST_PARAM = 6000
+_LONGEST_TAG = 8000
+
+_OVERHEAD = 160  # bytes of an item in a request beside its texts, generously
+_RUN_ID = "metricbus.run_id"
+_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class MlflowOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`experiment` is its name, `timeout_secs` the longest that one request may take."""
+
+    experiment: str | None = None
+    timeout_secs: Annotated[int, msgspec.Meta(ge=1)] = 10
+
+
+class MlflowSink(Sink):
+    """Logs to MLflow; `mlflow:FILE.db` or `mlflow+http://host:5000` say where to."""
+
+    Options = MlflowOptions
+    options: MlflowOptions
+    requires = ("mlflow",)
+    install = "pip install 'metricbus[mlflow]'"
+
+    def __init__(self, location: str = "", options: Any = None) -> None:
+        """Settles where a file is: a training script may change its folder later."""
+        if location and "://" not in location:
+            location = sqlite_uri(Path(location).expanduser().absolute())
+        super().__init__(location or os.environ.get("MLFLOW_TRACKING_URI", ""), options)
+        self._told: set[str] = set()
+        self._sizes: dict[str, int] = {}
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        """Finds the run by the tag with our id, or creates it; logs the params it lacks."""
+        self._uri = self.location or sqlite_uri(folder.absolute().parent / "mlflow.db")
+        file = sqlite_file(self._uri)
+        with self._requests():
+            if file is None:
+                self._connect(run, None)
+            else:
+                check_is_sqlite(file)
+                with locked(file.with_name(file.name + ".lock")):
+                    self._connect(run, file.parent)
+        self._times = Times([(tuple(slot), at) for slot, at in state.get("recent", [])])
+
+    def _connect(self, run: Run, folder: Path | None) -> None:
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(self._uri)
+        name = self.options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.project
+        self._experiment = find_experiment(self._client, name or "metricbus", folder)
+        self._run_id = self._find_run(run)
+        found = self._client.get_run(self._run_id)
+        taken = {key: key for key in found.data.metrics}
+        for key, name in found.data.tags.items():
+            if key.startswith(TAG_PREFIX):
+                taken[key.removeprefix(TAG_PREFIX)] = name
+        self._names = Names(taken)
+        self._log_params(run.config, found.data.params)
+
+    def _find_run(self, run: Run) -> str:
+        found = self._client.search_runs([self._experiment], f"tags.`{_RUN_ID}` = '{run.id}'")
+        if found:
+            run_id: str = found[0].info.run_id
+            self._client.update_run(run_id, status="RUNNING")
+            return run_id
+        made = self._client.create_run(
+            self._experiment,
+            start_time=run.started // 1_000_000,
+            run_name=run.name,
+            tags=_tags(run),
+        )
+        return str(made.info.run_id)
+
+    def _log_params(self, config: Mapping[str, Any], logged: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        names = Names({})
+        params: list[Param] = []
+        tags: list[RunTag] = []
+        for name, value in flat_config(config).items():
+            key, text = names.key(name), _text(value)
+            if len(text) > _LONGEST_PARAM:
+                self._tell_once(
+                    "param %r has %s characters, MLflow takes %s: it is cut there, and whole in "
+                    "the run's run.json",
+                    name,
+                    f"{len(text):,}",
+                    f"{_LONGEST_PARAM:,}",
+                )
+                text = text[: _LONGEST_PARAM - 1] + "…"
+            if key not in logged:
+                params.append(Param(key, text))
+                if key != name:
+                    tags.append(RunTag("metricbus.param." + key, name))
+        self._log_tags(tags)
+        for batch in in_batches(params, _PARAMS_A_BATCH, _size_of_pair):
+            self._client.log_batch(self._run_id, params=batch)
+
+    def _log_tags(self, tags: list[RunTag]) -> None:
+        for batch in in_batches(tags, _PARAMS_A_BATCH, _size_of_pair):
+            self._client.log_batch(self._run_id, tags=batch)
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        """As many metrics in a request as MLflow takes."""
+        try:
+            with self._requests():
+                self._tag_new_names(records)
+                metrics = self._metrics(records)
+                for batch in in_batches(metrics, _METRICS_A_BATCH, self._size_of_metric):
+                    self._client.log_batch(self._run_id, metrics=batch)
+        except BaseException:
+            self._times.forget()
+            raise
+        self._times.keep()
+
+    def _metrics(self, records: Sequence[Scalars]) -> Iterator[Metric]:
+        from mlflow.entities import Metric
+
+        key_of, place = self._names.key, self._times.place
+        for record in records:
+            step, at = record.x, record.time // 1_000_000
+            for name, value in record.values.items():
+                key, number = key_of(name), float(value)
+                same: str | float = number
+                if number - number != 0:  # NaN or infinite
+                    same = self._nonfinite(name, number)
+                yield Metric(key, number, place((key, step, same), at), step)
+
+    def _nonfinite(self, name: str, number: float) -> str | float:
+        """What MLflow makes of the number."""
+        if math.isnan(number):
+            return "NaN"
+        self._tell_once(
+            "%r is infinite: MLflow stores infinities as the largest float, %r",
+            name,
+            sys.float_info.max,
+        )
+        return math.copysign(sys.float_info.max, number)
+
+    def _tag_new_names(self, records: Sequence[Scalars]) -> None:
+        """The original of each name that is changed; before the first value under the new one."""
+        from mlflow.entities import RunTag
+
+        new = {name for record in records for name in record.values if not self._names.knows(name)}
+        tags = []
+        for name in sorted(new, key=lambda name: (allowed(name) != name, name)):  # as is, first
+            key = self._names.key(name)
+            if key != name:
+                tags.append(RunTag(TAG_PREFIX + key, name))
+            if key not in (name, allowed(name)):
+                _log.warning("MLflow has %r for another name; %r is %r there", key[:-9], name, key)
+        self._log_tags(tags)
+
+    def _size_of_metric(self, metric: Metric) -> int:
+        size = self._sizes.get(metric.key)
+        if size is None:
+            size = self._sizes[metric.key] = _OVERHEAD + len(json.dumps(metric.key))
+        return size
+
+    def flush(self) -> Mapping[str, Any]:
+        """What a value that comes next may have to be set apart from."""
+        return {"recent": self._times.recent()}
+
+    def close(self, status: Status) -> None:
+        """Ends the run as it ended."""
+        with self._requests():
+            now = time.time_ns() // 1_000_000
+            self._client.set_terminated(self._run_id, _STATUS[status], now)
+
+    @property
+    def where(self) -> str:
+        """The run's page on a server, or the run in a file."""
+        if self._uri.startswith(("http://", "https://")):
+            page = f"#/experiments/{self._experiment}/runs/{self._run_id}"
+            return redact(f"{self._uri.rstrip('/')}/{page}")
+        return redact(f"{self._uri}, run {self._run_id}")
+
+    @property
+    def command(self) -> str:
+        """Opens MLflow's page on a file; a server has one already."""
+        if sqlite_file(self._uri) is None:
+            return ""
+        return f"mlflow ui --backend-store-uri {shlex.quote(self._uri)}"
+
+    def _requests(self) -> AbstractContextManager[None]:
+        return requests(self.options.timeout_secs)
+
+    def _tell_once(self, message: str, *args: object) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            _log.warning(message, *args)
+
+
+def _tags(run: Run) -> dict[str, str]:
+    tags = {allowed(tag): "true" for tag in run.tags}
+    tags |= {_RUN_ID: run.id, "metricbus.host": run.host}
+    with suppress(KeyError, OSError):  # in a container, the user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    if run.group:
+        tags["metricbus.group"] = run.group
+    if run.notes:
+        tags["mlflow.note.content"] = run.notes
+    for key, text in tags.items():
+        if len(text) > _LONGEST_TAG:
+            _log.warning("tag %r is cut to the %s characters that MLflow takes", key, _LONGEST_TAG)
+            tags[key] = text[: _LONGEST_TAG - 1] + "…"
+    return tags
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _size_of_pair(pair: Param | RunTag) -> int:
+    return _OVERHEAD + len(json.dumps(pair.key)) + len(json.dumps(pair.value))

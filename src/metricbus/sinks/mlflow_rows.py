@@ -1,0 +1,105 @@
+"""What a row becomes in MLflow: names that it allows, and times that keep equal values apart.
+
+Both depend on the journal alone, so that the same rows, delivered again, are the same metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import TypeAlias
+
+TAG_PREFIX = "metricbus.name."
+_LONGEST_NAME = 250 - len(TAG_PREFIX)  # 250 for each key: mlflow.utils.validation
+_FORBIDDEN = re.compile(r"[^/\w.\- :]")
+_REMEMBERED_MS = 10_000
+_MANY = 20_000
+
+Identity: TypeAlias = tuple[str, int, str | float]
+
+
+class Names:
+    """MLflow's name for each of ours; no two of ours share one.
+
+    MLflow takes letters, digits, `_ - . / :` and blanks, paths that are in normal form, and 250
+    characters. What it does not take becomes `_`. Where that is taken by another name already, a
+    hash of the name is added; `taken` (MLflow's name to ours) therefore goes with the run.
+    """
+
+    def __init__(self, taken: Mapping[str, str]) -> None:
+        self._keys = {name: key for key, name in taken.items()}
+        self._owners = dict(taken)
+
+    def key(self, name: str) -> str:
+        """MLflow's name for `name`."""
+        key = self._keys.get(name)
+        if key is None:
+            key = allowed(name)
+            if self._owners.get(key, name) != name:
+                key = _cut(key, name)
+            self._keys[name] = key
+            self._owners[key] = name
+        return key
+
+    def knows(self, name: str) -> bool:
+        """Whether the name has come before."""
+        return name in self._keys
+
+
+def allowed(name: str) -> str:
+    """The name as MLflow takes it; most are taken as they are."""
+    parts = _FORBIDDEN.sub("_", name).split("/")
+    key = "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
+    return key if len(key) <= _LONGEST_NAME else _cut(key, name)
+
+
+def _cut(key: str, name: str) -> str:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{key[: _LONGEST_NAME - 9]}-{digest}"
+
+
+class Times:
+    """Sets values apart that are equal in name, step, value and millisecond.
+
+    MLflow knows a metric by these four and keeps one of each. So one that is taken moves to the
+    next free millisecond. Which milliseconds are taken in the end does not depend on the order in
+    which the values come. What lies 10 seconds back is forgotten.
+    """
+
+    def __init__(self, taken: list[tuple[Identity, int]]) -> None:
+        self._next = {(identity, at): at + 1 for identity, at in taken}
+        self._newest = max((at for _, at in taken), default=0)
+        self._undo: list[tuple[tuple[Identity, int], int | None]] = []
+
+    def place(self, identity: Identity, at: int) -> int:
+        """The millisecond for this value, at `at` or after it."""
+        passed = []
+        self._newest = max(self._newest, at)
+        while (following := self._next.get((identity, at))) is not None:
+            passed.append((identity, at))
+            at = following
+        for slot in (*passed, (identity, at)):  # the next search takes one step
+            self._undo.append((slot, self._next.get(slot)))
+            self._next[slot] = at + 1
+        return at
+
+    def keep(self) -> None:
+        """What was placed has been written."""
+        self._undo.clear()
+        if len(self._next) > _MANY:
+            oldest = self._newest - _REMEMBERED_MS
+            self._next = {slot: at for slot, at in self._next.items() if slot[1] >= oldest}
+
+    def forget(self) -> None:
+        """What was placed since the last `keep` has not been written."""
+        for slot, before in reversed(self._undo):
+            if before is None:
+                del self._next[slot]
+            else:
+                self._next[slot] = before
+        self._undo.clear()
+
+    def recent(self, milliseconds: int = 50) -> list[tuple[Identity, int]]:
+        """What is taken around now: what a value that comes next can meet."""
+        return [slot for slot in self._next if slot[1] >= self._newest - milliseconds]

@@ -1,0 +1,254 @@
+"""Weights & Biases: one run of its own, one history row a row.
+
+W&B's own step only ever grows, and rows that come late are dropped. So its `_step` is the row's
+number, and the x axis of every chart is a column of ours: `metricbus/step`; for what is reduced
+over an epoch `metricbus/epoch`; for a series with an axis of its own `metricbus/x/<axis>`. Late and
+repeated steps are kept. `metricbus/time` has the seconds since 1970, as has W&B's `_timestamp`.
+
+Names that W&B or these columns need (`_…`, `metricbus/…`) are written as `logged/…`; all others are
+as they are.
+
+What W&B's own process has taken is in its file some 15 seconds later, or when the run ends. Until
+then it does not count as settled, and comes again if that process dies. A run that is opened again
+goes on after the last row that its files have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from metricbus.errors import ConfigError, Lost
+from metricbus.records import Scalars, Status
+from metricbus.run import Run
+from metricbus.sinks.base import Sink
+from metricbus.sinks.wandb_file import HistoryFile
+
+if TYPE_CHECKING:
+    import wandb
+
+_log = logging.getLogger("metricbus.sinks.wandb")
+
+OURS = "metricbus/"
+RENAMED = "logged/"
+STEP, EPOCH, TIME = f"{OURS}step", f"{OURS}epoch", f"{OURS}time"
+
+_EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}  # 255 is W&B's own for an interrupt
+_LONGEST_PROJECT = _LONGEST_ID = 128
+_LONGEST_TAG = 64
+_NOT_IN_PROJECTS = "/\\#?%:"
+
+
+class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the URL may say beside the location; what it leaves out, the run or W&B's settings say.
+
+    `tags` are added to the run's own.
+    """
+
+    entity: str | None = None
+    project: str | None = None
+    mode: Literal["online", "offline"] | None = None
+    group: str | None = None
+    tags: list[str] = []
+    notes: str | None = None
+
+
+class WandbSink(Sink):
+    """Logs to Weights & Biases; `wandb://team/project` says where to."""
+
+    ordered = True
+    Options = WandbOptions
+    options: WandbOptions
+    requires = ("wandb",)
+    install = "pip install 'metricbus[wandb]'"
+
+    def __init__(self, location: str = "", options: Any = None) -> None:
+        """Takes the location apart and checks the project's name."""
+        super().__init__(location, options)
+        entity, _, project = location.strip("/").rpartition("/")
+        self._entity = self.options.entity or entity or None
+        self._project = self.options.project or project or None
+        if self._project:
+            check_project(self._project)
+        self._run: wandb.Run | None = None
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        """Begins the run, or goes on with it after the last row that its files have."""
+        project = self._project or os.environ.get("WANDB_PROJECT") or run.project
+        if project:
+            check_project(project)
+        self._folder = folder / "wandb"
+        self._base: int = state.get("rows", 0)  # rows before those that come now
+        self._given = 0
+        self._known = max((HistoryFile(file).read_on() for file in self._files()), default=-1)
+        self._next = self._known + 1  # the number of the next row that W&B has not got
+        self._axes: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
+        self._run = self._begin(run, folder, project)
+        self._run.define_metric("*", step_metric=STEP)
+        file = Path(self._run.settings.sync_file or "")
+        self._file = None if self._run.disabled else HistoryFile(file)
+
+    def _begin(self, run: Run, folder: Path, project: str | None) -> wandb.Run:
+        import wandb
+
+        if self._run is not None:  # W&B's process is gone, and with it all that depends on it
+            with suppress(Exception, SystemExit):
+                wandb.teardown()
+        mode = self._mode()
+        return wandb.init(
+            entity=self._entity,
+            project=project,
+            id=run_id(run.id),
+            name=run.name,
+            config=dict(run.config),
+            group=self.options.group or run.group,
+            tags=_short_tags([*run.tags, *self.options.tags]),
+            notes=self.options.notes or run.notes,
+            dir=str(folder),
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",  # a run of ours beside those that the script may have
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    def _mode(self) -> Literal["online", "offline"] | None:
+        """What the URL or W&B's own settings say; else online with a key, and offline without.
+
+        W&B would ask for a missing key in the terminal, in the midst of training.
+        """
+        mode = self.options.mode or os.environ.get("WANDB_MODE") or None
+        if mode not in (None, "online"):
+            return self.options.mode
+        if _has_key():
+            return "online"
+        if mode == "online":
+            raise ConfigError(
+                "W&B is to be online, but has no API key: run 'wandb login', set WANDB_API_KEY, or "
+                "choose wandb?mode=offline"
+            )
+        return "offline"
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        """One history row each, with its number as W&B's step; those W&B has already are passed."""
+        assert self._run is not None
+        number = self._base + self._given
+        try:
+            for record in records:
+                if number >= self._next:
+                    self._run.log(self._row(record), step=number, commit=True)
+                    self._next = number + 1
+                number += 1
+        except OSError as error:
+            raise Lost(f"W&B's own process is gone: {error}") from error
+        self._given += len(records)
+
+    def _row(self, record: Scalars) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            STEP: record.step,
+            EPOCH: record.epoch,
+            TIME: record.time / 1e9,
+            "_timestamp": record.time / 1e9,
+        }
+        axis = EPOCH if record.axis == "epoch" else STEP
+        if record.axis not in ("", "epoch"):
+            axis = f"{OURS}x/{record.axis}"
+            row[axis] = record.x if record.at is None else record.at
+        if record.partial:
+            row[f"{OURS}partial"] = True
+        for name, value in record.values.items():
+            key = self._keys.get(name)
+            if key is None:
+                key = self._keys[name] = key_of(name)
+            if self._axes.get(name, STEP) != axis:
+                self._define_axis(name, key, axis)
+            row[key] = value
+        return row
+
+    def _define_axis(self, name: str, key: str, axis: str) -> None:
+        assert self._run is not None
+        self._axes[name] = axis
+        if "*" not in key:  # W&B takes it for a pattern
+            self._run.define_metric(key, step_metric=axis)
+
+    def flush(self) -> Mapping[str, Any]:
+        """How many rows the run has."""
+        return {"rows": self._base + self._given}
+
+    def settled(self) -> int | None:
+        """The rows that W&B's file has."""
+        if self._file is None:
+            return None
+        return max(0, max(self._known, self._file.read_on()) + 1 - self._base)
+
+    def close(self, status: Status) -> None:
+        """Ends the run; W&B's process writes, and online sends, all that it has."""
+        assert self._run is not None
+        self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
+
+    @property
+    def where(self) -> str:
+        """The run's page, or its folder if it is offline."""
+        assert self._run is not None
+        return str(self._folder) if self._run.offline else self._run.url or ""
+
+    @property
+    def command(self) -> str:
+        """Sends an offline run to W&B."""
+        assert self._run is not None
+        if not self._run.offline:
+            return ""
+        return "wandb sync " + " ".join(shlex.quote(str(file.parent)) for file in self._files())
+
+    def _files(self) -> list[Path]:
+        """W&B's files of this run, the oldest first."""
+        return sorted(self._folder.glob("*run-*-*/run-*.wandb"))
+
+
+def check_project(project: str) -> None:
+    """`ConfigError` if W&B does not take this as a project's name."""
+    found = sorted(set(_NOT_IN_PROJECTS) & set(project))
+    if found or len(project) > _LONGEST_PROJECT:
+        raise ConfigError(
+            f"{project!r:.160} is no name for a W&B project: it takes up to {_LONGEST_PROJECT} "
+            f"characters and none of {_NOT_IN_PROJECTS}; name one by wandb:PROJECT or "
+            "wandb://TEAM/PROJECT"
+        )
+
+
+def run_id(id: str) -> str:
+    """The run's id as W&B takes it: without dots, and not too long."""
+    plain = id.replace(".", "-")
+    if plain == id and len(id) <= _LONGEST_ID:
+        return id
+    digest = hashlib.sha256(id.encode()).hexdigest()[:8]
+    return f"{plain[: _LONGEST_ID - 9]}-{digest}"
+
+
+def key_of(name: str) -> str:
+    """The column for a name; no two names share one."""
+    return RENAMED + name if name.startswith(("_", OURS, RENAMED)) else name
+
+
+def _short_tags(tags: Sequence[str]) -> list[str]:
+    for tag in tags:
+        if len(tag) > _LONGEST_TAG:
+            _log.warning("tag %r is cut to the %s characters that W&B takes", tag, _LONGEST_TAG)
+    return list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags if tag))
+
+
+def _has_key() -> bool:
+    """Whether W&B finds an API key, or is in use by the script itself."""
+    import wandb
+
+    if wandb.run is not None:
+        return not wandb.run.offline
+    return wandb.login(prompt=False, verify=False)
