@@ -32,7 +32,7 @@ import msgspec
 from metricbus.records import Scalars, Status
 from metricbus.run import Run, flat_config
 from metricbus.sinks.base import Sink
-from metricbus.sinks.mlflow_rows import TAG_PREFIX, Names, Times, allowed
+from metricbus.sinks.mlflow_rows import NAME_TAG, PARAM_TAG, Names, Times, allowed
 from metricbus.sinks.mlflow_store import (
     check_is_sqlite,
     find_experiment,
@@ -106,8 +106,8 @@ class MlflowSink(Sink):
         found = self._client.get_run(self._run_id)
         taken = {key: key for key in found.data.metrics}
         for key, name in found.data.tags.items():
-            if key.startswith(TAG_PREFIX):
-                taken[key.removeprefix(TAG_PREFIX)] = name
+            if key.startswith(NAME_TAG):
+                taken[key.removeprefix(NAME_TAG)] = name
         self._names = Names(taken)
         self._log_params(run.config, found.data.params)
 
@@ -145,7 +145,7 @@ class MlflowSink(Sink):
             if key not in logged:
                 params.append(Param(key, text))
                 if key != name:
-                    tags.append(RunTag("metricbus.param." + key, name))
+                    tags.append(RunTag(PARAM_TAG + key, name))
         self._log_tags(tags)
         for batch in in_batches(params, _PARAMS_A_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, params=batch)
@@ -200,7 +200,7 @@ class MlflowSink(Sink):
         for name in sorted(new, key=lambda name: (allowed(name) != name, name)):  # as is, first
             key = self._names.key(name)
             if key != name:
-                tags.append(RunTag(TAG_PREFIX + key, name))
+                tags.append(RunTag(NAME_TAG + key, name))
             if key not in (name, allowed(name)):
                 _log.warning("MLflow has %r for another name; %r is %r there", key[:-9], name, key)
         self._log_tags(tags)

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
-TAG_PREFIX = "metricbus.name."
-_LONGEST_NAME = 250 - len(TAG_PREFIX)  # 250 for each key: mlflow.utils.validation
+NAME_TAG = "metricbus.name."
+PARAM_TAG = "metricbus.param."
+_LONGEST_NAME = 250 - len(PARAM_TAG)  # 250 for each key: mlflow.utils.validation
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 _REMEMBERED_MS = 10_000
 _MANY = 20_000

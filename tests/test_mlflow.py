@@ -1,0 +1,464 @@
+"""The MLflow sink, read back by MlflowClient from SQLite files and from a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+from mlflow.utils.validation import _validate_metric_name
+
+from metricbus import MetricBus, Scalars
+from metricbus.consumer import Consumer
+from metricbus.journal import SegmentWriter
+from metricbus.run import RunFolder, create_run
+from metricbus.sinks.mlflow_rows import NAME_TAG, Identity, Names, Times, allowed
+from metricbus.sinks.mlflow_store import in_batches
+from metricbus.specs import spec_of
+from metricbus.urls import parse_sink
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that is there already: creating one takes MLflow seconds."""
+    file = tmp_path_factory.mktemp("mlflow") / "shared.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def url(database: Path, request: pytest.FixtureRequest) -> str:
+    """A sink's URL with an experiment of the test's own in the shared database."""
+    return f"mlflow:{database}?experiment={request.node.name}"
+
+
+def runs_of(uri: str, experiment: str) -> list[MlflowRun]:
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id])) if found else []
+
+
+def run_of(bus: MetricBus) -> tuple[MlflowClient, MlflowRun]:
+    """The run in MLflow, found as anybody would find it: by the tag."""
+    assert bus.run is not None
+    (sink,) = (counts for name, counts in bus.stats().sinks.items() if name.startswith("mlflow"))
+    uri, _, run_id = sink.where.partition(", run ")
+    if not run_id:
+        uri, run_id = sink.where.partition("/#/")[0], sink.where.rpartition("/")[2]
+    client = MlflowClient(uri)
+    run = client.get_run(run_id)
+    assert run.data.tags["metricbus.run_id"] == bus.run.id
+    return client, run
+
+
+# The run
+
+
+def test_the_run_has_config_tags_notes_and_name(url: str, tmp_path: Path) -> None:
+    config = {"lr": 0.1, "optimizer": {"name": "adam", "betas": [0.9, 0.99]}, "none": None}
+    with MetricBus("named", sinks=url, dir=tmp_path, config=config, tags=["base"], notes="n") as b:
+        b.log("x", 1.0)
+    _, run = run_of(b)
+    assert run.data.params == {
+        "lr": "0.1",
+        "optimizer/name": "adam",
+        "optimizer/betas": "[0.9, 0.99]",
+        "none": "null",
+    }
+    assert (run.info.run_name, run.info.status) == ("named", "FINISHED")
+    assert run.data.tags.items() >= {"base": "true", "mlflow.note.content": "n"}.items()
+    assert b.run is not None
+    assert run.info.start_time == b.run.started // 1_000_000
+
+
+def test_params_and_tags_are_cut_to_the_limits_and_told(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config: dict[str, Any] = {f"p{i}": i for i in range(250)}
+    config |= {"long": "ü" * 7000, "k" * 300: 1, "a@b": 2, "a_b": 3}
+    with MetricBus(sinks=url, dir=tmp_path, config=config, notes="n" * 9000) as bus:
+        bus.log("x", 1.0)
+    _, run = run_of(bus)
+    assert len(run.data.params) == len(config)
+    assert run.data.params["long"] == "ü" * 5999 + "…"
+    assert {run.data.params["a_b"], run.data.params[allowed("a@b")]} <= {"2", "3"}
+    assert "metricbus.param.a_b" in run.data.tags
+    assert len(run.data.tags["mlflow.note.content"]) == 8000
+    assert "param 'long' has 7,000 characters, MLflow takes 6,000" in caplog.text
+    assert "tag 'mlflow.note.content' is cut to the 8000 characters" in caplog.text
+
+
+def test_the_run_ends_as_the_training_did(url: str, tmp_path: Path) -> None:
+    failed = MetricBus(sinks=url, dir=tmp_path)
+    with pytest.raises(ZeroDivisionError), failed:
+        failed.log("x", 1 / 0)
+    killed = MetricBus(sinks=url, dir=tmp_path)
+    with pytest.raises(KeyboardInterrupt), killed:
+        raise KeyboardInterrupt
+    assert [run_of(bus)[1].info.status for bus in (failed, killed)] == ["FAILED", "KILLED"]
+
+
+def test_without_a_location_all_runs_share_a_database_beside_them(tmp_path: Path) -> None:
+    for id in ("one", "two"):
+        with MetricBus(id=id, sinks="mlflow", dir=tmp_path / "runs", project="mine") as bus:
+            bus.log("x", 1.0)
+        command = bus.stats().sinks["mlflow"].command
+        assert command == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/runs/mlflow.db"
+    runs = runs_of(f"sqlite:///{tmp_path}/runs/mlflow.db", "mine")
+    assert {run.data.tags["metricbus.run_id"] for run in runs} == {"one", "two"}
+    assert all(run.info.artifact_uri.startswith(f"file://{tmp_path}/runs") for run in runs)
+
+
+def test_mlflows_own_variables_are_honoured(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "from the environment")
+    with MetricBus(sinks="mlflow", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    assert len(runs_of(f"sqlite:///{database}", "from the environment")) == 1
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_the_scripts_own_use_of_mlflow_is_left_alone(url: str, tmp_path: Path) -> None:
+    before = mlflow.get_tracking_uri(), dict(os.environ)
+    with MetricBus(sinks=url, dir=tmp_path) as bus:
+        variable = os.environ.pop("METRICBUS_RUN_DIR")
+        bus.log("x", 1.0)
+        bus.flush()
+        assert mlflow.active_run() is None
+        assert (mlflow.get_tracking_uri(), dict(os.environ)) == before
+        os.environ["METRICBUS_RUN_DIR"] = variable
+
+
+def test_a_deleted_experiment_is_told_with_the_command_that_brings_it_back(
+    database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = MlflowClient(f"sqlite:///{database}")
+    experiment = client.create_experiment("gone")
+    client.delete_experiment(experiment)
+    bus = MetricBus(sinks=f"mlflow:{database}?experiment=gone", dir=tmp_path)
+    bus.log("x", 1.0)
+    bus.close(timeout=2)
+    assert f"mlflow experiments restore --experiment-id {experiment}" in caplog.text
+    client.restore_experiment(experiment)
+
+
+@pytest.mark.timeout(120)
+def test_first_starts_at_once_on_one_file_all_succeed(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from metricbus import MetricBus
+        with MetricBus(id=sys.argv[1], sinks="mlflow", project="p", dir="runs") as bus:
+            bus.log("x", 1.0)
+        sys.exit(not bus.stats().complete)
+    """
+    started = [
+        subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), f"r{i}"], cwd=tmp_path)
+        for i in range(4)
+    ]
+    assert [process.wait(100) for process in started] == [0] * 4
+    assert len(runs_of(f"sqlite:///{tmp_path}/runs/mlflow.db", "p")) == 4
+
+
+# Metrics
+
+
+def test_values_travel_in_as_few_requests_as_mlflow_takes(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    log_batch = MlflowClient.log_batch
+
+    def counting(self: MlflowClient, run_id: str, metrics: Sequence[Any] = (), **rest: Any) -> None:
+        if metrics:
+            sizes.append(len(metrics))
+        log_batch(self, run_id, metrics, **rest)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counting)
+    folder, run = create_run(tmp_path, id="r", name="r", config={})
+    writer = SegmentWriter(folder.journal, run.id)
+    rows = [
+        Scalars(step=step, epoch=0, time=step * 10**9, values={f"m{i}": 0.5 for i in range(20)})
+        for step in range(600)
+    ]
+    writer.append(rows)
+    writer.close()
+    deliver(folder, url)
+    assert sum(sizes) == 12_000
+    assert len(sizes) <= 13
+
+
+@given(st.lists(st.integers(1, 500_000), max_size=40), st.integers(1, 10))
+def test_batches_stay_within_both_limits(sizes: list[int], most: int) -> None:
+    batches = list(in_batches(sizes, most, lambda size: size))
+    assert [size for batch in batches for size in batch] == sizes
+    assert all(batch and len(batch) <= most and sum(batch) <= 1_000_000 for batch in batches)
+
+
+def test_many_long_names_fit_a_servers_requests(mlflow_server: str, tmp_path: Path) -> None:
+    url = f"mlflow+{mlflow_server}?experiment=long"
+    with MetricBus(sinks=url, dir=tmp_path) as bus:
+        for step in range(3):
+            bus.log({f"{'ü' * 200}{i}": i for i in range(1000)}, step=step)
+    assert bus.stats().complete, str(bus.stats())
+    client, run = run_of(bus)
+    assert len(run.data.metrics) == 1000
+    assert len(client.get_metric_history(run.info.run_id, "ü" * 200 + "7")) == 3
+
+
+def test_equal_values_of_one_millisecond_are_all_kept(url: str, tmp_path: Path) -> None:
+    with MetricBus(sinks=url, dir=tmp_path) as bus:
+        for _ in range(500):
+            bus.log("same", 1.0, step=0)
+    client, run = run_of(bus)
+    assert len(client.get_metric_history(run.info.run_id, "same")) == 500
+
+
+def test_a_value_that_mlflow_refuses_costs_no_other(url: str, tmp_path: Path) -> None:
+    folder, run = create_run(tmp_path, id="r", name="r", config={})
+    writer = SegmentWriter(folder.journal, run.id)
+    for step in range(10):
+        before_1970 = -(10**9) if step == 4 else step
+        writer.append([Scalars(step=step, epoch=0, time=before_1970, values={"x": 1.0})])
+    writer.close()
+    consumer = deliver(folder, url)
+    assert (consumer.tally().delivered, consumer.tally().rejected) == (9, 1)
+    assert "Timestamp must be a nonnegative long" in str(consumer.tally().error)
+
+
+def test_an_infinity_is_told_once(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricBus(sinks=url, dir=tmp_path) as bus:
+        for step in range(20):
+            bus.log("x", math.inf, step=step)
+    assert caplog.text.count("MLflow stores infinities as the largest float") == 1
+
+
+# Delivering again
+
+
+def deliver(folder: RunFolder, url: str) -> Consumer:
+    consumer = Consumer(folder, spec_of(parse_sink(url)))
+    consumer.end("finished")
+    consumer.run()
+    return consumer
+
+
+def history(uri: str, experiment: str) -> Counter[tuple[str, int, int, float]]:
+    client = MlflowClient(uri)
+    (run,) = runs_of(uri, experiment)
+    return Counter(
+        (key, metric.step, metric.timestamp, metric.value)
+        for key in run.data.metrics
+        for metric in client.get_metric_history(run.info.run_id, key)
+    )
+
+
+@pytest.mark.parametrize("where", ["file", "server"])
+def test_delivering_again_doubles_nothing(
+    where: str, database: Path, mlflow_server: str, tmp_path: Path
+) -> None:
+    with MetricBus(sinks="", id="r", dir=tmp_path, config={"lr": 0.1}) as bus:
+        for step in range(300):
+            bus.log("x", float(step), step=step)
+            bus.log("same", 1.0, step=0)
+            bus.log("mean@1", 1.0)
+            bus.log("mean_1", 2.0)
+    uri = f"sqlite:///{database}" if where == "file" else mlflow_server
+    url = f"mlflow+{uri}?experiment=again&batch_size=70"
+    folder = RunFolder(tmp_path / "r")
+    deliver(folder, url)
+    once = history(uri, "again")
+    for progress in folder.offsets.glob("mlflow-*"):
+        progress.unlink()  # nobody knows that it was delivered
+    deliver(folder, url)
+    assert history(uri, "again") == once
+    assert sum(once.values()) == 1200
+
+
+def test_names_stay_as_they_were_when_a_run_goes_on(database: Path, tmp_path: Path) -> None:
+    url = f"mlflow:{database}?experiment=goes-on"
+    folder, run = create_run(tmp_path, id="r", name="r", config={})
+    for name in ("mean_1", "mean@1", "mean_1", "mean@1"):
+        writer = SegmentWriter(folder.journal, run.id)
+        writer.append([Scalars(step=0, epoch=0, time=10**9, values={name: len(name) / 3})])
+        writer.close()
+        deliver(folder, url)
+    uri = f"sqlite:///{database}"
+    (found,) = runs_of(uri, "goes-on")
+    assert found.data.metrics.keys() == {"mean_1", Names({"mean_1": "mean_1"}).key("mean@1")}
+    assert sum(history(uri, "goes-on").values()) == 4
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
+
+
+@given(st.lists(names | st.sampled_from(["a@b", "a_b", "a(b", "a//b", "a/_/b", "..", "/"])))
+def test_every_name_becomes_one_that_mlflow_takes_and_none_become_one(given: list[str]) -> None:
+    mapping = Names({})
+    keys = {name: mapping.key(name) for name in given}
+    assert len(set(keys.values())) == len(keys)
+    for name, key in keys.items():
+        _validate_metric_name(NAME_TAG + key)  # type: ignore[no-untyped-call]
+        _validate_metric_name(key)  # type: ignore[no-untyped-call]
+        assert mapping.key(name) == key
+        assert len(NAME_TAG + key) <= 250
+
+
+@pytest.mark.parametrize("name", ["train/loss", "val.acc", "a b", "déjà-vu", "x:y", "_step"])
+def test_names_that_mlflow_takes_stay_as_they_are(name: str) -> None:
+    assert allowed(name) == name
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 6)), max_size=30), st.randoms())
+def test_equal_values_are_set_apart_alike_in_any_order(
+    values: list[tuple[str, int]], random: Any
+) -> None:
+    def place(values: list[tuple[str, int]]) -> set[tuple[Identity, int]]:
+        times = Times([])
+        return {((key, 0, 1.0), times.place((key, 0, 1.0), at)) for key, at in values}
+
+    placed = place(values)
+    assert len(placed) == len(values)
+    random.shuffle(values)
+    assert place(values) == placed
+
+
+@given(st.lists(st.integers(0, 5), max_size=10), st.lists(st.integers(0, 5), max_size=10))
+def test_what_was_not_written_is_placed_as_before(kept: list[int], tried: list[int]) -> None:
+    times = Times([])
+    identity = ("x", 0, 1.0)
+    for at in kept:
+        times.place(identity, at)
+    times.keep()
+    first = [times.place(identity, at) for at in tried]
+    times.forget()
+    assert [times.place(identity, at) for at in tried] == first
+
+
+# What goes wrong
+
+
+def test_a_file_that_is_no_database_is_told_and_costs_the_others_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "notes.txt").write_text("these are my notes, dear reader")
+    bus = MetricBus(sinks=f"csv,mlflow:{tmp_path}/notes.txt", dir=tmp_path)
+    bus.log("x", 1.0)
+    report = bus.close(timeout=2)
+    assert report is not None
+    assert report.sinks["csv"].delivered == 1
+    assert f"{tmp_path}/notes.txt is no SQLite database; name another file by mlflow:FILE.db" in (
+        caplog.text
+    )
+    assert (tmp_path / "notes.txt").read_text() == "these are my notes, dear reader"
+
+
+class Forwarder:
+    """Forwards connections to the real server, once it is told to."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.removeprefix("http://").partition(":")
+        self._target = host, int(port)
+        self._silent: list[socket.socket] = []
+        self._listening = socket.socket()
+        self._listening.bind(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+
+    def start(self, *, answers: bool = True) -> None:
+        self._listening.listen()
+        threading.Thread(target=self._accept, args=(answers,), daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # it was never started
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        for connection in self._silent:
+            connection.close()
+
+    def _accept(self, answers: bool) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            if answers:
+                server = socket.create_connection(self._target)
+                for pair in ((connection, server), (server, connection)):
+                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
+            else:
+                self._silent.append(connection)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with source, target:
+            try:
+                while data := source.recv(1 << 16):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+
+@pytest.fixture
+def forwarder(mlflow_server: str) -> Iterator[Forwarder]:
+    forwarder = Forwarder(mlflow_server)
+    yield forwarder
+    forwarder.close()
+
+
+def test_a_server_that_comes_up_later_gets_everything(
+    forwarder: Forwarder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    wait_for: Callable[[Callable[[], bool]], None],
+) -> None:
+    url = f"mlflow+http://127.0.0.1:{forwarder.port}?experiment=later"
+    with MetricBus(sinks=url, dir=tmp_path) as bus:
+        for step in range(100):
+            bus.log("x", float(step), step=step)
+        wait_for(lambda: bool(bus.stats().sinks[url].error))
+        wait_for(lambda: bus.stats().sinks[url].pending == 100)
+        forwarder.start()
+    assert bus.stats().complete, str(bus.stats())
+    assert "will try again" in caplog.text
+    assert "works again" in caplog.text
+    client, run = run_of(bus)
+    assert len(client.get_metric_history(run.info.run_id, "x")) == 100
+
+
+def test_a_server_that_hangs_holds_up_neither_the_training_nor_its_end(
+    forwarder: Forwarder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forwarder.start(answers=False)
+    url = f"mlflow+http://127.0.0.1:{forwarder.port}?timeout_secs=1"
+    bus = MetricBus(sinks=["csv", url], dir=tmp_path)
+    with caplog.at_level(logging.WARNING):
+        for step in range(100):
+            bus.log("x", float(step), step=step)
+        started = time.monotonic()
+        report = bus.close(timeout=6)
+        took = time.monotonic() - started
+    assert report is not None
+    assert (report.sinks["csv"].delivered, report.sinks[url].pending) == (100, 100)
+    assert took < 20
+    assert "timed out" in str(report.sinks[url].error).lower()
