@@ -9,8 +9,11 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import signal
 import struct
+import subprocess
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,9 +152,9 @@ def read_mlflow_server(logged: Logged) -> Iterator[Point]:
     return read_mlflow(logged.server)
 
 
-def read_mlflow(uri: str) -> Iterator[Point]:
+def read_mlflow(uri: str, experiment_name: str = "conformance") -> Iterator[Point]:
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("conformance")
+    experiment = client.get_experiment_by_name(experiment_name)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     for key in run.data.metrics:
@@ -282,3 +285,44 @@ def test_the_order_of_late_and_repeated_values_is_kept(
 ) -> None:
     values = [point.value for point in BACKENDS[name].read(logged[0]) if point.name == "val/acc"]
     assert values[:3] == [0.5, 0.25, 0.125]
+
+
+def test_every_backend_marks_what_was_open_when_a_process_died(
+    tmp_path: Path, mlflow_server: str
+) -> None:
+    """A process joins the run, writes down its open reductions, and dies of SIGKILL."""
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from metricbus.journal import SegmentWriter
+        from metricbus.records import Open, Scalars
+        journal = SegmentWriter(Path(sys.argv[1]), "r")
+        journal.append([Scalars(step=1, epoch=0, time=10**9, values={"whole": 1.0})])
+        row = Scalars(step=2, epoch=0, time=2 * 10**9, values={"loss": 0.5}, partial=True)
+        journal.append([Open(time=3 * 10**9, rows=[row])])
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    memory, handler = MemorySink(), Keeping()
+    logging.getLogger("metricbus").addHandler(handler)
+    logging.getLogger("metricbus").setLevel(logging.INFO)
+    urls = ["logging", "csv", "tensorboard", "wandb", f"mlflow+{mlflow_server}?experiment=partial"]
+    with MetricBus(sinks=[memory, *urls], dir=tmp_path) as bus:
+        folder = bus.folder
+        assert folder is not None
+        command = [sys.executable, "-c", textwrap.dedent(code), str(folder / "journal")]
+        assert subprocess.run(command, timeout=50, check=False).returncode == -signal.SIGKILL
+    report = bus.stats()
+    assert report.complete, str(report)
+    assert {sink.delivered for sink in report.sinks.values()} == {2}
+    logged = Logged(folder, memory, handler.records, mlflow_server)
+    assert [(record.values, record.partial) for record in memory.records] == [
+        ({"whole": 1.0}, False),
+        ({"loss": 0.5}, True),
+    ]
+    assert "step 2 epoch 0 | loss=0.5 (partial)" in [
+        record.getMessage() for record in handler.records
+    ]
+    assert ",loss,0.5,partial\r\n" in (folder / "csv" / "metrics.csv").read_bytes().decode()
+    assert [row["loss"] for row in wandb_rows(folder) if row.get("metricbus/partial")] == [0.5]
+    assert Point("loss_partial", 2, None, 0.5) in list(read_tensorboard(logged))
+    assert Point("loss_partial", 2, None, 0.5) in list(read_mlflow(mlflow_server, "partial"))

@@ -18,18 +18,13 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
-from typing import Any, NamedTuple
-
-import msgspec
 
 from metricbus.bell import Bell
 from metricbus.complaints import Complaints
 from metricbus.errors import Lost, Unavailable
-from metricbus.filters import RowFilter
-from metricbus.journal import Position, Row
-from metricbus.offsets import Ledger
-from metricbus.records import Scalars, Status
+from metricbus.feed import Batch, Feed
+from metricbus.journal import Position
+from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
@@ -41,23 +36,6 @@ _LOOK_EVERY = 1.0  # other processes write segments too, and ring no bell here
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 
 
-class _Split(Exception):  # noqa: N818 - it says what to do, and is caught right here
-    """The batch was refused for good, and it has parts that can be tried by themselves."""
-
-
-class _Outcome(NamedTuple):
-    """What became of a batch's values; `segments` has them all, by where they came from.
-
-    `damaged` is how many of its lines could not be read.
-    """
-
-    delivered: int
-    rejected: int
-    filtered: int
-    segments: dict[str, int]
-    damaged: int
-
-
 class Consumer:
     """Feeds one sink; `run` is the body of its thread."""
 
@@ -67,17 +45,15 @@ class Consumer:
         self.changed = threading.Condition()  # told at each step that somebody may wait for
         self._folder = folder
         self._sink = spec.sink
-        offsets = folder.offsets / f"{spec.key}.json"
-        self._ledger = Ledger(offsets, spec.canonical, ordered=spec.sink.ordered)
+        self._feed = Feed(folder, spec)
         self._given = 0  # records that the sink was given since it was opened
-        self._go_back()
-        self._batch_limit = spec.options.batch_size
         self._bell = Bell()
         self._random = random.Random()  # our own: the global one belongs to the training
         self._in_a_hurry = False
         self._ending: Status | None = None
         self._opened = False
-        self._written: _Outcome | None = None  # a batch that is written and not yet flushed
+        self._written: Batch | None = None  # what is written, or rejected, and not yet flushed
+        self._rejected = False
         self._where = self._command = ""
         self._failures = 0
         self._complaints = Complaints(_log)
@@ -117,9 +93,8 @@ class Consumer:
     def run(self) -> None:
         """Works until `end`, or for as long as the process lives."""
         try:
-            while not self._turn():
+            while not (self._turn() and self._close()):
                 pass
-            self._close()
         except BaseException as error:  # a backend may even call sys.exit()
             self._error = _in_words(error)
             _log.error("sink %s: its consumer stopped: %s", self.spec.name, self._error)
@@ -140,27 +115,18 @@ class Consumer:
             if caught_up and not ending:
                 self._settle()
                 self._rest_until(started + self.spec.options.flush_secs)
-                if not self._in_a_hurry and self._reader.unread_bytes() == 0:
+                if not (self._in_a_hurry or self._feed.has_more()):
                     self._bell.wait(_LOOK_EVERY)
         except Exception as error:
-            if isinstance(error, Lost):
-                self._forget_unsettled()
-            self._rest_after(error)
+            self._recede(error)
             return False
         return caught_up and ending
 
     def _open(self) -> None:
-        self._sink.open(self._folder.load(), self._folder.path, self._ledger.done.state)
+        self._sink.open(self._folder.load(), self._folder.path, self._feed.progress.state)
         self._opened = True
         self._given = 0
         self._look_where()
-
-    def _forget_unsettled(self) -> None:
-        self._opened = False
-        self._written = None
-        self._ledger.fall_back()
-        self._go_back()
-        self._tell()
 
     def _look_where(self) -> None:
         try:
@@ -171,104 +137,68 @@ class Consumer:
     def _pass(self) -> bool:
         """Delivers one batch; whether there was one. Nothing counts until it is all done."""
         if self._written is None:
-            try:
-                rows = list(self._reader.read(self._batch_limit))
-                if not rows:
-                    return False
-                self._ledger.intend(rows, self._reader.ahead)
-                self._written = self._write(rows)
-            except _Split:
-                self._go_back()
-                self._batch_limit = max(1, len(rows) // 2)
+            batch = self._feed.next(ending=self._ending is not None)
+            if batch is None:
+                return False
+            if not self._write(batch):
                 return True
-            except BaseException:
-                self._go_back()
-                raise
         state = dict(self._sink.flush() or {})  # if this fails, it alone is tried again
-        self._commit(state, self._written)
-        self._written = None
-        return True
-
-    def _write(self, rows: list[Row]) -> _Outcome:
-        """Writes a batch; what became of its values, in all and by segment."""
-        records, filtered, segments = self._wanted(rows)
-        damaged = sum(row.record is None for row in rows)
-        values = sum(segments.values()) - filtered
-        try:
-            if records:
-                self._sink.write(records)
-                self._given += len(records)
-        except (Unavailable, OSError):
-            raise
-        except Exception as error:
-            if len(rows) > 1:
-                raise _Split from error
-            self._complain(f"rejected {values} values at step {records[0].step}", error)
-            return _Outcome(0, values, filtered, segments, damaged)
-        self._batch_limit = min(self._batch_limit * 2, self.spec.options.batch_size)
-        return _Outcome(values, 0, filtered, segments, damaged)
-
-    def _wanted(self, rows: list[Row]) -> tuple[list[Any], int, dict[str, int]]:
-        """The records for the sink, how many values were filtered out, and all by segment."""
-        records: list[Any] = []
-        filtered = 0
-        segments: dict[str, int] = {}
-        for row in rows:
-            record = row.record
-            if isinstance(record, Scalars):
-                values = len(record.values)
-                segments[row.segment] = segments.get(row.segment, 0) + values
-                kept = self._filter.apply(record) if self._is_for_us(record) else None
-                filtered += values - (len(kept.values) if kept else 0)
-                if kept:
-                    records.append(kept)
-            elif isinstance(record, self._sink.kinds):
-                records.append(record)
-        return records, filtered, segments
-
-    def _is_for_us(self, row: Scalars) -> bool:
-        return not row.sinks or self.spec.kind in row.sinks
-
-    def _go_back(self) -> None:
-        """To what is done."""
-        self._reader = self._ledger.reader(self._folder.journal)
-        self._filter = RowFilter(self.spec.options, dict(self._ledger.done.seen))
-
-    def _commit(self, state: dict[str, Any], outcome: _Outcome) -> None:
-        done = self._ledger.done
-        progress = msgspec.structs.replace(
-            done,
-            state=state,
-            seen=dict(self._filter.seen),
-            delivered=done.delivered + outcome.delivered,
-            rejected=done.rejected + outcome.rejected,
-            filtered=done.filtered + outcome.filtered,
-            values=dict(Counter(done.values) + Counter(outcome.segments)),
-            damaged=done.damaged + outcome.damaged,
-            positions=dict(self._reader.positions),
-            ahead=[],
-        )
-        self._ledger.add(progress, self._given)
-        if outcome.delivered:
+        assert self._written is not None
+        self._feed.done(self._written, state, self._given, rejected=self._rejected)
+        if self._written.values and not self._rejected:
             self._recover()
+        self._written = None
         self._settle()
         self._tell()
+        return True
+
+    def _write(self, batch: Batch) -> bool:
+        """Writes the batch, or rejects it; False if it has to come again in parts."""
+        self._rejected = False
+        try:
+            if batch.records:
+                self._sink.write(batch.records)
+                self._given += len(batch.records)
+        except (Unavailable, OSError):
+            self._feed.go_back()
+            raise
+        except Exception as error:
+            if batch.lines > 1:
+                self._feed.halve(batch)
+                return False
+            self._complain(f"rejected {batch.values} values at step {batch.records[0].step}", error)
+            self._rejected = True
+        self._written = batch
+        return True
 
     def _settle(self) -> None:
         """Saves as much of the progress as would outlive a crash."""
-        if self._ledger.is_settled():
+        if self._feed.ledger.is_settled():
             return
         try:
-            self._ledger.settle(self._sink.settled())
+            self._feed.ledger.settle(self._sink.settled())
         except OSError as error:  # after a crash the sink's own state finds what came twice
             self._complain("cannot save its progress", error)
 
-    def _close(self) -> None:
+    def _close(self) -> bool:
+        """Closes the sink; False if that lost something that has to come again."""
         try:
             self._sink.close(self._ending or "finished")
-            self._ledger.settle(None)
+            self._feed.ledger.settle(None)
+        except Lost as error:
+            self._recede(error)
+            return False
         except Exception as error:
             self._complain("failed to close", error)
+        return True
+
+    def _recede(self, error: Exception) -> None:
+        """Rests after a failure; and if the backend is lost, begins again with what was settled."""
+        if isinstance(error, Lost):
+            self._opened = False
+            self._written = None
+            self._feed.fall_back()
+        self._rest_after(error)
 
     def _rest_until(self, due: float) -> None:
         """Waits, but for a hurry."""
@@ -301,7 +231,7 @@ class Consumer:
             self._complaints.forget()
 
     def _tell(self) -> None:
-        done = self._ledger.done
+        done = self._feed.progress
         self._tally = Tally(
             delivered=done.delivered,
             rejected=done.rejected,

@@ -24,6 +24,7 @@ import msgspec
 
 from metricbus.errors import JournalError
 from metricbus.files import AppendFile
+from metricbus.processes import is_alive
 from metricbus.records import (
     FORMAT_VERSION,
     End,
@@ -38,6 +39,7 @@ from metricbus.records import (
 
 SUFFIX = ".jsonl"
 _READ_BYTES = 1 << 20
+_LAST_LINE_BYTES = 4096  # an end mark is far shorter
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -168,6 +170,10 @@ class JournalReader:
             for segment in self.segments()
         )
 
+    def read_segment(self, segment: str) -> Iterator[Row]:
+        """All rows of one segment after its position, which stays where it is."""
+        return self._read_segment(segment)
+
     def _path(self, segment: str) -> Path:
         return self._folder / (segment + SUFFIX)
 
@@ -196,6 +202,28 @@ class JournalReader:
                 f"{FORMAT_VERSION}: pip install --upgrade metricbus"
             )
         return record
+
+
+def broken_segments(folder: Path) -> list[str]:
+    """The segments that break off because their writer died; of this machine's writers alone."""
+    return [path.stem for path in sorted(folder.glob(f"*{SUFFIX}")) if _is_broken(path)]
+
+
+def _is_broken(path: Path) -> bool:
+    with open(path, "rb") as file:
+        first = file.readline()
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
+        last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        header = decode(first)
+    except (msgspec.DecodeError, KeyError):
+        return False  # nobody knows who writes it
+    if not isinstance(header, Header) or header.host != os.uname().nodename:
+        return False
+    try:
+        return not isinstance(decode(last), End) and not is_alive(header.pid)
+    except (msgspec.DecodeError, KeyError):  # torn
+        return not is_alive(header.pid)
 
 
 def left_open(rows: Iterable[Row]) -> list[Scalars]:

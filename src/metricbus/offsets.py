@@ -26,7 +26,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     """A sink's progress: everything before `positions` is done, in one way or another.
 
     `state` is what the sink itself needs to go on from there, `seen` how often each name came (for
-    `every=`), `partial` the broken segments whose open reductions were delivered. The counts are in
+    `every=`), `partial` how many rows of what was open in a broken segment. The counts are in
     values; `values` has them by segment, all outcomes together. `sink` is the canonical URL,
     without secrets. `ahead` is the order in which the lines after `positions` were read and may
     have been written: a sink that knows rows by their place must get them in that order again.
@@ -36,7 +36,7 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     positions: dict[str, Position] = {}
     state: dict[str, Any] = {}
     seen: dict[str, int] = {}
-    partial: list[str] = []
+    partial: dict[str, int] = {}
     values: dict[str, int] = {}
     delivered: int = 0
     rejected: int = 0

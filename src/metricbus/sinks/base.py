@@ -117,6 +117,23 @@ class Sink(ABC):
         return ""
 
 
+def with_marked_names(records: Sequence[Scalars]) -> Sequence[Scalars]:
+    """The records, for a backend that cannot mark a value: partial ones get names of their own.
+
+    What was in the reduction of `loss` when its process died is called `loss_partial`.
+    """
+    if not any(record.partial for record in records):
+        return records
+    return [
+        msgspec.structs.replace(
+            record, values={f"{name}_partial": value for name, value in record.values.items()}
+        )
+        if record.partial
+        else record
+        for record in records
+    ]
+
+
 class FileSink(Sink):
     """A sink that writes into a folder: the run's, or one for each run at its URL's location."""
 

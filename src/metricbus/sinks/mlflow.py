@@ -31,7 +31,7 @@ import msgspec
 
 from metricbus.records import Scalars, Status
 from metricbus.run import Run, flat_config
-from metricbus.sinks.base import Sink
+from metricbus.sinks.base import Sink, with_marked_names
 from metricbus.sinks.mlflow_rows import NAME_TAG, PARAM_TAG, Names, Times, allowed
 from metricbus.sinks.mlflow_store import (
     check_is_sqlite,
@@ -156,6 +156,7 @@ class MlflowSink(Sink):
 
     def write(self, records: Sequence[Scalars]) -> None:
         """As many metrics in a request as MLflow takes."""
+        records = with_marked_names(records)
         try:
             with self._requests():
                 self._tag_new_names(records)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from metricbus.records import Scalars, Status
 from metricbus.run import Run, flat_config
-from metricbus.sinks.base import FileSink
+from metricbus.sinks.base import FileSink, with_marked_names
 
 if TYPE_CHECKING:
     from metricbus.sinks.event_file import EventFile
@@ -63,7 +63,7 @@ class TensorBoardSink(FileSink):
             self._open_lanes()
         self._is_stale = True  # until all is written: then the files say which rows to skip
         batches: dict[str, list[bytes]] = {}
-        for record in records:
+        for record in with_marked_names(records):
             name = self._lane_for(record)
             if self._lanes[name].see(record):
                 batches.setdefault(name, []).append(self._event_of(record))

@@ -19,14 +19,15 @@ import hashlib
 import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from metricbus.errors import ConfigError, Lost
+from metricbus.errors import ConfigError, Lost, Unavailable
 from metricbus.records import Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
@@ -44,6 +45,9 @@ STEP, EPOCH, TIME = f"{OURS}step", f"{OURS}epoch", f"{OURS}time"
 _EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}  # 255 is W&B's own for an interrupt
 _LONGEST_PROJECT = _LONGEST_ID = 128
 _LONGEST_TAG = 64
+_LAST_WRITE_SECS = 20.0
+_OF_THE_DEAD = "wandb.sdk.mailbox"  # has the errors of a connection that is gone
+_LOOK_AGAIN_SECS = 0.01
 _NOT_IN_PROJECTS = "/\\#?%:"
 
 
@@ -79,6 +83,7 @@ class WandbSink(Sink):
         if self._project:
             check_project(self._project)
         self._run: wandb.Run | None = None
+        self._is_dead = False  # W&B's own process
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Begins the run, or goes on with it after the last row that its files have."""
@@ -92,17 +97,19 @@ class WandbSink(Sink):
         self._next = self._known + 1  # the number of the next row that W&B has not got
         self._axes: dict[str, str] = {}
         self._keys: dict[str, str] = {}
-        self._run = self._begin(run, folder, project)
-        self._run.define_metric("*", step_metric=STEP)
+        with self._alive():
+            self._run = self._begin(run, folder, project)
+            self._run.define_metric("*", step_metric=STEP)
         file = Path(self._run.settings.sync_file or "")
         self._file = None if self._run.disabled else HistoryFile(file)
 
     def _begin(self, run: Run, folder: Path, project: str | None) -> wandb.Run:
         import wandb
 
-        if self._run is not None:  # W&B's process is gone, and with it all that depends on it
+        if self._is_dead:  # and with it every run of this script: a new one is started
             with suppress(Exception, SystemExit):
                 wandb.teardown()
+            self._is_dead = False
         mode = self._mode()
         return wandb.init(
             entity=self._entity,
@@ -141,14 +148,12 @@ class WandbSink(Sink):
         """One history row each, with its number as W&B's step; those W&B has already are passed."""
         assert self._run is not None
         number = self._base + self._given
-        try:
+        with self._alive():
             for record in records:
                 if number >= self._next:
                     self._run.log(self._row(record), step=number, commit=True)
                     self._next = number + 1
                 number += 1
-        except OSError as error:
-            raise Lost(f"W&B's own process is gone: {error}") from error
         self._given += len(records)
 
     def _row(self, record: Scalars) -> dict[str, Any]:
@@ -190,9 +195,31 @@ class WandbSink(Sink):
         return max(0, max(self._known, self._file.read_on()) + 1 - self._base)
 
     def close(self, status: Status) -> None:
-        """Ends the run; W&B's process writes, and online sends, all that it has."""
+        """Ends the run; W&B's process writes, and online sends, all that it has.
+
+        Its last write may come a little after W&B says that the run has ended.
+        """
         assert self._run is not None
-        self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
+        with self._alive():
+            self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
+        deadline = time.monotonic() + _LAST_WRITE_SECS
+        while self._file and not (self._file.read_on() >= self._next - 1 and self._file.ended):
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"W&B has ended the run, but has not written all into {self.where}"
+                )
+            time.sleep(_LOOK_AGAIN_SECS)
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Around calls: `Lost` if W&B's own process is gone."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) or type(error).__module__.startswith(_OF_THE_DEAD):
+                self._is_dead = True
+                raise Lost(f"W&B's own process is gone ({type(error).__name__})") from error
+            raise
 
     @property
     def where(self) -> str:

@@ -25,10 +25,14 @@ _FULL, _LAST = 1, 4
 
 
 class HistoryFile:
-    """One run's file, read on as it grows. `newest` is the last `_step` in it, -1 without one."""
+    """One run's file, read on as it grows.
+
+    `newest` is the last `_step` in it, -1 without one; `ended` whether the run's end is in it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.newest = -1
+        self.ended = False
         self._path = path
         self._offset = _FILE_HEADER
 
@@ -38,6 +42,7 @@ class HistoryFile:
 
         for data in reversed(list(self._records())):
             record = Record.FromString(data)
+            self.ended |= record.HasField("exit")
             if record.HasField("history"):
                 self.newest = step_of(record)
                 break

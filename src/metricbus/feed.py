@@ -1,0 +1,141 @@
+"""What comes next for one sink: batches of the journal's rows, filtered, and the progress made.
+
+A batch counts as soon as it is `done`. Until then the feed can go back and make the same batch, or
+a smaller one, again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import msgspec
+
+from metricbus.filters import RowFilter
+from metricbus.journal import JournalReader, Row, broken_segments, left_open
+from metricbus.offsets import Ledger, Progress
+from metricbus.records import Scalars
+from metricbus.run import RunFolder
+from metricbus.specs import SinkSpec
+
+_NO_LINE = -1
+
+
+class Batch(NamedTuple):
+    """Some lines of the journal, as far as they concern the sink.
+
+    `values` is how many are for the sink, `filtered` how many are not; `segments` has both, by
+    where they come from. `damaged` lines could not be read. `partial` counts the rows that were
+    in open reductions, by segment.
+    """
+
+    lines: int
+    records: list[Any]
+    values: int
+    filtered: int
+    segments: dict[str, int]
+    damaged: int
+    partial: dict[str, int]
+
+
+class Feed:
+    """Reads one sink's batches, and keeps the ledger."""
+
+    def __init__(self, folder: RunFolder, spec: SinkSpec) -> None:
+        self._journal = folder.journal
+        self._options = spec.options
+        self._kind = spec.kind
+        self._kinds = spec.sink.kinds
+        path = folder.offsets / f"{spec.key}.json"
+        self.ledger = Ledger(path, spec.canonical, ordered=spec.sink.ordered)
+        self._limit = spec.options.batch_size
+        self.go_back()
+
+    @property
+    def progress(self) -> Progress:
+        """What is done."""
+        return self.ledger.done
+
+    def next(self, *, ending: bool) -> Batch | None:
+        """The next batch; None if there is nothing new.
+
+        Once the run is ending, what was in the reductions of processes that died comes last.
+        """
+        rows = list(self._reader.read(self._limit))
+        if rows:
+            self.ledger.intend(rows, self._reader.ahead)
+        elif ending:
+            rows = self._left_open()
+        return self._batch_of(rows) if rows else None
+
+    def done(
+        self, batch: Batch, state: dict[str, Any], given: int, *, rejected: bool = False
+    ) -> None:
+        """The batch is delivered, or rejected; `given` is how many records the sink has had."""
+        done = self.progress
+        progress = msgspec.structs.replace(
+            done,
+            state=state,
+            seen=dict(self._filter.seen),
+            delivered=done.delivered + (0 if rejected else batch.values),
+            rejected=done.rejected + (batch.values if rejected else 0),
+            filtered=done.filtered + batch.filtered,
+            values=dict(Counter(done.values) + Counter(batch.segments)),
+            damaged=done.damaged + batch.damaged,
+            partial=dict(Counter(done.partial) + Counter(batch.partial)),
+            positions=dict(self._reader.positions),
+            ahead=[],
+        )
+        self.ledger.add(progress, given)
+        self._limit = min(self._limit * 2, self._options.batch_size)
+
+    def go_back(self) -> None:
+        """To what is done."""
+        self._reader = self.ledger.reader(self._journal)
+        self._filter = RowFilter(self._options, dict(self.progress.seen))
+
+    def halve(self, batch: Batch) -> None:
+        """Goes back, to take at most half of the batch's lines."""
+        self._limit = max(1, batch.lines // 2)
+        self.go_back()
+
+    def fall_back(self) -> None:
+        """To what is settled."""
+        self.ledger.fall_back()
+        self.go_back()
+
+    def has_more(self) -> bool:
+        """Whether the journal has anything that was not read yet, whole or torn."""
+        return self._reader.unread_bytes() > 0
+
+    def _left_open(self) -> list[Row]:
+        for segment in broken_segments(self._journal):
+            first = self.progress.partial.get(segment, 0)
+            found = left_open(JournalReader(self._journal).read_segment(segment))
+            if rest := found[first : first + self._limit]:
+                return [Row(segment, _NO_LINE, 0, record) for record in rest]
+        return []
+
+    def _batch_of(self, rows: list[Row]) -> Batch:
+        records: list[Any] = []
+        filtered = damaged = 0
+        segments: dict[str, int] = {}
+        for row in rows:
+            record = row.record
+            if isinstance(record, Scalars):
+                values = len(record.values)
+                segments[row.segment] = segments.get(row.segment, 0) + values
+                kept = self._filter.apply(record) if self._is_for_us(record) else None
+                filtered += values - (len(kept.values) if kept else 0)
+                if kept:
+                    records.append(kept)
+            elif record is None:
+                damaged += 1
+            elif isinstance(record, self._kinds):
+                records.append(record)
+        partial = Counter(row.segment for row in rows if row.line == _NO_LINE)
+        values = sum(segments.values()) - filtered
+        return Batch(len(rows), records, values, filtered, segments, damaged, partial)
+
+    def _is_for_us(self, row: Scalars) -> bool:
+        return not row.sinks or self._kind in row.sinks
