@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check bench docs clean
+.PHONY: demo test lint types check bench bench-delivery docs clean
 
 demo: .venv/installed-demo  ## Train on real handwritten digits and watch the metrics arrive.
 	$(BIN)/metricbus demo
@@ -22,6 +22,9 @@ check: .venv/installed-dev
 
 bench: .venv/installed-bench  ## What logging costs, beside what people use today.
 	$(BIN)/python -W ignore benchmarks/log_cost.py
+
+bench-delivery: .venv/installed-bench  ## Values a second into each backend; loops with all five.
+	$(BIN)/python -W ignore benchmarks/delivery.py
 
 docs: .venv/installed-dev  ## The pages that are made from code.
 	$(BIN)/metricbus doctor --markdown > docs/environment.md

@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.tensorboard import SummaryWriter
+from training import make_training
 
 from metricbus import MetricBus
 
@@ -44,7 +44,6 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         bus = MetricBus(sinks="csv,tensorboard", dir=folder, flush_secs=60, batch_size=2 * CALLS)
         print_calls(measure_calls(cases(Path(folder), bus)))
@@ -158,22 +157,6 @@ def measure_loop(folder: Path) -> dict[str, float]:
     journal.close()
     bus.close()
     return {name: statistics.median(seen) for name, seen in times.items()}
-
-
-def make_training() -> Callable[[], float]:
-    """A step of real training that takes about a quarter of a millisecond on one thread."""
-    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    x, y = torch.randn(64, 64), torch.randint(10, (64,))
-
-    def train_step() -> float:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return loss.item()
-
-    return train_step
 
 
 def print_calls(times: dict[str, float]) -> None:

@@ -43,7 +43,7 @@ def _top(
 def demo(
     sinks: Annotated[
         str, typer.Option(help="Sink URLs, separated by commas.")
-    ] = "logging?every=10,csv,tensorboard",
+    ] = "logging,csv,tensorboard,wandb,mlflow",
     dir: Annotated[Path, typer.Option(help="The folder for the run's folder.")] = Path("runs"),
     epochs: Annotated[int, typer.Option(min=1, help="How often to see all digits.")] = 5,
 ) -> None:

@@ -7,6 +7,7 @@ The digits are scikit-learn's bundled copy of the UCI ML hand-written digits dat
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from metricbus import MetricBus, Report
 
 BATCH, CHANNELS, MAX_LR, CLIP = 64, 16, 1e-2, 5.0
+WINDOW = 5  # training steps whose mean is one point
 CONFIG = {"optimizer": "AdamW", "max_lr": MAX_LR, "batch_size": BATCH, "channels": CHANNELS}
 
 
@@ -35,6 +37,8 @@ def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
         logging_redirect_tqdm(),
         MetricBus(run="digits", project="demo", config=CONFIG, sinks=sinks, dir=dir) as bus,
     ):
+        bus.define("train/*", every=WINDOW, reduce="mean")
+        bus.define("val/*", on_step=False, on_epoch=True)
         for _ in bus.epochs(epochs, progress=None):
             model.train()
             for images, labels in bus.steps(train):
@@ -49,7 +53,8 @@ def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
                 bus.log("train/accuracy", accuracy(logits, labels))
                 bus.log("train/learning_rate", schedule.get_last_lr()[0])
                 bus.log("train/grad_norm", grad_norm)
-            bus.log("val/accuracy", validate(model, validation))
+            for batch_accuracy, size in validate(model, validation):
+                bus.log("val/accuracy", batch_accuracy, weight=size)
         folder = bus.folder or dir
     return bus.stats(), folder
 
@@ -83,8 +88,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, data: DataLoader[tuple[Tensor, ...]]) -> float:
-    """The accuracy over all of `data`."""
+def validate(
+    model: nn.Module, data: DataLoader[tuple[Tensor, ...]]
+) -> Iterator[tuple[Tensor, int]]:
+    """The accuracy on each batch of `data`, with the batch's size."""
     model.eval()
-    right = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in data)
-    return right / sum(len(labels) for _, labels in data)
+    for images, labels in data:
+        yield accuracy(model(images), labels), len(labels)

@@ -192,7 +192,11 @@ class WandbSink(Sink):
         """The rows that W&B's file has."""
         if self._file is None:
             return None
-        return max(0, max(self._known, self._file.read_on()) + 1 - self._base)
+        return max(0, self._newest(self._file) + 1 - self._base)
+
+    def _newest(self, file: HistoryFile) -> int:
+        """The number of the last row that W&B's files have."""
+        return max(self._known, file.read_on())
 
     def close(self, status: Status) -> None:
         """Ends the run; W&B's process writes, and online sends, all that it has.
@@ -203,7 +207,8 @@ class WandbSink(Sink):
         with self._alive():
             self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
         deadline = time.monotonic() + _LAST_WRITE_SECS
-        while self._file and not (self._file.read_on() >= self._next - 1 and self._file.ended):
+        file = self._file
+        while file and not (self._newest(file) >= self._next - 1 and file.ended):
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"W&B has ended the run, but has not written all into {self.where}"
