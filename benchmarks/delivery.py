@@ -43,7 +43,7 @@ from metricbus.urls import parse_sink
 
 NAMES = [f"train/metric{i}" for i in range(20)]
 STEPS = 1000
-ROUNDS = 3
+ROUNDS = 5
 LOOP_ROUNDS = 4
 LOOP_SECONDS = 4.0
 QUIET = {

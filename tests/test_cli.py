@@ -33,8 +33,8 @@ def test_the_demo_trains_and_every_sink_has_everything(tmp_path: Path) -> None:
         "train/accuracy",
         "train/learning_rate",
         "train/grad_norm",
-        "val/accuracy",
         "time/epoch",
+        "val/accuracy",
     ]
     loss = history.series("train/loss")
     assert loss.step.tolist() == [4, 9, 14, 19, 22, 27, 32, 37, 42, 45]  # means of 5 steps
