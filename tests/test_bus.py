@@ -396,7 +396,7 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
         (["csv", 3], "not 3"),
         (3, "not 3"),
         ([MemorySink], "made like"),
-        ("mlflow+http://me:hunter2@host", "no sink is called 'mlflow'"),
+        ("aim+http://me:hunter2@host", "no sink is called 'aim'"),
     ],
 )
 def test_a_bad_sink_is_an_error_when_the_bus_is_made(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import signal
 import subprocess
@@ -302,9 +301,9 @@ def test_progress_is_not_ahead_of_wandbs_file(tmp_path: Path) -> None:
     assert saved() == 500
 
 
-def test_a_name_with_a_star_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), MetricBus(sinks="wandb", dir=tmp_path) as bus:
+def test_a_name_with_a_star_is_logged(tmp_path: Path) -> None:
+    with MetricBus(sinks="wandb", dir=tmp_path) as bus:
         bus.define("a*b", on_step=False, on_epoch=True)
         bus.log("a*b", 2.0)
     assert [row["a*b"] for row in wandb_rows(made(bus.folder)) if "a*b" in row] == [2]
-    assert caplog.text == ""
+    assert bus.stats().sinks["wandb"].error is None
