@@ -66,6 +66,7 @@ def test_after_a_kill_between_write_and_save_nothing_is_doubled_or_missing(
         saved = path.read_bytes()
         first._turn()  # writes a further batch …
         path.write_bytes(saved)  # … whose progress is lost
+    first._lease.release()  # as its death would
     deliver(folder, "csv?batch_size=10")
     assert [line.split(",")[0] for line in lines(folder)] == [str(step) for step in range(100)]
 
@@ -75,6 +76,7 @@ def test_thinning_goes_on_after_a_restart_where_it_was(folder: RunFolder) -> Non
     first = Consumer(folder, spec_of(url))
     for _ in range(3):
         first._turn()
+    first._lease.release()
     deliver(folder, "csv?every=7&batch_size=10")
     assert [int(line.split(",")[0]) for line in lines(folder)] == list(range(0, 100, 7))
 
@@ -174,8 +176,14 @@ def test_rows_of_several_segments_come_again_in_the_order_in_which_they_came(
             writer.append([Scalars(step=0, epoch=0, time=0, values={"x": float(next(values))})])
         sink.lag = data.draw(st.integers(0, 20), "lag")
         if data.draw(st.booleans(), "killed"):
+            consumer._lease.release()
             consumer = Consumer(folder, spec)  # knows what was saved, and nothing else
-        consumer._pass() if consumer._opened else consumer._open()
+        if consumer._opened:
+            consumer._pass()
+        else:
+            consumer._take_lease()
+            consumer._open()
+    consumer._lease.release()
     consumer = Consumer(folder, spec)
     consumer.end("finished")
     consumer.run()

@@ -58,6 +58,11 @@ def test_the_canonical_form_does_not_depend_on_the_order_of_options() -> None:
     assert parse_sink("csv:y?every=2&flush_secs=1").key != one.key
 
 
+def test_the_pace_at_which_a_sink_is_fed_makes_no_other_sink_of_it() -> None:
+    assert parse_sink("csv?flush_secs=1&batch_size=5").key == parse_sink("csv").key
+    assert parse_sink("csv?every=5").key != parse_sink("csv").key
+
+
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1))
 def test_no_password_is_ever_shown(secret: str) -> None:
     secret = f"hunter2{secret}"

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wandb_reader import wandb_files, wandb_records, wandb_rows
 
-from metricbus import ConfigError, MetricBus
+from metricbus import ConfigError, MetricBus, deliver
 from metricbus.consumer import Consumer
 from metricbus.run import RunFolder
 from metricbus.sinks.wandb import key_of, run_id
@@ -282,6 +282,29 @@ def test_a_killed_run_can_be_delivered_on_without_loss_or_double(tmp_path: Path)
     consumer.end("failed")
     consumer.run()
     assert values_in(folder.path) == [float(step) for step in range(2000)]
+
+
+def test_two_projects_at_once_are_refused_with_the_command_that_helps(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="metricbus deliver RUN --sinks wandb:elsewhere"):
+        MetricBus(sinks="wandb:one,wandb:two", dir=tmp_path)
+
+
+def test_a_second_project_gets_all_rows_later(tmp_path: Path) -> None:
+    with MetricBus(sinks="wandb:one", dir=tmp_path) as bus:
+        for step in range(20):
+            bus.log("x", float(step), step=step)
+    folder = made(bus.folder)
+    for project in ("two", "one"):
+        deliver(folder, f"wandb:{project}", timeout=50)
+    projects = [
+        (record.run.project, len(rows))
+        for file in wandb_files(folder)
+        for records in [list(wandb_records(file))]
+        for rows in [[record for record in records if record.HasField("history")]]
+        for record in records
+        if record.HasField("run")
+    ]
+    assert sorted(set(projects)) == [("one", 20), ("two", 20)]
 
 
 def test_progress_is_not_ahead_of_wandbs_file(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from metricbus.errors import (
     Unavailable,
 )
 from metricbus.history import History, Series, read
+from metricbus.later import deliver
 from metricbus.metric_bus import MetricBus
 from metricbus.process_wide import bus, configure
 from metricbus.records import Scalars
@@ -50,5 +51,6 @@ __all__ = [
     "Unavailable",
     "bus",
     "configure",
+    "deliver",
     "read",
 ]

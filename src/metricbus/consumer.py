@@ -24,6 +24,7 @@ from metricbus.complaints import Complaints
 from metricbus.errors import Lost, Unavailable
 from metricbus.feed import Batch, Feed
 from metricbus.journal import Position
+from metricbus.lease import Lease, Superseded
 from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
@@ -45,6 +46,7 @@ class Consumer:
         self.changed = threading.Condition()  # told at each step that somebody may wait for
         self._folder = folder
         self._sink = spec.sink
+        self._lease = Lease(folder.offsets / spec.place)
         self._feed = Feed(folder, spec)
         self._given = 0  # records that the sink was given since it was opened
         self._bell = Bell()
@@ -52,6 +54,7 @@ class Consumer:
         self._in_a_hurry = False
         self._ending: Status | None = None
         self._opened = False
+        self._number: int | None = None  # of the lease
         self._written: Batch | None = None  # what is written, or rejected, and not yet flushed
         self._rejected = False
         self._where = self._command = ""
@@ -93,8 +96,9 @@ class Consumer:
     def run(self) -> None:
         """Works until `end`, or for as long as the process lives."""
         try:
-            while not (self._turn() and self._close()):
+            while not (self._turn() and (self._is_closed() or self._close())):
                 pass
+            self._lease.release()
         except BaseException as error:  # a backend may even call sys.exit()
             self._error = _in_words(error)
             _log.error("sink %s: its consumer stopped: %s", self.spec.name, self._error)
@@ -110,17 +114,35 @@ class Consumer:
         ending = self._ending is not None  # what was journalled before the end is seen by this pass
         try:
             if not self._opened:
+                self._take_lease()
+                if ending and self._is_closed():
+                    return True
                 self._open()
             caught_up = not self._pass()
             if caught_up and not ending:
+                self._lease.check()
                 self._settle()
                 self._rest_until(started + self.spec.options.flush_secs)
                 if not (self._in_a_hurry or self._feed.has_more()):
                     self._bell.wait(_LOOK_EVERY)
+        except Superseded:
+            raise
         except Exception as error:
             self._recede(error)
             return False
         return caught_up and ending
+
+    def _take_lease(self) -> None:
+        if self._number is None:
+            self._number = self._lease.acquire(above=self._feed.progress.lease)
+            self._feed = Feed(self._folder, self.spec)  # another process may have gone on
+            self._where, self._command = self._feed.progress.where, self._feed.progress.command
+            self._tell()
+
+    def _is_closed(self) -> bool:
+        """Whether the sink had been closed with all that there is, as the run ended, before."""
+        closed = self._feed.progress.closed
+        return not self._opened and closed == self._ending and not self._feed.has_more()
 
     def _open(self) -> None:
         self._sink.open(self._folder.load(), self._folder.path, self._feed.progress.state)
@@ -144,7 +166,8 @@ class Consumer:
                 return True
         state = dict(self._sink.flush() or {})  # if this fails, it alone is tried again
         assert self._written is not None
-        self._feed.done(self._written, state, self._given, rejected=self._rejected)
+        self._lease.check()
+        self._feed.done(self._written, state, self._given, self._number, rejected=self._rejected)
         if self._written.values and not self._rejected:
             self._recover()
         self._written = None
@@ -156,10 +179,11 @@ class Consumer:
         """Writes the batch, or rejects it; False if it has to come again in parts."""
         self._rejected = False
         try:
+            self._lease.check()
             if batch.records:
                 self._sink.write(batch.records)
                 self._given += len(batch.records)
-        except (Unavailable, OSError):
+        except (Unavailable, OSError, Superseded):
             self._feed.go_back()
             raise
         except Exception as error:
@@ -184,7 +208,7 @@ class Consumer:
         """Closes the sink; False if that lost something that has to come again."""
         try:
             self._sink.close(self._ending or "finished")
-            self._feed.ledger.settle(None)
+            self._feed.ledger.close(self._ending or "finished", self._where, self._command)
         except Lost as error:
             self._recede(error)
             return False

@@ -69,7 +69,13 @@ class Feed:
         return self._batch_of(rows) if rows else None
 
     def done(
-        self, batch: Batch, state: dict[str, Any], given: int, *, rejected: bool = False
+        self,
+        batch: Batch,
+        state: dict[str, Any],
+        given: int,
+        lease: int | None = None,
+        *,
+        rejected: bool = False,
     ) -> None:
         """The batch is delivered, or rejected; `given` is how many records the sink has had."""
         done = self.progress
@@ -84,6 +90,8 @@ class Feed:
             damaged=done.damaged + batch.damaged,
             partial=dict(Counter(done.partial) + Counter(batch.partial)),
             positions=dict(self._reader.positions),
+            lease=lease or done.lease,
+            closed=None,
             ahead=[],
         )
         self.ledger.add(progress, given)

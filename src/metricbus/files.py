@@ -52,6 +52,21 @@ class AppendFile:
             self._fd = -1
 
 
+def create_file(path: Path, content: bytes) -> None:
+    """Makes a small file that nobody ever sees empty; `FileExistsError` if there is one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with open(path, "xb") as file:
+            file.write(content)
+    finally:
+        temporary.unlink()
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a small file so that a reader sees the old content or the new, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

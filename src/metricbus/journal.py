@@ -24,7 +24,7 @@ import msgspec
 
 from metricbus.errors import JournalError
 from metricbus.files import AppendFile
-from metricbus.processes import is_alive
+from metricbus.processes import ProcessId, this_process
 from metricbus.records import (
     FORMAT_VERSION,
     End,
@@ -71,12 +71,14 @@ class SegmentWriter:
     def __init__(self, folder: Path, run: str, rank: int = 0) -> None:
         """Claims a segment and writes its header; `OSError` where that cannot be done."""
         self._file, self.segment = _create_segment(folder)
+        writer = this_process()
         header = Header(
             format=FORMAT_VERSION,
             run=run,
             segment=self.segment,
-            host=os.uname().nodename,
-            pid=os.getpid(),
+            host=writer.host,
+            pid=writer.pid,
+            process_started=writer.started,
             rank=rank,
             time=time.time_ns(),
         )
@@ -218,12 +220,14 @@ def _is_broken(path: Path) -> bool:
         header = decode(first)
     except (msgspec.DecodeError, KeyError):
         return False  # nobody knows who writes it
-    if not isinstance(header, Header) or header.host != os.uname().nodename:
+    if not isinstance(header, Header):
+        return False
+    if ProcessId(header.host, header.pid, header.process_started).is_alive():
         return False
     try:
-        return not isinstance(decode(last), End) and not is_alive(header.pid)
+        return not isinstance(decode(last), End)
     except (msgspec.DecodeError, KeyError):  # torn
-        return not is_alive(header.pid)
+        return True
 
 
 def left_open(rows: Iterable[Row]) -> list[Scalars]:

@@ -18,6 +18,7 @@ import msgspec
 
 from metricbus.files import replace_file
 from metricbus.journal import JournalReader, Position, Row, Span
+from metricbus.records import Status
 
 _log = logging.getLogger("metricbus.delivery")
 
@@ -28,8 +29,10 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     `state` is what the sink itself needs to go on from there, `seen` how often each name came (for
     `every=`), `partial` how many rows of what was open in a broken segment. The counts are in
     values; `values` has them by segment, all outcomes together. `sink` is the canonical URL,
-    without secrets. `ahead` is the order in which the lines after `positions` were read and may
-    have been written: a sink that knows rows by their place must get them in that order again.
+    without secrets, `lease` the number of that under which it was saved. `ahead` is the order in
+    which the lines after `positions` were read and may have been written: a sink that knows rows by
+    their place must get them in that order again. `closed` is the status with which the sink was
+    closed after all this; `where` and `command` are what it then told people.
     """
 
     sink: str
@@ -42,6 +45,10 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
     rejected: int = 0
     filtered: int = 0
     damaged: int = 0
+    lease: int = 0
+    closed: Status | None = None
+    where: str = ""
+    command: str = ""
     ahead: list[Span] = []
 
 
@@ -89,6 +96,14 @@ class Ledger:
         self.settled = newest
         lines = {segment: position.line for segment, position in newest.positions.items()}
         self._order = [span for span in self._order if span.line > lines.get(span.segment, 0)]
+        self._save()
+
+    def close(self, status: Status, where: str, command: str) -> None:
+        """Everything is done and settled, and the sink is closed."""
+        self.settle(None)
+        self.settled = self.done = msgspec.structs.replace(
+            self.done, closed=status, where=where, command=command
+        )
         self._save()
 
     def is_settled(self) -> bool:

@@ -43,6 +43,7 @@ class Header(_Record, frozen=True, tag="segment"):
     pid: int
     rank: int
     time: int
+    process_started: int = 0
 
 
 class Scalars(_Record, frozen=True, tag="scalars"):

@@ -21,6 +21,7 @@ import msgspec
 
 from metricbus.errors import ConfigError, JournalError, RunExistsError
 from metricbus.files import replace_file
+from metricbus.processes import this_process
 from metricbus.records import FORMAT_VERSION, Status
 
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32, so that each is as likely as any other
@@ -40,6 +41,7 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
     sinks: list[str] = []
     host: str = ""
     pid: int = 0
+    process_started: int = 0
     started: int = 0
     ended: int | None = None
     status: Status = "running"
@@ -93,12 +95,14 @@ def create_run(
     Raises `RunExistsError` when the id is taken and `ConfigError` when the folder cannot be made.
     """
     name = name or "run"
+    owner = this_process()
     run = Run(
         id=_check_id(id) if id is not None else make_id(name),
         name=name,
         config=plain_config(config),
-        host=os.uname().nodename,
-        pid=os.getpid(),
+        host=owner.host,
+        pid=owner.pid,
+        process_started=owner.started,
         started=time.time_ns(),
         **about,
     )

@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 
 from metricbus.errors import ConfigError
 from metricbus.sinks import CommonOptions, Sink, make_sink
-from metricbus.urls import SinkURL, parse_sinks, redact
+from metricbus.urls import SinkURL, digest, parse_sinks, redact
 
 
 class SinkSpec(NamedTuple):
     """A sink to be fed: its name for people, its key for files, and how it wants its records.
 
     `kind` is the first part of its URL, or the class of a user's own object: what `sinks=` of a
-    definition names.
+    definition names. Of two sinks with one `place`, one at a time can be written to.
     """
 
     name: str
     kind: str
     key: str
+    place: str
     canonical: str
     sink: Sink
     options: CommonOptions
@@ -29,9 +30,12 @@ def spec_of(sink: SinkURL | Sink) -> SinkSpec:
     """The spec for a URL, or for a user's own sink object."""
     if isinstance(sink, SinkURL):
         made, options = make_sink(sink)
-        return SinkSpec(redact(sink.text), sink.name, sink.key, sink.canonical, made, options)
+        place = sink.key if made.may_share else f"{sink.name}-{digest(made.location)}"
+        name = redact(sink.text)
+        return SinkSpec(name, sink.name, sink.key, place, sink.canonical, made, options)
     name = type(sink).__name__
-    return SinkSpec(name, name, f"object-{name}", f"object:{name}", sink, CommonOptions())
+    key = f"object-{name}"
+    return SinkSpec(name, name, key, key, f"object:{name}", sink, CommonOptions())
 
 
 def specs_of(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:
@@ -55,16 +59,23 @@ def specs_of(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:
         if not isinstance(sink, Sink):
             _check_apart(spec, specs, twins)
         if twins:
-            spec = spec._replace(name=f"{spec.name}#{twins + 1}", key=f"{spec.key}#{twins + 1}")
+            number = f"#{twins + 1}"
+            spec = spec._replace(
+                name=spec.name + number, key=spec.key + number, place=spec.place + number
+            )
         specs.append(spec)
     return specs
 
 
 def _check_apart(spec: SinkSpec, others: Sequence[SinkSpec], twins: int) -> None:
-    """Two sinks must not write to the same place."""
+    """Two sinks must not be in each other's way."""
     if twins:
         raise ConfigError(f"the sink {spec.name!r} is named twice")
     for other in others:
+        if spec.sink.only_one and other.kind == spec.kind:
+            raise ConfigError(
+                f"{other.name!r} and {spec.name!r} do not go together: {spec.sink.only_one}"
+            )
         same = (other.kind, other.sink.location) == (spec.kind, spec.sink.location)
         if same and not spec.sink.may_share:
             raise ConfigError(

@@ -17,6 +17,7 @@ import msgspec
 
 from metricbus.errors import ConfigError
 
+_PACE = frozenset(("flush_secs", "batch_size"))
 _URL = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(\+(?P<transport>[a-z0-9]+))?(:(?P<location>.+))?")
 _USERINFO = re.compile(r"(?<=://)[^\s,?]*@")
 _LEADING_USERINFO = re.compile(r"^[^/?]*@")
@@ -36,19 +37,21 @@ class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def canonical(self) -> str:
-        """The same for two spellings of one sink; free of secrets, so it can be written down."""
+        """The same for two spellings of one sink; free of secrets, so it can be written down.
+
+        How fast it is fed makes no other sink of it.
+        """
         from urllib.parse import urlencode
 
-        query = urlencode(sorted(self.options.items()), doseq=True)
+        lasting = sorted(item for item in self.options.items() if item[0] not in _PACE)
+        query = urlencode(lasting, doseq=True)
         location = _LEADING_USERINFO.sub("***@", self.location)
         return redact(f"{self.name}:{location}" + (f"?{query}" if query else ""))
 
     @property
     def key(self) -> str:
         """A file name for this sink's progress."""
-        import hashlib
-
-        return f"{self.name}-{hashlib.sha256(self.canonical.encode()).hexdigest()[:8]}"
+        return f"{self.name}-{digest(self.canonical)}"
 
     def __repr__(self) -> str:
         return f"SinkURL({redact(self.text)})"
@@ -94,6 +97,13 @@ def parse_sink(text: str) -> SinkURL:
             f"{redact(text)!r} is no sink URL: its options must be written ?name=value&name=value"
         ) from None
     return SinkURL(name=match["name"], location=location, options=options, text=text.strip())
+
+
+def digest(text: str) -> str:
+    """A short name for a text."""
+    import hashlib  # it takes long, and not every process needs it
+
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def redact(text: str) -> str:

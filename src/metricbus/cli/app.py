@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import metricbus
 from metricbus import __version__
 from metricbus.config import Settings, declared, reference, resolve
-from metricbus.errors import ConfigError
-from metricbus.report import Report
+from metricbus.errors import ConfigError, JournalError
+from metricbus.report import Report, SinkCounts
 from metricbus.sinks import find_sink, make_sink, sink_names
 from metricbus.urls import parse_sinks
 
@@ -113,6 +116,36 @@ def sinks() -> None:
     _out.print(table)
 
 
+@app.command()
+def deliver(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    sinks: Annotated[
+        str | None, typer.Option(help="Sink URLs, separated by commas; else the run's own.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until a run that lives has ended.")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Give up after so many seconds; else never.")
+    ] = None,
+) -> None:
+    """Bring what runs have logged to sinks: now, later, or after a crash. Nothing comes twice.
+
+    Example: metricbus deliver runs/digits-20260131-142530-k3x9a --sinks wandb://team/digits
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    complete = True
+    for run in runs:
+        try:
+            counts = metricbus.deliver(run, sinks, follow=follow, timeout=timeout)
+        except (ConfigError, JournalError) as error:
+            _fail(str(error))
+        _print_counts(counts)
+        complete &= not any(sink.pending or sink.rejected for sink in counts.values())
+    if not complete:
+        raise typer.Exit(1)
+
+
 def _problems(settings: Settings) -> list[str]:
     """What would keep a bus from being made, and variables that nobody reads."""
     problems = []
@@ -131,17 +164,24 @@ def _problems(settings: Settings) -> list[str]:
 
 
 def _print_report(report: Report, folder: Path) -> None:
-    table = Table("sink", "delivered", "rejected", "filtered", "pending")
-    for name, sink in report.sinks.items():
-        counts = (sink.delivered, sink.rejected, sink.filtered, sink.pending)
-        table.add_row(name, *(f"{count:,}" for count in counts))
-    _out.print(table)
     print(f"{report.logged:,} values logged, {report.dropped:,} dropped. Where they are:")
     print(f"  journal: {folder / 'journal'}")
-    for name, sink in report.sinks.items():
+    _print_counts(report.sinks)
+
+
+def _print_counts(sinks: Mapping[str, SinkCounts]) -> None:
+    for name, sink in sinks.items():
         print(f"  {name}: {sink.where}")
         if sink.command:
             print(f"    {sink.command}")
+    table = Table("sink", "delivered", "rejected", "filtered", "pending")
+    for name, sink in sinks.items():
+        counts = (sink.delivered, sink.rejected, sink.filtered, sink.pending)
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    _out.print(table)
+    for name, sink in sinks.items():
+        if sink.error:
+            print(f"{name}: {sink.error}")
 
 
 def _fail(message: str) -> None:

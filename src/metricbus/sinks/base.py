@@ -60,6 +60,8 @@ class Sink(ABC):
     * `Options`: a `msgspec.Struct` with the options that the sink's URL may have, with types and
       defaults; they are checked when the bus is made.
     * `may_share`: whether two sinks of one location can live side by side; files cannot.
+    * `only_one`: why a bus cannot have two of the kind, if it cannot.
+    * `in_process`: whether it only makes sense in the process that trains.
     * `ordered`: whether it recognises records that come again by their place in the order.
     * `requires`: names of the modules that must be importable; they are looked for, not imported,
       when the bus is made.
@@ -69,6 +71,8 @@ class Sink(ABC):
     kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (Scalars,)
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     may_share: ClassVar[bool] = False
+    only_one: ClassVar[str] = ""
+    in_process: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
     requires: ClassVar[Sequence[str]] = ()
     install: ClassVar[str] = ""

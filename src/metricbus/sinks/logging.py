@@ -37,6 +37,7 @@ class LoggingSink(Sink):
 
     kinds = (Scalars, Epoch)
     may_share = True
+    in_process = True
     Options = LoggingOptions
     options: LoggingOptions
 

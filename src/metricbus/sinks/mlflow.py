@@ -219,6 +219,8 @@ class MlflowSink(Sink):
     def close(self, status: Status) -> None:
         """Ends the run as it ended."""
         with self._requests():
+            if status == "running":  # somebody else goes on
+                return
             now = time.time_ns() // 1_000_000
             self._client.set_terminated(self._run_id, _STATUS[status], now)
 

@@ -78,7 +78,7 @@ class TensorBoardSink(FileSink):
 
     def close(self, status: Status) -> None:
         """Marks the end of the session for the HPARAMS page, and lets go of the files."""
-        if self._run.config:
+        if self._run.config and status != "running":
             self._write_hparams_end(status)
         for lane in self._lanes.values():
             lane.close()

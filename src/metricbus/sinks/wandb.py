@@ -42,12 +42,25 @@ OURS = "metricbus/"
 RENAMED = "logged/"
 STEP, EPOCH, TIME = f"{OURS}step", f"{OURS}epoch", f"{OURS}time"
 
-_EXIT_CODES = {"finished": 0, "failed": 1, "killed": 255}  # 255 is W&B's own for an interrupt
+_EXIT_CODES = {
+    "finished": 0,
+    "running": 0,
+    "failed": 1,
+    "killed": 255,  # W&B's own for an interrupt
+}
 _LONGEST_PROJECT = _LONGEST_ID = 128
 _LONGEST_TAG = 64
 _LAST_WRITE_SECS = 20.0
-_OF_THE_DEAD = "wandb.sdk.mailbox"  # has the errors of a connection that is gone
+_OF_THE_DEAD = frozenset(  # errors of W&B that mean that the connection to its process is gone
+    (
+        "AlreadyJoinedError",
+        "HandleAbandonedError",
+        "MailboxClosedError",
+        "WandbServiceConnectionError",
+    )
+)
 _LOOK_AGAIN_SECS = 0.01
+_MARK = "metricbus-place"  # beside W&B's file: several sinks may share the folder
 _NOT_IN_PROJECTS = "/\\#?%:"
 
 
@@ -71,6 +84,10 @@ class WandbSink(Sink):
     ordered = True
     Options = WandbOptions
     options: WandbOptions
+    only_one = (
+        "W&B takes a run only once in a process; bring it to the second place when the run has "
+        "ended: metricbus deliver RUN --sinks wandb:elsewhere"
+    )
     requires = ("wandb",)
     install = "pip install 'metricbus[wandb]'"
 
@@ -80,6 +97,7 @@ class WandbSink(Sink):
         entity, _, project = location.strip("/").rpartition("/")
         self._entity = self.options.entity or entity or None
         self._project = self.options.project or project or None
+        self._place = f"{self._entity or ''}/{self._project or ''}"
         if self._project:
             check_project(self._project)
         self._run: wandb.Run | None = None
@@ -91,6 +109,7 @@ class WandbSink(Sink):
         if project:
             check_project(project)
         self._folder = folder / "wandb"
+        self._mode = self._choose_mode()
         self._base: int = state.get("rows", 0)  # rows before those that come now
         self._given = 0
         self._known = max((HistoryFile(file).read_on() for file in self._files()), default=-1)
@@ -100,8 +119,11 @@ class WandbSink(Sink):
         with self._alive():
             self._run = self._begin(run, folder, project)
             self._run.define_metric("*", step_metric=STEP)
-        file = Path(self._run.settings.sync_file or "")
-        self._file = None if self._run.disabled else HistoryFile(file)
+        self._file: HistoryFile | None = None
+        if not self._run.disabled:
+            file = Path(self._run.settings.sync_file or "")
+            (file.parent / _MARK).write_text(self._place, encoding="utf-8")
+            self._file = HistoryFile(file)
 
     def _begin(self, run: Run, folder: Path, project: str | None) -> wandb.Run:
         import wandb
@@ -110,7 +132,6 @@ class WandbSink(Sink):
             with suppress(Exception, SystemExit):
                 wandb.teardown()
             self._is_dead = False
-        mode = self._mode()
         return wandb.init(
             entity=self._entity,
             project=project,
@@ -121,13 +142,13 @@ class WandbSink(Sink):
             tags=_short_tags([*run.tags, *self.options.tags]),
             notes=self.options.notes or run.notes,
             dir=str(folder),
-            mode=mode,
-            resume="allow" if mode == "online" else None,
+            mode=self._mode,
+            resume="allow" if self._mode == "online" else None,
             reinit="create_new",  # a run of ours beside those that the script may have
             settings=wandb.Settings(console="off", silent=True),
         )
 
-    def _mode(self) -> Literal["online", "offline"] | None:
+    def _choose_mode(self) -> Literal["online", "offline"] | None:
         """What the URL or W&B's own settings say; else online with a key, and offline without.
 
         W&B would ask for a missing key in the terminal, in the midst of training.
@@ -221,7 +242,7 @@ class WandbSink(Sink):
         try:
             yield
         except Exception as error:
-            if isinstance(error, OSError) or type(error).__module__.startswith(_OF_THE_DEAD):
+            if isinstance(error, OSError) or type(error).__name__ in _OF_THE_DEAD:
                 self._is_dead = True
                 raise Lost(f"W&B's own process is gone ({type(error).__name__})") from error
             raise
@@ -241,8 +262,24 @@ class WandbSink(Sink):
         return "wandb sync " + " ".join(shlex.quote(str(file.parent)) for file in self._files())
 
     def _files(self) -> list[Path]:
-        """W&B's files of this run, the oldest first."""
-        return sorted(self._folder.glob("*run-*-*/run-*.wandb"))
+        """W&B's files of this run that went to where this sink goes, the oldest first.
+
+        What stands in the file of an offline run is not online.
+        """
+        pattern = "run-*-*" if self._mode == "online" else "*run-*-*"
+        return [
+            file
+            for file in sorted(self._folder.glob(f"{pattern}/run-*.wandb"))
+            if _place_of(file) == self._place
+        ]
+
+
+def _place_of(file: Path) -> str | None:
+    """The place of the sink that had the file made; None if it had no row yet."""
+    try:
+        return (file.parent / _MARK).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def check_project(project: str) -> None:

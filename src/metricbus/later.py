@@ -1,0 +1,104 @@
+"""Delivering a run's journal later: of a run that lives, has ended, or was killed, to any sink."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from metricbus.delivery import Delivery
+from metricbus.errors import ConfigError
+from metricbus.journal import JournalReader
+from metricbus.processes import ProcessId
+from metricbus.records import Scalars
+from metricbus.report import SinkCounts
+from metricbus.run import Run, RunFolder
+from metricbus.sinks import Sink, find_sink
+from metricbus.specs import specs_of
+
+_LOOK_EVERY = 0.2
+_MASK = "***"
+
+
+def deliver(
+    folder: str | os.PathLike[str],
+    sinks: str | Sequence[str | Sink] | None = None,
+    *,
+    follow: bool = False,
+    timeout: float | None = None,
+) -> dict[str, SinkCounts]:
+    """Brings what a run has logged to sinks; what each has then, by its name.
+
+    `sinks` is like that of `MetricBus`; left out, they are those that the run was told to write to
+    (but for those that live in the training process alone). What a sink has already is not
+    delivered twice. Of a run that lives, `follow` brings along what it logs until it ends; without,
+    what is there now. Gives up after `timeout` seconds, if that is given: `pending` tells what is
+    left. A run whose process has died is marked as killed.
+
+    Raises `JournalError` if there is no run, and `ConfigError` for sinks that cannot work.
+    """
+    run_folder = RunFolder(Path(folder))
+    run = _buried(run_folder, run_folder.load())
+    specs = specs_of(_sinks_of(run) if sinks is None else sinks)
+    if not specs:
+        raise ConfigError(f"the run {run.id} names no sink to deliver to; name some by sinks=")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    delivery = Delivery(run_folder, specs)
+    if not follow:
+        delivery.end(run.status)  # before it begins: a sink that has all is not opened again
+    delivery.start()
+    while follow and run.status == "running" and not _is_over(deadline):
+        time.sleep(_LOOK_EVERY)
+        delivery.wake()
+        run = _buried(run_folder, run_folder.load())
+    if follow:
+        delivery.end(run.status)
+    delivery.wait_until_closed(float("inf") if deadline is None else deadline)
+    journalled = _values_in(run_folder)
+    return {
+        name: tally.counts(max(journalled, sum(tally.values.values())))
+        for name, tally in delivery.tallies().items()
+    }
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def _buried(folder: RunFolder, run: Run) -> Run:
+    """The run; if its process has died without a word, it is marked as killed."""
+    owner = ProcessId(run.host, run.pid, run.process_started)
+    if run.status != "running" or owner.is_alive():
+        return run
+    last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
+    killed = msgspec.structs.replace(run, status="killed", ended=last)
+    folder.save(killed)
+    return killed
+
+
+def _sinks_of(run: Run) -> list[str | Sink]:
+    """The URLs that the run was told, of sinks that do not live in the training process."""
+    found: list[str | Sink] = []
+    for name in run.sinks:
+        url = name.partition("#")[0]
+        if _MASK in url:
+            raise ConfigError(
+                f"the run {run.id} keeps no secrets, and {name!r} has some: name the sink by sinks="
+            )
+        try:
+            in_process = find_sink(url.partition("?")[0].partition(":")[0]).in_process
+        except ConfigError:
+            if not url.isidentifier() or url.islower():
+                raise
+            in_process = True  # an object of the script's own
+        if not in_process:
+            found.append(url)
+    return found
+
+
+def _values_in(folder: RunFolder) -> int:
+    rows = JournalReader(folder.journal).read()
+    return sum(len(row.record.values) for row in rows if isinstance(row.record, Scalars))

@@ -1,0 +1,205 @@
+"""Delivering later, and who may deliver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from wandb_reader import wandb_files, wandb_rows
+
+import metricbus
+from metricbus import ConfigError, JournalError, MetricBus, deliver
+from metricbus.lease import Held, Lease, Superseded
+from metricbus.processes import ProcessId, this_process
+from metricbus.testing import MemorySink
+
+
+def script(folder: Path, code: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.Popen(command, cwd=folder)
+
+
+KILLED = """
+    import os, signal
+    from metricbus import MetricBus
+    bus = MetricBus(id="r", sinks="csv?flush_secs=60", dir=".")
+    for step in range(500):
+        bus.log("x", float(step), step=step)
+    bus._engine._collector.obey(__import__("metricbus.collector").collector.Flush(), 20)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A run whose process was killed after 500 values."""
+    assert script(tmp_path, KILLED).wait(50) == -signal.SIGKILL
+    return tmp_path / "r"
+
+
+def csv_values(folder: Path) -> list[float]:
+    lines = (folder / "csv" / "metrics.csv").read_text().splitlines()[1:]
+    return [float(line.split(",")[4]) for line in lines]
+
+
+def test_a_killed_run_is_delivered_to_its_own_sinks_and_marked_as_killed(killed: Path) -> None:
+    counts = deliver(killed, timeout=30)
+    assert {name: sink.delivered for name, sink in counts.items()} == {"csv?flush_secs=60": 500}
+    assert csv_values(killed) == [float(step) for step in range(500)]
+    assert metricbus.read(killed).run.status == "killed"
+    assert metricbus.read(killed).run.ended is not None
+
+
+def test_delivering_twice_doubles_nothing_in_any_sink(killed: Path) -> None:
+    sinks = "csv,tensorboard,wandb"
+    for _ in range(2):
+        counts = deliver(killed, sinks, timeout=50)
+        assert all((sink.delivered, sink.pending) == (500, 0) for sink in counts.values())
+        assert all(sink.where for sink in counts.values())
+    assert len(csv_values(killed)) == 500
+    assert len(list(wandb_rows(killed))) == 500
+    assert len(wandb_files(killed)) == 1, "nothing was new, and yet a run was begun"
+
+
+def test_a_finished_run_reaches_sinks_that_were_not_configured_then(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    sink = MemorySink()
+    deliver(tmp_path / "r", [sink], timeout=30)
+    assert [point.value for point in sink.series("x")] == [1.0]
+    assert sink.status == "finished"
+
+
+def test_a_live_run_is_delivered_as_far_as_it_is_and_then_on(
+    tmp_path: Path,
+) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+        bus.flush()
+        assert deliver(tmp_path / "r", "csv", timeout=30)["csv"].delivered == 1
+        bus.log("x", 2.0)
+    assert deliver(tmp_path / "r", "csv", timeout=30)["csv"].delivered == 2
+    assert csv_values(tmp_path / "r") == [1.0, 2.0]
+    assert json.loads((tmp_path / "r" / "csv" / "run.json").read_bytes())["status"] == "finished"
+
+
+def test_following_a_run_ends_when_it_ends(
+    tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+        command = [sys.executable, "-m", "metricbus", "deliver", "r", "--sinks", "csv", "--follow"]
+        follower = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        wait_for((tmp_path / "r" / "csv" / "metrics.csv").exists)
+        wait_for(lambda: csv_values(tmp_path / "r") == [1.0])
+        bus.log("x", 2.0)
+    said, _ = follower.communicate(timeout=30)
+    assert follower.returncode == 0
+    assert "csv" in said
+    assert csv_values(tmp_path / "r") == [1.0, 2.0]
+
+
+def test_without_its_own_sinks_or_named_ones_there_is_nothing_to_do(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks=["logging", MemorySink()], dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    with pytest.raises(ConfigError, match="names no sink to deliver to"):
+        deliver(tmp_path / "r")
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="is no run's folder"):
+        deliver(tmp_path, "csv")
+
+
+def test_secrets_are_not_kept_and_have_to_be_named_again(tmp_path: Path) -> None:
+    bus = MetricBus(id="r", sinks="mlflow+http://me:hunter2@127.0.0.1:9", dir=tmp_path)
+    bus.close(timeout=0.1)
+    with pytest.raises(ConfigError, match="keeps no secrets"):
+        deliver(tmp_path / "r")
+
+
+# Leases
+
+
+def test_a_lease_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    first, second = Lease(tmp_path / "csv"), Lease(tmp_path / "csv")
+    assert first.acquire() == 1
+    with pytest.raises(Held, match=f"process {os.getpid()} on .* delivers to this sink"):
+        second.acquire()
+    first.release()
+    assert second.acquire(above=5) == 6
+
+
+def test_the_lease_of_a_dead_process_passes_on_with_a_higher_number(tmp_path: Path) -> None:
+    code = """
+        from pathlib import Path
+        from metricbus.lease import Lease
+        Lease(Path("csv")).acquire(above=7)
+    """
+    assert script(tmp_path, code).wait(30) == 0
+    assert Lease(tmp_path / "csv").acquire() == 9
+
+
+def test_a_lease_that_was_not_touched_for_long_passes_on_and_its_holder_finds_out(
+    tmp_path: Path,
+) -> None:
+    first, second = Lease(tmp_path / "csv"), Lease(tmp_path / "csv")
+    first.acquire()
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (time.time() - 100, time.time() - 100))
+    second.acquire()
+    with pytest.raises(Superseded):
+        first.check()
+    second.check()
+
+
+def test_a_process_is_known_by_when_it_started_too() -> None:
+    here = this_process()
+    assert here.is_alive()
+    assert not ProcessId(here.host, here.pid, here.started + 1).is_alive()
+    assert ProcessId("elsewhere", here.pid).is_alive()
+
+
+def test_a_process_that_is_not_reaped_yet_is_dead(
+    wait_for: Callable[[Callable[[], bool]], None],
+) -> None:
+    child = subprocess.Popen(["true"])
+    wait_for(lambda: not ProcessId(os.uname().nodename, child.pid).is_alive())
+    child.wait()
+
+
+def test_a_deliverer_that_was_frozen_does_not_write_after_another_took_over(
+    killed: Path, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    """It is stopped in the midst of its work, overtaken a minute later, and woken."""
+    slow = """
+        import sys, time
+        from pathlib import Path
+        import metricbus
+        from metricbus.sinks.csv import CsvSink
+        write = CsvSink.write
+        def slowly(self, records):
+            write(self, records)
+            Path("written").touch()
+            time.sleep(0.2)
+        CsvSink.write = slowly
+        metricbus.deliver("r", "csv?batch_size=20", timeout=40)
+    """
+    frozen = script(killed.parent, slow)
+    wait_for((killed.parent / "written").exists)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    (file,) = (killed / "offsets").glob("[!.]*.lease-*")
+    os.utime(file, (time.time() - 100, time.time() - 100))
+    counts = deliver(killed, "csv?batch_size=20", timeout=40)
+    assert next(iter(counts.values())).delivered == 500
+    os.kill(frozen.pid, signal.SIGCONT)
+    assert frozen.wait(50) == 0
+    assert csv_values(killed) == [float(step) for step in range(500)]
