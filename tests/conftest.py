@@ -19,13 +19,16 @@ from metricbus import MetricBus, exits
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 
+# Most tests want the sinks at hand; tests of the delivery process say so. None may stay for long.
+HERE = {"METRICBUS_DELIVERY": "thread", "METRICBUS_LINGER_SECS": "30"}
+
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in list(os.environ):
         if variable.startswith(("METRICBUS_", "MLFLOW_", "WANDB_")):
             monkeypatch.delenv(variable)
-    for name, value in QUIET.items():
+    for name, value in {**QUIET, **HERE}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))  # W&B looks for a key there
     monkeypatch.chdir(tmp_path)

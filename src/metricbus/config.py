@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ from msgspec import Meta
 from metricbus.errors import ConfigError
 from metricbus.urls import redact
 
+Hosting: TypeAlias = Literal["auto", "process", "thread", "off"]
 Positive = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -86,6 +87,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Seconds,
         Meta(description="How many seconds `close()` (and the end of the script) may take."),
     ] = 30.0
+    delivery: Annotated[
+        Hosting,
+        Meta(
+            description="Where the sinks work: in a process of their own if one of them is heavy "
+            "(TensorBoard, W&B, MLflow), always, never, or not at all: the journal alone."
+        ),
+    ] = "auto"
+    linger_secs: Annotated[
+        Seconds,
+        Meta(description="How long the delivery process may go on after the run has ended."),
+    ] = 3600.0
     strict: Annotated[
         bool,
         Meta(

@@ -23,7 +23,6 @@ from metricbus.bell import Bell
 from metricbus.complaints import Complaints
 from metricbus.errors import Lost, Unavailable
 from metricbus.feed import Batch, Feed
-from metricbus.journal import Position
 from metricbus.lease import Lease, Superseded
 from metricbus.records import Status
 from metricbus.report import Tally
@@ -78,14 +77,6 @@ class Consumer:
         """Deliver what is there, close the sink with this status, and finish."""
         self._ending = status
         self.hurry()
-
-    def has_reached(self, target: dict[str, int]) -> bool:
-        """Whether everything before these bytes of the segments has been dealt with."""
-        positions = self._tally.positions  # published together with the counts
-        return all(
-            positions.get(segment, Position()).offset >= offset
-            for segment, offset in target.items()
-        )
 
     def tally(self) -> Tally:
         """What has been dealt with so far, at one moment."""

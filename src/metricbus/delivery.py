@@ -1,74 +1,89 @@
-"""What hosts the consumers: a thread each, in this process."""
+"""What hosts a bus's sinks: threads in this process, or a process of their own.
+
+Sinks that are named by a URL work in the delivery process as soon as one of them is heavy. Those
+that must live in the application (standard logging, objects of the user's) work in a thread each.
+"""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
-from metricbus.consumer import Consumer
+from metricbus.config import Hosting
+from metricbus.delivery_process import ProcessDelivery
+from metricbus.delivery_threads import ThreadDelivery
 from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
 
+_log = logging.getLogger("metricbus.delivery")
+
+Host: TypeAlias = ThreadDelivery | ProcessDelivery
+
 
 class Delivery:
     """Brings one run's journal to its sinks."""
 
-    def __init__(self, folder: RunFolder, specs: Sequence[SinkSpec]) -> None:
-        self._consumers = [Consumer(folder, spec) for spec in specs]
+    def __init__(
+        self, folder: RunFolder, specs: Sequence[SinkSpec], hosting: Hosting, linger_secs: float
+    ) -> None:
+        self._specs = specs
+        self._folder = folder
+        apart = _apart(specs, hosting)
+        here = [spec for spec in specs if spec not in apart and hosting != "off"]
+        self._hosts: list[Host] = [ThreadDelivery(folder, here)] if here else []
+        if apart:
+            self._hosts.append(ProcessDelivery(folder, apart, linger_secs))
+        self._apart = apart
 
     def start(self) -> None:
-        """Starts a thread for each sink; they open their sinks there."""
-        for consumer in self._consumers:
-            name = f"metricbus-{consumer.spec.key}"
-            threading.Thread(target=consumer.run, name=name, daemon=True).start()
+        """Starts the threads and the process; or more threads, where no process can be started."""
+        for at, host in enumerate(self._hosts):
+            try:
+                host.start()
+            except OSError as error:
+                _log.warning("no delivery process (%s): threads deliver instead", error)
+                self._hosts[at] = ThreadDelivery(self._folder, self._apart)
+                self._hosts[at].start()
 
     def wake(self) -> None:
         """The journal has grown."""
-        for consumer in self._consumers:
-            consumer.wake()
+        for host in self._hosts:
+            host.wake()
 
-    def flush(self, target: dict[str, int], timeout: float) -> bool:
+    def flush(self, target: Mapping[str, int], deadline: float) -> bool:
         """Waits until every sink has dealt with these bytes of the segments; whether all have."""
-        for consumer in self._consumers:
-            consumer.hurry()
-        return self._wait(
-            lambda consumer: consumer.finished or consumer.has_reached(target),
-            time.monotonic() + timeout,
-        )
+        reached = [host.flush(target, deadline) for host in self._hosts]
+        return all(reached)
 
     def end(self, status: Status) -> None:
         """Has every sink take the rest and close; each does so at its own pace."""
-        for consumer in self._consumers:
-            consumer.end(status)
+        for host in self._hosts:
+            host.end(status)
 
     def wait_until_closed(self, deadline: float) -> bool:
-        """Whether all sinks have closed, at the latest when the (monotonic) clock says so.
-
-        The others go on in the background for as long as the process lives.
-        """
-        return self._wait(lambda consumer: consumer.finished, deadline)
+        """Whether all sinks have closed, at the latest when the (monotonic) clock says so."""
+        closed = [host.wait_until_closed(deadline) for host in self._hosts]
+        return all(closed)
 
     def names(self) -> list[str]:
         """The names of the sinks as definitions name them."""
-        return [consumer.spec.kind for consumer in self._consumers]
+        return [spec.kind for spec in self._specs]
 
     def unfinished(self) -> list[str]:
         """The sinks that have not closed yet."""
-        return [consumer.spec.name for consumer in self._consumers if not consumer.finished]
+        return [name for host in self._hosts for name in host.unfinished()]
 
     def tallies(self) -> dict[str, Tally]:
-        """What each sink has dealt with, by its name."""
-        return {consumer.spec.name: consumer.tally() for consumer in self._consumers}
+        """What each sink has dealt with, by its name, in the order in which they were named."""
+        tallies = {name: t for host in self._hosts for name, t in host.tallies().items()}
+        return {spec.name: tallies[spec.name] for spec in self._specs if spec.name in tallies}
 
-    def _wait(self, is_done: Callable[[Consumer], bool], deadline: float) -> bool:
-        for consumer in self._consumers:
-            with consumer.changed:
-                while not is_done(consumer):
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        break
-                    consumer.changed.wait(min(left, threading.TIMEOUT_MAX))
-        return all(is_done(consumer) for consumer in self._consumers)
+
+def _apart(specs: Sequence[SinkSpec], hosting: Hosting) -> list[SinkSpec]:
+    """The sinks for the delivery process."""
+    movable = [spec for spec in specs if spec.url is not None and not spec.sink.in_process]
+    heavy = any(spec.sink.heavy for spec in movable)
+    return movable if hosting == "process" or (hosting == "auto" and heavy) else []

@@ -73,7 +73,7 @@ class Engine:
             strict=settings.strict,
         )
         self._owner = owner
-        self._delivery = Delivery(folder, specs)
+        self._delivery = Delivery(folder, specs, settings.delivery, settings.linger_secs)
         try:
             journal = SegmentWriter(folder.journal, run.id)
         except OSError as error:
@@ -123,7 +123,7 @@ class Engine:
         deadline = time.monotonic() + timeout
         if self._collector.obey(Flush(), timeout):
             target = {self._collector.segment: self._collector.written}
-            self._delivery.flush(target, deadline - time.monotonic())
+            self._delivery.flush(target, deadline)
         return self.stats()
 
     def close(self, status: Status, timeout: float) -> Report:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from metricbus.filters import RowFilter
-from metricbus.journal import JournalReader, Row, broken_segments, left_open
+from metricbus.journal import JournalReader, Row, endings, left_open
 from metricbus.offsets import Ledger, Progress
 from metricbus.records import Scalars
 from metricbus.run import RunFolder
@@ -117,7 +117,8 @@ class Feed:
         return self._reader.unread_bytes() > 0
 
     def _left_open(self) -> list[Row]:
-        for segment in broken_segments(self._journal):
+        broken = [name for name, ending in endings(self._journal).items() if ending.is_broken]
+        for segment in broken:
             first = self.progress.partial.get(segment, 0)
             found = left_open(JournalReader(self._journal).read_segment(segment))
             if rest := found[first : first + self._limit]:

@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,6 +39,7 @@ from metricbus.records import (
 )
 
 SUFFIX = ".jsonl"
+_NOT_A_LINE = (msgspec.DecodeError, KeyError, UnicodeDecodeError)
 _READ_BYTES = 1 << 20
 _LAST_LINE_BYTES = 4096  # an end mark is far shorter
 
@@ -195,7 +197,7 @@ class JournalReader:
     def _decode(self, line: bytes, segment: str) -> Record | None:
         try:
             record = decode(line)
-        except (msgspec.DecodeError, KeyError, UnicodeDecodeError):
+        except _NOT_A_LINE:
             self.damaged += 1
             return None
         if isinstance(record, Header) and record.format > FORMAT_VERSION:
@@ -206,28 +208,48 @@ class JournalReader:
         return record
 
 
-def broken_segments(folder: Path) -> list[str]:
-    """The segments that break off because their writer died; of this machine's writers alone."""
-    return [path.stem for path in sorted(folder.glob(f"*{SUFFIX}")) if _is_broken(path)]
+class Ending(NamedTuple):
+    """How a segment ends: with which status, None if it was not ended by who writes it."""
+
+    writer: ProcessId
+    status: Status | None
+
+    @property
+    def is_broken(self) -> bool:
+        """Its writer died; of this machine's writers alone."""
+        return self.status is None and not self.writer.is_alive()
+
+    @property
+    def is_open(self) -> bool:
+        """Its writer may go on."""
+        return self.status is None and self.writer.is_alive()
 
 
-def _is_broken(path: Path) -> bool:
+def endings(folder: Path) -> dict[str, Ending]:
+    """How each segment ends, as far as it can be told."""
+    found = {path.stem: _ending_of(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    return {segment: ending for segment, ending in found.items() if ending is not None}
+
+
+def _ending_of(path: Path) -> Ending | None:
     with open(path, "rb") as file:
         first = file.readline()
         file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
         last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
     try:
         header = decode(first)
-    except (msgspec.DecodeError, KeyError):
-        return False  # nobody knows who writes it
+    except _NOT_A_LINE:
+        return None  # nobody knows who writes it
     if not isinstance(header, Header):
-        return False
-    if ProcessId(header.host, header.pid, header.process_started).is_alive():
-        return False
+        return None
     try:
-        return not isinstance(decode(last), End)
-    except (msgspec.DecodeError, KeyError):  # torn
-        return True
+        record = decode(last)
+    except _NOT_A_LINE:  # torn
+        record = None
+    return Ending(
+        ProcessId(header.host, header.pid, header.process_started),
+        record.status if isinstance(record, End) else None,
+    )
 
 
 def left_open(rows: Iterable[Row]) -> list[Scalars]:

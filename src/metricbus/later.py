@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from metricbus.delivery import Delivery
+from metricbus.delivery_threads import ThreadDelivery
 from metricbus.errors import ConfigError
-from metricbus.journal import JournalReader
+from metricbus.journal import JournalReader, endings
 from metricbus.processes import ProcessId
 from metricbus.records import Scalars
 from metricbus.report import SinkCounts
@@ -41,19 +41,19 @@ def deliver(
     Raises `JournalError` if there is no run, and `ConfigError` for sinks that cannot work.
     """
     run_folder = RunFolder(Path(folder))
-    run = _buried(run_folder, run_folder.load())
+    run = bury(run_folder)
     specs = specs_of(_sinks_of(run) if sinks is None else sinks)
     if not specs:
         raise ConfigError(f"the run {run.id} names no sink to deliver to; name some by sinks=")
     deadline = None if timeout is None else time.monotonic() + timeout
-    delivery = Delivery(run_folder, specs)
+    delivery = ThreadDelivery(run_folder, specs)
     if not follow:
         delivery.end(run.status)  # before it begins: a sink that has all is not opened again
     delivery.start()
     while follow and run.status == "running" and not _is_over(deadline):
         time.sleep(_LOOK_EVERY)
         delivery.wake()
-        run = _buried(run_folder, run_folder.load())
+        run = bury(run_folder)
     if follow:
         delivery.end(run.status)
     delivery.wait_until_closed(float("inf") if deadline is None else deadline)
@@ -68,15 +68,18 @@ def _is_over(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
 
 
-def _buried(folder: RunFolder, run: Run) -> Run:
-    """The run; if its process has died without a word, it is marked as killed."""
+def bury(folder: RunFolder) -> Run:
+    """The run; if its process has died, marked as its segment says or else as killed."""
+    run = folder.load()
     owner = ProcessId(run.host, run.pid, run.process_started)
     if run.status != "running" or owner.is_alive():
         return run
+    said = [end.status for end in endings(folder.journal).values() if end.writer == owner]
     last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
-    killed = msgspec.structs.replace(run, status="killed", ended=last)
-    folder.save(killed)
-    return killed
+    status = next((status for status in reversed(said) if status), "killed")
+    dead = msgspec.structs.replace(run, status=status, ended=last)
+    folder.save(dead)
+    return dead
 
 
 def _sinks_of(run: Run) -> list[str | Sink]:

@@ -14,7 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from metricbus import exits
-from metricbus.config import Settings, resolve
+from metricbus.config import Hosting, Settings, resolve
 from metricbus.definitions import Definition, Definitions, checked
 from metricbus.errors import DeliveryError
 from metricbus.loops import Epochs, Steps
@@ -75,6 +75,8 @@ class MetricBus(Recorder):
         overflow: Overflow | None = None,
         block_secs: float | None = None,
         close_timeout: float | None = None,
+        delivery: Hosting | None = None,
+        linger_secs: float | None = None,
         strict: bool | None = None,
         disabled: bool | None = None,
     ) -> None:
@@ -101,6 +103,8 @@ class MetricBus(Recorder):
                 "overflow": overflow,
                 "block_secs": block_secs,
                 "close_timeout": close_timeout,
+                "delivery": delivery,
+                "linger_secs": linger_secs,
                 "strict": strict,
                 "disabled": disabled,
             }

@@ -49,6 +49,13 @@ class Tally(NamedTuple):
         """Values of all other segments that have been dealt with."""
         return sum(self.values.values()) - self.seen_of(segment)
 
+    def has_reached(self, target: Mapping[str, int]) -> bool:
+        """Whether everything before these bytes of the segments has been dealt with."""
+        return all(
+            self.positions.get(segment, Position()).offset >= offset
+            for segment, offset in target.items()
+        )
+
     def counts(self, journalled: int) -> SinkCounts:
         """The counts for people, given how many values there are in all."""
         done = self.delivered + self.rejected + self.filtered

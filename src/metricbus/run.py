@@ -3,6 +3,7 @@
     run.json      what stands in `Run`
     journal/      segments
     offsets/      one small file per sink
+    delivery/     what the delivery process and the training tell each other; its log
     csv/ …        what the file sinks write
 
 An id is unique and names the folder; the name is a label that may come again.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +31,10 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class Run(msgspec.Struct, kw_only=True, frozen=True):
-    """Who a run is. Times are nanoseconds since 1970-01-01 UTC; `sinks` are without secrets."""
+    """Who a run is. Times are nanoseconds since 1970-01-01 UTC; `sinks` are without secrets.
+
+    `host`, `pid` and `process_started` are the process that made it, `program` its script.
+    """
 
     id: str
     name: str
@@ -45,6 +50,7 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
     started: int = 0
     ended: int | None = None
     status: Status = "running"
+    program: str = ""
     format: int = FORMAT_VERSION
 
 
@@ -58,6 +64,11 @@ class RunFolder:
     def journal(self) -> Path:
         """Where the segments lie."""
         return self.path / "journal"
+
+    @property
+    def delivery(self) -> Path:
+        """Where the delivery process and its run's process leave each other word."""
+        return self.path / "delivery"
 
     @property
     def offsets(self) -> Path:
@@ -104,6 +115,7 @@ def create_run(
         pid=owner.pid,
         process_started=owner.started,
         started=time.time_ns(),
+        program=_program(),
         **about,
     )
     folder = RunFolder(root.absolute() / run.id)
@@ -152,6 +164,12 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _program() -> str:
+    """The script that runs; empty in a notebook or an interactive session."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return os.path.abspath(file) if file else ""
 
 
 def _check_id(id: str) -> str:

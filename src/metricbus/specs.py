@@ -24,6 +24,7 @@ class SinkSpec(NamedTuple):
     canonical: str
     sink: Sink
     options: CommonOptions
+    url: SinkURL | None  # None for an object
 
 
 def spec_of(sink: SinkURL | Sink) -> SinkSpec:
@@ -32,10 +33,10 @@ def spec_of(sink: SinkURL | Sink) -> SinkSpec:
         made, options = make_sink(sink)
         place = sink.key if made.may_share else f"{sink.name}-{digest(made.location)}"
         name = redact(sink.text)
-        return SinkSpec(name, sink.name, sink.key, place, sink.canonical, made, options)
+        return SinkSpec(name, sink.name, sink.key, place, sink.canonical, made, options, sink)
     name = type(sink).__name__
     key = f"object-{name}"
-    return SinkSpec(name, name, key, key, f"object:{name}", sink, CommonOptions())
+    return SinkSpec(name, name, key, key, f"object:{name}", sink, CommonOptions(), None)
 
 
 def specs_of(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:

@@ -62,6 +62,7 @@ class Sink(ABC):
     * `may_share`: whether two sinks of one location can live side by side; files cannot.
     * `only_one`: why a bus cannot have two of the kind, if it cannot.
     * `in_process`: whether it only makes sense in the process that trains.
+    * `heavy`: whether it imports or computes so much that it wants a process of its own.
     * `ordered`: whether it recognises records that come again by their place in the order.
     * `requires`: names of the modules that must be importable; they are looked for, not imported,
       when the bus is made.
@@ -73,6 +74,7 @@ class Sink(ABC):
     may_share: ClassVar[bool] = False
     only_one: ClassVar[str] = ""
     in_process: ClassVar[bool] = False
+    heavy: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
     requires: ClassVar[Sequence[str]] = ()
     install: ClassVar[str] = ""

@@ -72,6 +72,7 @@ class MlflowSink(Sink):
 
     Options = MlflowOptions
     options: MlflowOptions
+    heavy = True
     requires = ("mlflow",)
     install = "pip install 'metricbus[mlflow]'"
 

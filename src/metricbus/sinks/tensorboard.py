@@ -35,6 +35,7 @@ class TensorBoardSink(FileSink):
     """Writes event files; `tensorboard:FOLDER` puts them into `FOLDER/<run's id>`."""
 
     ordered = True
+    heavy = True
     requires = ("tensorboard", "google_crc32c")
     install = "pip install 'metricbus[tensorboard]'"
 

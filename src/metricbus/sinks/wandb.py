@@ -82,6 +82,7 @@ class WandbSink(Sink):
     """Logs to Weights & Biases; `wandb://team/project` says where to."""
 
     ordered = True
+    heavy = True
     Options = WandbOptions
     options: WandbOptions
     only_one = (

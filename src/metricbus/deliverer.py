@@ -1,0 +1,164 @@
+"""The delivery process: brings a run's journal to its sinks, and outlives the training.
+
+It is started on the run's folder alone, in a session of its own, and gets the sinks' URLs (which
+may have secrets) by its environment. It looks at the journal, at the orders of the training
+process, and whether that lives. When the run has ended, it takes the rest and closes the sinks;
+when the training has died, it does the same, and says that the run was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from metricbus.delivery_threads import ThreadDelivery
+from metricbus.exchange import SINKS_VARIABLE, DeliveryStatus, Saying, orders_of, status_of
+from metricbus.journal import endings
+from metricbus.later import bury
+from metricbus.processes import this_process
+from metricbus.records import Status
+from metricbus.run import RunFolder
+from metricbus.specs import SinkSpec, specs_of
+
+_log = logging.getLogger("metricbus.delivery")
+
+_LOOK_EVERY = 0.05
+_LOOK_AROUND_EVERY = 1.0  # at other processes
+_SAID_AT_MOST = 50
+_NICENESS = 5  # where training wants the processor, training has it
+
+
+class Sayings(logging.Handler):
+    """Keeps the newest warnings, for the training process to tell."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.kept: deque[Saying] = deque(maxlen=_SAID_AT_MOST)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps the warning."""
+        now = max(time.time_ns(), self.kept[-1].time + 1 if self.kept else 0)
+        self.kept.append(Saying(now, record.name, record.levelno, record.getMessage()))
+
+
+class Deliverer:
+    """What the process does."""
+
+    def __init__(self, folder: RunFolder, specs: Sequence[SinkSpec], linger_secs: float) -> None:
+        self._folder = folder
+        self._linger_secs = linger_secs
+        self._delivery = ThreadDelivery(folder, specs)
+        self._names = [spec.name for spec in specs]
+        self._orders, self._status = orders_of(folder), status_of(folder)
+        self._sayings = Sayings()
+        logging.getLogger("metricbus").addHandler(self._sayings)
+        self._hurries = 0
+        self._grown_to = -1
+        self._ended: Status | None = None
+        self._deadline = float("inf")
+        self._looked_around = 0.0
+        self._waits_for: list[str] = []
+        self._closing = False
+        self._published: DeliveryStatus | None = None
+
+    def run(self) -> bool:
+        """Works until all is delivered, or for as long as it may; whether all is delivered."""
+        self._delivery.start()
+        while self._delivery.unfinished() and time.monotonic() < self._deadline:
+            self._obey()
+            self._look_around()
+            self._publish()
+            time.sleep(_LOOK_EVERY)
+        left = self._delivery.unfinished()
+        if left:
+            _log.warning(
+                "gave up %.0f s after the run had ended on: %s. What is left is in the journal: "
+                "metricbus deliver %s",
+                self._linger_secs,
+                ", ".join(left),
+                self._folder.path,
+            )
+        self._publish(over=True)
+        return not left
+
+    def _obey(self) -> None:
+        orders = self._orders.read()
+        if orders is not None:
+            if orders.hurries > self._hurries:
+                self._hurries = orders.hurries
+                self._delivery.hurry()
+            if orders.ended is not None:
+                self._end(orders.ended)
+        length = _length_of(self._folder.journal)
+        if length != self._grown_to:
+            self._grown_to = length
+            self._delivery.wake()
+
+    def _look_around(self) -> None:
+        """At the training process; and when the run has ended, at who still writes."""
+        if time.monotonic() < self._looked_around + _LOOK_AROUND_EVERY and not self._ended:
+            return
+        self._looked_around = time.monotonic()
+        if self._ended is None:
+            run = bury(self._folder)
+            if run.status != "running":
+                self._end(run.status)
+        if self._ended is not None and not self._closing:
+            open_ = [name for name, end in endings(self._folder.journal).items() if end.is_open]
+            self._waits_for = open_
+            if not open_:
+                self._closing = True
+                self._delivery.end(self._ended)
+
+    def _end(self, status: Status) -> None:
+        if self._ended is None:
+            self._ended = status
+            self._deadline = time.monotonic() + self._linger_secs
+
+    def _publish(self, *, over: bool = False) -> None:
+        unfinished = self._delivery.unfinished()
+        status = DeliveryStatus(
+            this_process(),
+            self._delivery.tallies(),
+            [name for name in self._names if name not in unfinished],
+            bool(self._waits_for) and self._is_up_to_date(),
+            list(self._sayings.kept),
+            over,
+        )
+        if status != self._published:
+            try:
+                self._status.write(status)
+                self._published = status
+            except OSError as error:
+                _log.info("cannot tell how far it is: %s", error)
+
+    def _is_up_to_date(self) -> bool:
+        """Whether every sink has all that is in the journal."""
+        journal = {path.stem: path.stat().st_size for path in self._folder.journal.iterdir()}
+        return all(tally.has_reached(journal) for tally in self._delivery.tallies().values())
+
+
+def _length_of(journal: Path) -> int:
+    return sum(entry.stat().st_size for entry in os.scandir(journal))
+
+
+def main() -> None:
+    """`METRICBUS_DELIVERY_SINKS=[…] … FOLDER LINGER_SECS`, started by `delivery_process`."""
+    folder, linger_secs = RunFolder(Path(sys.argv[1])), float(sys.argv[2])
+    urls = json.loads(os.environ.pop(SINKS_VARIABLE))
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
+    )
+    os.nice(_NICENESS)
+    _log.info("process %d delivers %s", os.getpid(), folder.path)
+    complete = Deliverer(folder, specs_of(urls), linger_secs).run()
+    _log.info("process %d ends, %s", os.getpid(), "all done" if complete else "not all done")
+    logging.shutdown()
+    if not complete:  # a backend that hangs must not hold up the end
+        os._exit(1)

@@ -1,0 +1,99 @@
+"""What the training process and its delivery process tell each other, by two small files.
+
+    delivery/orders.json   by the training: take what there is now; the run has ended
+    delivery/status.json   by the delivery: how far each sink is, and what there was to say
+
+Each file has one writer, who replaces it as a whole. Records go by the journal alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from metricbus.files import replace_file
+from metricbus.processes import ProcessId
+from metricbus.records import Status
+from metricbus.report import Tally
+from metricbus.run import RunFolder
+
+SINKS_VARIABLE = "METRICBUS_DELIVERY_SINKS"
+"""Where the delivery process finds the sinks' URLs, as a list in JSON."""
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What the training process wants: `hurries` counts how often it asked for all there is."""
+
+    hurries: int = 0
+    ended: Status | None = None
+
+
+class Saying(msgspec.Struct, frozen=True):
+    """A warning of the delivery process, to be told where the user looks. Times grow."""
+
+    time: int
+    logger: str
+    level: int
+    text: str
+
+
+class DeliveryStatus(msgspec.Struct, frozen=True):
+    """How far the delivery `process` is, by the sinks' names.
+
+    `finished` names the sinks that are closed. `waits_only` says that the run has ended, that all
+    there is has been delivered, and that processes which joined the run may still write. `over`
+    says that the process ends, whether all is done or not.
+    """
+
+    process: ProcessId
+    tallies: dict[str, Tally]
+    finished: list[str] = []
+    waits_only: bool = False
+    said: list[Saying] = []
+    over: bool = False
+
+
+T = TypeVar("T")
+
+
+class Notice(Generic[T]):
+    """One of the two files."""
+
+    def __init__(self, path: Path, kind: type[T]) -> None:
+        self._path = path
+        self._kind = kind
+        self._version: tuple[int, int] | None = None
+        self._content: T | None = None
+
+    def write(self, content: T) -> None:
+        """Replaces the file; `OSError` if it stays as it was."""
+        replace_file(self._path, msgspec.json.encode(content))
+
+    def read(self) -> T | None:
+        """What it says now; None if it says nothing yet."""
+        try:
+            stat = self._path.stat()
+            version = (stat.st_ino, stat.st_mtime_ns)
+            if version != self._version:
+                self._content = msgspec.json.decode(self._path.read_bytes(), type=self._kind)
+                self._version = version
+        except (OSError, msgspec.DecodeError):  # not there, or hurt by a crash: the last one holds
+            pass
+        return self._content
+
+
+def orders_of(folder: RunFolder) -> Notice[Orders]:
+    """The run's orders."""
+    return Notice(folder.delivery / "orders.json", Orders)
+
+
+def status_of(folder: RunFolder) -> Notice[DeliveryStatus]:
+    """The run's delivery status."""
+    return Notice(folder.delivery / "status.json", DeliveryStatus)
+
+
+def log_of(folder: RunFolder) -> Path:
+    """The delivery process's log."""
+    return folder.delivery / "delivery.log"

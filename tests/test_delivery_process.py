@@ -1,0 +1,403 @@
+"""The delivery process: what it takes off the training, and what becomes of it when things die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_reader import wandb_files, wandb_records, wandb_rows
+
+import metricbus
+from metricbus import MetricBus, delivery_process
+from metricbus.exchange import DeliveryStatus, Notice, status_of
+from metricbus.processes import ProcessId
+from metricbus.run import RunFolder
+from metricbus.testing import MemorySink
+
+WaitFor = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture(autouse=True)
+def in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METRICBUS_DELIVERY")
+
+
+def made(bus: MetricBus) -> Path:
+    assert bus.folder is not None
+    return bus.folder
+
+
+def delivery_of(folder: Path) -> ProcessId | None:
+    """The process that delivers, or did last."""
+    status = status_of(RunFolder(folder)).read()
+    return status.process if status else None
+
+
+def has_ended(folder: Path) -> bool:
+    process = delivery_of(folder)
+    return process is not None and not process.is_alive()
+
+
+def csv_values(folder: Path) -> list[float]:
+    try:
+        lines = (folder / "csv" / "metrics.csv").read_text().splitlines()[1:]
+    except FileNotFoundError:
+        return []
+    return [float(line.split(",")[4]) for line in lines]
+
+
+def tensorboard_values(folder: Path) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return [event.value for event in accumulator.Scalars("x")]
+
+
+def log(bus: MetricBus, steps: range) -> None:
+    for step in steps:
+        bus.log("x", float(step), step=step)
+
+
+def run(folder: Path, code: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=50, check=False, **options
+    )
+
+
+# What it takes off the training
+
+
+def test_heavy_backends_are_not_imported_by_the_training(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from metricbus import MetricBus
+        with MetricBus(id="r", dir=".", sinks="csv,tensorboard,wandb,mlflow") as bus:
+            for step in range(10):
+                bus.log("x", float(step), step=step)
+        assert bus.stats().complete, bus.stats()
+        print([name for name in ("tensorboard", "wandb", "mlflow") if name in sys.modules])
+    """
+    done = run(tmp_path, code)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+    assert csv_values(tmp_path / "r") == tensorboard_values(tmp_path / "r")
+    assert [row["x"] for row in wandb_rows(tmp_path / "r")] == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("sinks", "hosting", "apart"),
+    [
+        ("csv", None, False),
+        ("csv,tensorboard", None, True),
+        ("csv", "process", True),
+        ("csv,tensorboard", "thread", False),
+        ("logging", "process", False),
+    ],
+)
+def test_a_process_is_started_where_it_is_wanted(
+    tmp_path: Path, sinks: str, hosting: Any, apart: bool
+) -> None:
+    with MetricBus(sinks=sinks, dir=tmp_path, delivery=hosting) as bus:
+        log(bus, range(5))
+        assert bus.flush().complete
+    assert (made(bus) / "delivery").exists() == apart
+
+
+def test_off_writes_the_journal_alone(tmp_path: Path) -> None:
+    with MetricBus(sinks="csv,tensorboard", dir=tmp_path, delivery="off") as bus:
+        log(bus, range(5))
+        assert bus.flush().sinks == {}
+    assert sorted(path.name for path in made(bus).iterdir()) == ["journal", "offsets", "run.json"]
+    metricbus.deliver(made(bus), timeout=30)
+    assert csv_values(made(bus)) == [0, 1, 2, 3, 4]
+
+
+def test_an_object_stays_in_the_training_beside_the_process(tmp_path: Path) -> None:
+    sink = MemorySink()
+    with MetricBus(sinks=["tensorboard", sink], dir=tmp_path) as bus:
+        log(bus, range(5))
+    assert [point.value for point in sink.series("x")] == [0, 1, 2, 3, 4]
+    assert tensorboard_values(made(bus)) == [0, 1, 2, 3, 4]
+    assert list(bus.stats().sinks) == ["tensorboard", "MemorySink"]
+
+
+def test_what_it_warns_of_is_told_in_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricBus(sinks="wandb", dir=tmp_path, tags=["t" * 100]) as bus:
+        bus.log("x", 1.0)
+    assert "is cut to the 64 characters" in caplog.text
+    assert caplog.text.count("is cut to the 64 characters") == 1
+
+
+def test_a_relative_location_is_that_of_where_the_bus_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = MetricBus(id="r", sinks="csv:here", dir=tmp_path, delivery="process")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    bus.log("x", 1.0)
+    bus.close()
+    assert (tmp_path / "here" / "r" / "metrics.csv").exists()
+
+
+def test_secrets_reach_it_by_the_environment_alone(tmp_path: Path, wait_for: WaitFor) -> None:
+    bus = MetricBus(sinks="mlflow+http://me:hunter2@127.0.0.1:9", dir=tmp_path)
+    bus.log("x", 1.0)
+    wait_for(lambda: delivery_of(made(bus)) is not None)
+    process = delivery_of(made(bus))
+    assert process is not None
+    assert b"hunter2" in Path(f"/proc/{process.pid}/environ").read_bytes()
+    assert b"hunter2" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    bus.close(timeout=0.5)
+    for path in made(bus).rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
+    os.kill(process.pid, signal.SIGKILL)
+
+
+# Deaths
+
+
+def test_the_process_is_started_again_and_nothing_is_lost_or_doubled(
+    tmp_path: Path, wait_for: WaitFor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricBus(sinks="csv,tensorboard", dir=tmp_path) as bus:
+        log(bus, range(500))
+        bus.flush()
+        process = delivery_of(made(bus))
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+        log(bus, range(500, 1000))
+        wait_for(lambda: delivery_of(made(bus)) != process)
+        log(bus, range(1000, 1500))
+    assert bus.stats().complete, bus.stats()
+    assert csv_values(made(bus)) == list(range(1500))
+    assert tensorboard_values(made(bus)) == list(range(1500))
+    assert "the delivery process ended (signal 9); starting it again (2 of 5)" in caplog.text
+
+
+def test_a_process_that_dies_again_and_again_is_given_up_and_told(
+    tmp_path: Path,
+    wait_for: WaitFor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(delivery_process, "_STARTS", 2)
+    bus = MetricBus(sinks="csv", dir=tmp_path, delivery="process")
+    log(bus, range(5))
+    bus.flush()
+    for _ in range(2):
+        process = delivery_of(made(bus))
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+        was = process
+        wait_for(lambda: delivery_of(made(bus)) != was or "2 times" in caplog.text)  # noqa: B023
+    log(bus, range(5, 10))
+    report = bus.close()
+    assert (report.sinks["csv"].delivered, report.sinks["csv"].pending) == (5, 5)
+    assert "died again and again" in str(report.sinks["csv"].error)
+    assert f"metricbus deliver {made(bus)}" in caplog.text
+    metricbus.deliver(made(bus), timeout=30)
+    assert csv_values(made(bus)) == list(range(10))
+
+
+@pytest.mark.parametrize("interpreter", ["/nonexistent/python", "/bin/false", ""])
+def test_threads_deliver_where_no_process_can_be_started(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    interpreter: str,
+) -> None:
+    monkeypatch.setattr(sys, "executable", interpreter)
+    with MetricBus(sinks="csv", dir=tmp_path, delivery="process") as bus:
+        log(bus, range(5))
+    assert bus.stats().complete
+    assert csv_values(made(bus)) == [0, 1, 2, 3, 4]
+    assert "threads deliver instead" in caplog.text
+
+
+def test_when_the_training_is_killed_the_rest_is_delivered_and_the_run_marked(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    code = """
+        import os, signal
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", dir=".", sinks="csv,tensorboard,wandb", flush_secs=0.01)
+        for step in range(2000):
+            bus.log("x", float(step), step=step)
+        while bus.stats().journalled < 2000:
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert run(tmp_path, code).returncode == -signal.SIGKILL
+    wait_for(lambda: has_ended(tmp_path / "r"))
+    assert csv_values(tmp_path / "r") == list(range(2000))
+    assert tensorboard_values(tmp_path / "r") == list(range(2000))
+    assert [row["x"] for row in wandb_rows(tmp_path / "r")] == list(range(2000))
+    assert metricbus.read(tmp_path / "r").run.status == "killed"
+    (file,) = wandb_files(tmp_path / "r")
+    ends = [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")]
+    assert ends == [255]
+    assert not list((tmp_path / "r" / "offsets").glob("*.lease-*"))
+
+
+def test_close_returns_in_time_and_delivery_goes_on_by_itself(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    """W&B is not even imported when the script ends."""
+    code = """
+        import time
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", dir=".", sinks="wandb")
+        bus.log("x", 1.0)
+        began = time.monotonic()
+        report = bus.close(timeout=0.1)
+        print(report.sinks["wandb"].pending, time.monotonic() - began < 5)
+    """
+    done = run(tmp_path, code)
+    assert done.stdout == "1 True\n"
+    assert "1 not delivered" in done.stderr
+    wait_for(lambda: has_ended(tmp_path / "r"))
+    assert [row["x"] for row in wandb_rows(tmp_path / "r")] == [1]
+
+
+def test_delivery_lingers_as_long_as_it_may(tmp_path: Path, wait_for: WaitFor) -> None:
+    bus = MetricBus(sinks="mlflow+http://127.0.0.1:9", dir=tmp_path, linger_secs=0.5)
+    bus.log("x", 1.0)
+    bus.close(timeout=0.1)
+    wait_for(lambda: has_ended(made(bus)))
+    said = (made(bus) / "delivery" / "delivery.log").read_text()
+    assert "gave up 0 s after the run had ended on: mlflow" in said
+    assert f"metricbus deliver {made(bus)}" in said
+
+
+def test_who_waits_for_the_trainings_output_does_not_wait_for_delivery(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    code = """
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", dir=".", sinks="mlflow+http://127.0.0.1:9", linger_secs=15)
+        bus.log("x", 1.0)
+        bus.close(timeout=0.1)
+    """
+    began = time.monotonic()
+    run(tmp_path, code)
+    assert time.monotonic() - began < 10
+    wait_for(lambda: delivery_of(tmp_path / "r") is not None)
+    assert not has_ended(tmp_path / "r")
+    process = delivery_of(tmp_path / "r")
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_in_a_terminal_ends_training_and_not_delivery(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    code = """
+        import time
+        from metricbus import MetricBus
+        with MetricBus(id="r", dir=".", sinks="csv,tensorboard", close_timeout=0) as bus:
+            bus.log("x", 1.0)
+            bus.flush()
+            bus.log("x", 2.0)
+            print("ready", flush=True)
+            time.sleep(60)
+    """
+    import pty
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-c", textwrap.dedent(code)])
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 1024)
+    os.write(terminal, b"\x03")
+    try:
+        while piece := os.read(terminal, 1024):
+            said += piece
+    except OSError:  # the end of a terminal
+        pass
+    os.close(terminal)
+    assert b"KeyboardInterrupt" in said
+    os.waitpid(pid, 0)
+    wait_for(lambda: has_ended(tmp_path / "r"))
+    assert csv_values(tmp_path / "r") == [1.0, 2.0]
+    assert metricbus.read(tmp_path / "r").run.status == "killed"
+
+
+# Others
+
+
+def test_a_worker_that_outlives_the_training_is_delivered_too(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    worker = """
+        import sys, time
+        from pathlib import Path
+        from metricbus import MetricBus
+        bus = MetricBus()
+        bus.log("x", 1.0)
+        bus.flush()
+        Path("joined").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
+        bus.log("x", 2.0)
+        bus.close()
+    """
+    bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(worker)])
+    wait_for((tmp_path / "joined").exists)
+    began = time.monotonic()
+    bus.close(timeout=30)
+    assert time.monotonic() - began < 15, "it waited for the worker"
+    assert csv_values(tmp_path / "r") == [1.0]
+    (tmp_path / "go").touch()
+    child.wait(30)
+    wait_for(lambda: has_ended(tmp_path / "r"))
+    assert csv_values(tmp_path / "r") == [1.0, 2.0]
+
+
+def test_the_status_of_an_earlier_delivery_is_not_believed(tmp_path: Path) -> None:
+    bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
+    other = DeliveryStatus(ProcessId(os.uname().nodename, 1), {}, finished=["csv"], over=True)
+    status_of(RunFolder(made(bus))).write(other)
+    bus.log("x", 1.0)
+    assert bus.close().complete
+    assert csv_values(made(bus)) == [1.0]
+
+
+def test_a_notice_that_is_hurt_leaves_what_was_known(tmp_path: Path) -> None:
+    notice = Notice(tmp_path / "status.json", DeliveryStatus)
+    assert notice.read() is None
+    status = DeliveryStatus(ProcessId("here", 1), {})
+    notice.write(status)
+    assert notice.read() == status
+    (tmp_path / "status.json").write_bytes(b"{")
+    assert notice.read() == status
+
+
+def test_orders_that_cannot_be_written_do_not_hold_back_the_end(
+    tmp_path: Path, wait_for: WaitFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, say; run.json has the end too."""
+    bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
+    bus.log("x", 1.0)
+    with monkeypatch.context() as full:
+
+        def refuse(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        full.setattr(Notice, "write", refuse)
+        bus.close(timeout=0.2)
+    wait_for(lambda: has_ended(made(bus)))
+    assert csv_values(made(bus)) == [1.0]
