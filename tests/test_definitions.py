@@ -358,3 +358,101 @@ def test_a_run_that_was_closed_has_nothing_partial(bus: MetricBus) -> None:
     bus.close()
     assert bus.folder is not None
     assert metricbus.read(bus.folder).partial == []
+
+
+def test_a_function_that_calls_exit_costs_its_own_name_alone(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    def leave(values: list[float]) -> float:
+        sys.exit(3)
+
+    bus.define("x", every=2, reduce=leave)
+    for step in range(4):
+        bus.log({"x": float(step), "y": 1.0}, step=step)
+    assert points(bus, sink, "x") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+    assert len(points(bus, sink, "y")) == 4
+
+
+def test_a_functions_failures_are_told_once_a_minute_at_most(
+    bus: MetricBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    def text(values: list[float]) -> Any:
+        return "no number"
+
+    bus.define("x", every=1, reduce=text)
+    for step in range(50):
+        bus.log("x", 1.0, step=step)
+    bus.flush()
+    assert caplog.text.count("the reduction of 'x' failed") == 1
+
+
+def test_an_epoch_whose_function_failed_has_no_result(bus: MetricBus, sink: MemorySink) -> None:
+    def fail(values: list[float]) -> float:
+        raise ValueError("no curve without both classes")
+
+    bus.define("auc", on_step=False, on_epoch=True, reduce=fail)
+    for step, value in enumerate((0.1, 0.9)):
+        bus.log("auc", value, step=step)
+    assert bus.end_epoch() == {}
+    assert bus.last("auc") is None
+    assert points(bus, sink, "auc") == [(0, 0.1), (1, 0.9)]
+    assert [record.axis for record in sink.records] == ["", ""]
+
+
+def test_an_unrelated_definition_leaves_an_open_window_alone(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.define("x", every=4, reduce="p50")
+    for step in range(2):
+        bus.log("x", float(step), step=step)
+    bus.define("other", every=2)
+    for step in range(2, 4):
+        bus.log("x", float(step), step=step)
+    assert points(bus, sink, "x") == [(3, 1.5)]
+
+
+@pytest.mark.parametrize("reduce", ["std", "count"])
+def test_single_values_are_not_reduced_to_what_tells_nothing_of_them(
+    bus: MetricBus, sink: MemorySink, reduce: str
+) -> None:
+    bus.define("x", reduce=reduce)
+    bus.log("x", 5.0, step=0)
+    assert points(bus, sink, "x") == [(0, 5.0)]
+
+
+@pytest.mark.parametrize(
+    "definitions",
+    [[{"on_step": False}], [{"on_step": False, "on_epoch": True}, {"on_epoch": False}]],
+)
+def test_definitions_that_would_emit_nothing_are_told(
+    bus: MetricBus, caplog: pytest.LogCaptureFixture, definitions: list[dict[str, Any]]
+) -> None:
+    for definition in definitions:
+        bus.define("x", **definition)
+    for step in range(3):
+        bus.log("x", 1.0, step=step)
+    bus.flush()
+    assert caplog.text.count("on_step=False and no on_epoch=True") == 1
+
+
+@pytest.mark.parametrize("names", [("x", "x_epoch"), ("x_epoch", "x")])
+def test_a_name_that_is_also_an_epochs_is_told(
+    bus: MetricBus, caplog: pytest.LogCaptureFixture, names: tuple[str, str]
+) -> None:
+    bus.define("x", on_epoch=True)
+    for _ in range(2):
+        for name in names:
+            bus.log(name, 1.0)
+    bus.flush()
+    assert caplog.text.count("both are in one series") == 1
+
+
+def test_an_axis_that_was_never_logged_is_told_at_the_end(
+    bus: MetricBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus.define("loss", axis="tokenz")
+    bus.define("other", axis="tokens")
+    bus.log({"loss": 1.0, "tokens": 5})
+    bus.close()
+    assert "the axis 'tokenz' was never logged" in caplog.text
+    assert "'tokens'" not in caplog.text

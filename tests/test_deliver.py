@@ -203,3 +203,12 @@ def test_a_deliverer_that_was_frozen_does_not_write_after_another_took_over(
     os.kill(frozen.pid, signal.SIGCONT)
     assert frozen.wait(50) == 0
     assert csv_values(killed) == [float(step) for step in range(500)]
+
+
+def test_a_servers_sink_is_one_of_the_runs_own(tmp_path: Path, mlflow_server: str) -> None:
+    url = mlflow_server.replace("http://", "mlflow+http://") + "?experiment=later"
+    bus = MetricBus(id="r", sinks=f"csv,{url}", dir=tmp_path, delivery="off")
+    bus.log("x", 1.0)
+    bus.close()
+    counts = deliver(tmp_path / "r", timeout=50)
+    assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 1, url: 1}

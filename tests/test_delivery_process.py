@@ -401,3 +401,17 @@ def test_orders_that_cannot_be_written_do_not_hold_back_the_end(
         bus.close(timeout=0.2)
     wait_for(lambda: has_ended(made(bus)))
     assert csv_values(made(bus)) == [1.0]
+
+
+def test_wandb_is_told_of_the_training_and_not_of_the_delivery(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "from metricbus import MetricBus\n"
+        "with MetricBus(id='r', dir='.', sinks='wandb') as bus:\n"
+        "    bus.log('x', 1.0)\n"
+    )
+    command = [sys.executable, "train.py", "--lr", "0.1"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=50)
+    (file,) = wandb_files(tmp_path / "r")
+    first, *_ = [r.environment for r in wandb_records(file) if r.HasField("environment")]
+    assert first.program == str(tmp_path / "train.py")
+    assert list(first.args) == ["--lr", "0.1"]

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -25,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.utils.validation import _validate_metric_name
 
-from metricbus import MetricBus, Scalars
+from metricbus import ConfigError, MetricBus, Scalars
 from metricbus.consumer import Consumer
 from metricbus.journal import SegmentWriter
 from metricbus.run import RunFolder, create_run
@@ -462,3 +463,34 @@ def test_a_server_that_hangs_holds_up_neither_the_training_nor_its_end(
     assert (report.sinks["csv"].delivered, report.sinks[url].pending) == (100, 100)
     assert took < 20
     assert "timed out" in str(report.sinks[url].error).lower()
+
+
+def test_a_file_that_looks_like_a_server_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"write mlflow\+http://127.0.0.1:5000"):
+        MetricBus(sinks="mlflow://127.0.0.1:5000", dir=tmp_path)
+
+
+def test_another_programs_database_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE runs (id INTEGER)")
+        database.commit()
+    with MetricBus(sinks=f"mlflow:{file}", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    assert "is another program's database, with runs" in caplog.text
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        tables = database.execute("SELECT name FROM sqlite_master").fetchall()
+    assert tables == [("runs",)]
+    assert bus.stats().sinks[f"mlflow:{file}"].pending == 1
+
+
+def test_tags_that_collide_or_have_a_meaning_are_all_kept(url: str, tmp_path: Path) -> None:
+    tags = ["a@b", "a#b", "mlflow.runName"]
+    with MetricBus("mine", sinks=url, dir=tmp_path, tags=tags) as bus:
+        bus.log("x", 1.0)
+    _, run = run_of(bus)
+    assert run.info.run_name == "mine"
+    originals = [text for key, text in run.data.tags.items() if key.startswith("metricbus.tag.")]
+    assert sorted(originals) == sorted(tags)

@@ -92,3 +92,31 @@ def test_a_wrong_variable_does_not_break_the_import(monkeypatch: pytest.MonkeyPa
     fresh = ProcessBus()
     with pytest.raises(ConfigError, match="METRICBUS_OVERFLOW"):
         fresh.log("x", 1.0)
+
+
+def test_what_libraries_define_before_it_is_configured_holds(
+    bus: ProcessBus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus.define("x", every=2, reduce="mean")
+    bus.define("y", sinks=["nope"])
+    val = bus.phase("val")
+    sink = MemorySink()
+    bus.open(sinks=[sink], dir=tmp_path)
+    for value in (1.0, 3.0):
+        bus.log("x", value)
+        val.log("loss", value)
+    assert bus.end_epoch() == {"val/loss": 2.0}
+    bus.flush()
+    assert [point.value for point in sink.series("x")] == [2.0]
+    assert "no sink 'nope'" in caplog.text
+
+
+def test_what_was_defined_holds_in_the_next_run_too(bus: ProcessBus, tmp_path: Path) -> None:
+    bus.open(sinks="", dir=tmp_path)
+    bus.define("x", every=2, reduce="mean")
+    sink = MemorySink()
+    bus.open(sinks=[sink], dir=tmp_path)
+    for value in (1.0, 3.0):
+        bus.log("x", value)
+    bus.flush()
+    assert [point.value for point in sink.series("x")] == [2.0]

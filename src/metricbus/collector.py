@@ -137,6 +137,8 @@ class Collector:
             if again is not None:
                 again.done.set()
         self._emit(self.reducing.end_epoch()[0])
+        for axis in self.reducing.unknown_axes():
+            _log.warning("the axis %r was never logged: what has it stands on the step", axis)
         self._close(stop)
 
     def _collect(self, calls: list[Call | Control]) -> Stop | None:

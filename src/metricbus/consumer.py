@@ -21,7 +21,7 @@ import time
 
 from metricbus.bell import Bell
 from metricbus.complaints import Complaints
-from metricbus.errors import Lost, Unavailable
+from metricbus.errors import ConfigError, Lost, Unavailable
 from metricbus.feed import Batch, Feed
 from metricbus.lease import Lease, Superseded
 from metricbus.records import Status
@@ -57,7 +57,8 @@ class Consumer:
         self._written: Batch | None = None  # what is written, or rejected, and not yet flushed
         self._rejected = False
         self._where = self._command = ""
-        self._failures = 0
+        self._failures = 0  # in a row
+        self._attempts = 0  # of these, since the run has ended
         self._complaints = Complaints(_log)
         self._error: str | None = None
         self._tell()
@@ -76,6 +77,7 @@ class Consumer:
     def end(self, status: Status) -> None:
         """Deliver what is there, close the sink with this status, and finish."""
         self._ending = status
+        self._attempts = 0  # there is no time to rest as long as before
         self.hurry()
 
     def tally(self) -> Tally:
@@ -89,11 +91,11 @@ class Consumer:
         try:
             while not (self._turn() and (self._is_closed() or self._close())):
                 pass
-            self._lease.release()
         except BaseException as error:  # a backend may even call sys.exit()
             self._error = _in_words(error)
             _log.error("sink %s: its consumer stopped: %s", self.spec.name, self._error)
         finally:
+            self._lease.release()
             self._tell()  # the last counts first, then that they are the last
             self.finished = True
             self._tell()
@@ -119,15 +121,21 @@ class Consumer:
         except Superseded:
             raise
         except Exception as error:
+            if ending and not self._opened and isinstance(error, ConfigError):
+                raise  # waiting would not mend it
             self._recede(error)
             return False
         return caught_up and ending
 
     def _take_lease(self) -> None:
         if self._number is None:
+            held = self._failures > 0
             self._number = self._lease.acquire(above=self._feed.progress.lease)
             self._feed = Feed(self._folder, self.spec)  # another process may have gone on
             self._where, self._command = self._feed.progress.where, self._feed.progress.command
+            if held:
+                self._error = None
+                self._complaints.forget()
             self._tell()
 
     def _is_closed(self) -> bool:
@@ -221,14 +229,13 @@ class Consumer:
             self._bell.wait(left)
 
     def _rest_after(self, error: Exception) -> None:
-        """Waits before the next attempt; once the run has ended, never for long."""
+        """Waits before the next attempt; not for long at first, nor when the run has just ended."""
         self._failures += 1
-        secs = min(_FIRST_RETRY * 2.0 ** min(self._failures - 1, 20), _LAST_RETRY)
+        self._attempts += 1
+        secs = min(_FIRST_RETRY * 2.0 ** min(self._attempts - 1, 20), _LAST_RETRY)
         secs *= self._random.uniform(0.5, 1.0)
         if isinstance(error, Unavailable) and error.retry_after is not None:
             secs = max(error.retry_after, 0.0)
-        if self._ending is not None:
-            secs = min(secs, _FIRST_RETRY)
         self._complain("will try again", error)
         self._rest_until(time.monotonic() + secs)
 
@@ -241,7 +248,7 @@ class Consumer:
     def _recover(self) -> None:
         if self._failures:
             _log.warning("sink %s works again", self.spec.name)
-            self._failures = 0
+            self._failures = self._attempts = 0
             self._error = None
             self._complaints.forget()
 

@@ -7,14 +7,16 @@ its `Rule`; names that nothing is said of have none, and each of their values is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from fnmatch import fnmatchcase
 
 import msgspec
 
 from metricbus.errors import ConfigError
-from metricbus.reductions import Reducer, Reduction, reduction_factory
+from metricbus.reductions import Reducer, reduction_factory
 from metricbus.values import check_name
+
+_log = logging.getLogger("metricbus.definitions")
 
 
 class Definition(msgspec.Struct, frozen=True):
@@ -30,12 +32,13 @@ class Definition(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What holds for one name, everything decided."""
+    """What holds for one name, everything decided: by what it is reduced where, if it is."""
 
     every: int
     as_it_is: bool  # each value is emitted, unreduced
-    on_step: Callable[[], Reduction] | None
-    on_epoch: Callable[[], Reduction] | None
+    contradictory: bool  # it would never be emitted, and so it is on steps
+    on_step: Reducer | None
+    on_epoch: Reducer | None
     epoch_name: str
     sinks: tuple[str, ...]
     axis: str
@@ -49,7 +52,16 @@ def checked(definition: Definition) -> Definition:
     if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
         raise ConfigError(f"{what}: every= must be an int from 1 on, not {every!r:.40}")
     if definition.reduce is not None:
-        reduction_factory(definition.reduce)
+        try:
+            reduction_factory(definition.reduce)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}") from None
+    for name in ("on_step", "on_epoch"):
+        if not isinstance(getattr(definition, name), bool | None):
+            given = getattr(definition, name)
+            raise ConfigError(f"{what}: {name}= takes True or False, not {given!r:.40}")
+    if definition.sinks == ():
+        raise ConfigError(f"{what}: sinks=[] would keep the name from all sinks; name some")
     if definition.on_step is False and definition.on_epoch is False:
         raise ConfigError(f"{what}: on_step=False and on_epoch=False would never emit anything")
     if definition.on_step is False and every is not None:
@@ -67,9 +79,13 @@ def checked(definition: Definition) -> Definition:
 class Definitions:
     """All definitions of a run, and the rule for each name."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tell: bool = False) -> None:
+        """With `tell`, warns of what does not go together, when a name comes that it concerns."""
         self._all: list[Definition] = []
         self._rules: dict[str, Rule | None] = {}
+        self._tell = tell
+        self._seen: set[str] = set()
+        self._epoch_names: dict[str, str] = {}  # and whose epoch each is
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -85,7 +101,32 @@ class Definitions:
             return self._rules[name]
         except KeyError:
             rule = self._rules[name] = self._decide(name)
+            if self._tell and name not in self._seen:
+                self._seen.add(name)
+                self._tell_of(name, rule)
             return rule
+
+    def _tell_of(self, name: str, rule: Rule | None) -> None:
+        """Of a name that has just come for the first time."""
+        if rule is not None and rule.contradictory:
+            _log.warning(
+                "the definitions of %r say on_step=False and no on_epoch=True, which would emit "
+                "nothing: it is emitted on steps",
+                name,
+            )
+        if rule is not None and rule.on_epoch is not None and rule.epoch_name != name:
+            self._epoch_names[rule.epoch_name] = name
+            if rule.epoch_name in self._seen:
+                self._tell_mixed(rule.epoch_name)
+        if name in self._epoch_names:
+            self._tell_mixed(name)
+
+    def _tell_mixed(self, name: str) -> None:
+        _log.warning(
+            "%r is logged, and is also what the epoch of %r is called: both are in one series",
+            name,
+            self._epoch_names[name],
+        )
 
     def _decide(self, name: str) -> Rule | None:
         matching = [one for one in self._all if fnmatchcase(name, one.pattern)]
@@ -104,13 +145,17 @@ class Definitions:
         on_epoch = bool(said.on_epoch)
         on_step = said.on_step is not False or not on_epoch  # two that contradict: never nothing
         every = said.every or 1
-        step_reduction = reduction_factory(said.reduce or "last")
-        as_it_is = on_step and every == 1 and step_reduction().leaves_one_value
+        reduction = reduction_factory(said.reduce or "last")()
+        alone_is_itself = reduction.leaves_one_value or (
+            said.every is None and reduction.needs_several
+        )
+        as_it_is = on_step and every == 1 and alone_is_itself
         return Rule(
             every=every,
             as_it_is=as_it_is,
-            on_step=step_reduction if on_step and not as_it_is else None,
-            on_epoch=reduction_factory(said.reduce or "mean") if on_epoch else None,
+            contradictory=on_step and said.on_step is False,
+            on_step=(said.reduce or "last") if on_step and not as_it_is else None,
+            on_epoch=(said.reduce or "mean") if on_epoch else None,
             epoch_name=f"{name}_epoch" if on_step else name,
             sinks=said.sinks or (),
             axis=said.axis or "",

@@ -8,7 +8,6 @@ when the training has died, it does the same, and says that the run was killed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -17,8 +16,10 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from metricbus.delivery_threads import ThreadDelivery
-from metricbus.exchange import SINKS_VARIABLE, DeliveryStatus, Saying, orders_of, status_of
+from metricbus.exchange import TOLD_VARIABLE, DeliveryStatus, Saying, Told, orders_of, status_of
 from metricbus.journal import endings
 from metricbus.later import bury
 from metricbus.processes import this_process
@@ -149,15 +150,16 @@ def _length_of(journal: Path) -> int:
 
 
 def main() -> None:
-    """`METRICBUS_DELIVERY_SINKS=[…] … FOLDER LINGER_SECS`, started by `delivery_process`."""
+    """`METRICBUS_DELIVERY_TOLD={…} … FOLDER LINGER_SECS`, started by `delivery_process`."""
     folder, linger_secs = RunFolder(Path(sys.argv[1])), float(sys.argv[2])
-    urls = json.loads(os.environ.pop(SINKS_VARIABLE))
+    told = msgspec.json.decode(os.environ.pop(TOLD_VARIABLE), type=Told)
+    sys.argv = told.argv
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
     )
     os.nice(_NICENESS)
     _log.info("process %d delivers %s", os.getpid(), folder.path)
-    complete = Deliverer(folder, specs_of(urls), linger_secs).run()
+    complete = Deliverer(folder, specs_of(told.sinks), linger_secs).run()
     _log.info("process %d ends, %s", os.getpid(), "all done" if complete else "not all done")
     logging.shutdown()
     if not complete:  # a backend that hangs must not hold up the end

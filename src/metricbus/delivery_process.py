@@ -15,9 +15,10 @@ import msgspec
 
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.exchange import (
-    SINKS_VARIABLE,
+    TOLD_VARIABLE,
     DeliveryStatus,
     Orders,
+    Told,
     log_of,
     orders_of,
     status_of,
@@ -167,13 +168,13 @@ class ProcessDelivery:
     def _launch(self) -> subprocess.Popen[bytes]:
         if not sys.executable:
             raise OSError("there is no Python interpreter to start")
-        urls = [spec.url.text for spec in self._specs if spec.url]
+        told = Told([spec.url.text for spec in self._specs if spec.url], sys.argv)
         arguments = [json.dumps(sys.path), str(self._folder.path), str(self._linger_secs)]
         with open(log_of(self._folder), "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _COMMAND, *arguments],
                 cwd=self._directory,
-                env={**os.environ, SINKS_VARIABLE: json.dumps(urls)},
+                env={**os.environ, TOLD_VARIABLE: msgspec.json.encode(told).decode()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -222,7 +222,7 @@ def open_engine(
         tags=list(about.tags),
         group=about.group,
         notes=about.notes,
-        sinks=[spec.name for spec in specs],
+        sinks=[spec.name if spec.url else spec.canonical for spec in specs],
     )
     return Engine(folder, run, settings, specs, owner=True)
 

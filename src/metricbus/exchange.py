@@ -19,8 +19,15 @@ from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 
-SINKS_VARIABLE = "METRICBUS_DELIVERY_SINKS"
-"""Where the delivery process finds the sinks' URLs, as a list in JSON."""
+TOLD_VARIABLE = "METRICBUS_DELIVERY_TOLD"
+"""Where the delivery process finds what must be in no file: `Told`, in JSON."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The sinks' URLs, and the training's command line, which backends ask for."""
+
+    sinks: list[str]
+    argv: list[str]
 
 
 class Orders(msgspec.Struct, frozen=True):

@@ -17,7 +17,8 @@ from metricbus.records import Scalars
 from metricbus.report import SinkCounts
 from metricbus.run import Run, RunFolder
 from metricbus.sinks import Sink, find_sink
-from metricbus.specs import specs_of
+from metricbus.specs import OBJECT, specs_of
+from metricbus.urls import parse_sink
 
 _LOOK_EVERY = 0.2
 _MASK = "***"
@@ -84,22 +85,13 @@ def bury(folder: RunFolder) -> Run:
 
 def _sinks_of(run: Run) -> list[str | Sink]:
     """The URLs that the run was told, of sinks that do not live in the training process."""
-    found: list[str | Sink] = []
-    for name in run.sinks:
-        url = name.partition("#")[0]
+    urls = [url for url in run.sinks if not url.startswith(OBJECT)]
+    for url in urls:
         if _MASK in url:
             raise ConfigError(
-                f"the run {run.id} keeps no secrets, and {name!r} has some: name the sink by sinks="
+                f"the run {run.id} keeps no secrets, and {url!r} has some: name the sink by sinks="
             )
-        try:
-            in_process = find_sink(url.partition("?")[0].partition(":")[0]).in_process
-        except ConfigError:
-            if not url.isidentifier() or url.islower():
-                raise
-            in_process = True  # an object of the script's own
-        if not in_process:
-            found.append(url)
-    return found
+    return [url for url in urls if not find_sink(parse_sink(url).name).in_process]
 
 
 def _values_in(folder: RunFolder) -> int:

@@ -6,12 +6,17 @@ its first `log()`, `METRICBUS_SINKS` or `METRICBUS_RUN_DIR` is found in the envi
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from typing import Any
 
 from metricbus.config import variable_of
+from metricbus.definitions import Definition
+from metricbus.errors import ConfigError
 from metricbus.metric_bus import MetricBus
+
+_log = logging.getLogger("metricbus")
 
 _SPEAKS = (variable_of("sinks"), variable_of("run_dir"))
 
@@ -22,13 +27,14 @@ class ProcessBus(MetricBus):
     def __init__(self) -> None:
         self._begin_idle()  # and reads no setting: importing must not fail for one that is wrong
         self._opening = threading.RLock()
+        self._defined: list[tuple[Definition, bool]] = []  # libraries do so when they are imported
         self.__dict__["log"] = self._log_when_open
 
     def open(self, **arguments: Any) -> None:
         """Becomes what `MetricBus(**arguments)` would be; a run that is open is closed first.
 
         Step and epoch start anew, but for the first time: loops may be on their way already. Who
-        logs meanwhile waits until the new run is open.
+        logs meanwhile waits until the new run is open. What has been defined holds on.
         """
         with self._opening:
             clock = None if self._engine else self._clock
@@ -40,8 +46,18 @@ class ProcessBus(MetricBus):
                 self._switch_off()
                 raise
             self._clock = clock or self._clock
+            for definition, default in self._defined:
+                try:
+                    super()._define(definition, default=default)
+                except ConfigError as error:  # of a library, perhaps, that knows other sinks
+                    _log.warning("%s; it does not hold", error)
             if self.__dict__["log"] == self._log_when_open:  # unless the settings want another
                 del self.__dict__["log"]
+
+    def _define(self, definition: Definition, *, default: bool = False) -> None:
+        with self._opening:
+            super()._define(definition, default=default)
+            self._defined.append((definition, default))
 
     def _log_when_open(self, *args: Any, **kwargs: Any) -> None:
         """What `log` is until a run is open; others may have kept it beyond that."""

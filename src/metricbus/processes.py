@@ -18,9 +18,14 @@ class ProcessId(msgspec.Struct, frozen=True):
     pid: int
     started: int = 0
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine."""
+        return self.host == os.uname().nodename
+
     def is_alive(self) -> bool:
         """Whether it runs; of another machine's process nobody knows, and it counts as alive."""
-        if self.host != os.uname().nodename:
+        if not self.is_here:
             return True
         try:
             os.kill(self.pid, 0)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from metricbus.complaints import Complaints
 from metricbus.definitions import Definition, Definitions, Rule
 from metricbus.queue import Call
 from metricbus.records import Number
-from metricbus.reductions import Custom, Reduction
+from metricbus.reductions import Custom, Reducer, Reduction, reduction_factory
 
 _log = logging.getLogger("metricbus.definitions")
 
@@ -76,27 +77,32 @@ class Reducing:
     """
 
     def __init__(self) -> None:
-        self.definitions = Definitions()
+        self.definitions = Definitions(tell=True)
         self.reduced = 0
         self.derived = 0
         self.changes = 0
         self.newest: dict[str, Number] = {}
         self._windows: dict[str, _Open] = {}
         self._epochs: dict[str, _Open] = {}
-        self._axes: dict[str, Number] = {}  # the latest value of each series that is an axis
+        self._axes: dict[str, Number | None] = {}  # the latest value of each series that is one
+        self._complaints: dict[str, Complaints] = {}  # of functions that fail, by name
 
     def define(self, definition: Definition, default: bool) -> list[Emission]:
         """Adds a definition; windows that it changes are emitted first, by the old rule."""
         before = {name: self.definitions.rule(name) for name in self._windows}
         self.definitions.add(definition, default=default)
         if definition.axis:
-            self._axes.setdefault(definition.axis, math.nan)
+            self._axes.setdefault(definition.axis, None)
         return [
             emission
             for name, rule in before.items()
             if rule is not None and rule != self.definitions.rule(name)
             for emission in self._emit_window(name, rule, ends=True)
         ]
+
+    def unknown_axes(self) -> list[str]:
+        """The series that definitions name as an axis, and that were never logged."""
+        return [name for name, value in self._axes.items() if value is None]
 
     def take(self, calls: Sequence[Call]) -> Iterator[Emission]:
         """What the calls give now, in their order."""
@@ -116,15 +122,17 @@ class Reducing:
             if (rule := self.definitions.rule(name)) is not None
             for emission in self._emit_window(name, rule, ends=False)
         ]
-        results: list[Emission] = []
+        results: dict[str, Number] = {}
         for name, still_open in self._epochs.items():
             rule = self.definitions.rule(name)
             if rule is not None:
                 marks = _epoch_marks(still_open, rule)
                 alone = not rule.as_it_is and rule.on_step is None
-                results += self._emit(rule.epoch_name, still_open, marks, raw_if_failed=alone)
+                found = self._emit(rule.epoch_name, still_open, marks)
+                results |= {emission.name: emission.value for emission in found}
+                rest += found or (self._as_they_are(name, still_open, rule) if alone else [])
         self._epochs.clear()
-        return rest + results, {emission.name: emission.value for emission in results}
+        return rest, results
 
     def partial(self) -> list[Emission]:
         """What the open reductions would give now."""
@@ -132,11 +140,12 @@ class Reducing:
         for name, window in self._windows.items():
             rule = self.definitions.rule(name)
             if rule is not None and window.count:
-                found += _result_of(name, window, self._marks(rule))
+                found += self._result_of(name, window, self._marks(rule))
         for name, still_open in self._epochs.items():
             rule = self.definitions.rule(name)
             if rule is not None:
-                found += _result_of(rule.epoch_name, still_open, _epoch_marks(still_open, rule))
+                marks = _epoch_marks(still_open, rule)
+                found += self._result_of(rule.epoch_name, still_open, marks)
         return found
 
     def _take(self, name: str, value: Number, weight: float, place: Place) -> Iterator[Emission]:
@@ -166,46 +175,50 @@ class Reducing:
             del self._windows[name]
         if not window.count:
             return []
-        found = self._emit(name, window, self._marks(rule), raw_if_failed=True)
+        found = self._emit(name, window, self._marks(rule))
         window.count = 0
-        return found
+        return found or self._as_they_are(name, window, rule)
 
-    def _emit(
-        self, name: str, still_open: _Open, marks: Marks, *, raw_if_failed: bool
-    ) -> list[Emission]:
+    def _emit(self, name: str, still_open: _Open, marks: Marks) -> list[Emission]:
         self.changes += 1
-        found = _result_of(name, still_open, marks)
+        found = self._result_of(name, still_open, marks)
         if found:
             self.derived += 1
             self.newest[name] = found[0].value
-        elif raw_if_failed and still_open.kept:
-            self.reduced -= len(still_open.kept)
-            found = [Emission(name, value, place, marks) for value, place in still_open.kept]
         return found
+
+    def _as_they_are(self, name: str, still_open: _Open, rule: Rule) -> list[Emission]:
+        """The values themselves, on steps: what reduces them has failed."""
+        kept = still_open.kept or []
+        self.reduced -= len(kept)
+        marks = self._marks(rule)
+        return [Emission(name, value, place, marks) for value, place in kept]
+
+    def _result_of(self, name: str, still_open: _Open, marks: Marks) -> list[Emission]:
+        """The reduction's value; none, and a warning, if a function of the user's own fails."""
+        try:
+            value = still_open.reduction.result()
+        except BaseException as error:  # the function may even call sys.exit()
+            self._complaints.setdefault(name, Complaints(_log)).warn(
+                "the reduction of %r failed: %s: %s", name, type(error).__name__, error
+            )
+            return []
+        return [Emission(name, value, still_open.place, marks)]
 
     def _marks(self, rule: Rule) -> Marks:
         if not rule.axis:
             return Marks(sinks=rule.sinks) if rule.sinks else NO_MARKS
         at = self._axes[rule.axis]
-        return Marks(rule.axis, at if math.isfinite(at) else None, rule.sinks)
+        known = at is not None and math.isfinite(at)
+        return Marks(rule.axis, at if known else None, rule.sinks)
 
 
 def _epoch_marks(still_open: _Open, rule: Rule) -> Marks:
     return Marks("epoch", still_open.place.epoch, rule.sinks)
 
 
-def _of(opened: dict[str, _Open], name: str, make: Callable[[], Reduction]) -> _Open:
+def _of(opened: dict[str, _Open], name: str, reduce: Reducer) -> _Open:
     found = opened.get(name)
     if found is None:
-        found = opened[name] = _Open(make())
+        found = opened[name] = _Open(reduction_factory(reduce)())
     return found
-
-
-def _result_of(name: str, still_open: _Open, marks: Marks) -> list[Emission]:
-    """The reduction's value; none, and a warning, if a function of the user's own fails."""
-    try:
-        value = still_open.reduction.result()
-    except Exception as error:
-        _log.warning("the reduction of %r failed: %s: %s", name, type(error).__name__, error)
-        return []
-    return [Emission(name, value, still_open.place, marks)]

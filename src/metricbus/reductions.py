@@ -40,6 +40,7 @@ class Reduction(ABC):
 
     merges: ClassVar[bool] = False
     leaves_one_value: ClassVar[bool] = False  # whether a single value's reduction is that value
+    needs_several: ClassVar[bool] = False  # whether a single value's reduction tells nothing of it
     goes_on: ClassVar[bool] = False  # whether it is not begun anew after it has been emitted
 
     @abstractmethod
@@ -188,6 +189,7 @@ class Count(Reduction):
     """How many values there were."""
 
     merges = True
+    needs_several = True
 
     def __init__(self) -> None:
         self._count = 0
@@ -216,6 +218,7 @@ class Std(Reduction):
     """
 
     merges = True
+    needs_several = True
 
     def __init__(self) -> None:
         self._weight = self._mean = self._squares = 0.0
@@ -335,6 +338,7 @@ _SIMPLE: dict[str, Callable[[], Reduction]] = {
     "median": partial(Quantile, 0.5),
     "ema": Ema,
 }
+_OTHER_WORDS = {"avg": "mean", "average": "mean", "var": "std", "total": "sum"}
 _QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d+)?|100)")
 _EMA = re.compile(r"ema(0?\.\d+)")
 
@@ -354,9 +358,10 @@ def reduction_factory(reduce: Reducer) -> Callable[[], Reduction]:
         return partial(Quantile, float(match[1]) / 100)
     if match := _EMA.fullmatch(reduce):
         return partial(Ema, float(match[1]))
-    near = difflib.get_close_matches(reduce, _SIMPLE, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = [_OTHER_WORDS.get(reduce, ""), *difflib.get_close_matches(reduce, _SIMPLE, n=1)]
+    best = next(filter(None, near), None)
+    hint = f"; did you mean {best!r}?" if best else "."
     raise ConfigError(
-        f"there is no reduction {reduce!r}{hint}; there are: {', '.join(_SIMPLE)}, quantiles such "
+        f"there is no reduction {reduce!r}{hint} There are: {', '.join(_SIMPLE)}, quantiles such "
         "as 'p95', 'ema0.9', and functions of a list of values"
     )

@@ -152,17 +152,22 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as plain JSON values; what JSON has no word for becomes its `str()`."""
     plain = msgspec.to_builtins(dict(config), str_keys=True, enc_hook=_plain)
     cleaned: dict[str, Any] = _spell_nonfinite(plain)
+    flat_config(cleaned)
     return cleaned
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config without nesting: `{"optimizer": {"lr": 0.1}}` becomes `{"optimizer/lr": 0.1}`."""
+    """The config without nesting: `{"optimizer": {"lr": 0.1}}` becomes `{"optimizer/lr": 0.1}`.
+
+    Raises `ConfigError` where that gives a name twice.
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= flat_config(value, f"{prefix}{key}/")
-        else:
-            flat[prefix + key] = value
+        nested = isinstance(value, dict) and value
+        part = flat_config(value, f"{prefix}{key}/") if nested else {prefix + key: value}
+        if twice := flat.keys() & part.keys():
+            raise ConfigError(f"config= has {min(twice)!r} twice, once nested; rename one of them")
+        flat |= part
     return flat
 
 

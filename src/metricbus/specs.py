@@ -9,6 +9,9 @@ from metricbus.errors import ConfigError
 from metricbus.sinks import CommonOptions, Sink, make_sink
 from metricbus.urls import SinkURL, digest, parse_sinks, redact
 
+OBJECT = "object:"
+"""How the canonical name of a user's own sink object begins."""
+
 
 class SinkSpec(NamedTuple):
     """A sink to be fed: its name for people, its key for files, and how it wants its records.
@@ -36,7 +39,7 @@ def spec_of(sink: SinkURL | Sink) -> SinkSpec:
         return SinkSpec(name, sink.name, sink.key, place, sink.canonical, made, options, sink)
     name = type(sink).__name__
     key = f"object-{name}"
-    return SinkSpec(name, name, key, key, f"object:{name}", sink, CommonOptions(), None)
+    return SinkSpec(name, name, key, key, OBJECT + name, sink, CommonOptions(), None)
 
 
 def specs_of(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:

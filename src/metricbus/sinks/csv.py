@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ class CsvSink(FileSink):
     def close(self, status: Status) -> None:
         """Lets go of the file, and writes down how the run ended."""
         self._file.close()
-        ended = msgspec.structs.replace(self._run, config={}, status=status)
+        end = None if status == "running" else self._run.ended or time.time_ns()
+        ended = msgspec.structs.replace(self._run, config={}, status=status, ended=end)
         self._write_json("run.json", ended)
 
     def _write_json(self, name: str, what: object) -> None:

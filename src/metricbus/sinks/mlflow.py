@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -29,11 +30,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from metricbus.errors import ConfigError
 from metricbus.records import Scalars, Status
 from metricbus.run import Run, flat_config
 from metricbus.sinks.base import Sink, with_marked_names
-from metricbus.sinks.mlflow_rows import NAME_TAG, PARAM_TAG, Names, Times, allowed
+from metricbus.sinks.mlflow_rows import NAME_TAG, PARAM_TAG, TAG, TAG_TAG, Names, Times, allowed
 from metricbus.sinks.mlflow_store import (
+    check_is_mlflows,
     check_is_sqlite,
     find_experiment,
     in_batches,
@@ -57,6 +60,8 @@ _LONGEST_TAG = 8000
 
 _OVERHEAD = 160  # bytes of an item in a request beside its texts, generously
 _RUN_ID = "metricbus.run_id"
+_RESERVED = ("mlflow.", "metricbus.")  # tags that have a meaning
+_SERVER = re.compile(r"[^/:@]+:\d+(/.*)?")
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -78,6 +83,10 @@ class MlflowSink(Sink):
 
     def __init__(self, location: str = "", options: Any = None) -> None:
         """Settles where a file is: a training script may change its folder later."""
+        if _SERVER.fullmatch(location):
+            raise ConfigError(
+                f"mlflow:{location} would be a file; of a server, write mlflow+http://{location}"
+            )
         if location and "://" not in location:
             location = sqlite_uri(Path(location).expanduser().absolute())
         super().__init__(location or os.environ.get("MLFLOW_TRACKING_URI", ""), options)
@@ -94,6 +103,7 @@ class MlflowSink(Sink):
             else:
                 check_is_sqlite(file)
                 with locked(file.with_name(file.name + ".lock")):
+                    check_is_mlflows(file)
                     self._connect(run, file.parent)
         self._times = Times([(tuple(slot), at) for slot, at in state.get("recent", [])])
 
@@ -250,7 +260,13 @@ class MlflowSink(Sink):
 
 
 def _tags(run: Run) -> dict[str, str]:
-    tags = {allowed(tag): "true" for tag in run.tags}
+    names = Names({})
+    tags = {}
+    for tag in run.tags:
+        key = names.key(TAG + tag if tag.startswith(_RESERVED) else tag)
+        tags[key] = "true"
+        if key != tag:
+            tags[TAG_TAG + key] = tag
     tags |= {_RUN_ID: run.id, "metricbus.host": run.host}
     with suppress(KeyError, OSError):  # in a container, the user may have no name
         tags["mlflow.user"] = getpass.getuser()

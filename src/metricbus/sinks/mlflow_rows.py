@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 NAME_TAG = "metricbus.name."
 PARAM_TAG = "metricbus.param."
+TAG, TAG_TAG = "tag.", "metricbus.tag."
 _LONGEST_NAME = 250 - len(PARAM_TAG)  # 250 for each key: mlflow.utils.validation
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 _REMEMBERED_MS = 10_000

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
@@ -101,6 +102,17 @@ def check_is_sqlite(file: Path) -> None:
                 f"{file} is no SQLite database; name another file by mlflow:FILE.db, or move this "
                 "one away"
             )
+
+
+def check_is_mlflows(file: Path) -> None:
+    """`ConfigError` if the database is another program's; MLflow would add its tables to it."""
+    with closing(sqlite3.connect(file, timeout=10)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    if tables and not tables & {"alembic_version", "experiments"}:
+        raise ConfigError(
+            f"{file} is another program's database, with {', '.join(sorted(tables)[:3])} …; name a "
+            "file of its own by mlflow:FILE.db"
+        )
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from metricbus.errors import ConfigError, Lost, Unavailable
+from metricbus.processes import ProcessId
 from metricbus.records import Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
@@ -146,7 +147,7 @@ class WandbSink(Sink):
             mode=self._mode,
             resume="allow" if self._mode == "online" else None,
             reinit="create_new",  # a run of ours beside those that the script may have
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off", silent=True, **_about_training(run)),
         )
 
     def _choose_mode(self) -> Literal["online", "offline"] | None:
@@ -306,6 +307,22 @@ def run_id(id: str) -> str:
 def key_of(name: str) -> str:
     """The column for a name; no two names share one."""
     return RENAMED + name if name.startswith(("_", OURS, RENAMED)) else name
+
+
+def _about_training(run: Run) -> dict[str, Any]:
+    """Settings that have W&B record the training rather than the process that delivers.
+
+    Of a training that is over or elsewhere, there is nothing to record but its name.
+    """
+    training = ProcessId(run.host, run.pid, run.process_started)
+    is_here = training.is_here and training.is_alive()
+    about: dict[str, Any] = {"x_disable_stats": not is_here, "disable_git": not is_here}
+    if is_here:
+        about["x_stats_pid"] = run.pid
+        about["git_root"] = os.getcwd()  # W&B would look around the run's folder
+    if run.program:
+        about["program"] = run.program
+    return about
 
 
 def _short_tags(tags: Sequence[str]) -> list[str]:
