@@ -119,7 +119,7 @@ def deliver(run: Path, url: str) -> float:
     feed = Feed(folder, spec)
     given = 0
     start = time.perf_counter()
-    while (batch := feed.next(ending=False)) is not None:
+    while (batch := feed.next(ended=False)) is not None:
         spec.sink.write(batch.records)
         given += len(batch.records)
         feed.done(batch, dict(spec.sink.flush()), given)

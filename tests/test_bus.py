@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -465,3 +466,15 @@ def test_the_default_logging_is_visible_without_any_configuration(
     with MetricBus(sinks="logging", dir=tmp_path) as bus:
         bus.log("loss", 0.25, step=7)
     assert "step 7 epoch 0 | loss=0.25" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [{"a": {"b": 1}, "a/b": 2}, {1: "x", "1": "y"}])
+def test_a_config_with_a_name_twice_is_an_error(tmp_path: Path, config: dict[Any, Any]) -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        MetricBus(sinks="", dir=tmp_path, config=config)
+
+
+def test_a_config_may_have_an_integer_that_no_float_holds(tmp_path: Path) -> None:
+    with MetricBus(sinks="tensorboard", dir=tmp_path, config={"n": 10**400}) as bus:
+        bus.log("x", 1.0)
+    assert bus.stats().complete

@@ -85,9 +85,9 @@ def test_progress_is_saved_and_loaded_as_it_was(tmp_path: Path, folder: RunFolde
     reader = JournalReader(folder.journal)
     list(reader.read(limit=5))
     progress = Progress(sink="csv:", positions=reader.positions, state={"length": 3}, delivered=4)
-    assert load_progress(tmp_path / "p.json", "csv:") == Progress(sink="csv:")
+    assert load_progress(tmp_path / "p.json", Progress(sink="csv:")) == Progress(sink="csv:")
     save_progress(tmp_path / "p.json", progress)
-    assert load_progress(tmp_path / "p.json", "csv:") == progress
+    assert load_progress(tmp_path / "p.json", Progress(sink="csv:")) == progress
 
 
 class Slow(Sink):
@@ -129,7 +129,9 @@ class Slow(Sink):
 
 
 def saved_lines(folder: RunFolder, consumer: Consumer) -> int:
-    progress = load_progress(folder.offsets / f"{consumer.spec.key}.json", "object:Slow")
+    progress = load_progress(
+        folder.offsets / f"{consumer.spec.key}.json", Progress(sink="object:Slow")
+    )
     return sum(position.line for position in progress.positions.values())
 
 
@@ -188,3 +190,23 @@ def test_rows_of_several_segments_come_again_in_the_order_in_which_they_came(
     consumer.end("finished")
     consumer.run()
     assert sorted(sink.backend) == [float(value) for value in range(next(values))]
+
+
+def test_rows_that_were_read_before_a_failure_come_again(folder: RunFolder) -> None:
+    """A segment that cannot be read for a while stands in for any failing disk."""
+    second = SegmentWriter(folder.journal, "r")
+    second.append([Scalars(step=500, epoch=0, time=1, values={"x": 1.0})])
+    second.close()
+    path = folder.journal / "0002.jsonl"
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    consumer = Consumer(folder, spec_of(parse_sink("csv")))
+    consumer.hurry()
+    consumer._turn()
+    assert consumer.tally().error is not None
+    path.rmdir()
+    path.write_bytes(content)
+    consumer.end("finished")
+    consumer.run()
+    assert len(lines(folder)) == 101

@@ -456,3 +456,31 @@ def test_an_axis_that_was_never_logged_is_told_at_the_end(
     bus.close()
     assert "the axis 'tokenz' was never logged" in caplog.text
     assert "'tokens'" not in caplog.text
+
+
+def test_a_value_of_the_next_epoch_ends_the_one_before(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("x", on_step=False, on_epoch=True)
+    bus.define("y", every=4, reduce="mean")
+    for epoch in range(3):
+        for value in (1.0, 3.0):
+            bus.log({"x": value + 10 * epoch, "y": value + 10 * epoch}, step=epoch, epoch=epoch)
+    bus.close()
+    for name in ("x", "y"):
+        found = [
+            (record.epoch, record.values[name]) for record in sink.records if name in record.values
+        ]
+        assert found == [(0, 2.0), (1, 12.0), (2, 22.0)]
+
+
+def test_a_failed_epoch_does_not_log_again_what_was_emitted_on_steps(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    def fail(values: list[float]) -> float:
+        raise ValueError
+
+    bus.define("x", on_epoch=True, reduce=fail)
+    bus.log("x", 1.0, step=0)
+    bus.define("x", on_step=False)
+    bus.log("x", 2.0, step=1)
+    bus.end_epoch()
+    assert points(bus, sink, "x") == [(0, 1.0), (1, 2.0)]

@@ -9,16 +9,23 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_reader import wandb_files, wandb_rows
 
 import metricbus
-from metricbus import ConfigError, JournalError, MetricBus, deliver
+from metricbus import ConfigError, JournalError, Lost, MetricBus, Scalars, deliver, lease
+from metricbus.consumer import Consumer
+from metricbus.files import AppendFile, create_file
+from metricbus.journal import SegmentWriter
 from metricbus.lease import Held, Lease, Superseded
 from metricbus.processes import ProcessId, this_process
+from metricbus.run import Run, RunFolder
+from metricbus.specs import spec_of
 from metricbus.testing import MemorySink
 
 
@@ -52,7 +59,7 @@ def csv_values(folder: Path) -> list[float]:
 
 def test_a_killed_run_is_delivered_to_its_own_sinks_and_marked_as_killed(killed: Path) -> None:
     counts = deliver(killed, timeout=30)
-    assert {name: sink.delivered for name, sink in counts.items()} == {"csv?flush_secs=60": 500}
+    assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 500}
     assert csv_values(killed) == [float(step) for step in range(500)]
     assert metricbus.read(killed).run.status == "killed"
     assert metricbus.read(killed).run.ended is not None
@@ -212,3 +219,146 @@ def test_a_servers_sink_is_one_of_the_runs_own(tmp_path: Path, mlflow_server: st
     bus.close()
     counts = deliver(tmp_path / "r", timeout=50)
     assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 1, url: 1}
+
+
+def test_other_rows_at_the_same_place_are_refused_and_what_is_there_stays(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks="csv", dir=tmp_path) as bus:
+        bus.log({"loss": 1.0, "acc": 2.0})
+    counts = deliver(tmp_path / "r", "csv?include=loss", timeout=30)["csv?include=loss"]
+    assert "give csv?include=loss a place of its own" in str(counts.error)
+    assert (counts.delivered, counts.pending) == (0, 2)
+    assert csv_values(tmp_path / "r") == [1.0, 2.0]
+
+
+def test_a_relative_location_is_kept_as_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = MetricBus(id="r", sinks="csv:out,tensorboard:out", dir=tmp_path, delivery="off")
+    bus.log("x", 1.0)
+    bus.close()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    deliver(tmp_path / "r", timeout=30)
+    assert (tmp_path / "out" / "r" / "metrics.csv").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_of_another_run_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with MetricBus(id="r", sinks="csv:out", dir=tmp_path / name) as bus:
+            bus.log(name, 1.0)
+    assert "is another run's" in str(bus.stats().sinks["csv:out"].error)
+    assert ",one,1.0," in (tmp_path / "out" / "r" / "metrics.csv").read_text()
+
+
+DIES = """
+    import os, signal
+    from metricbus import MetricBus
+    bus = MetricBus()
+    bus.define("c/*", on_step=False, on_epoch=True)
+    bus.log({"c/a": 1.0, "c/b": 2.0})
+    bus._engine._collector._checkpointed -= 60
+    bus.flush()
+    while b'"open"' not in (bus.folder / "journal" / "0002.jsonl").read_bytes():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_worker_held_that_died_after_the_end_arrives_later(tmp_path: Path) -> None:
+    bus = MetricBus(id="r", sinks="csv", dir=tmp_path)
+    bus.log("x", 5.0)
+    environment = {"METRICBUS_RUN_DIR": os.environ["METRICBUS_RUN_DIR"]}
+    bus.close()
+    command = [sys.executable, "-c", textwrap.dedent(DIES)]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | environment, timeout=50, check=False)
+    counts = deliver(tmp_path / "r", timeout=30)["csv"]
+    assert (counts.delivered, counts.pending) == (3, 0)
+    assert csv_values(tmp_path / "r") == [5.0, 1.0, 2.0]
+
+
+def test_partial_rows_come_again_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    """A delivery is killed after it wrote them; then the run goes on."""
+    first = MetricBus(id="r", sinks="", dir=tmp_path)
+    first.log("x", 0.0, step=0)
+    first.flush()
+    command = [sys.executable, "-c", textwrap.dedent(DIES)]
+    subprocess.run(command, cwd=tmp_path, timeout=50, check=False)
+    first.close()
+    killed = """
+        import os, signal
+        import metricbus
+        from metricbus.feed import Feed
+        done = Feed.done
+        def die(self, batch, *rest, **options):
+            if batch.partial:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done(self, batch, *rest, **options)
+        Feed.done = die
+        metricbus.deliver("r", "tensorboard", timeout=30)
+    """
+    assert script(tmp_path, killed).wait(50) == -signal.SIGKILL
+    with_more = SegmentWriter(tmp_path / "r" / "journal", "r")
+    with_more.append([Scalars(step=1, epoch=0, time=1, values={"x": 1.0})])
+    with_more.close()
+    assert deliver(tmp_path / "r", "tensorboard", timeout=30)["tensorboard"].pending == 0
+    accumulator = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
+    accumulator.Reload()
+    found = {
+        tag: [event.value for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+    assert found == {"x": [0.0, 1.0], "c/a_partial": [1.0], "c/b_partial": [2.0]}
+
+
+def test_who_has_lost_the_lease_does_not_even_open_the_sink(tmp_path: Path) -> None:
+    opened = []
+
+    class Sink(MemorySink):
+        def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+            opened.append(run.id)
+            raise OSError(28, "No space left on device")
+
+    with MetricBus(id="r", sinks="", dir=tmp_path):
+        pass
+    consumer = Consumer(RunFolder(tmp_path / "r"), spec_of(Sink()))
+    consumer.hurry()
+    consumer._turn()
+    (file,) = (tmp_path / "r" / "offsets").glob("[!.]*.lease-*")
+    file.unlink()
+    with pytest.raises(Superseded):
+        consumer._turn()
+    assert opened == ["r"]
+
+
+def test_of_two_that_claim_a_lease_at_once_one_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One was held up between looking and claiming; meanwhile others came, and one went."""
+    real = create_file
+    others = [Lease(tmp_path / "csv"), Lease(tmp_path / "csv")]
+
+    def held_up(path: Path, content: bytes) -> None:
+        monkeypatch.setattr(lease, "create_file", real)
+        others[0].acquire()
+        others[0].release()
+        others[1].acquire(above=1)
+        real(path, content)
+
+    monkeypatch.setattr(lease, "create_file", held_up)
+    late = Lease(tmp_path / "csv")
+    with pytest.raises(Held):
+        late.acquire()
+    others[1].check()
+    assert len(list(tmp_path.glob("csv.lease-*"))) == 1
+
+
+def test_a_file_that_another_has_changed_is_not_appended_to(tmp_path: Path) -> None:
+    file = AppendFile(tmp_path / "x", shared=True)
+    file.append(b"one")
+    with open(tmp_path / "x", "ab") as other:
+        other.write(b"two")
+    with pytest.raises(Lost, match="was changed by another process"):
+        file.append(b"three")
+    file.close()
+    assert (tmp_path / "x").read_bytes() == b"onetwo"

@@ -26,10 +26,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.utils.validation import _validate_metric_name
 
-from metricbus import ConfigError, MetricBus, Scalars
+from metricbus import ConfigError, MetricBus, Scalars, Unavailable
 from metricbus.consumer import Consumer
 from metricbus.journal import SegmentWriter
 from metricbus.run import RunFolder, create_run
+from metricbus.sinks.mlflow import MlflowSink
 from metricbus.sinks.mlflow_rows import NAME_TAG, Identity, Names, Times, allowed
 from metricbus.sinks.mlflow_store import in_batches
 from metricbus.specs import spec_of
@@ -494,3 +495,30 @@ def test_tags_that_collide_or_have_a_meaning_are_all_kept(url: str, tmp_path: Pa
     assert run.info.run_name == "mine"
     originals = [text for key, text in run.data.tags.items() if key.startswith("metricbus.tag.")]
     assert sorted(originals) == sorted(tags)
+
+
+def test_the_original_of_a_name_is_kept_though_the_first_request_failed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_tags = MlflowSink._log_tags
+    failed: list[Any] = []
+
+    def fail_once(self: MlflowSink, tags: Any) -> None:
+        if tags and not failed:
+            failed.append(tags)
+            raise Unavailable("no answer")
+        log_tags(self, tags)
+
+    monkeypatch.setattr(MlflowSink, "_log_tags", fail_once)
+    with MetricBus(sinks=url, dir=tmp_path) as bus:
+        bus.log("mean@1", 1.0)
+    _, run = run_of(bus)
+    assert failed
+    assert run.data.tags[f"{NAME_TAG}mean_1"] == "mean@1"
+
+
+@pytest.mark.parametrize("name", ["..a", "...", "../a", "a/../b"])
+def test_names_that_look_like_paths_are_taken(url: str, tmp_path: Path, name: str) -> None:
+    with MetricBus(sinks=url, dir=tmp_path, config={name: 1}) as bus:
+        bus.log(name, 1.0)
+    assert bus.stats().sinks[url].delivered == 1

@@ -208,3 +208,18 @@ def test_what_does_not_merge_says_so(name: str) -> None:
 def test_an_unknown_reduction_is_told_with_near_names(reduce: Reducer, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         reduction_factory(reduce)
+
+
+def test_a_nan_of_no_weight_is_told_too() -> None:
+    for name in ("mean", "std"):
+        reduction = reduction_factory(name)()
+        reduction.add(1.0)
+        reduction.add(math.nan, 0.0)
+        assert math.isnan(reduction.result())
+
+
+def test_the_deviation_of_equal_huge_values_is_nothing() -> None:
+    reduction = reduction_factory("std")()
+    for _ in range(3):
+        reduction.add(1e200)
+    assert reduction.result() == 0

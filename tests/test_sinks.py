@@ -362,3 +362,18 @@ def test_more_repeats_than_the_page_can_show_are_in_the_file_and_told(
         found += [event.value for event in events.Scalars("x")]
     assert sorted(found) == list(range(20))
     assert "--load_fast=false" in caplog.text
+
+
+def test_an_axis_may_be_negative_or_beyond_64_bits(tmp_path: Path) -> None:
+    with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
+        bus.define("x", axis="below")
+        bus.define("y", axis="above")
+        for step in range(3):
+            bus.log({"below": step - 10, "above": 10.0 ** (19 + step)}, step=step)
+            bus.log({"x": 1.0, "y": 2.0}, step=step)
+    assert bus.stats().sinks["tensorboard"].delivered == 12
+    (main, *_) = event_files(tmp_path)
+    accumulator = EventAccumulator(str(main))
+    accumulator.Reload()
+    steps = {tag: [event.step for event in accumulator.Scalars(tag)] for tag in "xy"}
+    assert steps == {"x": [-10, -9, -8], "y": [2**63 - 1]}

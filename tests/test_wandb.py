@@ -330,3 +330,32 @@ def test_a_name_with_a_star_is_logged(tmp_path: Path) -> None:
         bus.log("a*b", 2.0)
     assert [row["a*b"] for row in wandb_rows(made(bus.folder)) if "a*b" in row] == [2]
     assert bus.stats().sinks["wandb"].error is None
+
+
+def test_a_script_that_begins_a_run_of_its_own_later_does_not_get_ours(tmp_path: Path) -> None:
+    code = """
+        import wandb
+        from metricbus import MetricBus
+        with MetricBus(sinks="wandb", dir=".", id="r", strict=True) as bus:
+            bus.log("x", 0.0, step=0)
+            bus.flush()
+            own = wandb.init(mode="offline", id="own", dir="own")
+            for step in range(1, 30):
+                bus.log("x", float(step), step=step)
+                own.log({"theirs": step})
+            own.finish()
+            bus.log("x", 30.0, step=30)
+    """
+    (tmp_path / "own").mkdir()
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert values_in(tmp_path / "r") == [float(step) for step in range(31)]
+    (own,) = (tmp_path / "own").rglob("run-own.wandb")
+    assert sum(record.HasField("history") for record in wandb_records(own)) == 29
+
+
+def test_a_name_that_ends_wandbs_process_is_renamed(tmp_path: Path) -> None:
+    with MetricBus(sinks="wandb", dir=tmp_path) as bus:
+        bus.log({"\\": 1.0, "x": 2.0})
+    (row,) = wandb_rows(made(bus.folder))
+    assert (row["logged/backslash"], row["x"]) == (1, 2)

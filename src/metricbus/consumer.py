@@ -24,6 +24,7 @@ from metricbus.complaints import Complaints
 from metricbus.errors import ConfigError, Lost, Unavailable
 from metricbus.feed import Batch, Feed
 from metricbus.lease import Lease, Superseded
+from metricbus.offsets import other_at
 from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
@@ -108,6 +109,7 @@ class Consumer:
         try:
             if not self._opened:
                 self._take_lease()
+                self._lease.check()  # before the sink may touch anything
                 if ending and self._is_closed():
                     return True
                 self._open()
@@ -132,16 +134,30 @@ class Consumer:
             held = self._failures > 0
             self._number = self._lease.acquire(above=self._feed.progress.lease)
             self._feed = Feed(self._folder, self.spec)  # another process may have gone on
+            self._check_place()
             self._where, self._command = self._feed.progress.where, self._feed.progress.command
             if held:
                 self._error = None
                 self._complaints.forget()
             self._tell()
 
+    def _check_place(self) -> None:
+        """A sink that knows rows by their place in the order cannot take others in between."""
+        if self._sink.by_content:
+            return
+        other = other_at(self._folder.offsets, self._feed.progress)
+        if other is not None:
+            raise ConfigError(
+                f"{other} has written other rows to the same place; give {self.spec.name} a place "
+                f"of its own, such as {self.spec.kind}:elsewhere"
+            )
+
     def _is_closed(self) -> bool:
         """Whether the sink had been closed with all that there is, as the run ended, before."""
         closed = self._feed.progress.closed
-        return not self._opened and closed == self._ending and not self._feed.has_more()
+        if self._opened or closed != self._ending or self._feed.has_more():
+            return False
+        return not self._feed.left_open()
 
     def _open(self) -> None:
         self._sink.open(self._folder.load(), self._folder.path, self._feed.progress.state)
@@ -158,7 +174,7 @@ class Consumer:
     def _pass(self) -> bool:
         """Delivers one batch; whether there was one. Nothing counts until it is all done."""
         if self._written is None:
-            batch = self._feed.next(ending=self._ending is not None)
+            batch = self._feed.next(ended=self._ending not in (None, "running"))
             if batch is None:
                 return False
             if not self._write(batch):
@@ -226,7 +242,8 @@ class Consumer:
     def _rest_until(self, due: float) -> None:
         """Waits, but for a hurry."""
         while not self._in_a_hurry and (left := due - time.monotonic()) > 0:
-            self._bell.wait(left)
+            self._lease.check()
+            self._bell.wait(min(left, _LOOK_EVERY))
 
     def _rest_after(self, error: Exception) -> None:
         """Waits before the next attempt; not for long at first, nor when the run has just ended."""

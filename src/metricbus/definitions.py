@@ -8,6 +8,7 @@ its `Rule`; names that nothing is said of have none, and each of their values is
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -89,6 +90,10 @@ class Definitions:
 
     def __bool__(self) -> bool:
         return bool(self._all)
+
+    def __iter__(self) -> Iterator[Definition]:
+        """In the order in which they win, the weakest first."""
+        return iter(self._all)
 
     def add(self, definition: Definition, *, default: bool = False) -> None:
         """Adds a definition, as the latest; or, as a default, before all that were ever made."""

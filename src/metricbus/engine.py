@@ -222,9 +222,17 @@ def open_engine(
         tags=list(about.tags),
         group=about.group,
         notes=about.notes,
-        sinks=[spec.name if spec.url else spec.canonical for spec in specs],
+        sinks=[spec.canonical for spec in specs],
     )
     return Engine(folder, run, settings, specs, owner=True)
+
+
+def join_engine(folder: RunFolder, settings: Settings) -> Engine:
+    """A further segment of a run that is on its way; `MetricBusError` if it has ended."""
+    run = folder.load()
+    if run.status != "running":
+        raise ConfigError(f"the run {run.id} has ended; make a new MetricBus()")
+    return Engine(folder, run, settings, [], owner=False)
 
 
 def _run_to_join(settings: Settings, about: About) -> tuple[RunFolder, Run] | None:

@@ -16,7 +16,7 @@ class Open(Protocol):
     def close_at_exit(self, status: Status) -> None:
         """The script ends."""
 
-    def switch_off_in_child(self) -> None:
+    def sleep_in_child(self) -> None:
         """A fork happened, and this is the child's copy."""
 
 
@@ -26,6 +26,24 @@ _open: set[Open] = set()
 def watch(bus: Open) -> None:
     """Closes it at the end of the script, unless it is forgotten before."""
     _open.add(bus)
+    _watch_worker()
+
+
+def opened() -> list[Open]:
+    """All that are open."""
+    return list(_open)
+
+
+def _watch_worker() -> None:
+    """In a process of `multiprocessing`, which ends without `atexit`, its finaliser does the same.
+
+    Whoever has not imported that is no such process.
+    """
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is not None and processes.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _close_all, exitpriority=100)
 
 
 def forget(bus: Open) -> None:
@@ -46,10 +64,10 @@ def _close_all() -> None:
         _open.pop().close_at_exit(status_after(error))
 
 
-def _switch_off_all() -> None:
+def _sleep_all() -> None:
     while _open:
-        _open.pop().switch_off_in_child()
+        _open.pop().sleep_in_child()
 
 
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_switch_off_all)
+os.register_at_fork(after_in_child=_sleep_all)

@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from metricbus.filters import RowFilter
-from metricbus.journal import JournalReader, Row, endings, left_open
+from metricbus.journal import NO_LINE, JournalReader, Row, endings, left_open
 from metricbus.offsets import Ledger, Progress
 from metricbus.records import Scalars
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
-
-_NO_LINE = -1
 
 
 class Batch(NamedTuple):
@@ -46,8 +44,9 @@ class Feed:
         self._options = spec.options
         self._kind = spec.kind
         self._kinds = spec.sink.kinds
+        empty = Progress(sink=spec.canonical, place=spec.place, selection=spec.selection)
         path = folder.offsets / f"{spec.key}.json"
-        self.ledger = Ledger(path, spec.canonical, ordered=spec.sink.ordered)
+        self.ledger = Ledger(path, empty, ordered=spec.sink.ordered)
         self._limit = spec.options.batch_size
         self.go_back()
 
@@ -56,17 +55,45 @@ class Feed:
         """What is done."""
         return self.ledger.done
 
-    def next(self, *, ending: bool) -> Batch | None:
+    def next(self, *, ended: bool) -> Batch | None:
         """The next batch; None if there is nothing new.
 
-        Once the run is ending, what was in the reductions of processes that died comes last.
+        Once the run has ended, what was in the reductions of processes that died comes last.
         """
-        rows = list(self._reader.read(self._limit))
-        if rows:
-            self.ledger.intend(rows, self._reader.ahead)
-        elif ending:
-            rows = self._left_open()
+        try:
+            rows = self._next(ended=ended)
+            if rows:
+                self.ledger.intend(rows, self._reader.ahead)
+        except BaseException:
+            self.go_back()  # what has been read counts as not read
+            raise
         return self._batch_of(rows) if rows else None
+
+    def _next(self, *, ended: bool) -> list[Row]:
+        ahead = self._reader.ahead
+        rows = list(self._reader.read(self._limit))
+        if not rows and ahead and ahead[0].partial:
+            span = ahead.pop(0)
+            rows = self._left_open(span.segment)[: span.line - self._partial(span.segment)]
+        if not rows and ended:
+            segments = endings(self._journal)
+            if not any(ending.is_open for ending in segments.values()):
+                rows = self.left_open()[: self._limit]
+        return rows
+
+    def left_open(self) -> list[Row]:
+        """What was in open reductions when a process died, and has not been delivered yet."""
+        for segment, ending in endings(self._journal).items():
+            if ending.is_broken and (rows := self._left_open(segment)):
+                return rows
+        return []
+
+    def _left_open(self, segment: str) -> list[Row]:
+        found = left_open(JournalReader(self._journal).read_segment(segment))
+        return [Row(segment, NO_LINE, 0, record) for record in found[self._partial(segment) :]]
+
+    def _partial(self, segment: str) -> int:
+        return self.progress.partial.get(segment, 0)
 
     def done(
         self,
@@ -116,15 +143,6 @@ class Feed:
         """Whether the journal has anything that was not read yet, whole or torn."""
         return self._reader.unread_bytes() > 0
 
-    def _left_open(self) -> list[Row]:
-        broken = [name for name, ending in endings(self._journal).items() if ending.is_broken]
-        for segment in broken:
-            first = self.progress.partial.get(segment, 0)
-            found = left_open(JournalReader(self._journal).read_segment(segment))
-            if rest := found[first : first + self._limit]:
-                return [Row(segment, _NO_LINE, 0, record) for record in rest]
-        return []
-
     def _batch_of(self, rows: list[Row]) -> Batch:
         records: list[Any] = []
         filtered = damaged = 0
@@ -142,7 +160,7 @@ class Feed:
                 damaged += 1
             elif isinstance(record, self._kinds):
                 records.append(record)
-        partial = Counter(row.segment for row in rows if row.line == _NO_LINE)
+        partial = Counter(row.segment for row in rows if row.line == NO_LINE)
         values = sum(segments.values()) - filtered
         return Batch(len(rows), records, values, filtered, segments, damaged, partial)
 

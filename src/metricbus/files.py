@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from metricbus.errors import Lost
+
 
 class AppendFile:
     """A file with one writer that holds whole pieces: `append` takes effect entirely or not at all.
@@ -14,11 +16,16 @@ class AppendFile:
     survive the death of the process.
     """
 
-    def __init__(self, path: Path, *, new: bool = False) -> None:
-        """Opens `path` for appending; with `new` it must not be there (`FileExistsError`)."""
+    def __init__(self, path: Path, *, new: bool = False, shared: bool = False) -> None:
+        """Opens `path` for appending; with `new` it must not be there (`FileExistsError`).
+
+        A `shared` file may have been changed by another process that thought that it was the only
+        writer: then `append` raises `Lost`.
+        """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags | (os.O_EXCL if new else 0), 0o644)
         self._torn = False
+        self._shared = shared
         self.path = path
         self.length = os.fstat(self._fd).st_size
 
@@ -26,6 +33,8 @@ class AppendFile:
         """Writes the piece at the end. `OSError`: nothing of it counts."""
         if self._torn:
             self.cut(self.length)
+        if self._shared and os.fstat(self._fd).st_size != self.length:
+            raise Lost(f"{self.path} was changed by another process")
         rest = memoryview(piece)
         try:
             while rest:

@@ -41,6 +41,7 @@ from metricbus.records import (
 SUFFIX = ".jsonl"
 _NOT_A_LINE = (msgspec.DecodeError, KeyError, UnicodeDecodeError)
 _READ_BYTES = 1 << 20
+NO_LINE = -1  # of a row that stands in no line of its own
 _LAST_LINE_BYTES = 4096  # an end mark is far shorter
 
 
@@ -52,10 +53,14 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
-    """The lines of a segment before `line`, as far as they have not been read."""
+    """The lines of a segment before `line`, as far as they have not been read.
+
+    Or as many rows of what was open in it when it broke off (`partial`).
+    """
 
     segment: str
     line: int
+    partial: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -158,6 +163,8 @@ class JournalReader:
     def _in_order(self) -> Iterator[Row]:
         while self.ahead:
             span = self.ahead[0]
+            if span.partial:
+                return  # in no line of the journal: for whoever asked for this order
             if self.positions.get(span.segment, Position()).line < span.line:
                 for row in self._read_segment(span.segment):
                     yield row

@@ -11,7 +11,7 @@ import msgspec
 
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.errors import ConfigError
-from metricbus.journal import JournalReader, endings
+from metricbus.journal import JournalReader, endings, left_open
 from metricbus.processes import ProcessId
 from metricbus.records import Scalars
 from metricbus.report import SinkCounts
@@ -58,11 +58,8 @@ def deliver(
     if follow:
         delivery.end(run.status)
     delivery.wait_until_closed(float("inf") if deadline is None else deadline)
-    journalled = _values_in(run_folder)
-    return {
-        name: tally.counts(max(journalled, sum(tally.values.values())))
-        for name, tally in delivery.tallies().items()
-    }
+    journalled = _values_in(run_folder, ended=run.status != "running")
+    return {name: tally.counts(journalled) for name, tally in delivery.tallies().items()}
 
 
 def _is_over(deadline: float | None) -> bool:
@@ -94,6 +91,12 @@ def _sinks_of(run: Run) -> list[str | Sink]:
     return [url for url in urls if not find_sink(parse_sink(url).name).in_process]
 
 
-def _values_in(folder: RunFolder) -> int:
+def _values_in(folder: RunFolder, *, ended: bool) -> int:
+    """All values, those in open reductions of processes that died among them."""
     rows = JournalReader(folder.journal).read()
-    return sum(len(row.record.values) for row in rows if isinstance(row.record, Scalars))
+    values = sum(len(row.record.values) for row in rows if isinstance(row.record, Scalars))
+    for segment, ending in endings(folder.journal).items():
+        if ended and ending.is_broken:
+            open_rows = left_open(JournalReader(folder.journal).read_segment(segment))
+            values += sum(len(row.values) for row in open_rows)
+    return values

@@ -59,6 +59,11 @@ class Lease:
             create_file(own, msgspec.json.encode(this_process()))
         except FileExistsError:
             raise Held("another process has just begun to deliver", retry_after=1.0) from None
+        for other, file in self._files().items():
+            holder = _read(file)
+            if other > number or (other < number and holder is not None and _holds(holder, file)):
+                own.unlink(missing_ok=True)  # somebody else came in between
+                raise Held("another process has just begun to deliver", retry_after=1.0)
         for old in files.values():
             old.unlink(missing_ok=True)
         self._own = own
@@ -76,7 +81,8 @@ class Lease:
             else:
                 os.stat(self._own)
         except FileNotFoundError:
-            raise Superseded("another process has taken over the delivery to this sink") from None
+            if self._path.parent.is_dir():  # else the run's folder is gone, which others tell
+                raise Superseded("another process has taken over this sink") from None
 
     def release(self) -> None:
         """Gives the lease back; without one, does nothing."""

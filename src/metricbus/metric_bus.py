@@ -5,7 +5,6 @@ What it logs goes into a queue (`Recorder`); everything behind the queue is the 
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,20 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from metricbus import exits
 from metricbus.config import Hosting, Settings, resolve
+from metricbus.copies import DormantQueue, picklable
 from metricbus.definitions import Definition, Definitions, checked
 from metricbus.errors import DeliveryError
 from metricbus.loops import Epochs, Steps
-from metricbus.queue import Overflow
+from metricbus.queue import CallQueue, Overflow
 from metricbus.recorder import Recorder
 from metricbus.records import Number, Status
 from metricbus.reductions import Reducer
 from metricbus.report import Report
-from metricbus.run import Run
+from metricbus.run import Run, RunFolder
 from metricbus.scope import Scope
 from metricbus.sinks import Sink
 from metricbus.steps import check_step
-
-_log = logging.getLogger("metricbus")
 
 if TYPE_CHECKING:
     from metricbus.engine import Engine
@@ -125,6 +123,7 @@ class MetricBus(Recorder):
         """The state of a bus that has no run yet."""
         Recorder.__init__(self)
         self._engine = None
+        self._elsewhere: tuple[RunFolder, Run] | None = None  # the run of which this is a copy
         self._config = MappingProxyType({})
         self._settings = Settings()
         self._definitions = Definitions()
@@ -258,12 +257,16 @@ class MetricBus(Recorder):
     @property
     def run(self) -> Run | None:
         """Who the run is; None while nothing is logged anywhere."""
-        return self._engine.run if self._engine else None
+        if self._engine is not None:
+            return self._engine.run
+        return self._elsewhere[1] if self._elsewhere else None
 
     @property
     def folder(self) -> Path | None:
         """The run's folder, for `metricbus.read`."""
-        return self._engine.folder.path if self._engine else None
+        if self._engine is not None:
+            return self._engine.folder.path
+        return self._elsewhere[0].path if self._elsewhere else None
 
     def stats(self) -> Report:
         """The counts as they are now, without waiting for anything."""
@@ -330,14 +333,62 @@ class MetricBus(Recorder):
         if self._engine is not None:
             self._engine.close(status, self._settings.close_timeout)
 
-    def switch_off_in_child(self) -> None:
-        """What a fork does to the child's copy: the threads behind this bus are the parent's."""
-        self._engine = None
-        self.__dict__["log"] = self._log_in_child
+    # Copies
 
-    def _log_in_child(self, *args: Any, **kwargs: Any) -> None:
-        _log.warning(
-            "this process was forked from the one that made the bus, and what it logs is lost; "
-            "make a MetricBus() of its own in it, which joins the run"
-        )
-        self._switch_off()
+    def sleep_in_child(self) -> None:
+        """What a fork does to the child's copy: the threads behind this bus are the parent's."""
+        if self._engine is not None:
+            self._sleep(self._engine.folder, self._engine.run)
+
+    def __copy__(self) -> MetricBus:
+        return self
+
+    def __deepcopy__(self, memo: object) -> MetricBus:
+        """The bus itself: a model that has one may be copied, and goes on logging to it."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is the run: the same bus in this process, a copy that joins in another."""
+        stands = (self._clock.step, self._clock.epoch)
+        config = self.run.config if self.run else {}
+        definitions = picklable(self._definitions)
+        return _unpickled, (self.folder, self._settings, config, definitions, stands)
+
+    def _sleep(self, folder: RunFolder, run: Run) -> None:
+        self._engine = None
+        self._elsewhere = folder, run
+        self._queue = DormantQueue(self._wake)
+
+    def _wake(self) -> CallQueue:
+        assert self._elsewhere is not None
+        from metricbus.engine import join_engine
+
+        self._engine = join_engine(self._elsewhere[0], self._settings)
+        for definition in self._definitions:
+            self._engine.define(definition, default=False)
+        self._queue = self._engine.queue
+        exits.watch(self)
+        return self._queue
+
+
+def _unpickled(
+    folder: Path | None,
+    settings: Settings,
+    config: Mapping[str, Any],
+    definitions: Sequence[Definition],
+    stands: tuple[int, int],
+) -> MetricBus:
+    for bus in exits.opened():
+        if isinstance(bus, MetricBus) and folder is not None and bus.folder == folder:
+            return bus
+    bus = MetricBus.__new__(MetricBus)
+    bus._begin_idle()
+    bus._settings, bus._config = settings, MappingProxyType(dict(config))
+    bus._clock.step, bus._clock.epoch = stands
+    for definition in definitions:
+        bus._definitions.add(definition)
+    if folder is None:
+        bus._switch_off()
+    else:
+        bus._sleep(RunFolder(folder), Run(id=folder.name, name=folder.name))
+    return bus

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from metricbus.files import replace_file
-from metricbus.journal import JournalReader, Position, Row, Span
+from metricbus.journal import NO_LINE, JournalReader, Position, Row, Span
 from metricbus.records import Status
 
 _log = logging.getLogger("metricbus.delivery")
@@ -26,16 +26,19 @@ _log = logging.getLogger("metricbus.delivery")
 class Progress(msgspec.Struct, kw_only=True, frozen=True):
     """A sink's progress: everything before `positions` is done, in one way or another.
 
-    `state` is what the sink itself needs to go on from there, `seen` how often each name came (for
-    `every=`), `partial` how many rows of what was open in a broken segment. The counts are in
-    values; `values` has them by segment, all outcomes together. `sink` is the canonical URL,
-    without secrets, `lease` the number of that under which it was saved. `ahead` is the order in
-    which the lines after `positions` were read and may have been written: a sink that knows rows by
-    their place must get them in that order again. `closed` is the status with which the sink was
-    closed after all this; `where` and `command` are what it then told people.
+    `sink` is the canonical URL, without secrets; `place` what it writes to, `selection` which rows
+    it leaves out; `lease` the number of that under which this was saved. `state` is what the sink
+    itself needs to go on from there, `seen` how often each name came (for `every=`), `partial` how
+    many rows of what was open in a broken segment. The counts are in values; `values` has them by
+    segment, all outcomes together. `ahead` is the order in which the lines after `positions` were
+    read and may have been written: a sink that knows rows by their place must get them in that
+    order again. `closed` is the status with which the sink was closed after all this; `where` and
+    `command` are what it then told people.
     """
 
     sink: str
+    place: str = ""
+    selection: str = ""
     positions: dict[str, Position] = {}
     state: dict[str, Any] = {}
     seen: dict[str, int] = {}
@@ -59,10 +62,11 @@ class Ledger:
     has several segments; there it is written down before a batch is written.
     """
 
-    def __init__(self, path: Path, sink: str, *, ordered: bool) -> None:
+    def __init__(self, path: Path, empty: Progress, *, ordered: bool) -> None:
+        """Loads the progress at `path`; `empty` is that of a sink which has seen nothing."""
         self._path = path
         self._ordered = ordered
-        self.settled = self.done = load_progress(path, sink)
+        self.settled = self.done = load_progress(path, empty)
         self._unsettled: deque[tuple[int, Progress]] = deque()  # with the records up to each
         self._order: list[Span] = []  # from what is settled to what is done
         self._tried: list[Span] = []  # the batch that is being written
@@ -71,18 +75,25 @@ class Ledger:
     def intend(self, rows: Sequence[Row], ahead: Sequence[Span]) -> None:
         """These rows are going to be written; of the given order, `ahead` is left after them."""
         if self._ordered:
-            groups = groupby(rows, key=lambda row: row.segment)
-            self._tried = [Span(segment, list(group)[-1].line + 1) for segment, group in groups]
+            groups = groupby(rows, key=lambda row: (row.segment, row.line == NO_LINE))
+            self._tried = [self._span_of(*key, list(group)) for key, group in groups]
             self._ahead = list(ahead)
             if len({span.segment for span in self._spans()} | self.done.positions.keys()) > 1:
                 self._save()
+
+    def _span_of(self, segment: str, partial: bool, rows: Sequence[Row]) -> Span:
+        if partial:
+            return Span(segment, self.done.partial.get(segment, 0) + len(rows), partial=True)
+        return Span(segment, rows[-1].line + 1)
 
     def add(self, progress: Progress, records: int) -> None:
         """The batch is done; `records` is how many the sink was given since it was opened."""
         self.done = progress
         self._unsettled.append((records, progress))
-        if self._order and self._tried and self._order[-1].segment == self._tried[0].segment:
-            self._order.pop()
+        if self._order and self._tried:
+            last, first = self._order[-1], self._tried[0]
+            if (last.segment, last.partial) == (first.segment, first.partial):
+                self._order.pop()
         self._order += self._tried
         self._tried = []
 
@@ -94,8 +105,7 @@ class Ledger:
         if newest is None:
             return
         self.settled = newest
-        lines = {segment: position.line for segment, position in newest.positions.items()}
-        self._order = [span for span in self._order if span.line > lines.get(span.segment, 0)]
+        self._order = [span for span in self._order if not _covers(newest, span)]
         self._save()
 
     def close(self, status: Status, where: str, command: str) -> None:
@@ -128,18 +138,33 @@ class Ledger:
         save_progress(self._path, msgspec.structs.replace(self.settled, ahead=self._spans()))
 
 
-def load_progress(path: Path, sink: str) -> Progress:
-    """The progress saved at `path`; that of a sink which has seen nothing, if there is none.
+def _covers(progress: Progress, span: Span) -> bool:
+    if span.partial:
+        return progress.partial.get(span.segment, 0) >= span.line
+    return progress.positions.get(span.segment, Position()).line >= span.line
+
+
+def load_progress(path: Path, empty: Progress) -> Progress:
+    """The progress saved at `path`; if there is none, that of a sink which has seen nothing.
 
     A file that cannot be read (a power cut) counts as none: sinks recognise what comes again.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Progress)
     except FileNotFoundError:
-        return Progress(sink=sink)
+        return empty
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _log.warning("%s cannot be read (%s): delivering from the beginning", path, error)
-        return Progress(sink=sink)
+        return empty
+
+
+def other_at(folder: Path, own: Progress) -> str | None:
+    """Another sink's URL that has written other rows to the same place."""
+    for path in sorted(folder.glob("*.json")):
+        other = load_progress(path, own)
+        if other.place == own.place and other.selection != own.selection and other.positions:
+            return other.sink
+    return None
 
 
 def save_progress(path: Path, progress: Progress) -> None:

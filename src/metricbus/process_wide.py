@@ -70,8 +70,21 @@ class ProcessBus(MetricBus):
         if self._engine is not None:
             self.log(*args, **kwargs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is the process-wide bus of wherever it arrives."""
+        return _the_bus, ()
+
+    def renew_in_child(self) -> None:
+        """What a fork does to the child's copy: a thread that is not there may hold the lock."""
+        self._opening = threading.RLock()
+
 
 bus = ProcessBus()
+os.register_at_fork(after_in_child=bus.renew_in_child)
+
+
+def _the_bus() -> ProcessBus:
+    return bus
 
 
 def configure(**arguments: Any) -> MetricBus:

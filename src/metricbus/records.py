@@ -66,8 +66,10 @@ class Scalars(_Record, frozen=True, tag="scalars"):
 
     @property
     def x(self) -> int:
-        """Where the row stands for a backend with a single, integer axis."""
-        return self.step if self.at is None else int(self.at)
+        """Where the row stands for a backend with a single axis of 64-bit integers."""
+        if self.at is None:
+            return self.step
+        return min(max(int(self.at), -(1 << 63)), (1 << 63) - 1)
 
 
 class Epoch(_Record, frozen=True, tag="epoch"):

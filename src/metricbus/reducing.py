@@ -17,6 +17,7 @@ from metricbus.definitions import Definition, Definitions, Rule
 from metricbus.queue import Call
 from metricbus.records import Number
 from metricbus.reductions import Custom, Reducer, Reduction, reduction_factory
+from metricbus.values import INT_MAX
 
 _log = logging.getLogger("metricbus.definitions")
 
@@ -61,11 +62,11 @@ class _Open:
         self.place = Place(0, 0, 0)
         self.kept: list[tuple[Number, Place]] | None = [] if isinstance(reduction, Custom) else None
 
-    def add(self, value: Number, weight: float, place: Place) -> None:
+    def add(self, value: Number, weight: float, place: Place, *, keep: bool) -> None:
         self.reduction.add(value, weight)
         self.count += 1
         self.place = place
-        if self.kept is not None:
+        if keep and self.kept is not None:
             self.kept.append((value, place))
 
 
@@ -123,16 +124,28 @@ class Reducing:
             for emission in self._emit_window(name, rule, ends=False)
         ]
         results: dict[str, Number] = {}
-        for name, still_open in self._epochs.items():
+        for name in list(self._epochs):
             rule = self.definitions.rule(name)
             if rule is not None:
-                marks = _epoch_marks(still_open, rule)
-                alone = not rule.as_it_is and rule.on_step is None
-                found = self._emit(rule.epoch_name, still_open, marks)
-                results |= {emission.name: emission.value for emission in found}
-                rest += found or (self._as_they_are(name, still_open, rule) if alone else [])
+                found = self._emit_epoch(name, rule)
+                results |= {one.name: one.value for one in found if one.marks.axis == "epoch"}
+                rest += found
         self._epochs.clear()
         return rest, results
+
+    def _epoch_of(self, name: str) -> int:
+        """The epoch that is open for this name; a very late one, if none is."""
+        still_open = self._epochs.get(name) or self._windows.get(name)
+        return still_open.place.epoch if still_open and still_open.count else INT_MAX
+
+    def _end_epoch_of(self, name: str, rule: Rule) -> list[Emission]:
+        window = self._emit_window(name, rule, ends=False) if name in self._windows else []
+        return window + (self._emit_epoch(name, rule) if name in self._epochs else [])
+
+    def _emit_epoch(self, name: str, rule: Rule) -> list[Emission]:
+        still_open = self._epochs.pop(name)
+        found = self._emit(rule.epoch_name, still_open, _epoch_marks(still_open, rule))
+        return found or self._as_they_are(name, still_open, rule)
 
     def partial(self) -> list[Emission]:
         """What the open reductions would give now."""
@@ -155,8 +168,11 @@ class Reducing:
         if rule is None:
             yield Emission(name, value, place, NO_MARKS)
             return
+        if self._epoch_of(name) < place.epoch:  # nobody said that the last one has ended
+            yield from self._end_epoch_of(name, rule)
         if rule.on_epoch is not None:
-            _of(self._epochs, name, rule.on_epoch).add(value, weight, place)
+            keep = not rule.as_it_is and rule.on_step is None  # else they are emitted anyway
+            _of(self._epochs, name, rule.on_epoch).add(value, weight, place, keep=keep)
             self.changes += 1
         if rule.as_it_is:
             yield Emission(name, value, place, self._marks(rule))
@@ -164,7 +180,7 @@ class Reducing:
         self.reduced += 1
         if rule.on_step is not None:
             window = _of(self._windows, name, rule.on_step)
-            window.add(value, weight, place)
+            window.add(value, weight, place, keep=True)
             self.changes += 1
             if window.count >= rule.every:
                 yield from self._emit_window(name, rule, ends=False)

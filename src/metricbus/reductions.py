@@ -235,9 +235,10 @@ class Std(Reduction):
     def _take(self, weight: float, mean: float, squares: float) -> None:
         total = self._weight + weight
         if not weight:
+            self._mean += 0.0 * mean  # nothing, unless it is NaN or infinite
             return
-        delta = mean - self._mean
-        self._mean += delta * (weight / total)
+        delta = mean - self._mean if self._weight else 0.0
+        self._mean = self._mean + delta * (weight / total) if self._weight else self._mean + mean
         self._squares += squares + delta * delta * (self._weight / total) * weight
         self._weight = total
 

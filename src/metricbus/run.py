@@ -152,8 +152,20 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as plain JSON values; what JSON has no word for becomes its `str()`."""
     plain = msgspec.to_builtins(dict(config), str_keys=True, enc_hook=_plain)
     cleaned: dict[str, Any] = _spell_nonfinite(plain)
+    _check_keys(config)
     flat_config(cleaned)
     return cleaned
+
+
+def _check_keys(config: Mapping[Any, Any]) -> None:
+    """JSON knows text alone, and `1` and `"1"` are the same there."""
+    names = [str(key) for key in config]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"config= has {name!r} twice, as text and as something else")
+    for value in config.values():
+        if isinstance(value, Mapping):
+            _check_keys(value)
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

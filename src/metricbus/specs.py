@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from metricbus.errors import ConfigError
 from metricbus.sinks import CommonOptions, Sink, make_sink
 from metricbus.urls import SinkURL, digest, parse_sinks, redact
@@ -17,7 +19,8 @@ class SinkSpec(NamedTuple):
     """A sink to be fed: its name for people, its key for files, and how it wants its records.
 
     `kind` is the first part of its URL, or the class of a user's own object: what `sinks=` of a
-    definition names. Of two sinks with one `place`, one at a time can be written to.
+    definition names. Of two sinks with one `place`, one at a time can be written to. `url` has the
+    location as the sink understands it: a folder is absolute.
     """
 
     name: str
@@ -29,11 +32,18 @@ class SinkSpec(NamedTuple):
     options: CommonOptions
     url: SinkURL | None  # None for an object
 
+    @property
+    def selection(self) -> str:
+        """Which rows the sink gets, as far as its URL says."""
+        options = self.options
+        return f"include={options.include} exclude={options.exclude} every={options.every}"
+
 
 def spec_of(sink: SinkURL | Sink) -> SinkSpec:
     """The spec for a URL, or for a user's own sink object."""
     if isinstance(sink, SinkURL):
         made, options = make_sink(sink)
+        sink = msgspec.structs.replace(sink, location=made.location)
         place = sink.key if made.may_share else f"{sink.name}-{digest(made.location)}"
         name = redact(sink.text)
         return SinkSpec(name, sink.name, sink.key, place, sink.canonical, made, options, sink)

@@ -19,6 +19,7 @@ from metricbus.errors import ConfigError
 
 _PACE = frozenset(("flush_secs", "batch_size"))
 _URL = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(\+(?P<transport>[a-z0-9]+))?(:(?P<location>.+))?")
+_TRANSPORT = re.compile(r"[a-z0-9]+://")
 _USERINFO = re.compile(r"(?<=://)[^\s,?]*@")
 _LEADING_USERINFO = re.compile(r"^[^/?]*@")
 _SECRET_OPTION = re.compile(
@@ -46,7 +47,10 @@ class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
         lasting = sorted(item for item in self.options.items() if item[0] not in _PACE)
         query = urlencode(lasting, doseq=True)
         location = _LEADING_USERINFO.sub("***@", self.location)
-        return redact(f"{self.name}:{location}" + (f"?{query}" if query else ""))
+        for character in "%?,":
+            location = location.replace(character, f"%{ord(character):02X}")
+        between = "" if not location else "+" if _TRANSPORT.match(location) else ":"
+        return redact(self.name + between + location + (query and f"?{query}"))
 
     @property
     def key(self) -> str:

@@ -28,8 +28,11 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
+from metricbus.errors import ConfigError
 from metricbus.records import Scalars, Status
 from metricbus.run import Run
+
+_OWNER = ".metricbus-run"  # in a folder outside the run's own: whose it is
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +66,8 @@ class Sink(ABC):
     * `only_one`: why a bus cannot have two of the kind, if it cannot.
     * `in_process`: whether it only makes sense in the process that trains.
     * `heavy`: whether it imports or computes so much that it wants a process of its own.
+    * `by_content`: whether it recognises records that come again by what they are, whichever others
+      were left out.
     * `ordered`: whether it recognises records that come again by their place in the order.
     * `requires`: names of the modules that must be importable; they are looked for, not imported,
       when the bus is made.
@@ -75,6 +80,7 @@ class Sink(ABC):
     only_one: ClassVar[str] = ""
     in_process: ClassVar[bool] = False
     heavy: ClassVar[bool] = False
+    by_content: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
     requires: ClassVar[Sequence[str]] = ()
     install: ClassVar[str] = ""
@@ -150,4 +156,19 @@ class FileSink(Sink):
 
     def folder_for(self, run: Run, folder: Path, name: str) -> Path:
         """Where to write: `<location>/<run's id>`, or `<run's folder>/<name>` without one."""
-        return Path(self.location) / run.id if self.location else folder / name
+        if not self.location:
+            return folder / name
+        found = Path(self.location) / run.id
+        owner = found / _OWNER
+        who = f"{run.id} of {run.host}, begun at {run.started}"
+        try:
+            found.mkdir(parents=True, exist_ok=True)
+            with open(owner, "x", encoding="utf-8") as new:
+                new.write(who)
+        except FileExistsError:
+            if owner.read_text(encoding="utf-8") not in ("", who):
+                raise ConfigError(
+                    f"{found} is another run's, which has the same id; give the sink a folder of "
+                    f"its own, such as {name}:elsewhere"
+                ) from None
+        return found

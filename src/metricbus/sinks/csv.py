@@ -48,7 +48,7 @@ class CsvSink(FileSink):
         self._write_json("config.json", run.config)
         self._write_json("run.json", msgspec.structs.replace(run, config={}))
         self._cells: dict[str, str] = {}
-        self._file = AppendFile(self._folder / "metrics.csv")
+        self._file = AppendFile(self._folder / "metrics.csv", shared=True)
         try:
             self._go_on_from(state.get("length", 0))
         except BaseException:

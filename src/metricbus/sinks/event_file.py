@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MASK_DELTA = 0xA282EAD8
 _MOST_COMBINATIONS = 1000
+_BELOW_ALL = -(1 << 64)
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
@@ -42,7 +43,7 @@ class EventFile:
         self.newest: dict[str, int] = {}
         self.skip = 0
         self.has_hparams = False
-        self._file = AppendFile(path)
+        self._file = AppendFile(path, shared=True)
         try:
             self._read(path, counted, wall_time)
         except BaseException:
@@ -75,7 +76,7 @@ class EventFile:
         """Whether the row is beyond every step that its tags have in this file."""
         newest, step = self.newest, row.x
         for tag in row.values:  # noqa: SIM110 - twice as fast as all() over a generator
-            if newest.get(tag, -1) >= step:
+            if newest.get(tag, _BELOW_ALL) >= step:
                 return False
         return True
 

@@ -78,6 +78,7 @@ class MlflowSink(Sink):
     Options = MlflowOptions
     options: MlflowOptions
     heavy = True
+    by_content = True
     requires = ("mlflow",)
     install = "pip install 'metricbus[mlflow]'"
 
@@ -215,7 +216,11 @@ class MlflowSink(Sink):
                 tags.append(RunTag(NAME_TAG + key, name))
             if key not in (name, allowed(name)):
                 _log.warning("MLflow has %r for another name; %r is %r there", key[:-9], name, key)
-        self._log_tags(tags)
+        try:
+            self._log_tags(tags)
+        except BaseException:
+            self._names.forget(new)
+            raise
 
     def _size_of_metric(self, metric: Metric) -> int:
         size = self._sizes.get(metric.key)

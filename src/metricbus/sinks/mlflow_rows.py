@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 NAME_TAG = "metricbus.name."
@@ -44,6 +44,11 @@ class Names:
             self._owners[key] = name
         return key
 
+    def forget(self, names: Iterable[str]) -> None:
+        """They have not come after all."""
+        for name in names:
+            self._owners.pop(self._keys.pop(name, ""), None)
+
     def knows(self, name: str) -> bool:
         """Whether the name has come before."""
         return name in self._keys
@@ -53,6 +58,8 @@ def allowed(name: str) -> str:
     """The name as MLflow takes it; most are taken as they are."""
     parts = _FORBIDDEN.sub("_", name).split("/")
     key = "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
+    if key.startswith(".."):  # for MLflow a path that leads out
+        key = "__" + key[2:]
     return key if len(key) <= _LONGEST_NAME else _cut(key, name)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,10 @@ class TensorBoardSink(FileSink):
 
 def _hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """The config as TensorBoard's flat hyperparameters: numbers, booleans and text."""
-    return {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
-        for key, value in flat_config(config).items()
-    }
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in flat_config(config).items():
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            found[key] = str(value)  # it has floats alone
+        else:
+            found[key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

@@ -62,6 +62,7 @@ _OF_THE_DEAD = frozenset(  # errors of W&B that mean that the connection to its 
 )
 _LOOK_AGAIN_SECS = 0.01
 _MARK = "metricbus-place"  # beside W&B's file: several sinks may share the folder
+_KILLS_WANDB = "\\"  # a column of this name ends wandb-core 0.31
 _NOT_IN_PROJECTS = "/\\#?%:"
 
 
@@ -104,6 +105,7 @@ class WandbSink(Sink):
             check_project(self._project)
         self._run: wandb.Run | None = None
         self._is_dead = False  # W&B's own process
+        self._setup: object = None  # and what it belonged to
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Begins the run, or goes on with it after the last row that its files have."""
@@ -131,10 +133,11 @@ class WandbSink(Sink):
         import wandb
 
         if self._is_dead:  # and with it every run of this script: a new one is started
-            with suppress(Exception, SystemExit):
-                wandb.teardown()
+            if wandb.setup() is self._setup:  # unless somebody has done so already
+                with suppress(Exception, SystemExit):
+                    wandb.teardown()
             self._is_dead = False
-        return wandb.init(
+        begun = wandb.init(
             entity=self._entity,
             project=project,
             id=run_id(run.id),
@@ -149,6 +152,11 @@ class WandbSink(Sink):
             reinit="create_new",  # a run of ours beside those that the script may have
             settings=wandb.Settings(console="off", silent=True, **_about_training(run)),
         )
+        self._setup = wandb.setup()
+        with suppress(AttributeError):  # it is no part of W&B's public face
+            # else `wandb.init()` in the script would give out our run, or end it
+            self._setup.remove_active_run(begun)
+        return begun
 
     def _choose_mode(self) -> Literal["online", "offline"] | None:
         """What the URL or W&B's own settings say; else online with a key, and offline without.
@@ -247,6 +255,8 @@ class WandbSink(Sink):
             if isinstance(error, OSError) or type(error).__name__ in _OF_THE_DEAD:
                 self._is_dead = True
                 raise Lost(f"W&B's own process is gone ({type(error).__name__})") from error
+            if type(error).__name__ == "UsageError" and "is finished" in str(error):
+                raise Lost(f"somebody else has ended the run ({error})") from error
             raise
 
     @property
@@ -306,6 +316,8 @@ def run_id(id: str) -> str:
 
 def key_of(name: str) -> str:
     """The column for a name; no two names share one."""
+    if name == _KILLS_WANDB:
+        return RENAMED + "backslash"
     return RENAMED + name if name.startswith(("_", OURS, RENAMED)) else name
 
 
