@@ -6,7 +6,7 @@ Two tables, each measured in one run with its rows interleaved, as medians over 
   backend's own API called in the ways that people call it. Each arm ends when its backend has
   closed; what opening costs is left out;
 * how much longer a training loop takes that logs 20 scalars a step to all five, by the bus with its
-  sinks in threads of the same process, and by the backends' own calls in the loop.
+  sinks in a process of their own or in threads, and by the backends' own calls in the loop.
 
 Absolute numbers mean nothing beyond the machine; the ratios are what to read.
 """
@@ -36,6 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training import make_training
 
 from metricbus import MetricBus
+from metricbus.config import Hosting
 from metricbus.feed import Feed
 from metricbus.run import RunFolder
 from metricbus.specs import spec_of
@@ -252,20 +253,17 @@ def measure_loop(folder: Path, milliseconds: float) -> dict[str, float]:
     logger = logging.getLogger("metricbus")
     logger.addHandler(file_handler(place / "log"))
     logger.propagate = False
-    bus = MetricBus(sinks=sinks, dir=place)
-    direct = by_hand(place / "by-hand")
-    bus.log("ready", 1.0, step=0)
-    bus.flush(60)  # everything is imported and open
-
-    def by_bus(step: int, loss: float) -> None:
-        for name in NAMES:
-            bus.log(name, loss, step=step)
-
-    ways: dict[str, Callable[[int, float], None]] = {
-        "nothing": lambda step, loss: None,
-        "MetricBus to all five, in threads": by_bus,
-        "the five backends' own calls": direct,
+    hosts: dict[str, Hosting] = {
+        "MetricBus to all five": "auto",
+        "the same, delivery=thread": "thread",
     }
+    buses = {way: MetricBus(sinks=sinks, dir=place, delivery=at) for way, at in hosts.items()}
+    ways: dict[str, Callable[[int, float], None]] = {"nothing": lambda step, loss: None}
+    for way, bus in buses.items():
+        bus.log("ready", 1.0, step=0)
+        bus.flush(60)  # everything is imported and open
+        ways[way] = by_bus(bus)
+    ways["the five backends' own calls"] = by_hand(place / "by-hand")
     steps = int(LOOP_SECONDS * 1e3 / milliseconds)
     seen: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(LOOP_ROUNDS):
@@ -274,11 +272,20 @@ def measure_loop(folder: Path, milliseconds: float) -> dict[str, float]:
             for i in range(steps):
                 log(1 + round_number * steps + i, train_step())
             seen[name].append((time.perf_counter() - start) / steps * 1e3)
-            bus.flush(60)
-    bus.close()
-    assert bus.stats().complete, str(bus.stats())
+            if name in buses:
+                buses[name].flush(60)
+    for bus in buses.values():
+        assert bus.close().complete, str(bus.stats())
     logger.handlers.clear()
     return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def by_bus(bus: MetricBus) -> Callable[[int, float], None]:
+    def log(step: int, loss: float) -> None:
+        for name in NAMES:
+            bus.log(name, loss, step=step)
+
+    return log
 
 
 def by_hand(to: Path) -> Callable[[int, float], None]:
