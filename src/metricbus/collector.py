@@ -37,6 +37,10 @@ class Flush(Control):
     """Asks to be told when everything before it is in the journal."""
 
 
+class Save(Flush):
+    """Also asks for what is open to be written down."""
+
+
 class Define(Control):
     """A definition for all calls after it; a default one gives way to all others."""
 
@@ -163,7 +167,11 @@ class Collector:
         return stop
 
     def _obey(self, control: Control) -> None:
-        if isinstance(control, Define):
+        if isinstance(control, Flush):
+            if isinstance(control, Save):
+                self._write_open()
+            self._journal.sync()
+        elif isinstance(control, Define):
             self._emit(self.reducing.define(control.definition, control.default))
         elif isinstance(control, EpochBegins):
             self._append([control.record])
@@ -196,7 +204,11 @@ class Collector:
 
     def _checkpoint(self) -> None:
         """Writes down what is open, so that it comes out as partial if this process dies."""
-        if self._checkpoint_due() != 0.0:
+        if self._checkpoint_due() == 0.0:
+            self._write_open()
+
+    def _write_open(self) -> None:
+        if self.reducing.changes == self._checkpointed_at:
             return
         rows = list(join_emissions(self.reducing.partial(), partial=True))
         self._checkpointed = time.monotonic()

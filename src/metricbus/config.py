@@ -18,6 +18,7 @@ from metricbus.errors import ConfigError
 from metricbus.urls import redact
 
 Hosting: TypeAlias = Literal["auto", "process", "thread", "off"]
+Fsync: TypeAlias = Literal["never", "flush", "always"]
 Positive = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -98,6 +99,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Seconds,
         Meta(description="How long the delivery process may go on after the run has ended."),
     ] = 3600.0
+    fsync: Annotated[
+        Fsync,
+        Meta(
+            description="When the journal is forced onto the disk, against power cuts: never, at "
+            "`flush()` and `close()`, or at every write."
+        ),
+    ] = "never"
+    sigterm: Annotated[
+        Literal["default", "flush"],
+        Meta(
+            description="`flush`: SIGTERM has everything journalled first (2 s at most), then does "
+            "what it did before."
+        ),
+    ] = "default"
     strict: Annotated[
         bool,
         Meta(

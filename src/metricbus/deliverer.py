@@ -32,7 +32,7 @@ _log = logging.getLogger("metricbus.delivery")
 _LOOK_EVERY = 0.05
 _LOOK_AROUND_EVERY = 1.0  # at other processes
 _SAID_AT_MOST = 50
-_NICENESS = 5  # where training wants the processor, training has it
+_NICENESS = 19  # where training wants the processor, training has it
 
 
 class Sayings(logging.Handler):

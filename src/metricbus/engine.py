@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from metricbus.collector import Collector, Define, EpochBegins, EpochEnds, Flush, Stop
+from metricbus.collector import Collector, Define, EpochBegins, EpochEnds, Flush, Save, Stop
 from metricbus.config import Settings, variable_of
 from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
@@ -32,6 +32,7 @@ from metricbus.specs import SinkSpec, specs_of
 _log = logging.getLogger("metricbus.run")
 
 _RUN_DIR = variable_of("run_dir")
+_SAVE_SECS = 2.0
 _PATIENCE = 3.0  # how long close() waits before it says for whom
 _exported: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
 _inherited: str | None = None  # what the variable said before
@@ -75,7 +76,7 @@ class Engine:
         self._owner = owner
         self._delivery = Delivery(folder, specs, settings.delivery, settings.linger_secs)
         try:
-            journal = SegmentWriter(folder.journal, run.id)
+            journal = SegmentWriter(folder.journal, run.id, fsync=settings.fsync)
         except OSError as error:
             raise ConfigError(
                 f"cannot begin a journal in {folder.journal}: {error.strerror}"
@@ -117,6 +118,10 @@ class Engine:
     def newest(self, name: str) -> Number | None:
         """The newest value that a reduction gave under this name."""
         return self._collector.reducing.newest.get(name)
+
+    def save(self) -> None:
+        """Brings into the journal what has been logged and what is open; for a signal handler."""
+        self._collector.obey(Save(), _SAVE_SECS)
 
     def flush(self, timeout: float) -> Report:
         """Waits, at most `timeout` seconds, until all that was logged has reached every sink."""

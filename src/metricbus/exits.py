@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+import signal
 import sys
-from typing import Protocol
+from types import FrameType
+from typing import Any, Protocol
 
 from metricbus.records import Status
 
@@ -16,11 +19,17 @@ class Open(Protocol):
     def close_at_exit(self, status: Status) -> None:
         """The script ends."""
 
+    def save_at_sigterm(self) -> None:
+        """The process is asked to end, and has little time."""
+
     def sleep_in_child(self) -> None:
         """A fork happened, and this is the child's copy."""
 
 
+_log = logging.getLogger("metricbus")
+
 _open: set[Open] = set()
+_before: Any = signal.SIG_DFL  # what SIGTERM did
 
 
 def watch(bus: Open) -> None:
@@ -56,6 +65,33 @@ def status_after(error: BaseException | None) -> Status:
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "finished"
     return "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+def flush_at_sigterm() -> None:
+    """From now on SIGTERM has what is open saved, and then does what it did before.
+
+    Python lets only the main thread say so; elsewhere there is a warning.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if before is _at_sigterm:
+        return
+    try:
+        signal.signal(signal.SIGTERM, _at_sigterm)
+    except ValueError as error:
+        _log.warning("SIGTERM does not flush: %s; make the bus in the main thread", error)
+    else:
+        global _before
+        _before = before
+
+
+def _at_sigterm(number: int, frame: FrameType | None) -> None:
+    for bus in opened():
+        bus.save_at_sigterm()
+    if callable(_before):
+        _before(number, frame)
+    elif _before == signal.SIG_DFL:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def _close_all() -> None:

@@ -25,6 +25,7 @@ class AppendFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags | (os.O_EXCL if new else 0), 0o644)
         self._torn = False
+        self._named = False  # whether the folder's entry is on the disk
         self._shared = shared
         self.path = path
         self.length = os.fstat(self._fd).st_size
@@ -47,6 +48,17 @@ class AppendFile:
                 pass  # tried again before the next piece
             raise
         self.length += len(piece)
+
+    def sync(self) -> None:
+        """Forces all of it onto the disk, and its name in the folder."""
+        os.fsync(self._fd)
+        if not self._named:
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+            self._named = True
 
     def cut(self, length: int) -> None:
         """Cuts off what stands beyond `length`."""

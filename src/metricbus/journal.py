@@ -15,14 +15,16 @@ docs/journal.md describes the format for readers in other languages.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
+from metricbus.complaints import Complaints
 from metricbus.errors import JournalError
 from metricbus.files import AppendFile
 from metricbus.processes import ProcessId, this_process
@@ -37,6 +39,8 @@ from metricbus.records import (
     decode,
     encode,
 )
+
+_log = logging.getLogger("metricbus.journal")
 
 SUFFIX = ".jsonl"
 _NOT_A_LINE = (msgspec.DecodeError, KeyError, UnicodeDecodeError)
@@ -75,9 +79,21 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 class SegmentWriter:
     """Writes one new segment of `folder`; `append` is all or nothing."""
 
-    def __init__(self, folder: Path, run: str, rank: int = 0) -> None:
-        """Claims a segment and writes its header; `OSError` where that cannot be done."""
+    def __init__(
+        self,
+        folder: Path,
+        run: str,
+        rank: int = 0,
+        fsync: Literal["never", "flush", "always"] = "never",
+    ) -> None:
+        """Claims a segment and writes its header; `OSError` where that cannot be done.
+
+        `fsync` says when what was written is forced onto the disk, against a power cut: at each
+        `append`, at each `sync`, or never.
+        """
         self._file, self.segment = _create_segment(folder)
+        self._fsync = fsync
+        self._complaints = Complaints(_log)
         writer = this_process()
         header = Header(
             format=FORMAT_VERSION,
@@ -94,6 +110,19 @@ class SegmentWriter:
     def append(self, records: Sequence[Record]) -> None:
         """Writes the records as whole lines. `OSError`: none of them is in the journal."""
         self._file.append(encode(records))
+        if self._fsync == "always":
+            self._force()
+
+    def sync(self) -> None:
+        """Forces what was written onto the disk, if that is wanted."""
+        if self._fsync == "flush":
+            self._force()
+
+    def _force(self) -> None:
+        try:
+            self._file.sync()
+        except OSError as error:  # it is written, and only a power cut would show the difference
+            self._complaints.warn("the journal may not be safe from a power cut: %s", error)
 
     @property
     def length(self) -> int:
@@ -104,6 +133,7 @@ class SegmentWriter:
         """Marks the segment as ended, where that can still be written, and lets go of the file."""
         try:
             self.append([End(status=status, time=time.time_ns())])
+            self.sync()
         finally:
             self._file.close()
 

@@ -10,10 +10,10 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from metricbus import exits
-from metricbus.config import Hosting, Settings, resolve
+from metricbus.config import Fsync, Hosting, Settings, resolve
 from metricbus.copies import DormantQueue, picklable
 from metricbus.definitions import Definition, Definitions, checked
 from metricbus.errors import DeliveryError
@@ -75,6 +75,8 @@ class MetricBus(Recorder):
         close_timeout: float | None = None,
         delivery: Hosting | None = None,
         linger_secs: float | None = None,
+        fsync: Fsync | None = None,
+        sigterm: Literal["default", "flush"] | None = None,
         strict: bool | None = None,
         disabled: bool | None = None,
     ) -> None:
@@ -103,6 +105,8 @@ class MetricBus(Recorder):
                 "close_timeout": close_timeout,
                 "delivery": delivery,
                 "linger_secs": linger_secs,
+                "fsync": fsync,
+                "sigterm": sigterm,
                 "strict": strict,
                 "disabled": disabled,
             }
@@ -118,6 +122,8 @@ class MetricBus(Recorder):
         if self._settings.flush_steps is not None:
             self._flush_every(self._settings.flush_steps)
         exits.watch(self)
+        if self._settings.sigterm == "flush":
+            exits.flush_at_sigterm()
 
     def _begin_idle(self) -> None:
         """The state of a bus that has no run yet."""
@@ -327,6 +333,11 @@ class MetricBus(Recorder):
     def _judge(self, report: Report, what: str) -> None:
         if self._settings.strict and not report.complete:
             raise DeliveryError(f"{what}: not everything was delivered\n{report}", report)
+
+    def save_at_sigterm(self) -> None:
+        """What SIGTERM does under `sigterm="flush"`: brings everything into the journal, soon."""
+        if self._engine is not None:
+            self._engine.save()
 
     def close_at_exit(self, status: Status) -> None:
         """What the end of the script does to a bus that was left open; never raises."""
