@@ -37,7 +37,7 @@ def made(bus: MetricBus) -> Path:
 
 def delivery_of(folder: Path) -> ProcessId | None:
     """The process that delivers, or did last."""
-    status = status_of(RunFolder(folder)).read()
+    status = status_of(RunFolder(folder), 1).read()
     return status.process if status else None
 
 
@@ -370,7 +370,7 @@ def test_a_worker_that_outlives_the_training_is_delivered_too(
 def test_the_status_of_an_earlier_delivery_is_not_believed(tmp_path: Path) -> None:
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
     other = DeliveryStatus(ProcessId(os.uname().nodename, 1), {}, finished=["csv"], over=True)
-    status_of(RunFolder(made(bus))).write(other)
+    status_of(RunFolder(made(bus)), 1).write(other)
     bus.log("x", 1.0)
     assert bus.close().complete
     assert csv_values(made(bus)) == [1.0]

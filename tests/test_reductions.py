@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -223,3 +224,22 @@ def test_the_deviation_of_equal_huge_values_is_nothing() -> None:
     for _ in range(3):
         reduction.add(1e200)
     assert reduction.result() == 0
+
+
+@given(
+    st.sampled_from(["mean", "sum", "min", "max", "first", "last", "count", "std", "p90", "ema"]),
+    st.lists(st.tuples(st.floats() | st.integers(-(2**63), 2**63 - 1), st.floats(0, 10))),
+    st.lists(st.tuples(st.floats(), st.floats(0, 10)), min_size=1),
+)
+def test_one_that_is_saved_and_restored_goes_on_as_if_nothing_had_been(
+    name: str, before: list[tuple[float, float]], after: list[tuple[float, float]]
+) -> None:
+    whole, first, second = (reduction_factory(name)() for _ in range(3))
+    for value, weight in before:
+        whole.add(value, weight)
+        first.add(value, weight)
+    second.restore(json.loads(json.dumps(first.state())))
+    for value, weight in after:
+        whole.add(value, weight)
+        second.add(value, weight)
+    assert repr(second.result()) == repr(whole.result())

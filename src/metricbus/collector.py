@@ -14,13 +14,13 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from metricbus.complaints import Complaints
 from metricbus.definitions import Definition
 from metricbus.journal import SegmentWriter
 from metricbus.queue import Call, CallQueue, Control, values_in
-from metricbus.records import Epoch, Number, Open, Record, Scalars, Status
+from metricbus.records import Epoch, Number, Open, Record, Rewind, Scalars, Status
 from metricbus.reducing import Emission, Reducing
 from metricbus.rows import join_calls, join_emissions
 
@@ -66,6 +66,28 @@ class EpochEnds(Control):
         self.results: dict[str, Number] = {}
         now = time.time_ns()
         self.record = Epoch(step=step, epoch=epoch, time=now, seconds=seconds)
+
+
+class GoBack(Control):
+    """What was logged beyond a step is superseded, if there is such a record; what is open goes out
+    before. From then on the open reductions are what they were when `state` was saved.
+    """
+
+    def __init__(self, record: Rewind | None, state: Sequence[Any] = ()) -> None:
+        super().__init__()
+        self.record = record
+        self.state = state
+
+
+class Snapshot(Control):
+    """Asks for the open reductions, as plain values, in `state`; and for the place in the journal,
+    the segment and the line that comes next.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: list[Any] = []
+        self.place = ("", 0)
 
 
 class Stop(Control):
@@ -173,6 +195,14 @@ class Collector:
             self._journal.sync()
         elif isinstance(control, Define):
             self._emit(self.reducing.define(control.definition, control.default))
+        elif isinstance(control, Snapshot):
+            control.state = self.reducing.state()
+            control.place = (self._journal.segment, self._journal.lines)
+        elif isinstance(control, GoBack):
+            self._emit(self.reducing.end_epoch()[0])
+            if control.record is not None:
+                self._append([control.record])
+            self.reducing.restore(control.state)
         elif isinstance(control, EpochBegins):
             self._append([control.record])
         elif isinstance(control, EpochEnds):

@@ -49,6 +49,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "time if absent."
         ),
     ] = None
+    resume: Annotated[
+        Literal["never", "allow", "must"],
+        Meta(
+            description="Whether to go on with the run of this id or name: never (a new one is "
+            'made), if there is one, or in any case. As an argument: `False`, `True`, `"must"`.'
+        ),
+    ] = "never"
     flush_secs: Annotated[
         Seconds,
         Meta(description="How long a logged value may wait before it is written to the journal."),

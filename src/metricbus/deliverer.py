@@ -51,12 +51,15 @@ class Sayings(logging.Handler):
 class Deliverer:
     """What the process does."""
 
-    def __init__(self, folder: RunFolder, specs: Sequence[SinkSpec], linger_secs: float) -> None:
+    def __init__(
+        self, folder: RunFolder, specs: Sequence[SinkSpec], attempt: int, linger_secs: float
+    ) -> None:
         self._folder = folder
         self._linger_secs = linger_secs
         self._delivery = ThreadDelivery(folder, specs)
         self._names = [spec.name for spec in specs]
-        self._orders, self._status = orders_of(folder), status_of(folder)
+        self._attempt = attempt
+        self._orders, self._status = orders_of(folder, attempt), status_of(folder, attempt)
         self._sayings = Sayings()
         logging.getLogger("metricbus").addHandler(self._sayings)
         self._hurries = 0
@@ -108,7 +111,9 @@ class Deliverer:
         self._looked_around = time.monotonic()
         if self._ended is None:
             run = bury(self._folder)
-            if run.status != "running":
+            if run.attempt != self._attempt:  # somebody goes on with it, and delivers himself
+                self._end("running")
+            elif run.status != "running":
                 self._end(run.status)
         if self._ended is not None and not self._closing:
             open_ = [name for name, end in endings(self._folder.journal).items() if end.is_open]
@@ -159,7 +164,7 @@ def main() -> None:
     )
     os.nice(_NICENESS)
     _log.info("process %d delivers %s", os.getpid(), folder.path)
-    complete = Deliverer(folder, specs_of(told.sinks), linger_secs).run()
+    complete = Deliverer(folder, specs_of(told.sinks), told.attempt, linger_secs).run()
     _log.info("process %d ends, %s", os.getpid(), "all done" if complete else "not all done")
     logging.shutdown()
     if not complete:  # a backend that hangs must not hold up the end

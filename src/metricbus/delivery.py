@@ -27,7 +27,12 @@ class Delivery:
     """Brings one run's journal to its sinks."""
 
     def __init__(
-        self, folder: RunFolder, specs: Sequence[SinkSpec], hosting: Hosting, linger_secs: float
+        self,
+        folder: RunFolder,
+        specs: Sequence[SinkSpec],
+        attempt: int,
+        hosting: Hosting,
+        linger_secs: float,
     ) -> None:
         self._specs = specs
         self._folder = folder
@@ -35,7 +40,7 @@ class Delivery:
         here = [spec for spec in specs if spec not in apart and hosting != "off"]
         self._hosts: list[Host] = [ThreadDelivery(folder, here)] if here else []
         if apart:
-            self._hosts.append(ProcessDelivery(folder, apart, linger_secs))
+            self._hosts.append(ProcessDelivery(folder, apart, attempt, linger_secs))
         self._apart = apart
 
     def start(self) -> None:

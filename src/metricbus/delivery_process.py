@@ -50,12 +50,16 @@ class ProcessDelivery:
     threads do the work instead.
     """
 
-    def __init__(self, folder: RunFolder, specs: Sequence[SinkSpec], linger_secs: float) -> None:
+    def __init__(
+        self, folder: RunFolder, specs: Sequence[SinkSpec], attempt: int, linger_secs: float
+    ) -> None:
         self._folder = folder
         self._specs = specs
         self._linger_secs = linger_secs
         self._directory = os.getcwd()  # what relative locations are relative to
-        self._orders_file, self._status_file = orders_of(folder), status_of(folder)
+        self._attempt = attempt
+        self._orders_file = orders_of(folder, attempt)
+        self._status_file = status_of(folder, attempt)
         self._orders = Orders()
         self._ordered = True  # whether the file has the orders
         self._ordering = threading.RLock()
@@ -168,7 +172,8 @@ class ProcessDelivery:
     def _launch(self) -> subprocess.Popen[bytes]:
         if not sys.executable:
             raise OSError("there is no Python interpreter to start")
-        told = Told([spec.url.text for spec in self._specs if spec.url], sys.argv)
+        urls = [spec.url.text for spec in self._specs if spec.url]
+        told = Told(urls, sys.argv, self._attempt)
         arguments = [json.dumps(sys.path), str(self._folder.path), str(self._linger_secs)]
         with open(log_of(self._folder), "ab") as log:
             process = subprocess.Popen(

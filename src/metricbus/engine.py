@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricbus.attempts import find_run, go_on
 from metricbus.collector import Collector, Define, EpochBegins, EpochEnds, Flush, Save, Stop
 from metricbus.config import Settings, variable_of
 from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError
 from metricbus.journal import SegmentWriter
-from metricbus.queue import Bounds, CallQueue
+from metricbus.queue import Bounds, CallQueue, Control
 from metricbus.records import Number, Status
 from metricbus.report import Report
 from metricbus.run import Run, RunFolder, create_run, plain_config
@@ -74,9 +75,13 @@ class Engine:
             strict=settings.strict,
         )
         self._owner = owner
-        self._delivery = Delivery(folder, specs, settings.delivery, settings.linger_secs)
+        self._delivery = Delivery(
+            folder, specs, run.attempt, settings.delivery, settings.linger_secs
+        )
         try:
-            journal = SegmentWriter(folder.journal, run.id, fsync=settings.fsync)
+            journal = SegmentWriter(
+                folder.journal, run.id, attempt=run.attempt, fsync=settings.fsync
+            )
         except OSError as error:
             raise ConfigError(
                 f"cannot begin a journal in {folder.journal}: {error.strerror}"
@@ -114,6 +119,14 @@ class Engine:
             return control.results
         _log.warning("the reductions of epoch %d are not ready; they will be logged", epoch)
         return {}
+
+    def obey(self, control: Control, timeout: float) -> bool:
+        """Has the collector obey in its turn, and waits for it; whether it did in time."""
+        return self._collector.obey(control, timeout)
+
+    def order(self, control: Control) -> None:
+        """Has the collector obey in its turn."""
+        self.queue.put_control(control, hurry=False)
 
     def newest(self, name: str) -> Number | None:
         """The newest value that a reduction gave under this name."""
@@ -218,10 +231,9 @@ def open_engine(
     if joined is not None:
         return Engine(*joined, settings, [], owner=False)
     specs = specs_of(settings.sinks if sinks is None else sinks)
-    folder, run = create_run(
-        Path(settings.dir).expanduser(),
-        id=settings.run_id if about.id is None else about.id,
-        name=settings.run,
+    folder, run = _find_or_create(
+        settings,
+        about.id if about.id is not None else settings.run_id,
         config=about.config,
         project=settings.project,
         tags=list(about.tags),
@@ -230,6 +242,18 @@ def open_engine(
         sinks=[spec.canonical for spec in specs],
     )
     return Engine(folder, run, settings, specs, owner=True)
+
+
+def _find_or_create(settings: Settings, id: str | None, **about: Any) -> tuple[RunFolder, Run]:
+    root = Path(settings.dir).expanduser()
+    if settings.resume != "never":
+        found = find_run(root, id, settings.run)
+        if found is not None:
+            return go_on(found, **about)
+        if settings.resume == "must":
+            which = f"the id {id!r}" if id is not None else f"the name {settings.run!r}"
+            raise ConfigError(f"there is no run with {which} in {root} to go on with")
+    return create_run(root, id=id, name=settings.run, **about)
 
 
 def join_engine(folder: RunFolder, settings: Settings) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 class ExactSum:
@@ -56,6 +57,17 @@ class ExactSum:
         self._special += other._special
         for part in tuple(other._parts):
             self.add(part)
+
+    def state(self) -> list[float]:
+        """The special part and the others, for `restored`."""
+        return [self._special, *self._parts]
+
+    @classmethod
+    def restored(cls, state: Sequence[float]) -> ExactSum:
+        """The sum that gave this `state`."""
+        total = cls()
+        total._special, *total._parts = state
+        return total
 
     def value(self) -> float:
         """The sum, rounded to the nearest float."""

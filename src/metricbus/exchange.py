@@ -1,7 +1,9 @@
 """What the training process and its delivery process tell each other, by two small files.
 
-    delivery/orders.json   by the training: take what there is now; the run has ended
-    delivery/status.json   by the delivery: how far each sink is, and what there was to say
+    delivery/orders-1.json   by the training: take what there is now; the run has ended
+    delivery/status-1.json   by the delivery: how far each sink is, and what there was to say
+
+The number is that of the attempt at the run.
 
 Each file has one writer, who replaces it as a whole. Records go by the journal alone.
 """
@@ -28,6 +30,7 @@ class Told(msgspec.Struct, frozen=True):
 
     sinks: list[str]
     argv: list[str]
+    attempt: int
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -91,14 +94,14 @@ class Notice(Generic[T]):
         return self._content
 
 
-def orders_of(folder: RunFolder) -> Notice[Orders]:
-    """The run's orders."""
-    return Notice(folder.delivery / "orders.json", Orders)
+def orders_of(folder: RunFolder, attempt: int) -> Notice[Orders]:
+    """The orders of one attempt at the run."""
+    return Notice(folder.delivery / f"orders-{attempt}.json", Orders)
 
 
-def status_of(folder: RunFolder) -> Notice[DeliveryStatus]:
-    """The run's delivery status."""
-    return Notice(folder.delivery / "status.json", DeliveryStatus)
+def status_of(folder: RunFolder, attempt: int) -> Notice[DeliveryStatus]:
+    """The delivery's status, for one attempt at the run."""
+    return Notice(folder.delivery / f"status-{attempt}.json", DeliveryStatus)
 
 
 def log_of(folder: RunFolder) -> Path:

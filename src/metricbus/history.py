@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from metricbus.journal import JournalReader, left_open
 from metricbus.records import Number, Scalars
+from metricbus.rewinding import without_superseded
 from metricbus.run import Run, RunFolder
 from metricbus.sinks.csv import safe_cell
 
@@ -62,11 +63,13 @@ class History:
     `torn` the number of bytes of unfinished lines at the ends of segments.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, superseded: bool = False) -> None:
         self.folder = folder.path
         self.run: Run = folder.load()
         reader = JournalReader(folder.journal)
         rows = list(reader.read())
+        if not superseded:
+            rows = without_superseded(rows)
         self._rows = [row.record for row in rows if isinstance(row.record, Scalars)]
         self.partial = left_open(rows)
         self.damaged = reader.damaged
@@ -117,9 +120,12 @@ class History:
         )
 
 
-def read(folder: str | os.PathLike[str]) -> History:
-    """What the run in this folder logged, live or ended; `JournalError` if it is no run."""
-    return History(RunFolder(Path(folder)))
+def read(folder: str | os.PathLike[str], *, superseded: bool = False) -> History:
+    """What the run in this folder logged, live or ended; `JournalError` if it is no run.
+
+    What a rewind went back before is left out, unless `superseded` asks for it.
+    """
+    return History(RunFolder(Path(folder)), superseded=superseded)
 
 
 def _column(values: Sequence[Number]) -> NDArray[Any]:

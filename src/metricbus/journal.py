@@ -84,6 +84,7 @@ class SegmentWriter:
         folder: Path,
         run: str,
         rank: int = 0,
+        attempt: int = 1,
         fsync: Literal["never", "flush", "always"] = "never",
     ) -> None:
         """Claims a segment and writes its header; `OSError` where that cannot be done.
@@ -92,6 +93,7 @@ class SegmentWriter:
         `append`, at each `sync`, or never.
         """
         self._file, self.segment = _create_segment(folder)
+        self.lines = 0
         self._fsync = fsync
         self._complaints = Complaints(_log)
         writer = this_process()
@@ -103,6 +105,7 @@ class SegmentWriter:
             pid=writer.pid,
             process_started=writer.started,
             rank=rank,
+            attempt=attempt,
             time=time.time_ns(),
         )
         self.append([header])
@@ -110,6 +113,7 @@ class SegmentWriter:
     def append(self, records: Sequence[Record]) -> None:
         """Writes the records as whole lines. `OSError`: none of them is in the journal."""
         self._file.append(encode(records))
+        self.lines += len(records)
         if self._fsync == "always":
             self._force()
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_RESUME: dict[object, str] = {True: "allow", False: "never"}
+
 
 class MetricBus(Recorder):
     """Logs a run's metrics once, for any number of backends.
@@ -42,8 +44,9 @@ class MetricBus(Recorder):
             bus.log("train/loss", train_step(x, y))
 
     `run` is a label, `id` names the run's folder under `dir` and is made up if left out. `sinks` is
-    a text of sink URLs with commas between them, or a list of URLs and `Sink` objects. All other
-    settings, and those left out here, are in docs/environment.md.
+    a text of sink URLs with commas between them, or a list of URLs and `Sink` objects. With
+    `resume=True` the run of this id or name goes on if there is one, with `"must"` in any case. All
+    other settings, and those left out here, are in docs/environment.md.
 
     Raises `ConfigError` (and its kinds) when something in this cannot work. After that, nothing but
     misuse that shows at the call ever raises into the training loop.
@@ -64,6 +67,7 @@ class MetricBus(Recorder):
         tags: Sequence[str] = (),
         group: str | None = None,
         notes: str | None = None,
+        resume: bool | Literal["must"] | None = None,
         flush_secs: float | None = None,
         batch_size: int | None = None,
         flush_bytes: int | None = None,
@@ -94,6 +98,7 @@ class MetricBus(Recorder):
                 "run": run,
                 "project": project,
                 "dir": None if dir is None else os.fspath(dir),
+                "resume": _RESUME.get(resume, resume),
                 "flush_secs": flush_secs,
                 "batch_size": batch_size,
                 "flush_bytes": flush_bytes,
@@ -245,6 +250,36 @@ class MetricBus(Recorder):
         return self._engine.end_epoch(
             self._clock.step, self._clock.epoch, seconds, self._settings.block_secs
         )
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands (step, epoch, open reductions), for the training's checkpoint.
+
+        It is made of dicts, lists, texts and numbers, so `torch.save`, JSON and the like take it.
+        """
+        from metricbus.checkpoints import take
+
+        return take(self._engine, self._clock, self._settings.block_secs)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint: what earlier attempts logged beyond its step is superseded.
+
+        Raises `ValueError` for what `state_dict` did not give.
+        """
+        from metricbus.checkpoints import put_back
+
+        put_back(state, self._engine, self._clock)
+
+    def rewind(self, step: int, epoch: int | None = None) -> None:
+        """Goes back to an earlier step, which is over: the next loop begins with the one after it.
+
+        Every row of the run so far whose step is greater is superseded: `metricbus.read` leaves it
+        out, and each sink does what it can (docs/sinks.md).
+        """
+        from metricbus.checkpoints import rewind
+
+        rewind(step, epoch, self._engine, self._clock)
 
     # What comes back
 

@@ -44,6 +44,7 @@ class Header(_Record, frozen=True, tag="segment"):
     rank: int
     time: int
     process_started: int = 0
+    attempt: int = 1
 
 
 class Scalars(_Record, frozen=True, tag="scalars"):
@@ -81,6 +82,22 @@ class Epoch(_Record, frozen=True, tag="epoch"):
     seconds: float | None = None
 
 
+class Rewind(_Record, frozen=True, tag="rewind"):
+    """Supersedes every row of the run so far whose step is greater, whenever it was logged.
+
+    "So far" is what stands before it in its segment, and in others what is not younger. Where a run
+    goes on from a checkpoint, it also supersedes what stands from `line` on in `segment`, where the
+    checkpoint was taken, and whatever attempts after that `attempt` have logged.
+    """
+
+    step: int
+    epoch: int
+    time: int
+    attempt: int = 0
+    segment: str = ""
+    line: int = 0
+
+
 class Open(_Record, frozen=True, tag="open"):
     """What the open reductions would give now, as partial rows; replaces the one before it.
 
@@ -99,7 +116,7 @@ class End(_Record, frozen=True, tag="end"):
     time: int
 
 
-Record: TypeAlias = Header | Scalars | Epoch | Open | End
+Record: TypeAlias = Header | Scalars | Epoch | Rewind | Open | End
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from metricbus.complaints import Complaints
 from metricbus.definitions import Definition, Definitions, Rule
@@ -68,6 +68,28 @@ class _Open:
         self.place = place
         if keep and self.kept is not None:
             self.kept.append((value, place))
+
+    def state(self) -> dict[str, Any]:
+        """As plain lists, texts and numbers."""
+        kept = None if self.kept is None else [[value, *place] for value, place in self.kept]
+        reduction = self.reduction.state()
+        return {
+            "count": self.count,
+            "place": list(self.place),
+            "kept": kept,
+            "by": type(self.reduction).__name__,
+            "reduction": reduction,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Becomes what it was when `state` was taken; `ValueError` if that was something else."""
+        if state["by"] != type(self.reduction).__name__:
+            raise ValueError(f"it was reduced by {state['by']}")
+        self.reduction.restore(state["reduction"])
+        self.count = state["count"]
+        self.place = Place(*state["place"])
+        if self.kept is not None:
+            self.kept = [(value, Place(*place)) for value, *place in state["kept"] or []]
 
 
 class Reducing:
@@ -146,6 +168,30 @@ class Reducing:
         still_open = self._epochs.pop(name)
         found = self._emit(rule.epoch_name, still_open, _epoch_marks(still_open, rule))
         return found or self._as_they_are(name, still_open, rule)
+
+    def state(self) -> list[Any]:
+        """What is open, as plain lists, texts and numbers."""
+        return [
+            [kind, name, still_open.state()]
+            for kind, opened in (("window", self._windows), ("epoch", self._epochs))
+            for name, still_open in opened.items()
+        ]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """What was open; a name whose rule is another now has what it has by that rule."""
+        for kind, name, saved in state:
+            rule = self.definitions.rule(name)
+            reduce = None if rule is None else rule.on_step if kind == "window" else rule.on_epoch
+            if reduce is None:
+                _log.warning("%r is not reduced any more: what was open is not restored", name)
+                continue
+            opened = self._windows if kind == "window" else self._epochs
+            try:
+                _of(opened, name, reduce).restore(saved)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                del opened[name]
+                _log.warning("what was open of %r cannot be restored: %s", name, error)
+            self.changes += 1
 
     def partial(self) -> list[Emission]:
         """What the open reductions would give now."""

@@ -16,9 +16,9 @@ import math
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from metricbus.errors import ConfigError
 from metricbus.exact_sum import ExactSum
@@ -40,6 +40,7 @@ class Reduction(ABC):
 
     merges: ClassVar[bool] = False
     leaves_one_value: ClassVar[bool] = False  # whether a single value's reduction is that value
+    given: ClassVar[frozenset[str]] = frozenset()  # what it was made with, and has not seen
     needs_several: ClassVar[bool] = False  # whether a single value's reduction tells nothing of it
     goes_on: ClassVar[bool] = False  # whether it is not begun anew after it has been emitted
 
@@ -54,6 +55,15 @@ class Reduction(ABC):
     def merge(self, other: Reduction) -> None:
         """Takes in what another of the same kind has seen; `TypeError` unless it `merges`."""
         raise TypeError(f"{type(self).__name__} cannot be put together from parts")
+
+    def state(self) -> dict[str, Any]:
+        """What it has seen, as plain lists, texts and numbers: for checkpoints of any kind."""
+        return {name: _plain(value) for name, value in vars(self).items() if name not in self.given}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Becomes what another of the same kind was when it gave this `state`."""
+        for name in vars(self).keys() - self.given:
+            setattr(self, name, _like(getattr(self, name), state[name]))
 
 
 class Mean(Reduction):
@@ -126,6 +136,8 @@ class Extreme(Reduction):
 
     merges = True
     leaves_one_value = True
+
+    given = frozenset(("_better",))
 
     def __init__(self, better: Callable[[Number, Number], Number]) -> None:
         self._better = better
@@ -254,6 +266,8 @@ class Ema(Reduction):
 
     goes_on = True
 
+    given = frozenset(("_decay",))
+
     def __init__(self, decay: float = EMA_DECAY) -> None:
         self._decay = decay
         self._average: float | None = None
@@ -280,6 +294,8 @@ class Quantile(Reduction):
     """
 
     leaves_one_value = True
+
+    given = frozenset(("_q",))
 
     def __init__(self, q: float) -> None:
         self._q = q
@@ -313,6 +329,8 @@ class Quantile(Reduction):
 class Custom(Reduction):
     """What a function of the user's own makes of all values of the window."""
 
+    given = frozenset(("_function",))
+
     def __init__(self, function: Callable[[list[Number]], Number]) -> None:
         self._function = function
         self._values: list[Number] = []
@@ -325,6 +343,27 @@ class Custom(Reduction):
         """What the function says; whatever it raises, and `TypeError` if that is no number."""
         name = getattr(self._function, "__name__", "reduce")
         return to_number(f"the result of {name}()", self._function(self._values))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ExactSum):
+        return value.state()
+    if isinstance(value, random.Random):
+        version, numbers, rest = value.getstate()
+        return [version, list(numbers), rest]
+    return list(value) if isinstance(value, list) else value
+
+
+def _like(now: Any, saved: Any) -> Any:
+    """What `_plain` has made plain, as the kind of thing that stands there now."""
+    if isinstance(now, ExactSum):
+        return ExactSum.restored(saved)
+    if isinstance(now, random.Random):
+        version, numbers, rest = saved
+        generator = random.Random()
+        generator.setstate((version, tuple(numbers), rest))
+        return generator
+    return list(saved) if isinstance(now, list) else saved
 
 
 _SIMPLE: dict[str, Callable[[], Reduction]] = {

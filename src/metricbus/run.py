@@ -33,7 +33,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 class Run(msgspec.Struct, kw_only=True, frozen=True):
     """Who a run is. Times are nanoseconds since 1970-01-01 UTC; `sinks` are without secrets.
 
-    `host`, `pid` and `process_started` are the process that made it, `program` its script.
+    `host`, `pid` and `process_started` are the process of the newest `attempt`, `program` its
+    script.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
     ended: int | None = None
     status: Status = "running"
     program: str = ""
+    attempt: int = 1
     format: int = FORMAT_VERSION
 
 
@@ -115,7 +117,7 @@ def create_run(
         pid=owner.pid,
         process_started=owner.started,
         started=time.time_ns(),
-        program=_program(),
+        program=program(),
         **about,
     )
     folder = RunFolder(root.absolute() / run.id)
@@ -130,8 +132,8 @@ def create_run(
                 f"{root} is no folder; choose another by dir= or METRICBUS_DIR"
             ) from None
         raise RunExistsError(
-            f"a run with the id {run.id!r} is already in {root}; leave id= and METRICBUS_RUN_ID "
-            "out to have a new one made, or give another"
+            f"a run with the id {run.id!r} is already in {root}; go on with it by resume=True, or "
+            "leave id= and METRICBUS_RUN_ID out to have a new one made"
         ) from None
     except OSError as error:
         raise ConfigError(
@@ -183,7 +185,7 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _program() -> str:
+def program() -> str:
     """The script that runs; empty in a notebook or an interactive session."""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     return os.path.abspath(file) if file else ""

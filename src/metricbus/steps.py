@@ -15,7 +15,8 @@ lock does not divide; a test with 8 threads shows that no move is lost.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -107,6 +108,29 @@ class Clock:
         """Moves to an epoch that no loop has taken yet."""
         self.epoch += 1
         self._fresh_epoch = self.epoch
+
+    def go_to(self, step: int, epoch: int) -> None:
+        """Stands at this step and epoch, which are over: the next loop begins with the next."""
+        self.step, self.epoch = step, epoch
+        self._fresh_step = self._fresh_epoch = -1
+        self._ticker = None
+        self._first.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as plain values."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "driven": self.driven,
+            "fresh_step": self._fresh_step,
+            "fresh_epoch": self._fresh_epoch,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stands where it stood when it gave this `state`."""
+        self.go_to(check_step(state["step"]), check_step(state["epoch"], "epoch"))
+        self.driven = self.driven or bool(state["driven"])
+        self._fresh_step, self._fresh_epoch = state["fresh_step"], state["fresh_epoch"]
 
     def _look_for_ticker(self, names: Collection[str], thread: int) -> None:
         here = (thread, self.step)

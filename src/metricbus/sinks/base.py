@@ -160,7 +160,7 @@ class FileSink(Sink):
             return folder / name
         found = Path(self.location) / run.id
         owner = found / _OWNER
-        who = f"{run.id} of {run.host}, begun at {run.started}"
+        who = f"{run.id}, begun at {run.started}"
         try:
             found.mkdir(parents=True, exist_ok=True)
             with open(owner, "x", encoding="utf-8") as new:

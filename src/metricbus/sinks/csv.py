@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from metricbus.files import AppendFile, replace_file
-from metricbus.records import Scalars, Status
+from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import FileSink
 
@@ -39,6 +39,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'
 
 class CsvSink(FileSink):
     """Appends to `metrics.csv`; `csv:FOLDER` puts it into `FOLDER/<run's id>`."""
+
+    kinds = (Scalars, Rewind)
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Cuts off what a killed delivery wrote beyond the saved length, then goes on there."""
@@ -62,12 +64,15 @@ class CsvSink(FileSink):
         if not self._file.length:
             self._file.append(_line(COLUMNS).encode())
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[Scalars | Rewind]) -> None:
         """One line a value. Only names can need quoting, and each is quoted once."""
         cells = self._cells
         lines: list[str] = []
         for record in records:
             start = f"{record.step},{record.epoch},{_seconds(record.time)},"
+            if isinstance(record, Rewind):
+                lines.append(f"{start},,rewind\r\n")
+                continue
             kind = "partial" if record.partial else "scalar"
             for name, value in record.values.items():
                 cell = cells.get(name)

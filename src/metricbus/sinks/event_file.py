@@ -9,18 +9,19 @@ one names the file's version.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import google_crc32c
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from metricbus.files import AppendFile
 
 if TYPE_CHECKING:
-    from metricbus.records import Scalars
+    from metricbus.records import Rewind, Scalars
 
 _MASK_DELTA = 0xA282EAD8
 _MOST_COMBINATIONS = 1000
@@ -32,16 +33,15 @@ _CRC = struct.Struct("<I")
 class EventFile:
     """One event file with at most one writer at a time, to which rows are appended.
 
-    `newest` has the last step of each tag. `skip` is the number of rows that stand in the file
-    beyond the length which counted when it was opened: rows that come again and must not be
-    written twice.
+    `newest` has the last step of each tag. What stands in the file beyond the length that counted
+    when it was opened comes again, and must not be written twice.
     """
 
     def __init__(self, path: Path, counted: int, wall_time: float) -> None:
         """Opens the file, new or old, and reads what is in it; `counted` bytes of it count."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.newest: dict[str, int] = {}
-        self.skip = 0
+        self._again: deque[bool] = deque()  # of what comes again, whether it is a rewind
         self.has_hparams = False
         self._file = AppendFile(path, shared=True)
         try:
@@ -56,9 +56,12 @@ class EventFile:
             whole = end
             if _is_hparams(event):
                 self.has_hparams = True
-            elif event.HasField("summary"):
+            elif event.HasField("summary") or event.HasField("session_log"):
+                is_rewind = event.HasField("session_log")
                 if end > counted:
-                    self.skip += 1
+                    self._again.append(is_rewind)
+                elif is_rewind:
+                    self._go_back(event.step - 1)
                 else:
                     self.newest.update((value.tag, event.step) for value in event.summary.value)
         if whole < self._file.length:
@@ -85,10 +88,22 @@ class EventFile:
         step = row.x
         for tag in row.values:
             self.newest[tag] = step
-        if self.skip:
-            self.skip -= 1
+        if self._again:
+            self._again.popleft()
             return False
         return True
+
+    def see_rewind(self, step: int) -> bool:
+        """Goes back to this step; whether that has still to be written."""
+        self._go_back(step)
+        if not self._again:
+            return True
+        if self._again[0]:
+            self._again.popleft()
+        return False  # else the file was not there yet when it came first
+
+    def _go_back(self, step: int) -> None:
+        self.newest = {tag: min(newest, step) for tag, newest in self.newest.items()}
 
     def append(self, events: Iterable[bytes]) -> None:
         """Appends all (serialized) events in one write, or none."""
@@ -120,6 +135,13 @@ class EventMaker:
         event.step = row.x
         for value, number in zip(values, row.values.values(), strict=True):
             value.simple_value = number
+        data: bytes = event.SerializeToString()
+        return data
+
+    def rewind(self, record: Rewind) -> bytes:
+        """Has TensorBoard forget what stands beyond the step, as a `purge_step` does."""
+        log = SessionLog(status=SessionLog.START)
+        event = Event(wall_time=record.time / 1e9, step=record.step + 1, session_log=log)
         data: bytes = event.SerializeToString()
         return data
 

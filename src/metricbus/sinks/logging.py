@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
-from metricbus.records import Epoch, Scalars, Status
+from metricbus.records import Epoch, Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 
@@ -35,7 +35,7 @@ class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LoggingSink(Sink):
     """Writes rows to the logger `metricbus`, in this process."""
 
-    kinds = (Scalars, Epoch)
+    kinds = (Scalars, Epoch, Rewind)
     may_share = True
     in_process = True
     Options = LoggingOptions
@@ -55,7 +55,7 @@ class LoggingSink(Sink):
             config = msgspec.json.encode(run.config).decode()
             self._logger.log(self._level, "config %s", config)
 
-    def write(self, records: Sequence[Scalars | Epoch]) -> None:
+    def write(self, records: Sequence[Scalars | Epoch | Rewind]) -> None:
         """One log record each."""
         logger, level = self._logger, self._level
         if not logger.isEnabledFor(level):
@@ -93,8 +93,10 @@ class _BesideBars(logging.StreamHandler[TextIO]):
                 super().emit(record)
 
 
-def line_of(record: Scalars | Epoch) -> str:
+def line_of(record: Scalars | Epoch | Rewind) -> str:
     """The record as one line of text, numbers to six significant digits."""
+    if isinstance(record, Rewind):
+        return f"back to step {record.step} epoch {record.epoch}: what came after is superseded"
     if isinstance(record, Epoch):
         ends = "begins" if record.seconds is None else f"ended after {record.seconds:.6g} s"
         return f"step {record.step} epoch {record.epoch} {ends}"

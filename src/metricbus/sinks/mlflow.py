@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from metricbus.errors import ConfigError
-from metricbus.records import Scalars, Status
+from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run, flat_config
 from metricbus.sinks.base import Sink, with_marked_names
 from metricbus.sinks.mlflow_rows import NAME_TAG, PARAM_TAG, TAG, TAG_TAG, Names, Times, allowed
@@ -60,6 +60,7 @@ _LONGEST_TAG = 8000
 
 _OVERHEAD = 160  # bytes of an item in a request beside its texts, generously
 _RUN_ID = "metricbus.run_id"
+_REWIND = "metricbus.superseded_before."
 _RESERVED = ("mlflow.", "metricbus.")  # tags that have a meaning
 _SERVER = re.compile(r"[^/:@]+:\d+(/.*)?")
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -77,6 +78,7 @@ class MlflowSink(Sink):
 
     Options = MlflowOptions
     options: MlflowOptions
+    kinds = (Scalars, Rewind)
     heavy = True
     by_content = True
     requires = ("mlflow",)
@@ -154,6 +156,13 @@ class MlflowSink(Sink):
                     f"{_LONGEST_PARAM:,}",
                 )
                 text = text[: _LONGEST_PARAM - 1] + "…"
+            if logged.get(key, text) != text:
+                _log.warning(
+                    "MLflow keeps the param %r as it was, %.80s: it cannot be changed to %.80s",
+                    name,
+                    logged[key],
+                    text,
+                )
             if key not in logged:
                 params.append(Param(key, text))
                 if key != name:
@@ -166,19 +175,31 @@ class MlflowSink(Sink):
         for batch in in_batches(tags, _PARAMS_A_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, tags=batch)
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[Scalars | Rewind]) -> None:
         """As many metrics in a request as MLflow takes."""
-        records = with_marked_names(records)
+        rows = with_marked_names([one for one in records if isinstance(one, Scalars)])
         try:
             with self._requests():
-                self._tag_new_names(records)
-                metrics = self._metrics(records)
+                self._tag_rewinds([one for one in records if isinstance(one, Rewind)])
+                self._tag_new_names(rows)
+                metrics = self._metrics(rows)
                 for batch in in_batches(metrics, _METRICS_A_BATCH, self._size_of_metric):
                     self._client.log_batch(self._run_id, metrics=batch)
         except BaseException:
             self._times.forget()
             raise
         self._times.keep()
+
+    def _tag_rewinds(self, rewinds: Sequence[Rewind]) -> None:
+        """MLflow cannot take metrics back: a tag says which steps are superseded since when."""
+        from mlflow.entities import RunTag
+
+        self._log_tags(
+            [
+                RunTag(f"{_REWIND}{one.time // 1_000_000}", f"steps beyond {one.step}")
+                for one in rewinds
+            ]
+        )
 
     def _metrics(self, records: Sequence[Scalars]) -> Iterator[Metric]:
         from mlflow.entities import Metric

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricbus.records import Scalars, Status
+from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run, flat_config
 from metricbus.sinks.base import FileSink, with_marked_names
 
@@ -35,6 +35,7 @@ _LANES = ("", *(f"late-{n}" for n in range(1, 8)))
 class TensorBoardSink(FileSink):
     """Writes event files; `tensorboard:FOLDER` puts them into `FOLDER/<run's id>`."""
 
+    kinds = (Scalars, Rewind)
     ordered = True
     heavy = True
     requires = ("tensorboard", "google_crc32c")
@@ -59,16 +60,22 @@ class TensorBoardSink(FileSink):
         if run.config and not self._lanes[""].has_hparams:
             self._write_hparams_start()
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[Scalars | Rewind]) -> None:
         """One event a row, in the first lane where it is not late."""
         if self._is_stale:
             self._open_lanes()
         self._is_stale = True  # until all is written: then the files say which rows to skip
         batches: dict[str, list[bytes]] = {}
-        for record in with_marked_names(records):
-            name = self._lane_for(record)
-            if self._lanes[name].see(record):
-                batches.setdefault(name, []).append(self._event_of(record))
+        for record in records:
+            if isinstance(record, Rewind):
+                for name, lane in self._lanes.items():
+                    if lane.see_rewind(record.step):
+                        batches.setdefault(name, []).append(self._event_of.rewind(record))
+                continue
+            (row,) = with_marked_names([record])
+            name = self._lane_for(row)
+            if self._lanes[name].see(row):
+                batches.setdefault(name, []).append(self._event_of(row))
         for name, events in batches.items():
             self._lanes[name].append(events)
         self._is_stale = False
@@ -111,6 +118,9 @@ class TensorBoardSink(FileSink):
         return EventFile(self._path(name), counted, self._run.started / 1e9)
 
     def _path(self, lane: str) -> Path:
+        """The lane's file, which a further attempt goes on with."""
+        for found in sorted((self._folder / lane).glob("events.out.tfevents.*.metricbus")):
+            return found
         seconds = self._run.started // 10**9
         file = f"events.out.tfevents.{seconds}.{self._run.host}.{self._run.pid}.metricbus"
         return self._folder / lane / file

@@ -29,7 +29,7 @@ import msgspec
 
 from metricbus.errors import ConfigError, Lost, Unavailable
 from metricbus.processes import ProcessId
-from metricbus.records import Scalars, Status
+from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.wandb_file import HistoryFile
@@ -83,6 +83,7 @@ class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WandbSink(Sink):
     """Logs to Weights & Biases; `wandb://team/project` says where to."""
 
+    kinds = (Scalars, Rewind)
     ordered = True
     heavy = True
     Options = WandbOptions
@@ -175,7 +176,7 @@ class WandbSink(Sink):
             )
         return "offline"
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[Scalars | Rewind]) -> None:
         """One history row each, with its number as W&B's step; those W&B has already are passed."""
         assert self._run is not None
         number = self._base + self._given
@@ -187,13 +188,16 @@ class WandbSink(Sink):
                 number += 1
         self._given += len(records)
 
-    def _row(self, record: Scalars) -> dict[str, Any]:
+    def _row(self, record: Scalars | Rewind) -> dict[str, Any]:
         row: dict[str, Any] = {
             STEP: record.step,
             EPOCH: record.epoch,
             TIME: record.time / 1e9,
             "_timestamp": record.time / 1e9,
         }
+        if isinstance(record, Rewind):
+            row[f"{OURS}rewind"] = record.step
+            return row
         axis = EPOCH if record.axis == "epoch" else STEP
         if record.axis not in ("", "epoch"):
             axis = f"{OURS}x/{record.axis}"
