@@ -35,6 +35,7 @@ _log = logging.getLogger("metricbus.delivery")
 
 _LOOK_EVERY = 1.0  # other processes write segments too, and ring no bell here
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
+_LONGEST_REST = 3600.0  # whatever the backend asks for
 
 
 class Consumer:
@@ -239,9 +240,9 @@ class Consumer:
             self._feed.fall_back()
         self._rest_after(error)
 
-    def _rest_until(self, due: float) -> None:
-        """Waits, but for a hurry."""
-        while not self._in_a_hurry and (left := due - time.monotonic()) > 0:
+    def _rest_until(self, due: float, *, patiently: bool = False) -> None:
+        """Waits, but for a hurry; `patiently`, through that too."""
+        while (patiently or not self._in_a_hurry) and (left := due - time.monotonic()) > 0:
             self._lease.check()
             self._bell.wait(min(left, _LOOK_EVERY))
 
@@ -251,10 +252,11 @@ class Consumer:
         self._attempts += 1
         secs = min(_FIRST_RETRY * 2.0 ** min(self._attempts - 1, 20), _LAST_RETRY)
         secs *= self._random.uniform(0.5, 1.0)
-        if isinstance(error, Unavailable) and error.retry_after is not None:
-            secs = max(error.retry_after, 0.0)
+        asked = error.retry_after if isinstance(error, Unavailable) else None
+        if asked is not None:
+            secs = min(max(asked, 0.0), _LONGEST_REST)
         self._complain("will try again", error)
-        self._rest_until(time.monotonic() + secs)
+        self._rest_until(time.monotonic() + secs, patiently=asked is not None)
 
     def _complain(self, what: str, error: Exception) -> None:
         """Remembers the failure, and warns of it unless that was done a short while ago."""

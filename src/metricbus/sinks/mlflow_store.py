@@ -6,10 +6,13 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
 from metricbus.errors import ConfigError, Rejected, Unavailable
@@ -26,16 +29,48 @@ _FOR_GOOD = (400, 404, 409, 413, 422)
 @contextmanager
 def requests(timeout_secs: int) -> Iterator[None]:
     """Around calls of MLflow: bounds the time of each, and puts failures into our words."""
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException, RestException
 
     try:
         with _own_environment(timeout_secs):
             yield
     except MlflowException as error:
+        response = _response_behind(error)
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        if status in _FOR_GOOD:
-            raise Rejected(f"MLflow: {error}") from error
-        raise Unavailable(f"MLflow: {error}") from error
+        if status in _FOR_GOOD and (response is None or isinstance(error, RestException)):
+            raise Rejected(f"MLflow: {error}") from error  # in MLflow's own words, not a proxy's
+        wait = None if response is None else retry_after(response.headers.get("Retry-After"))
+        raise Unavailable(f"MLflow: {error}", retry_after=wait) from error
+
+
+def _response_behind(error: BaseException) -> Any:
+    """The HTTP response that MLflow made the error of, and does not hand on; None without one.
+
+    It stands in the frames of MLflow or, where that never saw it, of urllib3.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in walk_tb(cause.__traceback__):
+            response = frame.f_locals.get("response")
+            if hasattr(response, "headers"):
+                return response
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def retry_after(header: str | None) -> float | None:
+    """The seconds that a Retry-After header asks for (RFC 9110, 10.2.3), if it makes sense."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, when.timestamp() - time.time())
 
 
 def in_batches(items: Iterable[T], most: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:

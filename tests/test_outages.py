@@ -1,0 +1,302 @@
+"""Backends that are down, slow, lying or full: nothing raises, everything is counted."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import itertools
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+import metricbus
+from metricbus import MetricBus, Report
+from metricbus.sinks.mlflow_store import retry_after
+
+WaitFor = Callable[[Callable[[], bool]], None]
+Answer = Callable[[socket.socket], None]
+
+
+@contextlib.contextmanager
+def server_that(answer: Answer) -> Iterator[str]:
+    """A server on loopback that does this with each connection; its address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                connections.append(connection)
+                answer(connection)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join(10)
+        for connection in connections:
+            connection.close()
+
+
+def says(text: str) -> Answer:
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(text.replace("\n", "\r\n").encode())
+            connection.close()
+
+    return answer
+
+
+def never(connection: socket.socket) -> None:
+    """Accepts, and says nothing."""
+
+
+def resets(connection: socket.socket) -> None:
+    """As a proxy does that loses its patience: closes with RST."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+HTML = "<html>Bad Gateway</html>"
+BAD: dict[str, Answer] = {
+    "never": never,
+    "reset": resets,
+    "429": says(f"HTTP/1.1 429 Too Many\nRetry-After: 1\nContent-Length: {len(HTML)}\n\n{HTML}"),
+    "500": says(f"HTTP/1.1 500 Oops\nContent-Length: {len(HTML)}\n\n{HTML}"),
+    "404 of a proxy": says(f"HTTP/1.1 404 Lost\nContent-Length: {len(HTML)}\n\n{HTML}"),
+    "html": says(f"HTTP/1.1 200 OK\nContent-Length: {len(HTML)}\n\n{HTML}"),
+    "garbage": says("\x00\x01\x02 this is no HTTP"),
+}
+
+
+def log_to(url: str, folder: Path) -> tuple[Report, float]:
+    """What became of 20 values, and how long the run took in all."""
+    began = time.monotonic()
+    bus = MetricBus(sinks=f"csv,{url}", dir=folder, close_timeout=3.0)
+    for step in range(20):
+        bus.log("x", float(step), step=step)
+    report = bus.close()
+    return report, time.monotonic() - began
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_server_that_is_of_no_use_costs_nobody_anything(kind: str, tmp_path: Path) -> None:
+    with server_that(BAD[kind]) as address:
+        url = f"mlflow+{address}?timeout_secs=1"
+        report, took = log_to(url, tmp_path)
+    assert took < 15
+    assert report.sinks["csv"].delivered == 20
+    mlflow = report.sinks[url]
+    assert (mlflow.delivered, mlflow.rejected, mlflow.pending) == (0, 0, 20)
+    assert mlflow.error is not None
+
+
+def test_a_name_that_nobody_knows_costs_nobody_anything(tmp_path: Path) -> None:
+    url = "mlflow+http://no-such-host.invalid:5000?timeout_secs=1"
+    report, took = log_to(url, tmp_path)
+    assert took < 20
+    assert (report.sinks["csv"].delivered, report.sinks[url].pending) == (20, 20)
+
+
+def test_who_asks_to_be_left_alone_for_a_while_is(tmp_path: Path) -> None:
+    came: list[float] = []
+
+    def busy(connection: socket.socket) -> None:
+        came.append(time.monotonic())
+        says("HTTP/1.1 429 Too Many\nRetry-After: 2\nContent-Length: 0\n\n")(connection)
+
+    with server_that(busy) as address:
+        bus = MetricBus(sinks=f"mlflow+{address}", dir=tmp_path)
+        bus.log("x", 1.0)
+        for _ in range(10):
+            bus.flush(timeout=0.5)  # in a hurry all the time
+        bus.close(timeout=0)
+    assert len(came) >= 2
+    gaps = [later - earlier for earlier, later in itertools.pairwise(came)]
+    assert min(gaps) > 1.9, gaps
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        ("7", 7, 7),
+        ("0.5", 0.5, 0.5),
+        ("-3", 0, 0),
+        (email.utils.formatdate(time.time() + 60), 5, 61),
+    ],
+)
+def test_both_forms_of_retry_after_are_understood(header: str, least: float, most: float) -> None:
+    seconds = retry_after(header)
+    assert seconds is not None
+    assert least <= seconds <= most
+
+
+@pytest.mark.parametrize("header", [None, "", "soon"])
+def test_a_retry_after_that_makes_no_sense_is_none(header: str | None) -> None:
+    assert retry_after(header) is None
+
+
+# A real server that dies
+
+
+def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    with open(folder / "server.txt", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *where, *store],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=folder,
+        )
+
+
+def answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def kill(server: subprocess.Popen[bytes]) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait(30)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("hosting", ["thread", "process"])
+def test_a_server_that_dies_and_comes_back_has_every_metric_once(
+    tmp_path: Path, wait_for: WaitFor, hosting: metricbus.config.Hosting
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start_server(tmp_path, port)
+    try:
+        deadline = time.monotonic() + 60
+        while not answers(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        url = f"mlflow+http://127.0.0.1:{port}"
+        bus = MetricBus(id="r", sinks=f"csv,{url}", dir=tmp_path, delivery=hosting)
+        slowest = []
+        for phase, steps in enumerate((range(2000), range(2000, 4000), range(4000, 6000))):
+            worst = 0.0
+            for step in steps:
+                began = time.perf_counter()
+                bus.log("x", float(step), step=step)
+                worst = max(worst, time.perf_counter() - began)
+                if phase == 0 and step == 1000:
+                    bus.flush(30)
+                    kill(server)
+            slowest.append(worst)
+            logged = steps.stop
+            wait_for(lambda: bus.stats().sinks["csv"].delivered == logged)  # noqa: B023
+        assert bus.stats().sinks[url].pending > 0
+        server = start_server(tmp_path, port)
+        assert bus.close(timeout=90).complete, str(bus.stats())
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        (run,) = client.search_runs(["1"])
+        found = [point.step for point in client.get_metric_history(run.info.run_id, "x")]
+        assert found == list(range(6000))
+        assert max(slowest) < 1.0, "a server that is down is no reason to wait"
+    finally:
+        kill(server)
+
+
+# A journal that cannot be written
+
+
+def test_a_full_disk_costs_only_what_the_queue_cannot_hold(tmp_path: Path) -> None:
+    """A limit on the size of files is the full disk: EFBIG, as ENOSPC, in the midst of a line."""
+    code = """
+        import resource, signal, time
+        from metricbus import MetricBus
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        bus = MetricBus(
+            id="r", dir=".", sinks="csv", queue_size=100, overflow="drop_newest", flush_secs=0.01
+        )
+        segment = bus.folder / "journal" / "0001.jsonl"
+        bus.log("x", -1.0, step=0)
+        bus.flush()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (segment.stat().st_size + 1000, hard))
+        step = 0
+        while bus.stats().dropped < 50:
+            bus.log("x", float(step), step=step)
+            step += 1
+            time.sleep(0.0005)
+        assert segment.read_bytes()[-1] == 10, "a line is torn"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        report = bus.flush()
+        bus.log("y", 1.0)
+        report = bus.close()
+        assert report.logged == step + 2, report
+        assert report.waiting == 0
+        assert report.sinks["csv"].delivered == report.journalled == step + 2 - report.dropped
+        print(report.dropped, report.journalled)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    dropped, journalled = map(int, done.stdout.split())
+    assert dropped >= 50
+    history = metricbus.read(tmp_path / "r")
+    assert (len(history), history.damaged, history.torn) == (journalled, 0, 0)
+    assert "the journal can be written again" in done.stderr
+
+
+def test_a_disk_that_hangs_costs_one_pause_and_then_drops_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metricbus.journal import SegmentWriter
+
+    hangs = threading.Event()
+    hangs.set()
+    append = SegmentWriter.append
+
+    def held_up(self: SegmentWriter, records: object) -> None:
+        while not hangs.is_set():
+            time.sleep(0.01)
+        append(self, records)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SegmentWriter, "append", held_up)
+    with MetricBus(sinks="csv", dir=tmp_path, queue_size=50, block_secs=0.5) as bus:
+        bus.log("x", 0.0)
+        bus.flush()
+        hangs.clear()
+        took = []
+        for step in range(1000):
+            began = time.monotonic()
+            bus.log("x", float(step), step=step)
+            took.append(time.monotonic() - began)
+        assert sum(each > 0.3 for each in took) == 1, "more than one pause"
+        assert bus.stats().dropped > 0
+        hangs.set()
+        bus.flush()
+        before = bus.stats().dropped
+        bus.log("y", 1.0)
+        report = bus.flush()
+    assert report.dropped == before
+    assert report.logged == 1002
+    assert report.sinks["csv"].delivered == report.journalled == 1002 - before
