@@ -415,3 +415,24 @@ def test_wandb_is_told_of_the_training_and_not_of_the_delivery(tmp_path: Path) -
     first, *_ = [r.environment for r in wandb_records(file) if r.HasField("environment")]
     assert first.program == str(tmp_path / "train.py")
     assert list(first.args) == ["--lr", "0.1"]
+
+
+def test_a_training_that_uses_wandb_itself_does_not_share_its_process(tmp_path: Path) -> None:
+    """W&B's process would keep the run for a delivery process that has died."""
+    code = """
+        import json, os, signal, time
+        import wandb
+        from metricbus import MetricBus
+        own = wandb.init(mode="offline", dir=".")
+        bus = MetricBus(id="r", dir=".", sinks="wandb")
+        bus.log("x", 1.0, step=0)
+        bus.flush()
+        status = json.loads((bus.folder / "delivery" / "status-1.json").read_bytes())
+        os.kill(status["process"]["pid"], signal.SIGKILL)
+        bus.log("x", 2.0, step=1)
+        assert bus.close(timeout=40).complete, bus.stats()
+        own.finish()
+    """
+    done = run(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert [row["x"] for row in wandb_rows(tmp_path / "r")] == [1, 2]

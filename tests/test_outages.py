@@ -88,7 +88,7 @@ BAD: dict[str, Answer] = {
 def log_to(url: str, folder: Path) -> tuple[Report, float]:
     """What became of 20 values, and how long the run took in all."""
     began = time.monotonic()
-    bus = MetricBus(sinks=f"csv,{url}", dir=folder, close_timeout=3.0)
+    bus = MetricBus(sinks=f"csv,{url}", dir=folder, close_timeout=1.5)
     for step in range(20):
         bus.log("x", float(step), step=step)
     report = bus.close()

@@ -29,6 +29,9 @@ from metricbus.specs import SinkSpec, specs_of
 
 _log = logging.getLogger("metricbus.delivery")
 
+# A training that uses W&B itself would share its wandb-core. That knows this process's run for as
+# long as it lives, and refuses it to the next delivery process.
+_NOT_INHERITED = ("WANDB_SERVICE",)
 _LOOK_EVERY = 0.05
 _LOOK_AROUND_EVERY = 1.0  # at other processes
 _SAID_AT_MOST = 50
@@ -157,6 +160,8 @@ def _length_of(journal: Path) -> int:
 def main() -> None:
     """`METRICBUS_DELIVERY_TOLD={…} … FOLDER LINGER_SECS`, started by `delivery_process`."""
     folder, linger_secs = RunFolder(Path(sys.argv[1])), float(sys.argv[2])
+    for variable in _NOT_INHERITED:
+        os.environ.pop(variable, None)
     told = msgspec.json.decode(os.environ.pop(TOLD_VARIABLE), type=Told)
     sys.argv = told.argv
     logging.basicConfig(
