@@ -52,7 +52,7 @@ def _response_behind(error: BaseException) -> Any:
     while cause is not None:
         for frame, _ in walk_tb(cause.__traceback__):
             response = frame.f_locals.get("response")
-            if hasattr(response, "headers"):
+            if hasattr(getattr(response, "headers", None), "get"):
                 return response
         cause = cause.__cause__ or cause.__context__
     return None
