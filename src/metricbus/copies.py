@@ -1,23 +1,132 @@
-"""Copies of a bus in other processes: forked, or pickled. Each joins the run when it first logs.
+"""What happens to a bus behind its back: the process ends, or it is copied.
 
-Until then a copy costs nothing: no thread, no file. It has a queue whose first call wakes it.
+A copy in another process, forked or pickled, joins the run when it first logs. Until then it costs
+nothing: no thread, no file.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
-import threading
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
 
-from metricbus.definitions import Definition
-from metricbus.errors import MetricBusError
-from metricbus.queue import Bounds, CallQueue, Control, values_in
+from metricbus import exits
+from metricbus.config import Settings
+from metricbus.definitions import Definition, Definitions
+from metricbus.dormant import DormantQueue
+from metricbus.queue import CallQueue
+from metricbus.recorder import Recorder
+from metricbus.records import Status
+from metricbus.run import Run, RunFolder
+
+if TYPE_CHECKING:
+    from metricbus.engine import Engine
 
 _log = logging.getLogger("metricbus")
 
 
-def picklable(definitions: Iterable[Definition]) -> list[Definition]:
+class Copyable(Recorder):
+    """A bus as far as its process, and copies of it, are concerned."""
+
+    _engine: Engine | None
+    _elsewhere: tuple[RunFolder, Run] | None  # the run of which this is a copy
+    _settings: Settings
+    _config: Mapping[str, Any]
+    _definitions: Definitions
+
+    @abstractmethod
+    def _begin_idle(self) -> None:
+        """Sets the state of a bus that has no run yet."""
+
+    @property
+    def run(self) -> Run | None:
+        """Who the run is; None while nothing is logged anywhere."""
+        if self._engine is not None:
+            return self._engine.run
+        return self._elsewhere[1] if self._elsewhere else None
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder, for `metricbus.read`."""
+        if self._engine is not None:
+            return self._engine.folder.path
+        return self._elsewhere[0].path if self._elsewhere else None
+
+    def save_at_sigterm(self) -> None:
+        """What SIGTERM does under `sigterm="flush"`: brings everything into the journal, soon."""
+        if self._engine is not None:
+            self._engine.save()
+
+    def close_at_exit(self, status: Status) -> None:
+        """What the end of the script does to a bus that was left open; never raises."""
+        if self._engine is not None:
+            self._engine.close(status, self._settings.close_timeout)
+
+    def sleep_in_child(self) -> None:
+        """What a fork does to the child's copy: the threads behind this bus are the parent's."""
+        if self._engine is not None:
+            self._sleep(self._engine.folder, self._engine.run)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """The bus itself: a model that has one may be copied, and goes on logging to it."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is the run: the same bus in this process, a copy that joins in another."""
+        stands = (self._clock.step, self._clock.epoch)
+        config = self.run.config if self.run else {}
+        definitions = _picklable(self._definitions)
+        return _unpickled, (type(self), self.folder, self._settings, config, definitions, stands)
+
+    def _sleep(self, folder: RunFolder, run: Run) -> None:
+        self._engine = None
+        self._elsewhere = folder, run
+        self._queue = DormantQueue(self._wake)
+
+    def _wake(self) -> CallQueue:
+        assert self._elsewhere is not None
+        from metricbus.engine import join_engine
+
+        self._engine = join_engine(self._elsewhere[0], self._settings)
+        for definition in self._definitions:
+            self._engine.define(definition, default=False)
+        self._queue = self._engine.queue
+        exits.watch(self)
+        return self._queue
+
+
+def _unpickled(
+    kind: type[Copyable],
+    folder: Path | None,
+    settings: Settings,
+    config: Mapping[str, Any],
+    definitions: Sequence[Definition],
+    stands: tuple[int, int],
+) -> Copyable:
+    for live in exits.opened():
+        if isinstance(live, Copyable) and folder is not None and live.folder == folder:
+            return live
+    bus = kind.__new__(kind)
+    bus._begin_idle()
+    bus._settings, bus._config = settings, MappingProxyType(dict(config))
+    bus._clock.step, bus._clock.epoch = stands
+    for definition in definitions:
+        bus._definitions.add(definition)
+    if folder is None:
+        bus._switch_off()
+    else:
+        bus._sleep(RunFolder(folder), Run(id=folder.name, name=folder.name))
+    return bus
+
+
+def _picklable(definitions: Iterable[Definition]) -> list[Definition]:
     """Those that can be taken along: a function must have a name that others can import."""
     found = []
     for definition in definitions:
@@ -32,51 +141,3 @@ def picklable(definitions: Iterable[Definition]) -> list[Definition]:
         else:
             found.append(definition)
     return found
-
-
-class DormantQueue(CallQueue):
-    """The queue of a copy that has not joined its run: whatever comes first has it do so.
-
-    `join` gives the queue that takes the calls from then on, and may fail as making a bus may.
-    """
-
-    def __init__(self, join: Callable[[], CallQueue]) -> None:
-        super().__init__(Bounds())
-        self.alarm = [-1]
-        self._join = join
-        self._joining = threading.RLock()  # a signal handler may log meanwhile
-        self._is_joining = False
-        self._joined: CallQueue | None = None
-
-    def crowded(self) -> None:
-        """Joins the run, and hands on what has been logged."""
-        with self._joining:
-            if self._is_joining:
-                return  # who joins will hand it on
-            self._is_joining = True
-            try:
-                self._joined = self._joined or self._join()
-                while self.calls:
-                    self._hand_on(self._joined)
-            except (MetricBusError, OSError) as error:
-                self._lose(error)
-            finally:
-                self._is_joining = False
-
-    def _hand_on(self, queue: CallQueue) -> None:
-        call = self.calls.popleft()
-        if isinstance(call, Control):
-            queue.put_control(call)
-        else:
-            queue.put_row(call, values_in(call))
-
-    def _lose(self, error: Exception) -> None:
-        if not self.dropped:
-            _log.warning(
-                "a copy of a bus cannot join the run, and what it logs is dropped: %s", error
-            )
-        while self.calls:
-            call = self.calls.popleft()
-            self.dropped += values_in(call)
-            if isinstance(call, Control):
-                call.done.set()

@@ -8,18 +8,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from metricbus import exits
 from metricbus.config import Fsync, Hosting, Settings, resolve
-from metricbus.copies import DormantQueue, picklable
+from metricbus.copies import Copyable
 from metricbus.definitions import Definition, Definitions, checked
 from metricbus.errors import DeliveryError
 from metricbus.loops import Epochs, Steps
-from metricbus.queue import CallQueue, Overflow
-from metricbus.recorder import Recorder
+from metricbus.queue import Overflow
 from metricbus.records import Number, Status
 from metricbus.reductions import Reducer
 from metricbus.report import Report
@@ -36,7 +34,7 @@ T = TypeVar("T")
 _RESUME: dict[object, str] = {True: "allow", False: "never"}
 
 
-class MetricBus(Recorder):
+class MetricBus(Copyable):
     """Logs a run's metrics once, for any number of backends.
 
     with MetricBus(run="digits", config={"lr": 3e-4}) as bus:
@@ -132,7 +130,7 @@ class MetricBus(Recorder):
 
     def _begin_idle(self) -> None:
         """The state of a bus that has no run yet."""
-        Recorder.__init__(self)
+        super().__init__()
         self._engine = None
         self._elsewhere: tuple[RunFolder, Run] | None = None  # the run of which this is a copy
         self._config = MappingProxyType({})
@@ -295,20 +293,6 @@ class MetricBus(Recorder):
         """The config that was given, read-only."""
         return self._config
 
-    @property
-    def run(self) -> Run | None:
-        """Who the run is; None while nothing is logged anywhere."""
-        if self._engine is not None:
-            return self._engine.run
-        return self._elsewhere[1] if self._elsewhere else None
-
-    @property
-    def folder(self) -> Path | None:
-        """The run's folder, for `metricbus.read`."""
-        if self._engine is not None:
-            return self._engine.folder.path
-        return self._elsewhere[0].path if self._elsewhere else None
-
     def stats(self) -> Report:
         """The counts as they are now, without waiting for anything."""
         return self._engine.stats() if self._engine else Report()
@@ -368,73 +352,3 @@ class MetricBus(Recorder):
     def _judge(self, report: Report, what: str) -> None:
         if self._settings.strict and not report.complete:
             raise DeliveryError(f"{what}: not everything was delivered\n{report}", report)
-
-    def save_at_sigterm(self) -> None:
-        """What SIGTERM does under `sigterm="flush"`: brings everything into the journal, soon."""
-        if self._engine is not None:
-            self._engine.save()
-
-    def close_at_exit(self, status: Status) -> None:
-        """What the end of the script does to a bus that was left open; never raises."""
-        if self._engine is not None:
-            self._engine.close(status, self._settings.close_timeout)
-
-    # Copies
-
-    def sleep_in_child(self) -> None:
-        """What a fork does to the child's copy: the threads behind this bus are the parent's."""
-        if self._engine is not None:
-            self._sleep(self._engine.folder, self._engine.run)
-
-    def __copy__(self) -> MetricBus:
-        return self
-
-    def __deepcopy__(self, memo: object) -> MetricBus:
-        """The bus itself: a model that has one may be copied, and goes on logging to it."""
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, it is the run: the same bus in this process, a copy that joins in another."""
-        stands = (self._clock.step, self._clock.epoch)
-        config = self.run.config if self.run else {}
-        definitions = picklable(self._definitions)
-        return _unpickled, (self.folder, self._settings, config, definitions, stands)
-
-    def _sleep(self, folder: RunFolder, run: Run) -> None:
-        self._engine = None
-        self._elsewhere = folder, run
-        self._queue = DormantQueue(self._wake)
-
-    def _wake(self) -> CallQueue:
-        assert self._elsewhere is not None
-        from metricbus.engine import join_engine
-
-        self._engine = join_engine(self._elsewhere[0], self._settings)
-        for definition in self._definitions:
-            self._engine.define(definition, default=False)
-        self._queue = self._engine.queue
-        exits.watch(self)
-        return self._queue
-
-
-def _unpickled(
-    folder: Path | None,
-    settings: Settings,
-    config: Mapping[str, Any],
-    definitions: Sequence[Definition],
-    stands: tuple[int, int],
-) -> MetricBus:
-    for bus in exits.opened():
-        if isinstance(bus, MetricBus) and folder is not None and bus.folder == folder:
-            return bus
-    bus = MetricBus.__new__(MetricBus)
-    bus._begin_idle()
-    bus._settings, bus._config = settings, MappingProxyType(dict(config))
-    bus._clock.step, bus._clock.epoch = stands
-    for definition in definitions:
-        bus._definitions.add(definition)
-    if folder is None:
-        bus._switch_off()
-    else:
-        bus._sleep(RunFolder(folder), Run(id=folder.name, name=folder.name))
-    return bus
