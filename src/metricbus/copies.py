@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from metricbus import exits
 from metricbus.config import Settings
@@ -83,7 +83,8 @@ class Copyable(Recorder):
         stands = (self._clock.step, self._clock.epoch)
         config = self.run.config if self.run else {}
         definitions = _picklable(self._definitions)
-        return _unpickled, (type(self), self.folder, self._settings, config, definitions, stands)
+        pickled = _Pickled(self.folder, self._settings, config, definitions, stands)
+        return _unpickled, (type(self), pickled)
 
     def _sleep(self, folder: RunFolder, run: Run) -> None:
         self._engine = None
@@ -102,22 +103,27 @@ class Copyable(Recorder):
         return self._queue
 
 
-def _unpickled(
-    kind: type[Copyable],
-    folder: Path | None,
-    settings: Settings,
-    config: Mapping[str, Any],
-    definitions: Sequence[Definition],
-    stands: tuple[int, int],
-) -> Copyable:
+class _Pickled(NamedTuple):
+    """What goes along with a pickled bus; `stands` is its step and epoch."""
+
+    folder: Path | None
+    settings: Settings
+    config: Mapping[str, Any]
+    definitions: Sequence[Definition]
+    stands: tuple[int, int]
+
+
+def _unpickled(kind: type[Copyable], pickled: _Pickled) -> Copyable:
+    folder = pickled.folder
     for live in exits.opened():
         if isinstance(live, Copyable) and folder is not None and live.folder == folder:
             return live
     bus = kind.__new__(kind)
     bus._begin_idle()
-    bus._settings, bus._config = settings, MappingProxyType(dict(config))
-    bus._clock.step, bus._clock.epoch = stands
-    for definition in definitions:
+    bus._settings = pickled.settings
+    bus._config = MappingProxyType(dict(pickled.config))
+    bus._clock.step, bus._clock.epoch = pickled.stands
+    for definition in pickled.definitions:
         bus._definitions.add(definition)
     if folder is None:
         bus._switch_off()
