@@ -145,18 +145,19 @@ def read_wandb(logged: Logged) -> Iterator[Point]:
 
 
 def read_mlflow_file(logged: Logged) -> Iterator[Point]:
-    return read_mlflow(f"sqlite:///{logged.folder.parent}/mlflow.db")
+    return read_mlflow(f"sqlite:///{logged.folder.parent}/mlflow.db", logged.folder.name)
 
 
 def read_mlflow_server(logged: Logged) -> Iterator[Point]:
-    return read_mlflow(logged.server)
+    return read_mlflow(logged.server, logged.folder.name)
 
 
-def read_mlflow(uri: str, experiment_name: str = "conformance") -> Iterator[Point]:
+def read_mlflow(uri: str, id: str, experiment_name: str = "conformance") -> Iterator[Point]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(experiment_name)
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    ours = f"tags.`metricbus.run_id` = '{id}'"
+    (run,) = client.search_runs([experiment.experiment_id], ours)
     for key in run.data.metrics:
         name = run.data.tags.get(f"metricbus.name.{key}", key)
         for metric in client.get_metric_history(run.info.run_id, key):
@@ -243,9 +244,9 @@ class Script:
             self.log(name, float(step), 1000 + step, 4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["thread", "process"])
 def logged(
-    tmp_path_factory: pytest.TempPathFactory, mlflow_server: str
+    tmp_path_factory: pytest.TempPathFactory, mlflow_server: str, request: pytest.FixtureRequest
 ) -> tuple[Logged, list[Point]]:
     memory, handler = MemorySink(), Keeping()
     logger = logging.getLogger("metricbus")
@@ -254,7 +255,8 @@ def logged(
     urls = [
         backend.url.format(server=mlflow_server) for backend in BACKENDS.values() if backend.url
     ]
-    with MetricBus(sinks=[memory, *urls], dir=tmp_path_factory.mktemp("runs")) as bus:
+    place = tmp_path_factory.mktemp("runs")
+    with MetricBus(sinks=[memory, *urls], dir=place, delivery=request.param) as bus:
         script = Script(bus)
         script.run()
         folder = bus.folder
@@ -325,4 +327,6 @@ def test_every_backend_marks_what_was_open_when_a_process_died(
     assert ",loss,0.5,partial\r\n" in (folder / "csv" / "metrics.csv").read_bytes().decode()
     assert [row["loss"] for row in wandb_rows(folder) if row.get("metricbus/partial")] == [0.5]
     assert Point("loss_partial", 2, None, 0.5) in list(read_tensorboard(logged))
-    assert Point("loss_partial", 2, None, 0.5) in list(read_mlflow(mlflow_server, "partial"))
+    assert Point("loss_partial", 2, None, 0.5) in list(
+        read_mlflow(mlflow_server, folder.name, "partial")
+    )

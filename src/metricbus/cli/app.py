@@ -164,7 +164,10 @@ def _problems(settings: Settings) -> list[str]:
 
 
 def _print_report(report: Report, folder: Path) -> None:
-    print(f"{report.logged:,} values logged, {report.dropped:,} dropped. Where they are:")
+    reduced = (
+        f"{report.reduced:,} of them reduced to {report.derived:,}, " if report.reduced else ""
+    )
+    print(f"{report.logged:,} values logged, {reduced}{report.dropped:,} dropped. Where they are:")
     print(f"  journal: {folder / 'journal'}")
     _print_counts(report.sinks)
 
