@@ -264,3 +264,50 @@ def test_a_script_with_a_sink_that_hangs_ends_by_its_deadline(tmp_path: Path) ->
     assert time.monotonic() - started < 20
     assert "sink Hangs: 0 values rejected, 1 not delivered" in done.stderr
     assert "x,1.0" in (tmp_path / "runs" / "r" / "csv" / "metrics.csv").read_text()
+
+
+def test_memory_does_not_grow_while_a_sink_is_down(tmp_path: Path) -> None:
+    code = """
+        from pathlib import Path
+        from metricbus import MetricBus, Sink, Unavailable
+
+        class Down(Sink):
+            def write(self, records):
+                raise Unavailable("no answer")
+
+        def kilobytes():
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+        def log(values):
+            for step in range(values):
+                bus.log("x", step / 7, step=step)
+            while bus.stats().waiting:
+                pass
+
+        bus = MetricBus(id="r", dir=".", sinks=[Down()], close_timeout=0)
+        log(50_000)
+        before = kilobytes()
+        log(400_000)
+        print(kilobytes() - before, bus.stats().sinks["Down"].pending)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    grown, pending = map(int, done.stdout.split())
+    assert pending == 450_000
+    assert grown < 16_000, f"{grown} KB for 400,000 values"
+
+
+def test_all_threads_are_daemons_so_that_none_holds_up_the_end(tmp_path: Path) -> None:
+    with MetricBus(sinks="csv,logging", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+        bus.flush()
+        ours = [one for one in threading.enumerate() if one.name.startswith("metricbus")]
+        assert len(ours) >= 3
+        assert all(thread.daemon for thread in ours)
