@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import metricbus
 from metricbus import MetricBus, Report, Scalars
 
 
-def run_script(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+def run_script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "train.py").write_text(textwrap.dedent(code))
     return subprocess.run(
         [sys.executable, "train.py"],
@@ -25,6 +26,7 @@ def run_script(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=100,
         check=False,
+        env=os.environ | environment,
     )
 
 
@@ -204,3 +206,48 @@ def test_a_thousand_forks_under_load_lose_nothing_and_hang_nowhere(tmp_path: Pat
     assert values(tmp_path / "r", "child") == list(range(1000))
     loads = sum(len(values(tmp_path / "r", f"load/{thread}")) for thread in range(4))
     assert loads == int(done.stdout)
+
+
+def test_a_fork_while_every_lock_is_held_does_not_hang_the_child(tmp_path: Path) -> None:
+    code = """
+        import os, threading
+        import metricbus
+        from metricbus import MetricBus
+
+        bus = MetricBus(id="r", dir=".", sinks="csv,tensorboard")
+        bus.log("x", 0.0)
+        bus.flush()
+        (process,) = bus._engine._delivery._hosts
+        locks = [
+            bus._engine._closing,
+            metricbus.bus._opening,
+            process._ordering,
+            process._telling,
+        ]
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold():
+            for lock in locks:
+                lock.acquire()
+            held.set()
+            go_on.wait()
+            for lock in reversed(locks):
+                lock.release()
+
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+        pid = os.fork()
+        if pid == 0:
+            bus.log("child", 1.0)
+            metricbus.bus.log("nowhere", 1.0)
+            bus.flush()
+            bus.close()
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        go_on.set()
+        assert status == 0
+        assert bus.close().complete
+    """
+    done = run_script(tmp_path, code, METRICBUS_DELIVERY="process")
+    assert done.returncode == 0, done.stderr
+    assert values(tmp_path / "r", "child") == [1]
