@@ -125,7 +125,7 @@ def check_journal(run: Killed) -> list[Scalars]:
     for record in records:
         for name, value in record.values.items():
             values[name].append(value)
-    partial = left_open(rows)
+    partial = [record for _, record in left_open(rows)]
     counted = {name: value for record in partial for name, value in record.values.items()}
     for thread, times in enumerate(run.times):
         found = values[f"x/{thread}"]

@@ -265,13 +265,18 @@ DIES = """
 """
 
 
-def test_what_a_worker_held_that_died_after_the_end_arrives_later(tmp_path: Path) -> None:
+def test_what_a_worker_held_that_died_after_the_end_arrives_later(
+    tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path)
     bus.log("x", 5.0)
-    environment = {"METRICBUS_RUN_DIR": os.environ["METRICBUS_RUN_DIR"]}
+    lives = DIES.replace("os.kill(os.getpid(), signal.SIGKILL)", "signal.pause()")
+    worker = script(tmp_path, lives)
+    segment = tmp_path / "r" / "journal" / "0002.jsonl"
+    wait_for(lambda: segment.exists() and b'"open"' in segment.read_bytes())
     bus.close()
-    command = [sys.executable, "-c", textwrap.dedent(DIES)]
-    subprocess.run(command, cwd=tmp_path, env=os.environ | environment, timeout=50, check=False)
+    worker.kill()
+    worker.wait(30)
     counts = deliver(tmp_path / "r", timeout=30)["csv"]
     assert (counts.delivered, counts.pending) == (3, 0)
     assert csv_values(tmp_path / "r") == [5.0, 1.0, 2.0]
@@ -326,9 +331,13 @@ def test_who_has_lost_the_lease_does_not_even_open_the_sink(tmp_path: Path) -> N
     consumer._turn()
     (file,) = (tmp_path / "r" / "offsets").glob("[!.]*.lease-*")
     file.unlink()
-    with pytest.raises(Superseded):
+    other = Lease(tmp_path / "r" / "offsets" / consumer.spec.place)
+    other.acquire(above=1)
+    for _ in range(3):
+        consumer.hurry()
         consumer._turn()
     assert opened == ["r"]
+    other.check()
 
 
 def test_of_two_that_claim_a_lease_at_once_one_gets_it(

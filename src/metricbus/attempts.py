@@ -11,7 +11,7 @@ import msgspec
 
 from metricbus.errors import ConfigError, JournalError
 from metricbus.processes import ProcessId, this_process
-from metricbus.run import Run, RunFolder, plain_config, program
+from metricbus.run import Run, RunFolder, flat_config, plain_config, program
 
 _SILENT_SECS = 30.0  # a process of another machine that has written nothing for so long is dead
 
@@ -44,10 +44,12 @@ def go_on(folder: RunFolder, config: Mapping[str, Any], **about: Any) -> tuple[R
     """
     last = folder.load()
     _check_is_over(folder, last)
+    merged = {**last.config, **plain_config(config)}
+    flat_config(merged)
     owner = this_process()
     run = msgspec.structs.replace(
         last,
-        config={**last.config, **plain_config(config)},
+        config=merged,
         host=owner.host,
         pid=owner.pid,
         process_started=owner.started,

@@ -121,8 +121,9 @@ class Consumer:
                 self._rest_until(started + self.spec.options.flush_secs)
                 if not (self._in_a_hurry or self._feed.has_more()):
                     self._bell.wait(_LOOK_EVERY)
-        except Superseded:
-            raise
+        except Superseded as error:
+            self._step_back(error)
+            return False
         except Exception as error:
             if ending and not self._opened and isinstance(error, ConfigError):
                 raise  # waiting would not mend it
@@ -130,9 +131,17 @@ class Consumer:
             return False
         return caught_up and ending
 
+    def _step_back(self, error: Superseded) -> None:
+        """Queues for the lease again, and goes on from where the other one comes to."""
+        self._number = None
+        self._opened = False
+        self._written = None
+        self._lease.release()
+        self._complain("will go on later", error)
+
     def _take_lease(self) -> None:
         if self._number is None:
-            held = self._failures > 0
+            held = self._error is not None
             self._number = self._lease.acquire(above=self._feed.progress.lease)
             self._feed = Feed(self._folder, self.spec)  # another process may have gone on
             self._check_place()
@@ -223,8 +232,12 @@ class Consumer:
     def _close(self) -> bool:
         """Closes the sink; False if that lost something that has to come again."""
         try:
+            self._lease.check()
             self._sink.close(self._ending or "finished")
             self._feed.ledger.close(self._ending or "finished", self._where, self._command)
+        except Superseded as error:
+            self._step_back(error)
+            return False
         except Lost as error:
             self._recede(error)
             return False
@@ -243,7 +256,10 @@ class Consumer:
     def _rest_until(self, due: float, *, patiently: bool = False) -> None:
         """Waits, but for a hurry; `patiently`, through that too."""
         while (patiently or not self._in_a_hurry) and (left := due - time.monotonic()) > 0:
-            self._lease.check()
+            try:
+                self._lease.check()
+            except Superseded:
+                return  # the next turn finds that out
             self._bell.wait(min(left, _LOOK_EVERY))
 
     def _rest_after(self, error: Exception) -> None:

@@ -86,6 +86,19 @@ class Copyable(Recorder):
         pickled = _Pickled(self.folder, self._settings, config, definitions, stands)
         return _unpickled, (type(self), pickled)
 
+    def _awake(self) -> Engine | None:
+        """What works behind this bus; a copy that sleeps joins its run."""
+        if isinstance(self._queue_or_none(), DormantQueue):
+            self._queue.crowded()
+        return self._engine
+
+    def _dropped_asleep(self) -> int:
+        queue = self._queue_or_none()
+        return queue.dropped if isinstance(queue, DormantQueue) else 0
+
+    def _queue_or_none(self) -> CallQueue | None:
+        return getattr(self, "_queue", None)
+
     def _sleep(self, folder: RunFolder, run: Run) -> None:
         self._engine = None
         self._elsewhere = folder, run
@@ -100,6 +113,8 @@ class Copyable(Recorder):
             self._engine.define(definition, default=False)
         self._queue = self._engine.queue
         exits.watch(self)
+        if self._settings.sigterm == "flush":
+            exits.flush_at_sigterm()
         return self._queue
 
 

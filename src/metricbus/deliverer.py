@@ -8,6 +8,7 @@ when the training has died, it does the same, and says that the run was killed.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -19,9 +20,10 @@ from pathlib import Path
 import msgspec
 
 from metricbus.delivery_threads import ThreadDelivery
+from metricbus.errors import JournalError
 from metricbus.exchange import TOLD_VARIABLE, DeliveryStatus, Saying, Told, orders_of, status_of
 from metricbus.journal import endings
-from metricbus.later import bury
+from metricbus.later import bury, owner_of
 from metricbus.processes import this_process
 from metricbus.records import Status
 from metricbus.run import RunFolder
@@ -31,7 +33,8 @@ _log = logging.getLogger("metricbus.delivery")
 
 # A training that uses W&B itself would share its wandb-core. That knows this process's run for as
 # long as it lives, and refuses it to the next delivery process.
-_NOT_INHERITED = ("WANDB_SERVICE",)
+_NOT_INHERITED = ("WANDB_SERVICE", "METRICBUS_RUN_DIR", "METRICBUS_SINKS")
+_HANDOVER_SECS = 5.0
 _LOOK_EVERY = 0.05
 _LOOK_AROUND_EVERY = 1.0  # at other processes
 _SAID_AT_MOST = 50
@@ -62,6 +65,7 @@ class Deliverer:
         self._delivery = ThreadDelivery(folder, specs)
         self._names = [spec.name for spec in specs]
         self._attempt = attempt
+        self._owner = owner_of(folder.load())
         self._orders, self._status = orders_of(folder, attempt), status_of(folder, attempt)
         self._sayings = Sayings()
         logging.getLogger("metricbus").addHandler(self._sayings)
@@ -102,6 +106,8 @@ class Deliverer:
                 self._delivery.hurry()
             if orders.ended is not None:
                 self._end(orders.ended)
+            if orders.alone:
+                self._linger(self._linger_secs)
         length = _length_of(self._folder.journal)
         if length != self._grown_to:
             self._grown_to = length
@@ -109,26 +115,41 @@ class Deliverer:
 
     def _look_around(self) -> None:
         """At the training process; and when the run has ended, at who still writes."""
-        if time.monotonic() < self._looked_around + _LOOK_AROUND_EVERY and not self._ended:
-            return
-        self._looked_around = time.monotonic()
-        if self._ended is None:
-            run = bury(self._folder)
-            if run.attempt != self._attempt:  # somebody goes on with it, and delivers himself
-                self._end("running")
-            elif run.status != "running":
-                self._end(run.status)
+        if time.monotonic() >= self._looked_around + _LOOK_AROUND_EVERY:
+            self._looked_around = time.monotonic()
+            self._look_at_training()
         if self._ended is not None and not self._closing:
             open_ = [name for name, end in endings(self._folder.journal).items() if end.is_open]
             self._waits_for = open_
             if not open_:
-                self._closing = True
-                self._delivery.end(self._ended)
+                self._close()
+
+    def _look_at_training(self) -> None:
+        try:
+            run = bury(self._folder)
+        except (OSError, JournalError) as error:  # a full disk; it is tried again
+            _log.info("cannot look after the run: %s", error)
+            return
+        if run.attempt != self._attempt:  # somebody goes on with it, and delivers himself
+            self._end("running")
+            self._close()
+            self._linger(_HANDOVER_SECS)
+        elif run.status != "running":
+            self._end(run.status)
+            if not self._owner.is_alive():
+                self._linger(self._linger_secs)
 
     def _end(self, status: Status) -> None:
-        if self._ended is None:
-            self._ended = status
-            self._deadline = time.monotonic() + self._linger_secs
+        self._ended = self._ended or status
+
+    def _close(self) -> None:
+        if not self._closing and self._ended is not None:
+            self._closing = True
+            self._delivery.end(self._ended)
+
+    def _linger(self, secs: float) -> None:
+        """Goes on for so long at most; the shortest that was ever said counts."""
+        self._deadline = min(self._deadline, time.monotonic() + secs)
 
     def _publish(self, *, over: bool = False) -> None:
         unfinished = self._delivery.unfinished()
@@ -162,7 +183,7 @@ def main() -> None:
     folder, linger_secs = RunFolder(Path(sys.argv[1])), float(sys.argv[2])
     for variable in _NOT_INHERITED:
         os.environ.pop(variable, None)
-    told = msgspec.json.decode(os.environ.pop(TOLD_VARIABLE), type=Told)
+    told = msgspec.convert(json.loads(os.environ.pop(TOLD_VARIABLE)), type=Told)
     sys.argv = told.argv
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO

@@ -48,7 +48,7 @@ class Delivery:
         for at, host in enumerate(self._hosts):
             try:
                 host.start()
-            except OSError as error:
+            except Exception as error:  # whatever it is, the training goes on
                 _log.warning("no delivery process (%s): threads deliver instead", error)
                 self._hosts[at] = ThreadDelivery(self._folder, self._apart)
                 self._hosts[at].start()

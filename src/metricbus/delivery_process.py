@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -23,6 +24,7 @@ from metricbus.exchange import (
     orders_of,
     status_of,
 )
+from metricbus.processes import ProcessId
 from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
@@ -35,6 +37,8 @@ _LOOK_WHEN_AWAITED = 0.01
 _STARTS = 5  # in a row
 _STARTS_IN_VAIN = 2  # of a process that never came up
 _ENOUGH_SECS = 60.0  # a process that lived that long makes up for those before it
+
+_NO_STATUS = DeliveryStatus(ProcessId("", 0), {})
 
 # `-P` and the path keep the imports of the process those of the training, whatever its folder has.
 _COMMAND = (
@@ -56,7 +60,7 @@ class ProcessDelivery:
         self._folder = folder
         self._specs = specs
         self._linger_secs = linger_secs
-        self._directory = os.getcwd()  # what relative locations are relative to
+        self._directory = _working_directory()  # what relative locations are relative to
         self._attempt = attempt
         self._orders_file = orders_of(folder, attempt)
         self._status_file = status_of(folder, attempt)
@@ -66,7 +70,7 @@ class ProcessDelivery:
         self._status: DeliveryStatus | None = None
         self._pids: set[int] = set()
         self._told = 0
-        self._telling = threading.Lock()
+        self._telling = threading.RLock()
         self._gave_up = False
         self._instead: ThreadDelivery | None = None
 
@@ -103,6 +107,8 @@ class ProcessDelivery:
         is other processes that have joined the run.
         """
         done = self._wait(lambda: not self.unfinished() or self._only_others_write(), deadline)
+        if not done:
+            self._order(alone=True)
         self._relay()
         return self._instead.wait_until_closed(deadline) if self._instead else done
 
@@ -162,24 +168,28 @@ class ProcessDelivery:
         return status is not None and status.waits_only
 
     def _wait(self, is_done: Callable[[], bool], deadline: float) -> bool:
-        while not (done := is_done()) and not (self._gave_up or self._instead):
+        while not (done := is_done()) and not self._is_over():
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             time.sleep(min(left, _LOOK_WHEN_AWAITED))
         return done
 
+    def _is_over(self) -> bool:
+        """Whether nothing more comes of waiting."""
+        return self._gave_up or self._instead is not None or (self._status or _NO_STATUS).over
+
     def _launch(self) -> subprocess.Popen[bytes]:
-        if not sys.executable:
+        if not sys.executable or getattr(sys, "frozen", False):
             raise OSError("there is no Python interpreter to start")
         urls = [spec.url.text for spec in self._specs if spec.url]
-        told = Told(urls, sys.argv, self._attempt)
-        arguments = [json.dumps(sys.path), str(self._folder.path), str(self._linger_secs)]
+        told = Told(urls, [str(argument) for argument in sys.argv], self._attempt)
+        arguments = [json.dumps(_import_path()), str(self._folder.path), str(self._linger_secs)]
         with open(log_of(self._folder), "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _COMMAND, *arguments],
                 cwd=self._directory,
-                env={**os.environ, TOLD_VARIABLE: msgspec.json.encode(told).decode()},
+                env={**os.environ, TOLD_VARIABLE: json.dumps(msgspec.to_builtins(told))},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -205,7 +215,7 @@ class ProcessDelivery:
             if time.monotonic() - started > _ENOUGH_SECS:
                 starts = 0
             if starts >= (_STARTS_IN_VAIN if status is None else _STARTS):
-                self._give_up(code)
+                self._give_up(code, starts)
                 return
             starts += 1
             _log.warning(
@@ -219,19 +229,20 @@ class ProcessDelivery:
             try:
                 process = self._launch()
             except OSError as error:
-                self._give_up(str(error))
+                self._give_up(str(error), starts)
                 return
 
     def _relay(self) -> None:
         """Tells what the process had to say."""
         with self._telling:
             status = self._read()
-            for saying in status.said if status else []:
-                if saying.time > self._told:
-                    self._told = saying.time
-                    logging.getLogger(saying.logger).log(saying.level, "%s", saying.text)
+            new = [one for one in (status.said if status else []) if one.time > self._told]
+            if new:
+                self._told = new[-1].time
+        for saying in new:  # without the lock: a handler may close the bus
+            logging.getLogger(saying.logger).log(saying.level, "%s", saying.text)
 
-    def _give_up(self, code: int | str) -> None:
+    def _give_up(self, code: int | str, starts: int) -> None:
         if self._read() is None:  # it never came up
             _log.warning(
                 "no delivery process can be started (%s; see %s): threads deliver instead",
@@ -247,11 +258,24 @@ class ProcessDelivery:
             _log.error(
                 "the delivery process died %d times in a row, the last time by %s: see %s. "
                 "Everything is in the journal: metricbus deliver %s",
-                _STARTS,
+                starts,
                 _in_words(code),
                 log_of(self._folder),
                 self._folder.path,
             )
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been deleted
+        return None
+
+
+def _import_path() -> list[str]:
+    """The training's, with its own folder last: a `wandb.py` in it may be the training itself."""
+    first, *others = [os.fspath(entry) for entry in sys.path if isinstance(entry, str | Path)]
+    return [*others, first]
 
 
 def _in_words(code: int | str) -> str:

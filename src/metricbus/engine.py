@@ -21,7 +21,7 @@ from metricbus.collector import Collector, Define, EpochBegins, EpochEnds, Flush
 from metricbus.config import Settings, variable_of
 from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
-from metricbus.errors import ConfigError
+from metricbus.errors import ConfigError, JournalError
 from metricbus.journal import SegmentWriter
 from metricbus.queue import Bounds, CallQueue, Control
 from metricbus.records import Number, Status
@@ -215,8 +215,9 @@ class Engine:
         _withdraw(self.folder.path)
         ended = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
         try:
-            self.folder.save(ended)
-        except OSError as error:
+            if self.folder.load().attempt == self.run.attempt:
+                self.folder.save(ended)
+        except (OSError, JournalError) as error:
             self._collector.error = f"run.json cannot be written: {error}"
 
 
@@ -274,6 +275,9 @@ def _run_to_join(settings: Settings, about: About) -> tuple[RunFolder, Run] | No
     folder = RunFolder(Path(settings.run_dir))
     run = folder.load()
     if about.id not in (None, run.id) or about.name not in (None, run.name):
+        return None
+    if run.status != "running":
+        _log.warning("the run %s that started this process has ended: this is a new one", run.id)
         return None
     if about.config and plain_config(about.config) != run.config:
         _log.warning(

@@ -34,10 +34,14 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """What the training process wants: `hurries` counts how often it asked for all there is."""
+    """What the training process wants: `hurries` counts how often it asked for all there is.
+
+    `alone` says that it waits no longer.
+    """
 
     hurries: int = 0
     ended: Status | None = None
+    alone: bool = False
 
 
 class Saying(msgspec.Struct, frozen=True):

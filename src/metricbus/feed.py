@@ -14,9 +14,12 @@ import msgspec
 from metricbus.filters import RowFilter
 from metricbus.journal import NO_LINE, JournalReader, Row, endings, left_open
 from metricbus.offsets import Ledger, Progress
-from metricbus.records import Scalars
+from metricbus.records import Open, Scalars
+from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
+
+_NOTHING = Open(time=0, rows=[])
 
 
 class Batch(NamedTuple):
@@ -89,8 +92,16 @@ class Feed:
         return []
 
     def _left_open(self, segment: str) -> list[Row]:
+        """The rest of what one segment held; what is superseded counts, and is empty."""
         found = left_open(JournalReader(self._journal).read_segment(segment))
-        return [Row(segment, NO_LINE, 0, record) for record in found[self._partial(segment) :]]
+        rest = found[self._partial(segment) :]
+        if not rest:
+            return []
+        rewinds = Rewinds(JournalReader(self._journal).read())
+        return [
+            Row(segment, NO_LINE, 0, _NOTHING if rewinds.supersede_partial(segment, row) else row)
+            for _, row in rest
+        ]
 
     def _partial(self, segment: str) -> int:
         return self.progress.partial.get(segment, 0)

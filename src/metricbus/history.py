@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metricbus.journal import JournalReader, left_open
 from metricbus.records import Number, Scalars
-from metricbus.rewinding import without_superseded
+from metricbus.rewinding import Rewinds, without_superseded
 from metricbus.run import Run, RunFolder
 from metricbus.sinks.csv import safe_cell
 
@@ -68,10 +68,14 @@ class History:
         self.run: Run = folder.load()
         reader = JournalReader(folder.journal)
         rows = list(reader.read())
+        rewinds = Rewinds(() if superseded else rows)
+        partial = left_open(rows)
         if not superseded:
             rows = without_superseded(rows)
         self._rows = [row.record for row in rows if isinstance(row.record, Scalars)]
-        self.partial = left_open(rows)
+        self.partial = [
+            row for segment, row in partial if not rewinds.supersede_partial(segment, row)
+        ]
         self.damaged = reader.damaged
         self.torn = reader.unread_bytes()
         self._groups: dict[tuple[str, ...], list[int]] = {}

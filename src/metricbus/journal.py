@@ -293,10 +293,10 @@ def _ending_of(path: Path) -> Ending | None:
     )
 
 
-def left_open(rows: Iterable[Row]) -> list[Scalars]:
-    """What the reductions held that were open when their segments broke off, as partial rows.
-
-    A name that came again after it was written down was emitted since, and is left out.
+def left_open(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
+    """What the reductions held that were open when their segments broke off: partial rows, each
+    with its segment. A name that came again after it was written down was emitted since, and is
+    left out.
     """
     opened: dict[str, Open] = {}
     since: dict[str, set[str]] = {}
@@ -309,7 +309,7 @@ def left_open(rows: Iterable[Row]) -> list[Scalars]:
         elif isinstance(row.record, End):
             opened.pop(row.segment, None)
     return [
-        msgspec.structs.replace(row, values=values)
+        (segment, msgspec.structs.replace(row, values=values))
         for segment, record in opened.items()
         for row in record.rows
         if (values := {n: v for n, v in row.values.items() if n not in since[segment]})

@@ -15,6 +15,7 @@ from metricbus.journal import JournalReader, endings, left_open
 from metricbus.processes import ProcessId
 from metricbus.records import Scalars
 from metricbus.report import SinkCounts
+from metricbus.rewinding import Rewinds
 from metricbus.run import Run, RunFolder
 from metricbus.sinks import Sink, find_sink
 from metricbus.specs import OBJECT, specs_of
@@ -66,17 +67,23 @@ def _is_over(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
 
 
+def owner_of(run: Run) -> ProcessId:
+    """The process of the run's newest attempt."""
+    return ProcessId(run.host, run.pid, run.process_started)
+
+
 def bury(folder: RunFolder) -> Run:
     """The run; if its process has died, marked as its segment says or else as killed."""
     run = folder.load()
-    owner = ProcessId(run.host, run.pid, run.process_started)
+    owner = owner_of(run)
     if run.status != "running" or owner.is_alive():
         return run
     said = [end.status for end in endings(folder.journal).values() if end.writer == owner]
     last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
     status = next((status for status in reversed(said) if status), "killed")
     dead = msgspec.structs.replace(run, status=status, ended=last)
-    folder.save(dead)
+    if folder.load() == run:  # nobody has gone on with it meanwhile
+        folder.save(dead)
     return dead
 
 
@@ -93,10 +100,15 @@ def _sinks_of(run: Run) -> list[str | Sink]:
 
 def _values_in(folder: RunFolder, *, ended: bool) -> int:
     """All values, those in open reductions of processes that died among them."""
-    rows = JournalReader(folder.journal).read()
+    rows = list(JournalReader(folder.journal).read())
+    rewinds = Rewinds(rows)
     values = sum(len(row.record.values) for row in rows if isinstance(row.record, Scalars))
     for segment, ending in endings(folder.journal).items():
         if ended and ending.is_broken:
             open_rows = left_open(JournalReader(folder.journal).read_segment(segment))
-            values += sum(len(row.values) for row in open_rows)
+            values += sum(
+                len(row.values)
+                for _, row in open_rows
+                if not rewinds.supersede_partial(segment, row)
+            )
     return values

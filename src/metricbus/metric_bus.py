@@ -237,8 +237,8 @@ class MetricBus(Copyable):
         return results
 
     def _begin_epoch(self) -> None:
-        if self._engine is not None:
-            self._engine.begin_epoch(self._clock.step, self._clock.epoch)
+        if (engine := self._awake()) is not None:
+            engine.begin_epoch(self._clock.step, self._clock.epoch)
 
     def _end_epoch(self, seconds: float | None) -> dict[str, Number]:
         if self._engine is None or not (self._definitions or seconds is not None):
@@ -258,7 +258,7 @@ class MetricBus(Copyable):
         """
         from metricbus.checkpoints import take
 
-        return take(self._engine, self._clock, self._settings.block_secs)
+        return take(self._awake(), self._clock, self._settings.block_secs)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint: what earlier attempts logged beyond its step is superseded.
@@ -267,7 +267,7 @@ class MetricBus(Copyable):
         """
         from metricbus.checkpoints import put_back
 
-        put_back(state, self._engine, self._clock)
+        put_back(state, self._awake(), self._clock)
 
     def rewind(self, step: int, epoch: int | None = None) -> None:
         """Goes back to an earlier step, which is over: the next loop begins with the one after it.
@@ -277,7 +277,7 @@ class MetricBus(Copyable):
         """
         from metricbus.checkpoints import rewind
 
-        rewind(step, epoch, self._engine, self._clock)
+        rewind(step, epoch, self._awake(), self._clock)
 
     # What comes back
 
@@ -295,7 +295,9 @@ class MetricBus(Copyable):
 
     def stats(self) -> Report:
         """The counts as they are now, without waiting for anything."""
-        return self._engine.stats() if self._engine else Report()
+        if self._engine is not None:
+            return self._engine.stats()
+        return Report(dropped=self._dropped_asleep())
 
     # Ends
 
@@ -306,8 +308,9 @@ class MetricBus(Copyable):
         when they are not complete.
         """
         if self._engine is None:
-            return Report()
-        report = self._engine.flush(self._timeout(timeout))
+            report = self.stats()
+        else:
+            report = self._engine.flush(self._timeout(timeout))
         self._judge(report, "flush()")
         return report
 
@@ -320,7 +323,9 @@ class MetricBus(Copyable):
         if status not in ("finished", "failed", "killed"):
             raise ValueError(f'status must be "finished", "failed" or "killed", not {status!r}')
         if self._engine is None:
-            return Report()
+            report = self.stats()
+            self._judge(report, "close()")
+            return report
         try:
             report = self._engine.close(status, self._timeout(timeout))
         finally:  # who presses Ctrl-C here does not want to wait again at the end of the script

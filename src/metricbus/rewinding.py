@@ -1,37 +1,77 @@
-"""Which rows a later attempt has superseded."""
+"""Which rows are superseded: those that a rewind goes back before."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from metricbus.journal import Row
 from metricbus.records import Header, Rewind, Scalars
 
+_BEHIND_ALL_LINES = 1 << 62
 
-def without_superseded(rows: Iterable[Row]) -> list[Row]:
-    """The rows of a whole journal, but for those that a rewind goes back before."""
-    rows = list(rows)
-    rewinds = [(row, row.record) for row in rows if isinstance(row.record, Rewind)]
+
+class _At(NamedTuple):
+    """A rewind, and where it stands."""
+
+    segment: str
+    line: int
+    attempt: int
+    rewind: Rewind
+
+
+class Rewinds:
+    """All rewinds of a run."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        """Finds them in the rows of a whole journal."""
+        self._attempts: dict[str, int] = {}
+        self._all: list[_At] = []
+        for row in rows:
+            if isinstance(row.record, Header):
+                self._attempts[row.segment] = row.record.attempt
+            elif isinstance(row.record, Rewind):
+                attempt = self._attempts.get(row.segment, 1)
+                self._all.append(_At(row.segment, row.line, attempt, row.record))
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def supersede(self, segment: str, line: int, row: Scalars) -> bool:
+        """Whether one of them goes back before this row."""
+        attempt = self._attempts.get(segment, 1)
+        return any(
+            _is_after(at, segment, line, attempt, row)
+            and (
+                row.step > at.rewind.step
+                or (segment == at.rewind.segment and line >= at.rewind.line)
+                or 0 < at.rewind.attempt < attempt < at.attempt
+            )
+            for at in self._all
+        )
+
+    def supersede_partial(self, segment: str, row: Scalars) -> bool:
+        """Whether one of them goes back before what was open when the segment broke off."""
+        return self.supersede(segment, _BEHIND_ALL_LINES, row)
+
+
+def _is_after(at: _At, segment: str, line: int, attempt: int, row: Scalars) -> bool:
+    """Whether the rewind came after the row; clocks are asked only within one attempt."""
+    if segment == at.segment:
+        return line < at.line
+    if attempt != at.attempt:
+        return attempt < at.attempt
+    return row.time <= at.rewind.time
+
+
+def without_superseded(rows: list[Row]) -> list[Row]:
+    """The rows of a whole journal, but for those that are superseded."""
+    rewinds = Rewinds(rows)
     if not rewinds:
         return rows
-    attempts = {row.segment: row.record.attempt for row in rows if isinstance(row.record, Header)}
     return [
         row
         for row in rows
         if not isinstance(row.record, Scalars)
-        or not any(
-            _is_before(row, row.record, at, rewind)
-            and (
-                row.record.step > rewind.step
-                or (row.segment == rewind.segment and row.line >= rewind.line)
-                or attempts.get(row.segment, 1) > rewind.attempt > 0
-            )
-            for at, rewind in rewinds
-        )
+        or not rewinds.supersede(row.segment, row.line, row.record)
     ]
-
-
-def _is_before(row: Row, record: Scalars, at: Row, rewind: Rewind) -> bool:
-    if row.segment == at.segment:
-        return row.line < at.line
-    return record.time <= rewind.time

@@ -121,6 +121,9 @@ class WandbSink(Sink):
         self._next = self._known + 1  # the number of the next row that W&B has not got
         self._axes: dict[str, str] = {}
         self._keys: dict[str, str] = {}
+        if self._run is not None and not self._is_dead:  # another delivery had taken over
+            with suppress(Exception):
+                self._run.finish(exit_code=0)
         with self._alive():
             self._run = self._begin(run, folder, project)
             self._run.define_metric("*", step_metric=STEP)
