@@ -251,3 +251,56 @@ def test_a_fork_while_every_lock_is_held_does_not_hang_the_child(tmp_path: Path)
     done = run_script(tmp_path, code, METRICBUS_DELIVERY="process")
     assert done.returncode == 0, done.stderr
     assert values(tmp_path / "r", "child") == [1]
+
+
+def test_a_copy_whose_first_act_is_to_load_a_state_joins_the_run(tmp_path: Path) -> None:
+    code = """
+        import multiprocessing
+        from metricbus import MetricBus
+
+        def work(bus, state):
+            bus.load_state_dict(state)
+            bus.log("loss", 4.0, step=2)
+
+        if __name__ == "__main__":
+            with MetricBus(id="r", dir=".", sinks="") as bus:
+                bus.define("loss", every=2, reduce="mean")
+                bus.log("loss", 2.0, step=1)
+                state = bus.state_dict()
+                context = multiprocessing.get_context("fork")
+                worker = context.Process(target=work, args=(bus, state))
+                worker.start()
+                worker.join()
+    """
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert 3.0 in values(tmp_path / "r", "loss")
+
+
+def test_what_a_copy_drops_is_counted(tmp_path: Path) -> None:
+    bus = MetricBus(sinks="", dir=tmp_path, strict=True)
+    pickled = pickle.dumps(bus)
+    bus.close()
+    loaded = pickle.loads(pickled)
+    for _ in range(3):
+        loaded.log("x", 1.0)
+    assert loaded.stats().dropped == 3
+    with pytest.raises(metricbus.DeliveryError):
+        loaded.flush()
+
+
+def test_a_child_that_begins_after_the_end_has_a_run_of_its_own(tmp_path: Path) -> None:
+    bus = MetricBus(id="r", sinks="", dir=tmp_path)
+    late = {"METRICBUS_RUN_DIR": os.environ["METRICBUS_RUN_DIR"]}
+    bus.close()
+    code = """
+        from metricbus import MetricBus
+        with MetricBus(id="own", dir=".", sinks="csv") as bus:
+            bus.log("x", 1.0)
+        with MetricBus(dir=".", sinks="csv") as bus:
+            bus.log("x", 1.0)
+        assert bus.stats().sinks["csv"].delivered == 1
+    """
+    done = run_script(tmp_path, code, **late)
+    assert done.returncode == 0, done.stderr
+    assert "the run r that started this process has ended" in done.stderr

@@ -436,3 +436,89 @@ def test_a_training_that_uses_wandb_itself_does_not_share_its_process(tmp_path: 
     done = run(tmp_path, code)
     assert done.returncode == 0, done.stderr
     assert [row["x"] for row in wandb_rows(tmp_path / "r")] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["tensorboard.py", "wandb.py", "json.py"])
+def test_a_training_that_is_named_like_a_package_is_not_run_again(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text(
+        "from metricbus import MetricBus\n"
+        "with MetricBus(id='r', dir='.', sinks='csv,tensorboard') as bus:\n"
+        "    for step in range(5):\n"
+        "        bus.log('x', float(step), step=step)\n"
+        "assert bus.stats().complete, bus.stats()\n"
+    )
+    if name == "json.py":  # it is no use to the training either
+        (tmp_path / name).rename(tmp_path / "train.py")
+        (tmp_path / "tensorboard.py").write_text("raise SystemExit(1)\n")
+        name = "train.py"
+    done = subprocess.run(
+        [sys.executable, name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert csv_values(tmp_path / "r") == list(range(5)), done.stderr
+    assert len(list((tmp_path / "r" / "journal").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "oddity",
+    [
+        "import sys; from pathlib import Path; sys.path.insert(0, Path('x'))",
+        "import sys; sys.argv.append('\\udcff')",
+        "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
+    ],
+)
+def test_odd_circumstances_do_not_keep_the_training_from_its_bus(
+    tmp_path: Path, oddity: str
+) -> None:
+    code = f"""
+        {oddity}
+        from metricbus import MetricBus
+        with MetricBus(id="r", dir={str(tmp_path)!r}, sinks="csv,tensorboard") as bus:
+            bus.log("x", 1.0)
+        assert bus.stats().complete, bus.stats()
+    """
+    done = run(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert tensorboard_values(tmp_path / "r") == [1.0]
+
+
+def test_a_frozen_application_does_not_start_itself_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with MetricBus(sinks="csv", dir=tmp_path, delivery="process") as bus:
+        log(bus, range(5))
+    assert csv_values(made(bus)) == [0, 1, 2, 3, 4]
+    assert "threads deliver instead" in caplog.text
+
+
+def test_without_lingering_close_still_waits_for_delivery(tmp_path: Path) -> None:
+    bus = MetricBus(sinks="tensorboard", dir=tmp_path, linger_secs=0)
+    log(bus, range(20_000))
+    assert bus.close(timeout=40).complete
+
+
+def test_a_delivery_that_was_superseded_goes_on_when_the_other_has_gone(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
+    log(bus, range(10))
+    bus.flush()
+    process = delivery_of(made(bus))
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    (file,) = (made(bus) / "offsets").glob("[!.]*.lease-*")
+    os.utime(file, (time.time() - 100, time.time() - 100))
+    log(bus, range(10, 20))
+    wait_for(lambda: bus.stats().journalled == 20)
+    assert metricbus.deliver(made(bus), "csv", timeout=30)["csv"].delivered == 20
+    os.kill(process.pid, signal.SIGCONT)
+    log(bus, range(20, 30))
+    assert bus.close().complete
+    assert csv_values(made(bus)) == list(range(30))

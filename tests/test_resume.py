@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb_reader import wandb_files, wandb_records, wandb_rows
 
 import metricbus
-from metricbus import ConfigError, MetricBus, Scalars
+from metricbus import ConfigError, MetricBus, Scalars, recorder
 from metricbus.records import Rewind
 from metricbus.run import Run
 from metricbus.sinks.event_file import read_events
@@ -408,3 +409,84 @@ def test_a_bus_that_is_off_has_a_state_too() -> None:
     bus.load_state_dict(bus.state_dict())
     bus.rewind(3)
     assert bus.step == 3
+
+
+def test_what_a_new_attempt_logged_before_it_loaded_its_state_stays(tmp_path: Path) -> None:
+    with MetricBus("digits", id="r", dir=tmp_path, sinks="") as bus:
+        for step in range(5):
+            bus.log("x", 1.0, step=step)
+        state = bus.state_dict()
+        bus.log("x", 1.0, step=5)
+    with MetricBus(id="r", dir=tmp_path, sinks="", resume=True) as bus:
+        bus.log("gpus", 8, step=0)
+        bus.load_state_dict(state)
+    history = metricbus.read(tmp_path / "r")
+    assert history.names() == ["x", "gpus"]
+    assert steps_of(tmp_path / "r") == [0, 1, 2, 3, 4]
+
+
+def test_an_earlier_attempt_is_superseded_whatever_its_clock_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns()
+    with monkeypatch.context() as ahead:
+        ahead.setattr(recorder, "time_ns", lambda: now + 3600 * 10**9)
+        attempt(tmp_path, range(10), id="r")
+    with MetricBus("digits", id="r", dir=tmp_path, sinks="", resume=True) as bus:
+        bus.rewind(4)
+        bus.log("x", 5.0, step=5)
+    assert steps_of(tmp_path / "r") == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_was_open_in_a_superseded_stretch_is_not_partial(tmp_path: Path) -> None:
+    code = """
+        import json, os, signal
+        from pathlib import Path
+        from metricbus import MetricBus
+        bus = MetricBus("digits", id="r", dir=".", sinks="csv", flush_secs=0.01)
+        bus.define("loss", every=100, reduce="mean")
+        bus.log("loss", 1.0, step=0)
+        Path("state.json").write_text(json.dumps(bus.state_dict()))
+        bus.log("loss", 9.0, step=7)
+        bus._engine.save()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run(command, cwd=tmp_path, timeout=50, check=False)
+    assert len(metricbus.read(tmp_path / "r").partial) == 1
+    with MetricBus("digits", id="r", dir=tmp_path, sinks="csv", resume=True) as bus:
+        bus.define("loss", every=2, reduce="mean")
+        bus.load_state_dict(json.loads((tmp_path / "state.json").read_text()))
+        bus.log("loss", 3.0, step=1)
+    history = metricbus.read(tmp_path / "r")
+    assert history.series("loss").value.tolist() == [2.0]
+    assert history.partial == []
+    assert len(metricbus.read(tmp_path / "r", superseded=True).partial) == 1
+    assert "partial" not in (tmp_path / "r" / "csv" / "metrics.csv").read_text()
+
+
+def test_an_attempt_is_not_held_up_by_the_delivery_of_a_killed_one(
+    tmp_path: Path, wait_for: WaitFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("METRICBUS_DELIVERY")
+    code = """
+        import os, signal
+        from metricbus import MetricBus
+        bus = MetricBus("digits", id="r", dir=".", sinks="csv,mlflow+http://127.0.0.1:9")
+        bus.log("x", 0.0, step=0)
+        while not (bus.folder / "csv" / "metrics.csv").exists():
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run(command, cwd=tmp_path, timeout=50, check=False)
+    with MetricBus("digits", id="r", dir=tmp_path, sinks="csv,tensorboard", resume=True) as bus:
+        bus.log("x", 1.0, step=1)
+        report = bus.flush(timeout=30)
+        assert report.sinks["csv"].pending == 0, str(report)
+
+
+def test_a_config_that_goes_on_with_a_name_twice_is_an_error(tmp_path: Path) -> None:
+    attempt(tmp_path, range(1), config={"opt/lr": 0.1})
+    with pytest.raises(ConfigError, match="twice"):
+        attempt(tmp_path, range(1), config={"opt": {"lr": 0.2}})
