@@ -522,3 +522,22 @@ def test_a_delivery_that_was_superseded_goes_on_when_the_other_has_gone(
     log(bus, range(20, 30))
     assert bus.close().complete
     assert csv_values(made(bus)) == list(range(30))
+
+
+def test_a_run_folder_that_is_deleted_does_not_keep_the_process_for_good(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    code = """
+        import os, shutil
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", dir=".", sinks="csv:out", delivery="process", linger_secs=0.5)
+        bus.log("x", 1.0)
+        bus.flush()
+        print(bus._engine._delivery._hosts[0]._status.process.pid, flush=True)
+        shutil.rmtree("r")
+        os._exit(0)
+    """
+    done = run(tmp_path, code)
+    process = ProcessId(os.uname().nodename, int(done.stdout))
+    wait_for(lambda: not process.is_alive())
+    assert (tmp_path / "out" / "r" / "metrics.csv").read_text().count("x,1.0") == 1

@@ -108,7 +108,10 @@ class Deliverer:
                 self._end(orders.ended)
             if orders.alone:
                 self._linger(self._linger_secs)
-        length = _length_of(self._folder.journal)
+        try:
+            length = _length_of(self._folder.journal)
+        except OSError:  # the folder has been deleted, which the consumers tell
+            return
         if length != self._grown_to:
             self._grown_to = length
             self._delivery.wake()
@@ -119,16 +122,18 @@ class Deliverer:
             self._looked_around = time.monotonic()
             self._look_at_training()
         if self._ended is not None and not self._closing:
-            open_ = [name for name, end in endings(self._folder.journal).items() if end.is_open]
-            self._waits_for = open_
-            if not open_:
+            segments = endings(self._folder.journal).items()
+            self._waits_for = [name for name, ending in segments if ending.is_open]
+            if not self._waits_for:
                 self._close()
 
     def _look_at_training(self) -> None:
         try:
             run = bury(self._folder)
-        except (OSError, JournalError) as error:  # a full disk; it is tried again
+        except (OSError, JournalError) as error:  # a full disk, say; it is tried again
             _log.info("cannot look after the run: %s", error)
+            if not self._owner.is_alive():
+                self._linger(self._linger_secs)
             return
         if run.attempt != self._attempt:  # somebody goes on with it, and delivers himself
             self._end("running")
