@@ -5,29 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_script
 
 import metricbus
 from metricbus import MetricBus, Report, Scalars
-
-
-def run_script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (folder / "train.py").write_text(textwrap.dedent(code))
-    return subprocess.run(
-        [sys.executable, "train.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env=os.environ | environment,
-    )
 
 
 def values(folder: Path, name: str) -> list[float]:

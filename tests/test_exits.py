@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 import metricbus
 from metricbus import MetricBus
@@ -25,19 +26,6 @@ TRAINING = """
     for step in range(1000):
         bus.log({"x": float(step), "mean": 2.0}, step=step)
 """
-
-
-def run_script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (folder / "train.py").write_text(textwrap.dedent(code))
-    return subprocess.run(
-        [sys.executable, "train.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-        env=os.environ | environment,
-    )
 
 
 def after(end: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from metricbus.errors import ConfigError, JournalError
-from metricbus.processes import ProcessId, this_process
+from metricbus.processes import this_process
 from metricbus.run import Run, RunFolder, flat_config, plain_config, program
 
 _SILENT_SECS = 30.0  # a process of another machine that has written nothing for so long is dead
@@ -67,7 +67,7 @@ def go_on(folder: RunFolder, config: Mapping[str, Any], **about: Any) -> tuple[R
 
 
 def _check_is_over(folder: RunFolder, run: Run) -> None:
-    process = ProcessId(run.host, run.pid, run.process_started)
+    process = run.process
     if run.status != "running" or not process.is_alive():
         return
     if not process.is_here:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
+from metricbus.bell import breathe
 from metricbus.complaints import Complaints
 from metricbus.definitions import Definition
 from metricbus.journal import SegmentWriter
@@ -27,7 +28,6 @@ from metricbus.rows import join_calls, join_emissions
 _log = logging.getLogger("metricbus.journal")
 
 _CHUNK = 256
-_BREATH = 50e-6  # a wait this short hands the interpreter over, where sleep(0) may take it back
 _RETRY_SECS = 1.0
 _CHECKPOINT_EVERY = 5.0
 _VALUES_ALONE = frozenset((tuple,))
@@ -154,7 +154,7 @@ class Collector:
             self._queue.wait(self._flush_secs, idle_secs=self._checkpoint_due())
             while stop is None and (calls := self._queue.take(_CHUNK)):
                 stop = self._collect(calls)
-                time.sleep(_BREATH)
+                breathe()
             self._checkpoint()
             self._tell_dropped()
         self._queue.close()

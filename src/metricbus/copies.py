@@ -88,16 +88,16 @@ class Copyable(Recorder):
 
     def _awake(self) -> Engine | None:
         """What works behind this bus; a copy that sleeps joins its run."""
-        if isinstance(self._queue_or_none(), DormantQueue):
+        if self._is_asleep():
             self._queue.crowded()
         return self._engine
 
     def _dropped_asleep(self) -> int:
-        queue = self._queue_or_none()
-        return queue.dropped if isinstance(queue, DormantQueue) else 0
+        return self._queue.dropped if self._is_asleep() else 0
 
-    def _queue_or_none(self) -> CallQueue | None:
-        return getattr(self, "_queue", None)
+    def _is_asleep(self) -> bool:
+        """Whether this is a copy that has not joined its run; its queue is a dormant one."""
+        return self._engine is None and self._elsewhere is not None
 
     def _sleep(self, folder: RunFolder, run: Run) -> None:
         self._engine = None

@@ -23,7 +23,7 @@ from metricbus.delivery_threads import ThreadDelivery
 from metricbus.errors import JournalError
 from metricbus.exchange import TOLD_VARIABLE, DeliveryStatus, Saying, Told, orders_of, status_of
 from metricbus.journal import endings
-from metricbus.later import bury, owner_of
+from metricbus.later import bury
 from metricbus.processes import this_process
 from metricbus.records import Status
 from metricbus.run import RunFolder
@@ -65,7 +65,7 @@ class Deliverer:
         self._delivery = ThreadDelivery(folder, specs)
         self._names = [spec.name for spec in specs]
         self._attempt = attempt
-        self._owner = owner_of(folder.load())
+        self._owner = folder.load().process
         self._orders, self._status = orders_of(folder, attempt), status_of(folder, attempt)
         self._sayings = Sayings()
         logging.getLogger("metricbus").addHandler(self._sayings)

@@ -12,7 +12,6 @@ import msgspec
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.errors import ConfigError
 from metricbus.journal import JournalReader, endings, left_open
-from metricbus.processes import ProcessId
 from metricbus.records import Scalars
 from metricbus.report import SinkCounts
 from metricbus.rewinding import Rewinds
@@ -67,18 +66,12 @@ def _is_over(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
 
 
-def owner_of(run: Run) -> ProcessId:
-    """The process of the run's newest attempt."""
-    return ProcessId(run.host, run.pid, run.process_started)
-
-
 def bury(folder: RunFolder) -> Run:
     """The run; if its process has died, marked as its segment says or else as killed."""
     run = folder.load()
-    owner = owner_of(run)
-    if run.status != "running" or owner.is_alive():
+    if run.status != "running" or run.process.is_alive():
         return run
-    said = [end.status for end in endings(folder.journal).values() if end.writer == owner]
+    said = [end.status for end in endings(folder.journal).values() if end.writer == run.process]
     last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
     status = next((status for status in reversed(said) if status), "killed")
     dead = msgspec.structs.replace(run, status=status, ended=last)
@@ -101,14 +94,13 @@ def _sinks_of(run: Run) -> list[str | Sink]:
 def _values_in(folder: RunFolder, *, ended: bool) -> int:
     """All values, those in open reductions of processes that died among them."""
     rows = list(JournalReader(folder.journal).read())
-    rewinds = Rewinds(rows)
     values = sum(len(row.record.values) for row in rows if isinstance(row.record, Scalars))
-    for segment, ending in endings(folder.journal).items():
-        if ended and ending.is_broken:
-            open_rows = left_open(JournalReader(folder.journal).read_segment(segment))
-            values += sum(
-                len(row.values)
-                for _, row in open_rows
-                if not rewinds.supersede_partial(segment, row)
-            )
+    if ended:
+        rewinds, segments = Rewinds(rows), endings(folder.journal)
+        broken = {segment for segment, ending in segments.items() if ending.is_broken}
+        values += sum(
+            len(row.values)
+            for segment, row in left_open(rows)
+            if segment in broken and not rewinds.supersede_partial(segment, row)
+        )
     return values

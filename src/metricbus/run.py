@@ -23,7 +23,7 @@ import msgspec
 
 from metricbus.errors import ConfigError, JournalError, RunExistsError
 from metricbus.files import replace_file
-from metricbus.processes import this_process
+from metricbus.processes import ProcessId, this_process
 from metricbus.records import FORMAT_VERSION, Status
 
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32, so that each is as likely as any other
@@ -54,6 +54,11 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
     program: str = ""
     attempt: int = 1
     format: int = FORMAT_VERSION
+
+    @property
+    def process(self) -> ProcessId:
+        """The process of the newest attempt."""
+        return ProcessId(self.host, self.pid, self.process_started)
 
 
 class RunFolder:

@@ -1,4 +1,4 @@
-"""The command line: `metricbus demo | doctor | sinks`.
+"""The command line: `metricbus demo | deliver | doctor | sinks`.
 
 The entry point works with the core package alone: where typer or rich is missing, it says which
 extra has them.

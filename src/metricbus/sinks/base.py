@@ -24,12 +24,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeGuard
 
 import msgspec
 
 from metricbus.errors import ConfigError
-from metricbus.records import Scalars, Status
+from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 
 _OWNER = ".metricbus-run"  # in a folder outside the run's own: whose it is
@@ -129,21 +129,23 @@ class Sink(ABC):
         return ""
 
 
-def with_marked_names(records: Sequence[Scalars]) -> Sequence[Scalars]:
+def with_marked_names(records: Sequence[Scalars | Rewind]) -> Sequence[Scalars | Rewind]:
     """The records, for a backend that cannot mark a value: partial ones get names of their own.
 
     What was in the reduction of `loss` when its process died is called `loss_partial`.
     """
-    if not any(record.partial for record in records):
+    if not any(_is_partial(record) for record in records):
         return records
-    return [
-        msgspec.structs.replace(
-            record, values={f"{name}_partial": value for name, value in record.values.items()}
-        )
-        if record.partial
-        else record
-        for record in records
-    ]
+    return [_marked(record) if _is_partial(record) else record for record in records]
+
+
+def _is_partial(record: Scalars | Rewind) -> TypeGuard[Scalars]:
+    return isinstance(record, Scalars) and record.partial
+
+
+def _marked(record: Scalars) -> Scalars:
+    values = {f"{name}_partial": value for name, value in record.values.items()}
+    return msgspec.structs.replace(record, values=values)
 
 
 class FileSink(Sink):

@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import msgspec
 
+from metricbus.bell import breathe
 from metricbus.records import Epoch, Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 
-_ROWS_A_BREATH = 4
-_BREATH = 50e-6  # in the training's process, which gets the interpreter between a few rows
+_ROWS_A_BREATH = 4  # in the training's process, which gets the interpreter in between
 
 
 class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +65,7 @@ class LoggingSink(Sink):
             return
         for number, record in enumerate(records):
             if number % _ROWS_A_BREATH == 0 and number:
-                time.sleep(_BREATH)
+                breathe()
             extra: dict[str, Any] = {"step": record.step, "epoch": record.epoch}
             if isinstance(record, Scalars):
                 extra["metrics"] = record.values

@@ -177,7 +177,7 @@ class MlflowSink(Sink):
 
     def write(self, records: Sequence[Scalars | Rewind]) -> None:
         """As many metrics in a request as MLflow takes."""
-        rows = with_marked_names([one for one in records if isinstance(one, Scalars)])
+        rows = [one for one in with_marked_names(records) if isinstance(one, Scalars)]
         try:
             with self._requests():
                 self._tag_rewinds([one for one in records if isinstance(one, Rewind)])

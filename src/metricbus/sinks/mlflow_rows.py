@@ -5,10 +5,11 @@ Both depend on the journal alone, so that the same rows, delivered again, are th
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
+
+from metricbus.urls import digest
 
 NAME_TAG = "metricbus.name."
 PARAM_TAG = "metricbus.param."
@@ -64,8 +65,7 @@ def allowed(name: str) -> str:
 
 
 def _cut(key: str, name: str) -> str:
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{key[: _LONGEST_NAME - 9]}-{digest}"
+    return f"{key[: _LONGEST_NAME - 9]}-{digest(name)}"
 
 
 class Times:

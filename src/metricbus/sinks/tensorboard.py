@@ -66,16 +66,15 @@ class TensorBoardSink(FileSink):
             self._open_lanes()
         self._is_stale = True  # until all is written: then the files say which rows to skip
         batches: dict[str, list[bytes]] = {}
-        for record in records:
+        for record in with_marked_names(records):
             if isinstance(record, Rewind):
                 for name, lane in self._lanes.items():
                     if lane.see_rewind(record.step):
                         batches.setdefault(name, []).append(self._event_of.rewind(record))
                 continue
-            (row,) = with_marked_names([record])
-            name = self._lane_for(row)
-            if self._lanes[name].see(row):
-                batches.setdefault(name, []).append(self._event_of(row))
+            name = self._lane_for(record)
+            if self._lanes[name].see(record):
+                batches.setdefault(name, []).append(self._event_of(record))
         for name, events in batches.items():
             self._lanes[name].append(events)
         self._is_stale = False

@@ -15,7 +15,6 @@ goes on after the last row that its files have.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shlex
@@ -28,11 +27,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from metricbus.errors import ConfigError, Lost, Unavailable
-from metricbus.processes import ProcessId
 from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.wandb_file import HistoryFile
+from metricbus.urls import digest
 
 if TYPE_CHECKING:
     import wandb
@@ -317,8 +316,7 @@ def run_id(id: str) -> str:
     plain = id.replace(".", "-")
     if plain == id and len(id) <= _LONGEST_ID:
         return id
-    digest = hashlib.sha256(id.encode()).hexdigest()[:8]
-    return f"{plain[: _LONGEST_ID - 9]}-{digest}"
+    return f"{plain[: _LONGEST_ID - 9]}-{digest(id)}"
 
 
 def key_of(name: str) -> str:
@@ -333,8 +331,7 @@ def _about_training(run: Run) -> dict[str, Any]:
 
     Of a training that is over or elsewhere, there is nothing to record but its name.
     """
-    training = ProcessId(run.host, run.pid, run.process_started)
-    is_here = training.is_here and training.is_alive()
+    is_here = run.process.is_here and run.process.is_alive()
     about: dict[str, Any] = {"x_disable_stats": not is_here, "disable_git": not is_here}
     if is_here:
         about["x_stats_pid"] = run.pid

@@ -1,0 +1,23 @@
+"""Runs trainings as users do: scripts, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+
+def run_script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Writes the code to `train.py` in the folder and runs it there."""
+    (folder / "train.py").write_text(textwrap.dedent(code))
+    return subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | environment,
+    )
