@@ -26,7 +26,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import wandb
 from lightning.pytorch.loggers import CSVLogger
@@ -45,8 +45,8 @@ from metricbus.urls import parse_sink
 NAMES = [f"train/metric{i}" for i in range(20)]
 STEPS = 1000
 ROUNDS = 5
-LOOP_ROUNDS = 4
-LOOP_SECONDS = 4.0
+LOOP_ROUNDS = 11
+LOOP_SECONDS = 2.0
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
@@ -245,8 +245,8 @@ def measure_throughput(arms: list[Arm], folder: Path) -> dict[tuple[str, str], f
     return {key: statistics.median(values) for key, values in seen.items()}
 
 
-def measure_loop(folder: Path, milliseconds: float) -> dict[str, float]:
-    """Milliseconds a step, by what logs in the loop."""
+def measure_loop(folder: Path, milliseconds: float) -> dict[str, list[float]]:
+    """Milliseconds a step in each round, by what logs in the loop."""
     train_step = make_training(milliseconds)
     place = folder / f"loop-{milliseconds}"
     sinks = "logging,csv,tensorboard,wandb?mode=offline,mlflow"
@@ -267,17 +267,18 @@ def measure_loop(folder: Path, milliseconds: float) -> dict[str, float]:
     steps = int(LOOP_SECONDS * 1e3 / milliseconds)
     seen: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(LOOP_ROUNDS):
-        for name, log in ways.items():
+        there, back = list(ways.items()), list(reversed(ways.items()))
+        for name, log in back if round_number % 2 else there:
             start = time.perf_counter()
             for i in range(steps):
                 log(1 + round_number * steps + i, train_step())
             seen[name].append((time.perf_counter() - start) / steps * 1e3)
             if name in buses:
-                buses[name].flush(60)
+                buses[name].flush(60)  # so that its delivery takes nothing from the next one
     for bus in buses.values():
         assert bus.close().complete, str(bus.stats())
     logger.handlers.clear()
-    return {name: statistics.median(values) for name, values in seen.items()}
+    return seen
 
 
 def by_bus(bus: MetricBus) -> Callable[[int, float], None]:
@@ -345,13 +346,14 @@ def print_throughput(rates: dict[tuple[str, str], float]) -> None:
         print(f"{backend:16} {name:38} {rate:10,.0f} {ours[backend] / rate:12.1f}x")
 
 
-def print_loop(milliseconds: float, times: dict[str, Any]) -> None:
-    alone = times["nothing"]
-    print(
-        f"\n{f'a training step of {milliseconds} ms with 20 scalars':38} {'ms':>9} {'slowdown':>9}"
-    )
+def print_loop(milliseconds: float, times: dict[str, list[float]]) -> None:
+    """Each way beside doing nothing in the same round: the median, and the middle half."""
+    head = f"a training step of {milliseconds} ms with 20 scalars"
+    print(f"\n{head:44} {'ms':>8} {'slowdown':>9} {'middle half':>14}")
     for name, took in times.items():
-        print(f"{name:38} {took:9.3f} {took / alone:9.2f}")
+        ratios = [one / alone for one, alone in zip(took, times["nothing"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"{name:44} {statistics.median(took):8.3f} {middle:9.2f} {low:6.2f} to {high:.2f}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ when the training has died, it does the same, and says that the run was killed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ _HANDOVER_SECS = 5.0
 _LOOK_EVERY = 0.05
 _LOOK_AROUND_EVERY = 1.0  # at other processes
 _SAID_AT_MOST = 50
-_NICENESS = 19  # where training wants the processor, training has it
+_NICENESS = 19
 
 
 class Sayings(logging.Handler):
@@ -183,6 +184,14 @@ def _length_of(journal: Path) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(journal))
 
 
+def _stand_back() -> None:
+    """Where training wants the processor, training has it: on Linux, this gets what is idle."""
+    os.nice(_NICENESS)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # some containers forbid it
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def main() -> None:
     """`METRICBUS_DELIVERY_TOLD={…} … FOLDER LINGER_SECS`, started by `delivery_process`."""
     folder, linger_secs = RunFolder(Path(sys.argv[1])), float(sys.argv[2])
@@ -193,7 +202,7 @@ def main() -> None:
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
     )
-    os.nice(_NICENESS)
+    _stand_back()
     _log.info("process %d delivers %s", os.getpid(), folder.path)
     complete = Deliverer(folder, specs_of(told.sinks), told.attempt, linger_secs).run()
     _log.info("process %d ends, %s", os.getpid(), "all done" if complete else "not all done")

@@ -13,6 +13,7 @@ that the default can be seen.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from metricbus.records import Epoch, Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 
+_TEMPLATES = 256  # rows with different names at a time
 _ROWS_A_BREATH = 4  # in the training's process, which gets the interpreter in between
 
 
@@ -105,14 +107,21 @@ def line_of(record: Scalars | Epoch | Rewind) -> str:
     if isinstance(record, Epoch):
         ends = "begins" if record.seconds is None else f"ended after {record.seconds:.6g} s"
         return f"step {record.step} epoch {record.epoch} {ends}"
-    metrics = " ".join(
-        f"{printable(name)}={value:.6g}"
-        if isinstance(value, float)
-        else f"{printable(name)}={value}"
-        for name, value in record.values.items()
-    )
+    values = record.values
+    metrics = _template(*values, *map(type, values.values())) % (*values.values(),)
     partial = " (partial)" if record.partial else ""
     return f"step {record.step} epoch {record.epoch} | {metrics}{partial}"
+
+
+@functools.lru_cache(_TEMPLATES)  # the same names come again and again, step after step
+def _template(*names_and_types: str | type) -> str:
+    """What the values of these names, of these types, are put into by `%`."""
+    half = len(names_and_types) // 2
+    names, types = names_and_types[:half], names_and_types[half:]
+    return " ".join(
+        f"{printable(str(name)).replace('%', '%%')}={'%.6g' if kind is float else '%d'}"
+        for name, kind in zip(names, types, strict=True)
+    )
 
 
 def printable(name: str) -> str:
