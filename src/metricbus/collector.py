@@ -21,7 +21,7 @@ from metricbus.complaints import Complaints
 from metricbus.definitions import Definition
 from metricbus.journal import SegmentWriter
 from metricbus.queue import Call, CallQueue, Control, values_in
-from metricbus.records import Epoch, Number, Open, Record, Rewind, Scalars, Status
+from metricbus.records import Epoch, Number, Open, Record, Rewind, Status, values_of
 from metricbus.reducing import Emission, Reducing
 from metricbus.rows import join_calls, join_emissions
 
@@ -219,7 +219,7 @@ class Collector:
             self._emit(list(self.reducing.take(calls)))
         else:
             rows = list(join_calls(calls))
-            self.taken += values_of(rows)
+            self.taken += sum(map(values_of, rows))
             self._append(rows)
 
     def _emit(self, emissions: list[Emission]) -> None:
@@ -264,7 +264,7 @@ class Collector:
         if self.error:
             _log.warning("the journal can be written again")
             self.error = None
-        self.journalled += values_of(rows)
+        self.journalled += sum(map(values_of, rows))
         self.written = self._journal.length
         self._listener.wake()
 
@@ -273,7 +273,7 @@ class Collector:
             for row in rows:
                 self._append([row])
             return
-        values = values_of(rows)
+        values = sum(map(values_of, rows))
         self.unwritable += values
         self._complaints.warn("a row cannot be written and is dropped: %s", error)
 
@@ -292,8 +292,3 @@ class Collector:
             "the queue is full: %s values were dropped so far", f"{dropped:,}"
         ):
             self._told_dropped = dropped
-
-
-def values_of(rows: Sequence[Record]) -> int:
-    """How many values the rows carry."""
-    return sum(len(row.values) for row in rows if isinstance(row, Scalars))

@@ -38,6 +38,10 @@ class JournalError(MetricBusError):
     """A run's folder or journal cannot be read: missing, foreign, or of a newer format."""
 
 
+class MediaError(MetricBusError):
+    """A file that was logged is missing, was changed, or is not what it should be."""
+
+
 class DeliveryError(MetricBusError):
     """Raised by `flush()` and `close()` under `strict=True` when not everything was delivered.
 

@@ -13,6 +13,7 @@ import msgspec
 
 from metricbus.filters import RowFilter
 from metricbus.journal import NO_LINE, JournalReader, Row, endings, left_open
+from metricbus.media_records import MediumRecord
 from metricbus.offsets import Ledger, Progress
 from metricbus.records import Open, Scalars
 from metricbus.rewinding import Rewinds
@@ -167,6 +168,12 @@ class Feed:
                 filtered += values - (len(kept.values) if kept else 0)
                 if kept:
                     records.append(kept)
+            elif isinstance(record, MediumRecord):
+                segments[row.segment] = segments.get(row.segment, 0) + 1
+                if self._takes(record):
+                    records.append(record)
+                else:
+                    filtered += 1
             elif record is None:
                 damaged += 1
             elif isinstance(record, self._kinds):
@@ -175,5 +182,9 @@ class Feed:
         values = sum(segments.values()) - filtered
         return Batch(len(rows), records, values, filtered, segments, damaged, partial)
 
-    def _is_for_us(self, row: Scalars) -> bool:
+    def _takes(self, medium: MediumRecord) -> bool:
+        wanted = isinstance(medium, self._kinds) and self._is_for_us(medium)
+        return wanted and self._filter.takes(medium.name)
+
+    def _is_for_us(self, row: Scalars | MediumRecord) -> bool:
         return not row.sinks or self._kind in row.sinks

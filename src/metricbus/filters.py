@@ -28,6 +28,10 @@ class RowFilter:
             return row
         return msgspec.structs.replace(row, values=values) if values else None
 
+    def takes(self, name: str) -> bool:
+        """Whether the medium that comes now under this name is wanted."""
+        return self.takes_all or self._take(name)
+
     def _take(self, name: str) -> bool:
         wanted = self._wanted.get(name)
         if wanted is None:

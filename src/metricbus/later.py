@@ -12,7 +12,7 @@ import msgspec
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.errors import ConfigError
 from metricbus.journal import JournalReader, endings, left_open
-from metricbus.records import Scalars
+from metricbus.records import values_of
 from metricbus.report import SinkCounts
 from metricbus.rewinding import Rewinds
 from metricbus.run import Run, RunFolder
@@ -94,7 +94,7 @@ def _sinks_of(run: Run) -> list[str | Sink]:
 def _values_in(folder: RunFolder, *, ended: bool) -> int:
     """All values, those in open reductions of processes that died among them."""
     rows = list(JournalReader(folder.journal).read())
-    values = sum(len(row.record.values) for row in rows if isinstance(row.record, Scalars))
+    values = sum(values_of(row.record) for row in rows if row.record is not None)
     if ended:
         rewinds, segments = Rewinds(rows), endings(folder.journal)
         broken = {segment for segment, ending in segments.items() if ending.is_broken}

@@ -17,6 +17,18 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
+from metricbus.media_records import (
+    AudioRecord,
+    ChartRecord,
+    FileRecord,
+    HistogramRecord,
+    ImageRecord,
+    MediumRecord,
+    TableRecord,
+    TextRecord,
+    VideoRecord,
+)
+
 FORMAT_VERSION = 1
 """Written into every segment's header; raised when an old reader could misread a new journal."""
 
@@ -116,7 +128,18 @@ class End(_Record, frozen=True, tag="end"):
     time: int
 
 
-Record: TypeAlias = Header | Scalars | Epoch | Rewind | Open | End
+Medium: TypeAlias = (
+    HistogramRecord
+    | ImageRecord
+    | TableRecord
+    | TextRecord
+    | AudioRecord
+    | VideoRecord
+    | ChartRecord
+    | FileRecord
+)
+
+Record: TypeAlias = Header | Scalars | Epoch | Rewind | Open | End | Medium
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
@@ -130,6 +153,13 @@ def encode(records: Sequence[Record]) -> bytes:
     if b"null" in lines:  # msgspec's spelling of NaN and the infinities, and nothing else of ours
         lines = _encoder.encode_lines([_spell_out(record) for record in records])
     return lines
+
+
+def values_of(record: Record) -> int:
+    """How many values a record carries: one for each name in a row, one for a medium."""
+    if isinstance(record, Scalars):
+        return len(record.values)
+    return 1 if isinstance(record, MediumRecord) else 0
 
 
 def decode(line: bytes) -> Record:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from metricbus.journal import Row
+from metricbus.media_records import MediumRecord
 from metricbus.records import Header, Rewind, Scalars
 
 _BEHIND_ALL_LINES = 1 << 62
@@ -37,7 +38,7 @@ class Rewinds:
     def __bool__(self) -> bool:
         return bool(self._all)
 
-    def supersede(self, segment: str, line: int, row: Scalars) -> bool:
+    def supersede(self, segment: str, line: int, row: Scalars | MediumRecord) -> bool:
         """Whether one of them goes back before this row."""
         attempt = self._attempts.get(segment, 1)
         return any(
@@ -55,7 +56,7 @@ class Rewinds:
         return self.supersede(segment, _BEHIND_ALL_LINES, row)
 
 
-def _is_after(at: _At, segment: str, line: int, attempt: int, row: Scalars) -> bool:
+def _is_after(at: _At, segment: str, line: int, attempt: int, row: Scalars | MediumRecord) -> bool:
     """Whether the rewind came after the row; clocks are asked only within one attempt."""
     if segment == at.segment:
         return line < at.line
@@ -72,6 +73,6 @@ def without_superseded(rows: list[Row]) -> list[Row]:
     return [
         row
         for row in rows
-        if not isinstance(row.record, Scalars)
+        if not isinstance(row.record, Scalars | MediumRecord)
         or not rewinds.supersede(row.segment, row.line, row.record)
     ]

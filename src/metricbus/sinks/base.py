@@ -21,6 +21,7 @@ the sink is opened again, with the state of what was.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ import msgspec
 from metricbus.errors import ConfigError
 from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
+
+_log = logging.getLogger("metricbus.sinks")
 
 _OWNER = ".metricbus-run"  # in a folder outside the run's own: whose it is
 
@@ -89,6 +92,7 @@ class Sink(ABC):
         """Takes the URL's location and options. No I/O and no heavy import here."""
         self.location = location
         self.options = self.Options() if options is None else options
+        self._fallbacks: set[str] = set()
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Connects to the backend for this run.
@@ -117,6 +121,13 @@ class Sink(ABC):
 
         What was flushed counts as settled once this has returned.
         """
+
+    def tell_fallback(self, kind: str, instead: str) -> None:
+        """Says, once for each kind, what the backend gets for lack of something better."""
+        if kind not in self._fallbacks:
+            self._fallbacks.add(kind)
+            name = type(self).__name__.removesuffix("Sink")
+            _log.warning("%s has no %s of this sort: it gets %s", name, kind, instead)
 
     @property
     def where(self) -> str:
