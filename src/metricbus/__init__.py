@@ -13,6 +13,7 @@ from metricbus.errors import (
     DeliveryError,
     JournalError,
     Lost,
+    MediaError,
     MetricBusError,
     MissingPackageError,
     Rejected,
@@ -20,6 +21,7 @@ from metricbus.errors import (
     Unavailable,
 )
 from metricbus.history import History, Series, read
+from metricbus.kinds import Audio, Box, Chart, File, Histogram, Image, Table, Text, Video
 from metricbus.later import deliver
 from metricbus.metric_bus import MetricBus
 from metricbus.process_wide import bus, configure
@@ -31,12 +33,19 @@ from metricbus.sinks import Sink
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audio",
+    "Box",
+    "Chart",
     "ClosedError",
     "ConfigError",
     "DeliveryError",
+    "File",
+    "Histogram",
     "History",
+    "Image",
     "JournalError",
     "Lost",
+    "MediaError",
     "MetricBus",
     "MetricBusError",
     "MissingPackageError",
@@ -48,7 +57,10 @@ __all__ = [
     "Series",
     "Sink",
     "SinkCounts",
+    "Table",
+    "Text",
     "Unavailable",
+    "Video",
     "bus",
     "configure",
     "deliver",

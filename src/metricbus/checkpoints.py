@@ -38,7 +38,7 @@ def take(engine: Engine | None, clock: Clock, timeout: float) -> dict[str, Any]:
     return state
 
 
-def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock) -> None:
+def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock, timeout: float) -> None:
     """Makes the run stand where it stood; what was logged beyond that is superseded.
 
     Raises `ValueError` for what is no state.
@@ -62,15 +62,17 @@ def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock) -> N
             record = _rewind_to(clock, attempt=state["attempt"], segment=segment, line=line)
         elif was_ahead:  # the checkpoint is another run's
             record = _rewind_to(clock)
-        engine.order(GoBack(record, state["reductions"]))
+        engine.order(GoBack(record, state["reductions"]), timeout)
 
 
-def rewind(step: int, epoch: int | None, engine: Engine | None, clock: Clock) -> None:
+def rewind(
+    step: int, epoch: int | None, engine: Engine | None, clock: Clock, timeout: float
+) -> None:
     """Makes the run stand at an earlier step; what was logged beyond it is superseded."""
     step = check_step(step)
     clock.go_to(step, clock.epoch if epoch is None else check_step(epoch, "epoch"))
     if engine is not None:
-        engine.order(GoBack(_rewind_to(clock)))
+        engine.order(GoBack(_rewind_to(clock)), timeout)
 
 
 def _rewind_to(clock: Clock, **place: Any) -> Rewind:

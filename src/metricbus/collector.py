@@ -21,7 +21,7 @@ from metricbus.complaints import Complaints
 from metricbus.definitions import Definition
 from metricbus.journal import SegmentWriter
 from metricbus.queue import Call, CallQueue, Control, values_in
-from metricbus.records import Epoch, Number, Open, Record, Rewind, Status, values_of
+from metricbus.records import Epoch, Medium, Number, Open, Record, Rewind, Status, values_of
 from metricbus.reducing import Emission, Reducing
 from metricbus.rows import join_calls, join_emissions
 
@@ -88,6 +88,16 @@ class Snapshot(Control):
         super().__init__()
         self.state: list[Any] = []
         self.place = ("", 0)
+
+
+class Append(Control):
+    """A medium whose files are written: it comes into the journal."""
+
+    values = 1
+
+    def __init__(self, record: Medium) -> None:
+        super().__init__()
+        self.record = record
 
 
 class Stop(Control):
@@ -203,6 +213,9 @@ class Collector:
             if control.record is not None:
                 self._append([control.record])
             self.reducing.restore(control.state)
+        elif isinstance(control, Append):
+            self.taken += control.values
+            self._append([self.reducing.marked(control.record)])
         elif isinstance(control, EpochBegins):
             self._append([control.record])
         elif isinstance(control, EpochEnds):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from metricbus.errors import MetricBusError
 from metricbus.queue import Bounds, CallQueue, Control, values_in
+
+if TYPE_CHECKING:
+    from metricbus.kind import Stamp, Taken
 
 _log = logging.getLogger("metricbus")
 
@@ -40,6 +44,14 @@ class DormantQueue(CallQueue):
                 self._lose(error)
             finally:
                 self._is_joining = False
+
+    def put_medium(self, stamp: Stamp, taken: Taken) -> None:
+        """Joins the run, and hands the medium on."""
+        self.crowded()
+        if self._joined is None:
+            self.dropped += 1
+        else:
+            self._joined.put_medium(stamp, taken)
 
     def _hand_on(self, queue: CallQueue) -> None:
         call = self.calls.popleft()

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from metricbus.attempts import find_run, go_on
-from metricbus.collector import Collector, Define, EpochBegins, EpochEnds, Flush, Save, Stop
+from metricbus.collector import Append, Collector, Define, EpochBegins, EpochEnds, Flush, Save, Stop
 from metricbus.config import Settings, variable_of
 from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError, JournalError
 from metricbus.journal import SegmentWriter
+from metricbus.media_worker import MediaBounds, MediaWorker
 from metricbus.queue import Bounds, CallQueue, Control
 from metricbus.records import Number, Status
 from metricbus.report import Report
@@ -87,6 +88,13 @@ class Engine:
                 f"cannot begin a journal in {folder.journal}: {error.strerror}"
             ) from error
         self._collector = Collector(self.queue, journal, settings.flush_secs, self._delivery)
+        self._media = MediaWorker(
+            folder.path,
+            journal.segment,
+            MediaBounds(settings.queue_bytes, settings.overflow, settings.block_secs),
+            lambda record: self.queue.put_control(Append(record), hurry=False),
+        )
+        self.queue.media = self._media
         self._closing = threading.RLock()  # a signal handler may close while close() waits
         self._ended: Status | None = None
         self._complete = False
@@ -121,11 +129,14 @@ class Engine:
         return {}
 
     def obey(self, control: Control, timeout: float) -> bool:
-        """Has the collector obey in its turn, and waits for it; whether it did in time."""
-        return self._collector.obey(control, timeout)
+        """Has the collector obey after all that was logged, and waits; whether it did in time."""
+        deadline = time.monotonic() + timeout
+        self._media.drain(timeout)
+        return self._collector.obey(control, max(0.0, deadline - time.monotonic()))
 
-    def order(self, control: Control) -> None:
-        """Has the collector obey in its turn."""
+    def order(self, control: Control, timeout: float) -> None:
+        """Has the collector obey in its turn, after the media that were logged, if that is soon."""
+        self._media.drain(timeout)
         self.queue.put_control(control, hurry=False)
 
     def newest(self, name: str) -> Number | None:
@@ -134,12 +145,12 @@ class Engine:
 
     def save(self) -> None:
         """Brings into the journal what has been logged and what is open; for a signal handler."""
-        self._collector.obey(Save(), _SAVE_SECS)
+        self.obey(Save(), _SAVE_SECS)
 
     def flush(self, timeout: float) -> Report:
         """Waits, at most `timeout` seconds, until all that was logged has reached every sink."""
         deadline = time.monotonic() + timeout
-        if self._collector.obey(Flush(), timeout):
+        if self.obey(Flush(), timeout):
             target = {self._collector.segment: self._collector.written}
             self._delivery.flush(target, deadline)
         return self.stats()
@@ -165,6 +176,7 @@ class Engine:
         """
         first, self._ended = self._ended is None, self._ended or status
         try:
+            self._media.close(max(0.0, deadline - time.monotonic()))
             self._collector.obey(Stop(self._ended), max(0.0, deadline - time.monotonic()))
             patience = min(deadline, time.monotonic() + _PATIENCE)
             if not self._delivery.wait_until_closed(patience) and patience < deadline:
@@ -192,7 +204,8 @@ class Engine:
 
     def stats(self) -> Report:
         """The counts as they are now."""
-        collector, queue = self._collector, self.queue
+        collector, queue, media = self._collector, self.queue, self._media
+        encoding, lost = media.waiting, media.dropped
         tallies = self._delivery.tallies()  # first: what they have seen, the journal has by then
         reduced, derived = collector.reducing.reduced, collector.reducing.derived
         taken = collector.taken
@@ -203,11 +216,12 @@ class Engine:
             others=others,
             reduced=reduced,
             derived=derived,
-            dropped=queue.dropped + queue.dropped_late + collector.unwritable,
+            dropped=queue.dropped + queue.dropped_late + collector.unwritable + lost,
             waiting=max(0, taken + derived - reduced - own - collector.unwritable)
-            + queue.waiting(),
+            + queue.waiting()
+            + encoding,
             damaged=max((tally.damaged for tally in tallies.values()), default=0),
-            error=collector.error,
+            error=collector.error or media.error,
             sinks={name: tally.counts(own + others) for name, tally in tallies.items()},
         )
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricbus.journal import JournalReader, left_open
+from metricbus.media import MediaFolder
+from metricbus.media_records import Cell, MediumRecord, TableRecord
 from metricbus.records import Number, Scalars
 from metricbus.rewinding import Rewinds, without_superseded
 from metricbus.run import Run, RunFolder
@@ -38,6 +40,15 @@ class Series(NamedTuple):
         return len(self.step)
 
 
+class TableRows(NamedTuple):
+    """A table; `step` and `epoch` are those of its first part."""
+
+    step: int
+    epoch: int
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
 class Wide(NamedTuple):
     """A table with one line per step and epoch and one column per name; absent values are None.
 
@@ -60,7 +71,8 @@ class History:
 
     `partial` has what was in open reductions when their process died (or still is, in a live run),
     as last written down. `damaged` is the number of journal lines that could not be read, and
-    `torn` the number of bytes of unfinished lines at the ends of segments.
+    `torn` the number of bytes of unfinished lines at the ends of segments. `files` reads the files
+    of media, and says so if one is missing or was changed.
     """
 
     def __init__(self, folder: RunFolder, *, superseded: bool = False) -> None:
@@ -73,6 +85,8 @@ class History:
         if not superseded:
             rows = without_superseded(rows)
         self._rows = [row.record for row in rows if isinstance(row.record, Scalars)]
+        self._media = [row.record for row in rows if isinstance(row.record, MediumRecord)]
+        self.files = MediaFolder(folder.path)
         self.partial = [
             row for segment, row in partial if not rewinds.supersede_partial(segment, row)
         ]
@@ -83,11 +97,11 @@ class History:
             self._groups.setdefault(tuple(row.values), []).append(index)
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """The number of rows of numbers."""
         return len(self._rows)
 
     def names(self) -> list[str]:
-        """All names, in the order in which they first came."""
+        """All names of numbers, in the order in which they first came."""
         return list(dict.fromkeys(name for group in self._groups for name in group))
 
     def series(self, name: str) -> Series:
@@ -104,6 +118,23 @@ class History:
             time=np.array([row.time for row in rows], dtype=np.int64),
             value=_column([row.values[name] for row in rows]),
         )
+
+    def media(self, name: str | None = None) -> list[MediumRecord]:
+        """Histograms, images and the like, of one name or of all, in the order of the journal."""
+        return [record for record in self._media if name in (None, record.name)]
+
+    def tables(self, name: str) -> list[TableRows]:
+        """The tables that were logged under a name, each with all its rows.
+
+        Raises `MediaError` if a part of one is missing or was changed.
+        """
+        found: dict[str, TableRows] = {}
+        for record in self.media(name):
+            if isinstance(record, TableRecord):
+                empty = TableRows(record.step, record.epoch, record.columns, [])
+                table = found.setdefault(record.table, empty)
+                table.rows.extend(self.files.rows(record))
+        return list(found.values())
 
     def wide(self) -> Wide:
         """The scalars as one table, ordered by step and epoch."""

@@ -70,7 +70,7 @@ class MediaWriter:
     """Writes the media of one segment of the run in `folder`; for one thread."""
 
     def __init__(self, folder: Path, segment: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._segment = segment
         self._number = 0
 
@@ -96,7 +96,7 @@ class MediaWriter:
             after = os.stat(source)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise ValueError(f"{source} was changed while it was being copied")
-            ref = ref_of(temporary, path.relative_to(self._folder).as_posix())
+            ref = ref_of(temporary, path.relative_to(self.folder).as_posix())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -105,12 +105,12 @@ class MediaWriter:
 
     def _new(self, kind: str, name: str, step: int, suffix: str) -> Path:
         self._number += 1
-        folder = self._folder / "media" / kind / safe_name(name)
+        folder = self.folder / "media" / kind / safe_name(name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{step}-{self._segment}.{self._number}{suffix}"
 
     def _ref(self, path: Path, size: int, sha256: str) -> FileRef:
-        return FileRef(path.relative_to(self._folder).as_posix(), size, sha256)
+        return FileRef(path.relative_to(self.folder).as_posix(), size, sha256)
 
 
 def safe_name(name: str) -> str:

@@ -26,7 +26,11 @@ class FileRef(msgspec.Struct, frozen=True):
 
 
 class Box(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A rectangle in an image, in pixels from its upper left corner, with what is in it."""
+    """A rectangle in an image, in pixels from its upper left corner, with what is in it.
+
+    `label` is its class: a number or a name. `fractions` says that the sides are fractions of width
+    and height; in a record they never are.
+    """
 
     left: float
     top: float
@@ -35,6 +39,7 @@ class Box(msgspec.Struct, frozen=True, omit_defaults=True):
     label: int | str | None = None
     score: float | None = None
     caption: str = ""
+    fractions: bool = False
 
 
 class Picture(msgspec.Struct, frozen=True, omit_defaults=True, tag="picture", tag_field="cell"):

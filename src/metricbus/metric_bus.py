@@ -267,7 +267,7 @@ class MetricBus(Copyable):
         """
         from metricbus.checkpoints import put_back
 
-        put_back(state, self._awake(), self._clock)
+        put_back(state, self._awake(), self._clock, self._settings.block_secs)
 
     def rewind(self, step: int, epoch: int | None = None) -> None:
         """Goes back to an earlier step, which is over: the next loop begins with the one after it.
@@ -277,7 +277,7 @@ class MetricBus(Copyable):
         """
         from metricbus.checkpoints import rewind
 
-        rewind(step, epoch, self._awake(), self._clock)
+        rewind(step, epoch, self._awake(), self._clock, self._settings.block_secs)
 
     # What comes back
 

@@ -24,11 +24,15 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from metricbus.bell import Bell
 from metricbus.errors import ClosedError
 from metricbus.records import Number
+
+if TYPE_CHECKING:
+    from metricbus.kind import Stamp, Taken
+    from metricbus.media_worker import MediaWorker
 
 _log = logging.getLogger("metricbus.queue")
 
@@ -55,8 +59,10 @@ class Bounds(NamedTuple):
 class Control:
     """Something that is not a value and is never dropped: the collector obeys it in its turn.
 
-    `done` is set when everything before it is in the journal.
+    `done` is set when everything before it is in the journal. `values` is what it brings along.
     """
+
+    values = 0
 
     def __init__(self) -> None:
         self.done = threading.Event()
@@ -71,6 +77,7 @@ class CallQueue:
         self.nbytes = 0
         self.dropped = 0  # met a full queue
         self.dropped_late = 0  # met a closed one
+        self.media: MediaWorker | None = None
         self._bounds = bounds
         self._alarm_bytes = min(bounds.flush_bytes, bounds.nbytes)
         self._strict = strict
@@ -99,10 +106,18 @@ class CallQueue:
         self.calls.append(control)
         if self._closed:  # nobody takes it any more, and there is nothing to wait for
             control.done.set()
+            self.dropped_late += control.values
         if hurry:
             self.hurry()
         elif len(self.calls) > self.alarm[0]:
             self.crowded()
+
+    def put_medium(self, stamp: Stamp, taken: Taken) -> None:
+        """Hands a medium to the worker that encodes it; `ClosedError` as for values."""
+        assert self.media is not None
+        self.media.put(stamp, taken)
+        if self._closed and self._strict:
+            raise ClosedError("the bus is closed; log before close(), or make a new MetricBus")
 
     def hurry(self) -> None:
         """Makes the collector work now instead of waiting for more."""
@@ -230,9 +245,9 @@ class CallQueue:
 
 
 def values_in(call: Call | Control) -> int:
-    """How many values a call carries; a control carries none."""
+    """How many values a call carries."""
     if isinstance(call, Control):
-        return 0
+        return call.values
     what = call[0]
     return 1 if isinstance(what, str) else len(what)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from time import time_ns
 from typing import Any, overload
 
+from metricbus.kind import Kind, Stamp, Taken
 from metricbus.queue import CallQueue
 from metricbus.records import Number
 from metricbus.steps import Clock, check_step
@@ -62,6 +63,8 @@ class Recorder:
     ) -> None:
         """Logs one value, or a mapping of names to values (nested ones flatten with `/`).
 
+        A value is a number, or a medium: a `Histogram`, an `Image` and so on.
+
         `step` and `epoch` default to where the bus stands; see docs/steps.md. `weight` is for means
         by a definition: the batch's size, for one. What a value may be is in `metricbus.values`.
 
@@ -72,6 +75,9 @@ class Recorder:
             self._log_mapping(name, value, step, epoch, weight)
             return
         if type(value) is not float:
+            if isinstance(value, Kind):
+                self._log_mapping({name: value}, _MISSING, step, epoch, None)
+                return
             value = to_number(name, value)
         if name not in self._newest:
             check_name(name)
@@ -101,29 +107,34 @@ class Recorder:
         if isinstance(mapping, str):
             if value is _MISSING:
                 raise TypeError(f"log({mapping!r:.80}) has no value; write log(name, value)")
-            name = check_name(mapping)
-            mapping = {name: to_number(name, value)}
+            mapping = {check_name(mapping): value}
         elif not isinstance(mapping, Mapping):
             check_name(mapping)
         elif value is not _MISSING:
             raise TypeError("log() takes a name and a value, or a mapping alone")
         row: dict[str, Number] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
+        taken: dict[str, Taken] = {}
         if type(mapping) is dict and _FLOAT.issuperset(map(type, row.values())):
             if not row.keys() <= self._newest.keys():
                 for name in row:
                     check_name(name)
         else:
-            row = flatten(row)
-        if not row:
+            row, taken = _apart(flatten(row))
+        if not row and not taken:
             return
         clock = self._clock
         share = 1.0 if weight is None else check_weight(weight)
         epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
-        step = clock.implied(row) if step is None else check_step(step)
+        step = clock.implied([*row, *taken]) if step is None else check_step(step)
         if step > clock.step:  # a statement with max() in it could be divided
             clock.step = step
-        self._newest.update(row)
-        self._queue.put_row((row, share, step, epoch, time_ns()), len(row))
+        now = time_ns()
+        if row:
+            self._newest.update(row)
+            self._queue.put_row((row, share, step, epoch, now), len(row))
+        for name, medium in taken.items():
+            medium.commit()
+            self._queue.put_medium(Stamp(name, step, epoch, now), medium)
 
     def _see_epoch(self, epoch: object) -> int:
         number = check_step(epoch, "epoch")
@@ -147,6 +158,18 @@ class Recorder:
     def _switch_off(self) -> None:
         """Makes `log` cost next to nothing."""
         self.__dict__["log"] = _do_nothing
+
+
+def _apart(flat: Mapping[str, Number | Kind]) -> tuple[dict[str, Number], dict[str, Taken]]:
+    """The numbers, and what is taken of the media; nothing of those that have nothing new."""
+    row: dict[str, Number] = {}
+    taken: dict[str, Taken] = {}
+    for name, value in flat.items():
+        if not isinstance(value, Kind):
+            row[name] = value
+        elif (found := value.take(name)) is not None:
+            taken[name] = found
+    return row, taken
 
 
 def _do_nothing(*args: object, **kwargs: object) -> None:

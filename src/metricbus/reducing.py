@@ -12,10 +12,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from metricbus.complaints import Complaints
 from metricbus.definitions import Definition, Definitions, Rule
 from metricbus.queue import Call
-from metricbus.records import Number
+from metricbus.records import Medium, Number
 from metricbus.reductions import Custom, Reducer, Reduction, reduction_factory
 from metricbus.values import INT_MAX
 
@@ -136,6 +138,13 @@ class Reducing:
             else:
                 for name, value in what.items():
                     yield from self._take(name, value, weight, place)
+
+    def marked(self, medium: Medium) -> Medium:
+        """The medium with the axis and the sinks of its name's definition; it is not reduced."""
+        rule = self.definitions.rule(medium.name)
+        if rule is None or not (rule.axis or rule.sinks):
+            return medium
+        return msgspec.structs.replace(medium, **self._marks(rule)._asdict())
 
     def end_epoch(self) -> tuple[list[Emission], dict[str, Number]]:
         """What is left in the windows, and the epoch's reductions; these by name, too."""

@@ -8,10 +8,12 @@ assert sink.series("train/loss")[-1].value < 0.1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metricbus.media import MediaFolder
+from metricbus.media_records import MEDIA, MediumRecord
 from metricbus.records import Number, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
@@ -31,20 +33,25 @@ class Point(NamedTuple):
 class MemorySink(Sink):
     """Keeps the records in `records`, the run in `run`, and how it ended in `status`.
 
+    `files` reads the files of media.
+
     They are complete after `bus.flush()` or `bus.close()`.
     """
+
+    kinds = (Scalars, *MEDIA)
 
     def __init__(self) -> None:
         super().__init__()
         self.run: Run | None = None
         self.status: Status = "running"
-        self.records: list[Scalars] = []
+        self.records: list[Scalars | MediumRecord] = []
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Remembers the run."""
         self.run = run
+        self.files = MediaFolder(folder)
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[Scalars | MediumRecord]) -> None:
         """Keeps the records."""
         self.records.extend(records)
 
@@ -53,13 +60,24 @@ class MemorySink(Sink):
         self.status = status
 
     def names(self) -> list[str]:
-        """All names that came, in the order in which they first came."""
-        return list(dict.fromkeys(name for record in self.records for name in record.values))
+        """All names of numbers that came, in the order in which they first came."""
+        return list(dict.fromkeys(name for record in self._rows() for name in record.values))
 
     def series(self, name: str) -> list[Point]:
         """The values of one name, in their order."""
         return [
             Point(record.step, record.epoch, record.time, record.values[name])
-            for record in self.records
+            for record in self._rows()
             if name in record.values
         ]
+
+    def media(self, name: str) -> list[MediumRecord]:
+        """The media of one name, in their order."""
+        return [
+            record
+            for record in self.records
+            if isinstance(record, MediumRecord) and record.name == name
+        ]
+
+    def _rows(self) -> Iterator[Scalars]:
+        return (record for record in self.records if isinstance(record, Scalars))

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from metricbus.kind import Kind
 from metricbus.records import Number
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
@@ -89,18 +90,21 @@ def check_weight(weight: object) -> float:
     return number
 
 
-def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Number]:
+def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Number | Kind]:
     """The mapping as one flat row; keys of nested mappings are joined with `/`.
 
     Raises for the first bad name or value, before anything of the mapping has been logged.
     """
-    row: dict[str, Number] = {}
+    row: dict[str, Number | Kind] = {}
     if prefix.count("/") > _DEEPEST:
         raise ValueError(f"the mapping is nested more than {_DEEPEST} levels deep: {prefix:.40}…")
     for key, value in mapping.items():
         name = prefix + check_name(key)
+        inner: dict[str, Number | Kind]
         if isinstance(value, Mapping):
             inner = flatten(value, f"{name}/")
+        elif isinstance(value, Kind):
+            inner = {check_name(name): value}
         else:
             inner = {check_name(name): to_number(name, value)}
         twice = row.keys() & inner.keys()

@@ -1,0 +1,124 @@
+"""What every kind of medium has in common: what `log()` takes of it, and how a worker encodes that.
+
+`log()` calls `take` on the caller's thread: it checks types and shapes, and makes one copy. What it
+gives back goes to the media worker, which calls `encode` with the files' writer at hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from metricbus.errors import MissingPackageError
+from metricbus.media import MediaWriter
+from metricbus.media_records import FileRef, MediumRecord
+from metricbus.records import Medium
+
+R = TypeVar("R", bound=MediumRecord)
+
+_log = logging.getLogger("metricbus.media")
+
+
+class Stamp(NamedTuple):
+    """Under which name, and where, a medium was logged."""
+
+    name: str
+    step: int
+    epoch: int
+    time: int
+
+
+def _nothing() -> None:
+    pass
+
+
+class Taken(NamedTuple):
+    """What `log()` took: about so many bytes, and what makes the record of them.
+
+    `commit` is called when nothing of the call can fail any more.
+    """
+
+    nbytes: int
+    encode: Callable[[Work], Medium]
+    commit: Callable[[], None] = _nothing
+
+
+class Work:
+    """One medium on its way to a record: where it stands, and where its files go."""
+
+    def __init__(self, stamp: Stamp, writer: MediaWriter, told: set[tuple[str, str]]) -> None:
+        self.stamp = stamp
+        self._writer = writer
+        self._told = told
+
+    def save(self, kind: str, suffix: str, content: bytes) -> FileRef:
+        """Writes a file of this medium."""
+        return self._writer.save(kind, self.stamp.name, self.stamp.step, suffix, content)
+
+    def copy(self, kind: str, source: Path) -> FileRef:
+        """Copies a file that the user has."""
+        return self._writer.copy(kind, self.stamp.name, self.stamp.step, source)
+
+    def tell(self, what: str) -> None:
+        """Warns of a repair, once for each name."""
+        key = self.stamp.name, what
+        if key not in self._told:
+            self._told.add(key)
+            _log.warning("%r at step %d: %s", self.stamp.name, self.stamp.step, what)
+
+    def record(self, kind: type[R], **fields: Any) -> R:
+        """The record of the medium."""
+        return kind(**self.stamp._asdict(), **fields)
+
+
+class Kind:
+    """The base of `Histogram`, `Image` and all the others that `log()` takes beside numbers."""
+
+    def take(self, name: str) -> Taken | None:
+        """Checks and copies what was given, for the metric `name`; None if there is nothing new.
+
+        Raises `TypeError` or `ValueError` that name the metric.
+        """
+        raise TypeError(f"metric {name!r} was given a {type(self).__name__}, which has no content")
+
+
+def check_file(name: str, path: Path) -> os.stat_result:
+    """The state of a regular file; `ValueError` if it is none."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ValueError(f"metric {name!r}: {path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise ValueError(f"metric {name!r}: {path} is {what}; give the path of a file")
+    return found
+
+
+def check_package(name: str, package: str) -> None:
+    """`MissingPackageError` if a package that this kind needs is not installed."""
+    if find_spec(package) is None:
+        raise MissingPackageError(
+            f"metric {name!r} needs {package}, which is not installed: "
+            "pip install 'metricbus[media]'"
+        )
+
+
+def check_text(name: str, what: str, text: object) -> str:
+    """`text` if it is text that UTF-8 can express."""
+    if not isinstance(text, str):
+        raise TypeError(f"metric {name!r}: {what} must be text, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"metric {name!r}: {what} cannot be written as UTF-8: {error}") from error
+    return text
+
+
+def as_path(data: object) -> Path | None:
+    """The path that `data` is; None if it is something else."""
+    return Path(data).absolute() if isinstance(data, str | os.PathLike) else None

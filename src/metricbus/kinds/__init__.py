@@ -1,0 +1,25 @@
+"""What `log()` takes beside numbers: one neutral type for each kind of medium."""
+
+from metricbus.kind import Kind
+from metricbus.kinds.audio import Audio
+from metricbus.kinds.chart import Chart
+from metricbus.kinds.file import File
+from metricbus.kinds.histogram import Histogram
+from metricbus.kinds.image import Image
+from metricbus.kinds.table import Table
+from metricbus.kinds.text import Text
+from metricbus.kinds.video import Video
+from metricbus.media_records import Box
+
+__all__ = [
+    "Audio",
+    "Box",
+    "Chart",
+    "File",
+    "Histogram",
+    "Image",
+    "Kind",
+    "Table",
+    "Text",
+    "Video",
+]

@@ -1,0 +1,89 @@
+"""`Histogram`: how values are spread."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from metricbus.kind import Kind, Taken, Work
+from metricbus.kinds.arrays import Array, is_tensor, snapshot, told, view_of
+from metricbus.kinds.binning import Binned, bin_on_device, bin_values, binned
+from metricbus.media_records import HistogramRecord
+
+_MOST_BINS = 4096
+_COPIED = 1 << 26  # bytes; of more, the call itself counts, block by block, and copies nothing
+_ACCEPTED = "an array or tensor of real numbers"
+
+
+class Histogram(Kind):
+    """How the values of an array or a tensor, of any shape and real type, are spread.
+
+    `bins` bins of equal width from the smallest to the largest finite value, with count, extremes,
+    mean, standard deviation (of the population), sum and sum of squares; NaN and the infinities are
+    counted apart. The values are copied at the call of `log()` and counted in the background;
+    beyond 64 MiB the call itself counts them, without a copy. Those on an accelerator are counted
+    there.
+
+    `Histogram(counts=, edges=)` takes one that was counted already: whole numbers, and one edge
+    more than there are counts, growing. Its mean and the like are by the middles of the bins.
+    """
+
+    def __init__(
+        self, values: Any = None, bins: int = 64, *, counts: Any = None, edges: Any = None
+    ) -> None:
+        if (values is None) == (counts is None) or (counts is None) != (edges is None):
+            raise TypeError("Histogram() takes values, or both counts= and edges=")
+        self._values = values
+        self._bins = bins
+        self._counts = counts
+        self._edges = edges
+
+    def take(self, name: str) -> Taken:
+        """Checks and copies the values."""
+        if self._values is None:
+            return Taken(0, partial(_record, self._check_counted(name)))
+        if type(self._bins) is not int or not 1 <= self._bins <= _MOST_BINS:
+            raise ValueError(
+                f"metric {name!r}: bins= is a whole number from 1 to {_MOST_BINS}, "
+                f"not {self._bins!r}"
+            )
+        values = self._values
+        if is_tensor(values) and values.device.type != "cpu" and not values.is_complex():
+            copied = values.detach().clone()
+            nbytes = copied.numel() * copied.element_size()
+            return Taken(nbytes, partial(_from_device, copied, self._bins))
+        view = view_of(name, values, _ACCEPTED)
+        if view.nbytes > _COPIED:
+            return Taken(0, partial(_record, bin_values(view, self._bins)))
+        copy = snapshot(name, view, _ACCEPTED)
+        return Taken(copy.nbytes, partial(_from_values, copy, self._bins))
+
+    def _check_counted(self, name: str) -> Binned:
+        counts = view_of(name, self._counts, "counts= as a list of whole numbers")
+        edges = view_of(name, self._edges, "edges= as a list of numbers").astype(np.float64)
+        whole = np.rint(counts.astype(np.float64))
+        if counts.ndim != 1 or edges.ndim != 1 or edges.size != counts.size + 1 or not counts.size:
+            raise ValueError(
+                f"metric {name!r} was given counts as {told(counts)} and edges as {told(edges)}; "
+                "there is one edge more than there are counts"
+            )
+        if not (np.isfinite(whole) & (whole == counts) & (whole >= 0)).all():
+            raise ValueError(f"metric {name!r}: counts= are whole numbers from 0 on")
+        if not np.isfinite(edges).all() or not (np.diff(edges) > 0).all():
+            raise ValueError(f"metric {name!r}: edges= are finite and grow")
+        return binned(counts.astype(np.int64), edges)
+
+
+def _from_values(values: Array, bins: int, work: Work) -> HistogramRecord:
+    return _record(bin_values(values, bins), work)
+
+
+def _from_device(tensor: Any, bins: int, work: Work) -> HistogramRecord:
+    return _record(bin_on_device(tensor, bins), work)
+
+
+def _record(found: Binned, work: Work) -> HistogramRecord:
+    return work.record(HistogramRecord, **msgspec.structs.asdict(found))

@@ -1,0 +1,189 @@
+"""`Table`: rows of numbers, text and pictures; it may grow."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from metricbus.errors import MetricBusError
+from metricbus.kind import Kind, Taken, Work, check_text
+from metricbus.kinds.image import Image
+from metricbus.media_records import Cell, TableRecord, encode_rows
+from metricbus.values import to_number
+
+_ACCEPTED = "numbers, text, booleans, None, dates and Image(…)"
+_CELL_BYTES = 64
+
+
+class Table(Kind):
+    """Rows with named columns: `Table(columns=["id", "guess"], rows=[[7, 1], [9, 4]])`.
+
+    Instead of columns and rows it takes a dict of columns, a pandas or polars frame, or a numpy
+    array with two axes or with named fields. Cells are numbers, text, booleans, None, dates (as ISO 8601
+    text) and `Image`s.
+
+    A table grows by `append`; logging the same object again writes what is new alone, so that it
+    costs the same however long the table is. Another object under the same name is another table.
+    """
+
+    def __init__(self, columns: Any = (), rows: Iterable[Sequence[Any]] | None = None) -> None:
+        self._columns, self._rows = _columns_and_rows(columns, rows)
+        self._logged: dict[str, tuple[str, int, int]] = {}  # by name: id, parts, rows
+
+    @property
+    def columns(self) -> list[Any]:
+        """The columns' names."""
+        return list(self._columns)
+
+    @property
+    def rows(self) -> list[Sequence[Any]]:
+        """All rows so far."""
+        return list(self._rows)
+
+    def append(self, *rows: Sequence[Any]) -> None:
+        """Adds rows; they are written when the table is logged the next time.
+
+        Raises `ValueError` for a row that is not as long as there are columns.
+        """
+        for row in rows:
+            _check_length("", row, len(self._rows), self._columns)
+        self._rows.extend(rows)
+
+    def take(self, name: str) -> Taken | None:
+        """Checks and copies the rows that are new under this name."""
+        columns = check_columns(name, self._columns)
+        table, part, first = self._logged.get(name) or (os.urandom(6).hex(), 0, 0)
+        rows = self._rows[first:]
+        if part and not rows:
+            return None
+        nbytes, cells = take_rows(name, columns, rows, first)
+        logged = table, part + 1, first + len(rows)
+        encode = partial(_encode, table, part, first, columns, cells)
+        return Taken(nbytes, encode, partial(self._logged.__setitem__, name, logged))
+
+
+def check_columns(name: str, columns: Sequence[Any]) -> list[str]:
+    """The columns as text, each once; `TypeError` or `ValueError` if they are not."""
+    if not columns:
+        raise ValueError(f"metric {name!r}: a table has at least one column")
+    checked = [check_text(name, "a column's name", column) for column in columns]
+    for column in checked:
+        if checked.count(column) > 1:
+            raise ValueError(f"metric {name!r}: the table has the column {column!r} twice")
+    return checked
+
+
+def take_rows(
+    name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], first: int = 0
+) -> tuple[int, list[list[Any]]]:
+    """About how many bytes the rows have, and the rows; of a picture, what will make its cell."""
+    nbytes = 0
+    taken: list[list[Any]] = []
+    for number, row in enumerate(rows, first):
+        _check_length(name, row, number, columns)
+        cells = []
+        for column, cell in zip(columns, row, strict=True):
+            if isinstance(cell, Image):
+                size, made = cell.take_cell(name)
+                nbytes += size
+                cells.append(made)
+            else:
+                cells.append(_check_cell(name, number, column, cell))
+        nbytes += _CELL_BYTES * len(cells)
+        taken.append(cells)
+    return nbytes, taken
+
+
+def finish_rows(rows: Sequence[Sequence[Any]], work: Work) -> list[list[Cell]]:
+    """The rows with their pictures encoded."""
+    return [[cell(work) if callable(cell) else cell for cell in row] for row in rows]
+
+
+def _encode(
+    table: str, part: int, first: int, columns: list[str], rows: list[list[Any]], work: Work
+) -> TableRecord:
+    file = work.save("tables", ".jsonl", encode_rows(finish_rows(rows, work)))
+    return work.record(
+        TableRecord,
+        table=table,
+        part=part,
+        first_row=first,
+        rows=len(rows),
+        columns=columns,
+        file=file,
+    )
+
+
+def _columns_and_rows(
+    columns: Any, rows: Iterable[Sequence[Any]] | None
+) -> tuple[list[Any], list[Sequence[Any]]]:
+    if rows is not None:
+        if isinstance(columns, str):
+            raise TypeError(f"columns= takes a list of names, not a text: write [{columns!r}]")
+        return list(columns), rows.tolist() if isinstance(rows, np.ndarray) else list(rows)
+    if isinstance(columns, Mapping):
+        return list(columns), _rows_of_columns(columns)
+    if isinstance(columns, np.ndarray):
+        if columns.dtype.names:
+            return list(columns.dtype.names), columns.tolist()
+        if columns.ndim != 2:
+            raise ValueError(
+                f"a table is made of an array with two axes, or with named fields, not of shape "
+                f"{columns.shape}"
+            )
+        return [str(number) for number in range(columns.shape[1])], columns.tolist()
+    if hasattr(columns, "itertuples"):  # pandas
+        return list(columns.columns), list(columns.itertuples(index=False, name=None))
+    if hasattr(columns, "iter_rows"):  # polars
+        return list(columns.columns), list(columns.iter_rows())
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        raise TypeError(
+            f"Table() was given {type(columns).__name__}; it takes columns and rows, a dict of "
+            "columns, a pandas or polars frame, or a numpy array"
+        )
+    return list(columns), []
+
+
+def _rows_of_columns(columns: Mapping[Any, Any]) -> list[Sequence[Any]]:
+    lists = [
+        list(column.tolist() if hasattr(column, "tolist") else column)
+        for column in columns.values()
+    ]
+    lengths = {key: len(one) for key, one in zip(columns, lists, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of a table are of one length, these are of {lengths}")
+    return list(zip(*lists, strict=True))
+
+
+def _check_length(name: str, row: Any, number: int, columns: Sequence[Any]) -> None:
+    where = f"metric {name!r}: " if name else ""
+    if isinstance(row, str | Mapping) or not hasattr(row, "__len__"):
+        raise TypeError(f"{where}row {number} is {type(row).__name__}; a row is a list of cells")
+    if len(row) != len(columns):
+        raise ValueError(
+            f"{where}row {number} has {len(row)} cells, the table has {len(columns)} columns: "
+            f"{', '.join(map(str, columns))}"
+        )
+
+
+def _check_cell(name: str, number: int, column: str, cell: Any) -> Cell:
+    where = f"row {number}, column {column!r}"
+    if cell is None or isinstance(cell, bool | np.bool_):
+        return None if cell is None else bool(cell)
+    if isinstance(cell, str):
+        return check_text(name, where, str(cell))
+    if isinstance(cell, datetime.date | datetime.time):  # and datetime, and pandas' own
+        return None if str(cell) == "NaT" else cell.isoformat()
+    if type(cell).__name__ in ("NAType", "NaTType"):
+        return None
+    try:
+        return to_number(name, cell)
+    except (TypeError, ValueError, MetricBusError):
+        raise TypeError(
+            f"metric {name!r}: {where} is {type(cell).__name__}; a cell may hold {_ACCEPTED}"
+        ) from None

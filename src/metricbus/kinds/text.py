@@ -1,0 +1,29 @@
+"""`Text`: some Markdown."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from metricbus.kind import Kind, Taken, Work, check_text
+from metricbus.media_records import TextRecord
+
+_START = 80
+
+
+class Text(Kind):
+    """A text; backends that can show Markdown do."""
+
+    def __init__(self, markdown: str) -> None:
+        self._markdown = markdown
+
+    def take(self, name: str) -> Taken:
+        """Checks the text."""
+        text = check_text(name, "Text(…)", self._markdown)
+        return Taken(len(text), partial(_encode, text))
+
+
+def _encode(text: str, work: Work) -> TextRecord:
+    file = work.save("texts", ".md", text.encode())
+    start = " ".join(text[: 2 * _START].split())
+    short = start if len(text) <= _START else start[:_START].rstrip() + "…"
+    return work.record(TextRecord, file=file, length=len(text), start=short)

@@ -1,0 +1,184 @@
+"""The media worker: one thread that turns what `log()` took of media into files and records.
+
+It has a queue of its own, bounded by bytes, so a picture never holds a number back. Each medium is
+encoded once for all sinks; its record then goes through the collector into the journal. The thread
+is started by the first medium.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from metricbus.bell import Bell
+from metricbus.complaints import Complaints
+from metricbus.media import MediaWriter
+from metricbus.queue import Overflow
+from metricbus.records import Medium
+
+if TYPE_CHECKING:
+    from metricbus.kind import Stamp, Taken
+
+_log = logging.getLogger("metricbus.media")
+
+_OVERHEAD = 1024  # bytes of a medium beside its content
+_RETRY_SECS = 1.0
+
+
+class MediaBounds(NamedTuple):
+    """How much may wait to be encoded, and what happens beyond it."""
+
+    nbytes: int = 64 << 20
+    overflow: Overflow = "block"
+    block_secs: float = 5.0
+
+
+class MediaWorker:
+    """Encodes what is `put` and gives the records to `deliver`.
+
+    `accepted == delivered + dropped + waiting`, in media.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        segment: str,
+        bounds: MediaBounds,
+        deliver: Callable[[Medium], None],
+    ) -> None:
+        self.accepted = 0
+        self.delivered = 0
+        self.dropped = 0
+        self.error: str | None = None
+        self._bounds = bounds
+        self._deliver = deliver
+        self._writer = MediaWriter(folder, segment)
+        self._jobs: deque[tuple[Stamp, Taken]] = deque()
+        self._nbytes = 0
+        self._lock = threading.RLock()  # a signal handler, or a finaliser, may log meanwhile
+        self._bell = Bell()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._given_up = False
+        self._waited_in_vain = False
+        self._complaints = Complaints(_log)
+        self._told: set[tuple[str, str]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Media that are not in the collector's hands yet."""
+        return self.accepted - self.delivered - self.dropped
+
+    def put(self, stamp: Stamp, taken: Taken) -> None:
+        """Takes a medium, or drops it by the policy when too much waits."""
+        with self._lock:
+            self.accepted += 1
+            if self._closed:
+                self._drop(stamp, "it was logged after close()")
+                return
+        if not self._make_room(taken.nbytes):
+            with self._lock:
+                self._drop(stamp, "too much waits to be encoded")
+            return
+        with self._lock:
+            self._jobs.append((stamp, taken))
+            self._nbytes += taken.nbytes + _OVERHEAD
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="metricbus-media", daemon=True
+                )
+                self._thread.start()
+        self._bell.ring()
+
+    def drain(self, timeout: float) -> bool:
+        """Waits until what has been put so far is encoded; whether it is."""
+        target = self.accepted
+        deadline = time.monotonic() + timeout
+        while self.delivered + self.dropped < target:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.001)  # polling, because a lock here could meet a signal handler
+        return True
+
+    def close(self, timeout: float) -> None:
+        """Takes nothing more, and gives up what is not encoded in time."""
+        self._closed = True
+        self.drain(timeout)
+        with self._lock:
+            self._given_up = True
+            while self._jobs:
+                self._drop(self._jobs.popleft()[0], "there was no time left to encode it")
+        self._bell.ring()
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Holds the bound by its policy; whether there is room now. One medium always has it."""
+        deadline = time.monotonic() + self._bounds.block_secs
+        by_itself = threading.current_thread() is self._thread
+        while self._nbytes and self._nbytes + nbytes > self._bounds.nbytes:
+            if self._bounds.overflow == "drop_oldest":
+                with self._lock:
+                    if not self._jobs:  # the one that is being encoded is the only one
+                        return True
+                    stamp, taken = self._jobs.popleft()
+                    self._nbytes -= taken.nbytes + _OVERHEAD
+                    self._drop(stamp, "too much waits to be encoded")
+            elif self._bounds.overflow == "drop_newest" or by_itself or self._waited_in_vain:
+                return False
+            elif time.monotonic() > deadline:
+                self._waited_in_vain = True  # no second wait until there is room again
+                return False
+            else:
+                time.sleep(0.001)
+        self._waited_in_vain = False
+        return True
+
+    def _drop(self, stamp: Stamp, why: str) -> None:
+        self.dropped += 1
+        self.error = f"{stamp.name!r} at step {stamp.step} was dropped: {why}"
+        self._complaints.warn("%s", self.error)
+
+    def _run(self) -> None:
+        while not self._given_up:
+            with self._lock:
+                job = self._jobs.popleft() if self._jobs else None
+            if job is None:
+                self._bell.wait()
+                continue
+            stamp, taken = job
+            record = self._encode(stamp, taken)
+            with self._lock:
+                self._nbytes -= taken.nbytes + _OVERHEAD
+                if record is not None and self._given_up:
+                    self._drop(stamp, "there was no time left to encode it")
+                elif record is not None:
+                    self._deliver(record)
+                    self.delivered += 1
+
+    def _encode(self, stamp: Stamp, taken: Taken) -> Medium | None:
+        """The record; None, and a count, if there can be none."""
+        from metricbus.kind import Work
+
+        while True:
+            try:
+                return taken.encode(Work(stamp, self._writer, self._told))
+            except OSError as error:
+                if error.filename is None or self._is_ours(error.filename):  # a full disk, say
+                    self._complaints.warn("media cannot be written, will try again: %s", error)
+                    if not self._given_up:
+                        time.sleep(_RETRY_SECS)
+                        continue
+                reason: BaseException = error
+            except BaseException as error:  # an encoder may do anything
+                reason = error
+            with self._lock:
+                self._drop(stamp, f"{type(reason).__name__}: {reason}")
+            return None
+
+    def _is_ours(self, path: object) -> bool:
+        return str(path).startswith(os.path.join(self._writer.folder, "media"))
