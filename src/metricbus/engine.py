@@ -35,6 +35,7 @@ _log = logging.getLogger("metricbus.run")
 
 _RUN_DIR = variable_of("run_dir")
 _SAVE_SECS = 2.0
+_MEDIA_SHARE = 0.75  # of the time there is to close
 _PATIENCE = 3.0  # how long close() waits before it says for whom
 _exported: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
 _inherited: str | None = None  # what the variable said before
@@ -176,7 +177,7 @@ class Engine:
         """
         first, self._ended = self._ended is None, self._ended or status
         try:
-            self._media.close(max(0.0, deadline - time.monotonic()))
+            self._media.close(_MEDIA_SHARE * max(0.0, deadline - time.monotonic()))
             self._collector.obey(Stop(self._ended), max(0.0, deadline - time.monotonic()))
             patience = min(deadline, time.monotonic() + _PATIENCE)
             if not self._delivery.wait_until_closed(patience) and patience < deadline:

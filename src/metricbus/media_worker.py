@@ -7,8 +7,8 @@ is started by the first medium.
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -29,6 +29,7 @@ _log = logging.getLogger("metricbus.media")
 
 _OVERHEAD = 1024  # bytes of a medium beside its content
 _RETRY_SECS = 1.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class MediaBounds(NamedTuple):
@@ -87,6 +88,9 @@ class MediaWorker:
                 self._drop(stamp, "too much waits to be encoded")
             return
         with self._lock:
+            if self._given_up:  # meanwhile
+                self._drop(stamp, "there was no time left to encode it")
+                return
             self._jobs.append((stamp, taken))
             self._nbytes += taken.nbytes + _OVERHEAD
             if self._thread is None:
@@ -156,9 +160,10 @@ class MediaWorker:
                 self._nbytes -= taken.nbytes + _OVERHEAD
                 if record is not None and self._given_up:
                     self._drop(stamp, "there was no time left to encode it")
-                elif record is not None:
-                    self._deliver(record)
-                    self.delivered += 1
+                    record = None
+            if record is not None:
+                self._deliver(record)
+                self.delivered += 1  # not before: who drains wants it in the collector's queue
 
     def _encode(self, stamp: Stamp, taken: Taken) -> Medium | None:
         """The record; None, and a count, if there can be none."""
@@ -167,18 +172,11 @@ class MediaWorker:
         while True:
             try:
                 return taken.encode(Work(stamp, self._writer, self._told))
-            except OSError as error:
-                if error.filename is None or self._is_ours(error.filename):  # a full disk, say
-                    self._complaints.warn("media cannot be written, will try again: %s", error)
-                    if not self._given_up:
-                        time.sleep(_RETRY_SECS)
-                        continue
-                reason: BaseException = error
             except BaseException as error:  # an encoder may do anything
-                reason = error
-            with self._lock:
-                self._drop(stamp, f"{type(reason).__name__}: {reason}")
-            return None
-
-    def _is_ours(self, path: object) -> bool:
-        return str(path).startswith(os.path.join(self._writer.folder, "media"))
+                if getattr(error, "errno", None) in _FULL and not self._given_up:
+                    self._complaints.warn("media cannot be written, will try again: %s", error)
+                    time.sleep(_RETRY_SECS)
+                    continue
+                with self._lock:
+                    self._drop(stamp, f"{type(error).__name__}: {error}")
+                return None
