@@ -16,9 +16,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metricbus import MetricBus, Report
+from metricbus import (
+    Audio,
+    Chart,
+    File,
+    Histogram,
+    Image,
+    MetricBus,
+    Report,
+    Table,
+    Text,
+    Video,
+)
 
 BATCH, CHANNELS, MAX_LR, CLIP = 64, 16, 1e-2, 5.0
+SHOWN = 6  # misread digits that are logged as pictures of their own
 WINDOW = 5  # training steps whose mean is one point
 CONFIG = {"optimizer": "AdamW", "max_lr": MAX_LR, "batch_size": BATCH, "channels": CHANNELS}
 
@@ -55,8 +67,51 @@ def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
                 bus.log("train/grad_norm", grad_norm)
             for batch_accuracy, size in validate(model, validation):
                 bus.log("val/accuracy", batch_accuracy, weight=size)
+            log_weights(bus, model)
+        log_errors(bus, model, validation)
         folder = bus.folder or dir
     return bus.stats(), folder
+
+
+def log_weights(bus: MetricBus, model: nn.Module) -> None:
+    """A histogram of each layer's weights."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight"):
+            bus.log(f"weights/{name}", Histogram(parameter))
+
+
+@torch.no_grad()
+def log_errors(bus: MetricBus, model: nn.Module, data: DataLoader[tuple[Tensor, ...]]) -> None:
+    """What the network takes for what: charts, pictures, a table, a film, and the model itself."""
+    model.eval()
+    images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
+    guesses = model(images).argmax(dim=1)
+    wrong = (guesses != labels).nonzero()[:, 0]
+    pairs = {"digit": labels, "guess": guesses}
+    bus.log("val/confusion", Chart(pairs, kind="confusion", title="digits and guesses"))
+    table = Table(columns=["picture", "digit", "guess"])
+    for i in wrong.tolist():
+        picture = Image(enlarged(images[i]), caption=f"{labels[i]}, taken for {guesses[i]}")
+        if len(table.rows) < SHOWN:
+            bus.log(f"val/errors/{len(table.rows)}", picture)
+        table.append([picture, labels[i], guesses[i]])
+    bus.log("val/error_table", table)
+    bus.log("val/film", Video([enlarged(image) for image in images[:20]], fps=4))
+    bus.log("val/sound", Audio(torch.sin(torch.arange(8000) ** 1.5 / 500), 8000, "a rising tone"))
+    bus.log("notes", Text(f"**{len(wrong)}** of {len(labels)} digits were taken for others."))
+    bus.log("model", File(save(model, bus.folder)))
+
+
+def enlarged(image: Tensor, times: int = 8) -> Tensor:
+    """The image with each pixel as a square."""
+    return image.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+
+
+def save(model: nn.Module, folder: Path | None) -> Path:
+    """Writes the model into the run's folder."""
+    path = (folder or Path()) / "model.pt"
+    torch.save(model.state_dict(), path)
+    return path
 
 
 def load_data() -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:

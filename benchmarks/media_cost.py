@@ -1,0 +1,135 @@
+"""What media cost the caller, and in all, beside SummaryWriter. Run it with `make bench-media`.
+
+Each case logs the same picture, values or samples by `MetricBus.log` to TensorBoard and by
+SummaryWriter, in turns, in one process:
+
+* the time of the call on the caller's thread, each call alone, with the background idle;
+* the processor time of the whole process for a series of calls, until all is in the event file:
+  copying, encoding, journal, delivery and all.
+
+Floors: a copy of the data for the call; the PNG, or the counting of the bins, alone for the whole.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from metricbus import Audio, Histogram, Image, MetricBus
+
+ROUNDS = 15
+CALLS = 10
+RATE = 16_000
+
+
+class Case(NamedTuple):
+    """One medium by the bus, by SummaryWriter, and what nobody can beat, of the call and in all."""
+
+    name: str
+    ours: Callable[[int], object]
+    theirs: Callable[[int], object]
+    copy: Callable[[], object]
+    encode: Callable[[], object]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        bus = MetricBus(sinks="tensorboard", dir=folder, delivery="thread")
+        writer = SummaryWriter(Path(folder) / "writer")
+        for case in cases(bus, writer):
+            measure(case, bus, writer)
+        assert bus.close().complete, str(bus.stats())
+
+
+def cases(bus: MetricBus, writer: SummaryWriter) -> list[Case]:
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand(3, 224, 224, generator=generator)
+    values = torch.randn(1_000_000, generator=generator)
+    sound = torch.rand(RATE * 5, generator=generator) * 2 - 1
+    add: Any = writer
+    return [
+        Case(
+            "image, 3 x 224 x 224 float32",
+            lambda step: bus.log("picture", Image(picture), step=step),
+            lambda step: add.add_image("picture", picture, step),
+            picture.clone,
+            lambda: _png(picture),
+        ),
+        Case(
+            "histogram of 10^6 float32",
+            lambda step: bus.log("values", Histogram(values), step=step),
+            lambda step: add.add_histogram("values", values, step),
+            values.clone,
+            lambda: np.histogram(values.numpy(), 64),
+        ),
+        Case(
+            "audio, 5 s at 16 kHz",
+            lambda step: bus.log("sound", Audio(sound, RATE), step=step),
+            lambda step: add.add_audio("sound", sound, step, RATE),
+            sound.clone,
+            lambda: (sound.numpy() * 32767).astype(np.int16).tobytes(),
+        ),
+    ]
+
+
+def measure(case: Case, bus: MetricBus, writer: SummaryWriter) -> None:
+    """Prints the two comparisons of a case."""
+    flush: Callable[[], object] = writer.flush
+    rest: dict[str, Callable[[], object]] = {
+        "metricbus": lambda: bus.flush(60),
+        "SummaryWriter": flush,
+        "floor": lambda: None,
+    }
+    calls: dict[str, Callable[[int], object]] = {
+        "metricbus": case.ours,
+        "SummaryWriter": case.theirs,
+        "floor": lambda _: case.copy(),
+    }
+    work: dict[str, Callable[[int], object]] = {**calls, "floor": lambda _: case.encode()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    totals: dict[str, list[float]] = {name: [] for name in calls}
+    step = 0
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            step += 1
+            times[name].append(timed(time.perf_counter, lambda: call(step)))  # noqa: B023
+            rest[name]()
+        for name, call in work.items():
+            steps = range(step + 1, step + 1 + CALLS)
+            step += CALLS
+            totals[name].append(
+                timed(time.process_time, lambda: ([call(s) for s in steps], rest[name]()))  # noqa: B023
+                / CALLS
+            )
+    print(f"\n{case.name:34} {'the call, ms':>13} {'beside ours':>12} {'in all, ms':>11}")
+    ours = statistics.median(times["metricbus"])
+    for name in calls:
+        call_ms, all_ms = statistics.median(times[name]), statistics.median(totals[name])
+        print(f"  {name:32} {call_ms * 1e3:13.3f} {call_ms / ours:11.1f}x {all_ms * 1e3:11.2f}")
+
+
+def timed(clock: Callable[[], float], do: Callable[[], object]) -> float:
+    start = clock()
+    do()
+    return clock() - start
+
+
+def _png(picture: torch.Tensor) -> bytes:
+    pixels = (picture * 255).byte().permute(1, 2, 0).numpy()
+    content = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(content, "png")
+    return content.getvalue()
+
+
+if __name__ == "__main__":
+    main()
