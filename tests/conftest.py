@@ -19,14 +19,24 @@ from metricbus import MetricBus, exits
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 
+STAGING = "WANDB_DATA_DIR"
+
 # Most tests want the sinks at hand; tests of the delivery process say so. None may stay for long.
 HERE = {"METRICBUS_DELIVERY": "thread", "METRICBUS_LINGER_SECS": "30"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def staging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """W&B would stage the files of tables in the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STAGING, str(tmp_path_factory.mktemp("wandb-data")))
+        yield
 
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in list(os.environ):
-        if variable.startswith(("METRICBUS_", "MLFLOW_", "WANDB_")):
+        if variable.startswith(("METRICBUS_", "MLFLOW_", "WANDB_")) and variable != STAGING:
             monkeypatch.delenv(variable)
     for name, value in {**QUIET, **HERE}.items():
         monkeypatch.setenv(name, value)

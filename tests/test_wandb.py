@@ -20,7 +20,7 @@ from wandb_reader import wandb_files, wandb_records, wandb_rows
 from metricbus import ConfigError, MetricBus, deliver
 from metricbus.consumer import Consumer
 from metricbus.run import RunFolder
-from metricbus.sinks.wandb import key_of, run_id
+from metricbus.sinks.wandb_names import key_of, run_id
 from metricbus.specs import spec_of
 from metricbus.urls import parse_sink
 

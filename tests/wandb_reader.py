@@ -38,9 +38,54 @@ def wandb_rows(folder: Path) -> Iterator[dict[str, Any]]:
     for file in wandb_files(folder):
         for record in wandb_records(file):
             if record.HasField("history"):
-                yield {
-                    (item.nested_key[0] if item.nested_key else item.key): json.loads(
-                        item.value_json
-                    )
-                    for item in record.history.item
-                }
+                row: dict[str, Any] = {}
+                _put(row, record.history.item)
+                yield row
+
+
+def wandb_config(folder: Path) -> dict[str, Any]:
+    """The run's config as it becomes with all updates, W&B's own part among it."""
+    found: dict[str, Any] = {}
+    for file in wandb_files(folder):
+        for record in wandb_records(file):
+            _put(found, record.config.update)
+    return found
+
+
+def _put(held: dict[str, Any], items: Any) -> None:
+    for item in items:
+        value = json.loads(item.value_json)
+        for key in reversed(item.nested_key or [item.key]):
+            value = {key: value}
+        _merge(held, value)
+
+
+def _merge(held: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(held.get(key), dict):
+            _merge(held[key], value)
+        else:
+            held[key] = value
+
+
+def wandb_path(folder: Path, path: str) -> Path:
+    """A file that W&B keeps for the run, by the path that a row has."""
+    (found,) = [
+        file.parent / "files" / path
+        for file in wandb_files(folder)
+        if (file.parent / "files" / path).exists()
+    ]
+    return found
+
+
+def wandb_artifacts(folder: Path) -> list[tuple[str, dict[str, Path]]]:
+    """The run's artifacts in order: their names, and where their files wait to be sent."""
+    return [
+        (
+            record.artifact.name,
+            {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents},
+        )
+        for file in wandb_files(folder)
+        for record in wandb_records(file)
+        if record.HasField("artifact")
+    ]

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run of its own, one history row a row.
+"""Weights & Biases: one run of its own, one history row for each row and each medium.
 
 W&B's own step only ever grows, and rows that come late are dropped. So its `_step` is the row's
 number, and the x axis of every chart is a column of ours: `metricbus/step`; for what is reduced
@@ -26,21 +26,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from metricbus.errors import ConfigError, Lost, Unavailable
+from metricbus.errors import ConfigError, Lost, Rejected, Unavailable
+from metricbus.media import MediaFolder
+from metricbus.media_records import MEDIA, MediumRecord
 from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
-from metricbus.sinks.wandb_file import HistoryFile
-from metricbus.urls import digest
+from metricbus.sinks.wandb_file import HistoryFile, files_of, mark_place
+from metricbus.sinks.wandb_media import MediaColumns
+from metricbus.sinks.wandb_names import (
+    EPOCH,
+    OURS,
+    STEP,
+    TIME,
+    check_project,
+    key_of,
+    run_id,
+    short_tags,
+)
 
 if TYPE_CHECKING:
     import wandb
 
 _log = logging.getLogger("metricbus.sinks.wandb")
-
-OURS = "metricbus/"
-RENAMED = "logged/"
-STEP, EPOCH, TIME = f"{OURS}step", f"{OURS}epoch", f"{OURS}time"
 
 _EXIT_CODES = {
     "finished": 0,
@@ -48,8 +56,6 @@ _EXIT_CODES = {
     "failed": 1,
     "killed": 255,  # W&B's own for an interrupt
 }
-_LONGEST_PROJECT = _LONGEST_ID = 128
-_LONGEST_TAG = 64
 _LAST_WRITE_SECS = 20.0
 _OF_THE_DEAD = frozenset(  # errors of W&B that mean that the connection to its process is gone
     (
@@ -60,9 +66,6 @@ _OF_THE_DEAD = frozenset(  # errors of W&B that mean that the connection to its 
     )
 )
 _LOOK_AGAIN_SECS = 0.01
-_MARK = "metricbus-place"  # beside W&B's file: several sinks may share the folder
-_KILLS_WANDB = "\\"  # a column of this name ends wandb-core 0.31
-_NOT_IN_PROJECTS = "/\\#?%:"
 
 
 class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,7 +85,7 @@ class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WandbSink(Sink):
     """Logs to Weights & Biases; `wandb://team/project` says where to."""
 
-    kinds = (Scalars, Rewind)
+    kinds = (Scalars, Rewind, *MEDIA)
     ordered = True
     heavy = True
     Options = WandbOptions
@@ -126,10 +129,11 @@ class WandbSink(Sink):
         with self._alive():
             self._run = self._begin(run, folder, project)
             self._run.define_metric("*", step_metric=STEP)
+            self._media = MediaColumns(self._run, MediaFolder(folder), self.tell_fallback)
         self._file: HistoryFile | None = None
         if not self._run.disabled:
             file = Path(self._run.settings.sync_file or "")
-            (file.parent / _MARK).write_text(self._place, encoding="utf-8")
+            mark_place(file, self._place)
             self._file = HistoryFile(file)
 
     def _begin(self, run: Run, folder: Path, project: str | None) -> wandb.Run:
@@ -147,13 +151,19 @@ class WandbSink(Sink):
             name=run.name,
             config=dict(run.config),
             group=self.options.group or run.group,
-            tags=_short_tags([*run.tags, *self.options.tags]),
+            tags=short_tags([*run.tags, *self.options.tags]),
             notes=self.options.notes or run.notes,
             dir=str(folder),
             mode=self._mode,
             resume="allow" if self._mode == "online" else None,
             reinit="create_new",  # a run of ours beside those that the script may have
-            settings=wandb.Settings(console="off", silent=True, **_about_training(run)),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                allow_media_symlink=True,  # no copies of media; by the next line hard links
+                symlink=False,
+                **_about_training(run),
+            ),
         )
         self._setup = wandb.setup()
         with suppress(AttributeError):  # it is no part of W&B's public face
@@ -178,19 +188,22 @@ class WandbSink(Sink):
             )
         return "offline"
 
-    def write(self, records: Sequence[Scalars | Rewind]) -> None:
-        """One history row each, with its number as W&B's step; those W&B has already are passed."""
+    def write(self, records: Sequence[Scalars | Rewind | MediumRecord]) -> None:
+        """One history row each, with its number as W&B's step; those W&B has already are passed.
+
+        Nothing is logged when a file of theirs is not what it was.
+        """
         assert self._run is not None
-        number = self._base + self._given
+        first = self._base + self._given
+        new = [] if self._run.disabled else records[max(0, self._next - first) :]
+        self._media.check(record for record in new if isinstance(record, MediumRecord))
         with self._alive():
-            for record in records:
-                if number >= self._next:
-                    self._run.log(self._row(record), step=number, commit=True)
-                    self._next = number + 1
-                number += 1
+            for number, record in enumerate(new, first + len(records) - len(new)):
+                self._run.log(self._row(record, number), step=number, commit=True)
+                self._next = number + 1
         self._given += len(records)
 
-    def _row(self, record: Scalars | Rewind) -> dict[str, Any]:
+    def _row(self, record: Scalars | Rewind | MediumRecord, number: int) -> dict[str, Any]:
         row: dict[str, Any] = {
             STEP: record.step,
             EPOCH: record.epoch,
@@ -204,20 +217,25 @@ class WandbSink(Sink):
         if record.axis not in ("", "epoch"):
             axis = f"{OURS}x/{record.axis}"
             row[axis] = record.x if record.at is None else record.at
+        if isinstance(record, MediumRecord):
+            columns = self._media.of(record, number)
+            self._define_axis(next(iter(columns)), axis)
+            return row | columns
         if record.partial:
             row[f"{OURS}partial"] = True
         for name, value in record.values.items():
             key = self._keys.get(name)
             if key is None:
                 key = self._keys[name] = key_of(name)
-            if self._axes.get(name, STEP) != axis:
-                self._define_axis(name, key, axis)
+            self._define_axis(key, axis)
             row[key] = value
         return row
 
-    def _define_axis(self, name: str, key: str, axis: str) -> None:
+    def _define_axis(self, key: str, axis: str) -> None:
         assert self._run is not None
-        self._axes[name] = axis
+        if self._axes.get(key, STEP) == axis:
+            return
+        self._axes[key] = axis
         if "*" not in key:  # W&B takes it for a pattern
             self._run.define_metric(key, step_metric=axis)
 
@@ -258,6 +276,10 @@ class WandbSink(Sink):
         try:
             yield
         except Exception as error:
+            if isinstance(error, PermissionError):
+                raise Rejected(str(error)) from error  # the folder in which W&B keeps tables
+            if isinstance(error, OSError) and error.filename is not None:
+                raise  # a full disk, for one
             if isinstance(error, OSError) or type(error).__name__ in _OF_THE_DEAD:
                 self._is_dead = True
                 raise Lost(f"W&B's own process is gone ({type(error).__name__})") from error
@@ -284,46 +306,7 @@ class WandbSink(Sink):
 
         What stands in the file of an offline run is not online.
         """
-        pattern = "run-*-*" if self._mode == "online" else "*run-*-*"
-        return [
-            file
-            for file in sorted(self._folder.glob(f"{pattern}/run-*.wandb"))
-            if _place_of(file) == self._place
-        ]
-
-
-def _place_of(file: Path) -> str | None:
-    """The place of the sink that had the file made; None if it had no row yet."""
-    try:
-        return (file.parent / _MARK).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-
-
-def check_project(project: str) -> None:
-    """`ConfigError` if W&B does not take this as a project's name."""
-    found = sorted(set(_NOT_IN_PROJECTS) & set(project))
-    if found or len(project) > _LONGEST_PROJECT:
-        raise ConfigError(
-            f"{project!r:.160} is no name for a W&B project: it takes up to {_LONGEST_PROJECT} "
-            f"characters and none of {_NOT_IN_PROJECTS}; name one by wandb:PROJECT or "
-            "wandb://TEAM/PROJECT"
-        )
-
-
-def run_id(id: str) -> str:
-    """The run's id as W&B takes it: without dots, and not too long."""
-    plain = id.replace(".", "-")
-    if plain == id and len(id) <= _LONGEST_ID:
-        return id
-    return f"{plain[: _LONGEST_ID - 9]}-{digest(id)}"
-
-
-def key_of(name: str) -> str:
-    """The column for a name; no two names share one."""
-    if name == _KILLS_WANDB:
-        return RENAMED + "backslash"
-    return RENAMED + name if name.startswith(("_", OURS, RENAMED)) else name
+        return files_of(self._folder, self._place, offline=self._mode != "online")
 
 
 def _about_training(run: Run) -> dict[str, Any]:
@@ -339,13 +322,6 @@ def _about_training(run: Run) -> dict[str, Any]:
     if run.program:
         about["program"] = run.program
     return about
-
-
-def _short_tags(tags: Sequence[str]) -> list[str]:
-    for tag in tags:
-        if len(tag) > _LONGEST_TAG:
-            _log.warning("tag %r is cut to the %s characters that W&B takes", tag, _LONGEST_TAG)
-    return list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags if tag))
 
 
 def _has_key() -> bool:

@@ -1,6 +1,6 @@
-"""Reads the file in which W&B keeps a run: how many rows are in it.
+"""The files in which W&B keeps a run: which they are, and how many rows are in one.
 
-The file is W&B's own transaction log, of an offline run as of an online one. It is a LevelDB log
+A file is W&B's own transaction log, of an offline run as of an online one. It is a LevelDB log
 (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a header of 7 bytes: blocks
 of 32 KiB with chunks in them, each of a CRC (uint32), a length (uint16), a type (uint8) and data,
 little-endian. One record is a chunk of type 1, or those of the types 2, 3 … 3 and 4. It is a
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
+_MARK = "metricbus-place"  # beside W&B's file: several sinks may share the folder
 _FILE_HEADER = 7
 _BLOCK = 32 * 1024
 _CHUNK = struct.Struct("<IHB")
@@ -81,3 +82,26 @@ def step_of(record: Record) -> int:
         if item.key == "_step" or list(item.nested_key) == ["_step"]:
             return int(item.value_json)
     return -1
+
+
+def mark_place(file: Path, place: str) -> None:
+    """Says for which place the sink is that had the file made."""
+    (file.parent / _MARK).write_text(place, encoding="utf-8")
+
+
+def files_of(folder: Path, place: str, *, offline: bool) -> list[Path]:
+    """The files in W&B's folder that are marked so, the oldest first; with `offline` runs' or not.
+
+    Those without a mark had no row yet.
+    """
+    pattern = "*run-*-*" if offline else "run-*-*"
+    return [
+        file for file in sorted(folder.glob(f"{pattern}/run-*.wandb")) if _place_of(file) == place
+    ]
+
+
+def _place_of(file: Path) -> str | None:
+    try:
+        return (file.parent / _MARK).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
