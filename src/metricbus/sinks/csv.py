@@ -1,9 +1,13 @@
-"""A tidy CSV file: one line a value, whatever names come, in `metrics.csv`.
+"""Tidy CSV files: one line a value or medium, whatever names come, in `metrics.csv`.
 
 Columns: `step`, `epoch`, `time` (seconds since 1970-01-01 UTC with nine decimals), `name`, `value`
 and `kind`, which is `scalar` for a value and `partial` for what was in a reduction when its process
-died. Other kinds of lines may come between; readers take the kinds they know. Appending costs the
-same however long the file is. Quoting follows RFC 4180, lines end in CR LF, and floats are written
+died. A line of the kind `rewind` has no name: of the lines above it, those with a greater step are
+superseded. Of a medium, the kind is what it is (`histogram`, `image`, `table`, `text`, `audio`,
+`video`, `chart`, `file`) and the value the path of its file; lines of the kinds `caption` and
+`chart_data` go with the one above them. `metricbus.sinks.csv_media` says what these files are.
+Other kinds of lines may come between; readers take the kinds they know. Appending costs the same
+however long the file is. Quoting follows RFC 4180, lines end in CR LF, and floats are written
 so that they read back exactly.
 
 A name that a spreadsheet would run as a formula gets an apostrophe in front, and so does one that
@@ -15,9 +19,6 @@ Beside it, `config.json` has the run's hyperparameters, `run.json` its name and 
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,69 +26,94 @@ from typing import Any
 
 import msgspec
 
-from metricbus.files import AppendFile, replace_file
+from metricbus.errors import Lost
+from metricbus.files import replace_file
+from metricbus.media_records import MEDIA, MediumRecord
 from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import FileSink
+from metricbus.sinks.csv_cells import lines, safe_cell, seconds
+from metricbus.sinks.csv_files import GrowingFiles
+from metricbus.sinks.csv_media import HISTOGRAMS, TABLES, CsvMedia
 
-_log = logging.getLogger("metricbus.sinks.csv")
+__all__ = ["COLUMNS", "CsvSink", "safe_cell"]
 
 COLUMNS = ("step", "epoch", "time", "name", "value", "kind")
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
+_METRICS = "metrics.csv"
+_IN_STATE = {"length": _METRICS, "histograms": HISTOGRAMS, "tables": TABLES}
 
 
 class CsvSink(FileSink):
     """Appends to `metrics.csv`; `csv:FOLDER` puts it into `FOLDER/<run's id>`."""
 
-    kinds = (Scalars, Rewind)
+    kinds = (Scalars, Rewind, *MEDIA)
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Cuts off what a killed delivery wrote beyond the saved length, then goes on there."""
+        """Cuts off what a killed delivery wrote beyond the saved lengths, then goes on there."""
         self._folder = self.folder_for(run, folder, "csv")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._write_json("config.json", run.config)
         self._write_json("run.json", msgspec.structs.replace(run, config={}))
         self._cells: dict[str, str] = {}
-        self._file = AppendFile(self._folder / "metrics.csv", shared=True)
+        lengths = {path: state[key] for key, path in _IN_STATE.items() if key in state}
+        self._files = GrowingFiles(self._folder, lengths)
+        copies = bool(self.location)
+        self._media = CsvMedia(
+            folder, self._folder, self._files, copies=copies, tell=self.tell_fallback
+        )
         try:
-            self._go_on_from(state.get("length", 0))
+            if not self._files.file(_METRICS).length:
+                self._files.append(_METRICS, b"", lines([COLUMNS]))
+            self._media.go_on()
+            self._files.keep()
         except BaseException:
-            self._file.close()
+            self._files.close()
             raise
 
-    def _go_on_from(self, length: int) -> None:
-        if self._file.length < length:
-            _log.warning("%s has been cut or replaced; going on at its end", self._file.path)
-        self._file.cut(min(length, self._file.length))
-        if not self._file.length:
-            self._file.append(_line(COLUMNS).encode())
-
-    def write(self, records: Sequence[Scalars | Rewind]) -> None:
+    def write(self, records: Sequence[Any]) -> None:
         """One line a value. Only names can need quoting, and each is quoted once."""
+        try:
+            written = "".join(self._lines(records))
+            self._media.finish()
+            self._files.append(_METRICS, written.encode(), b"")
+        except Lost:
+            raise
+        except BaseException:
+            self._media.forget()
+            self._files.undo()
+            raise
+        self._files.keep()
+
+    def _lines(self, records: Sequence[Any]) -> list[str]:
         cells = self._cells
-        lines: list[str] = []
+        found: list[str] = []
         for record in records:
-            start = f"{record.step},{record.epoch},{_seconds(record.time)},"
-            if isinstance(record, Rewind):
-                lines.append(f"{start},,rewind\r\n")
-                continue
-            kind = "partial" if record.partial else "scalar"
-            for name, value in record.values.items():
-                cell = cells.get(name)
-                if cell is None:
-                    cell = cells[name] = _line([safe_cell(name)]).removesuffix("\r\n")
-                lines.append(f"{start}{cell},{value!r},{kind}\r\n")
-        self._file.append("".join(lines).encode())
+            start = f"{record.step},{record.epoch},{seconds(record.time)},"
+            if type(record) is Scalars:
+                kind = "partial" if record.partial else "scalar"
+                for name, value in record.values.items():
+                    cell = cells.get(name)
+                    if cell is None:
+                        cell = cells[name] = _quoted(name)
+                    found.append(f"{start}{cell},{value!r},{kind}\r\n")
+            elif isinstance(record, Rewind):
+                found.append(f"{start},,rewind\r\n")
+            elif isinstance(record, MediumRecord):
+                cell = _quoted(record.name)
+                for text, kind in self._media.add(record):
+                    found.append(f"{start}{cell},{_quoted(text)},{kind}\r\n")
+        return found
 
     def flush(self) -> Mapping[str, Any]:
-        """The length that counts."""
-        return {"length": self._file.length}
+        """The lengths that count."""
+        lengths = self._files.lengths
+        return {key: lengths[path] for key, path in _IN_STATE.items() if path in lengths}
 
     def close(self, status: Status) -> None:
         """Lets go of the file, and writes down how the run ended."""
-        self._file.close()
+        self._files.close()
         end = None if status == "running" else self._run.ended or time.time_ns()
         ended = msgspec.structs.replace(self._run, config={}, status=status, ended=end)
         self._write_json("run.json", ended)
@@ -99,19 +125,8 @@ class CsvSink(FileSink):
     @property
     def where(self) -> str:
         """The file."""
-        return str(self._folder / "metrics.csv")
+        return str(self._folder / _METRICS)
 
 
-def safe_cell(text: str) -> str:
-    """The text as a cell that a spreadsheet does not run."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def _seconds(nanoseconds: int) -> str:
-    return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerow(cells)
-    return text.getvalue()
+def _quoted(text: str) -> str:
+    return lines([[safe_cell(text)]]).decode().removesuffix("\r\n")

@@ -8,6 +8,7 @@ one names the file's version.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,9 @@ from metricbus.files import AppendFile
 if TYPE_CHECKING:
     from metricbus.records import Rewind, Scalars
 
+SCALAR = "simple_value"
+"""What `Summary.Value` calls the value of a scalar."""
+
 _MASK_DELTA = 0xA282EAD8
 _MOST_COMBINATIONS = 1000
 _BELOW_ALL = -(1 << 64)
@@ -31,17 +35,20 @@ _CRC = struct.Struct("<I")
 
 
 class EventFile:
-    """One event file with at most one writer at a time, to which rows are appended.
+    """One event file with at most one writer at a time, to which events are appended.
 
-    `newest` has the last step of each tag. What stands in the file beyond the length that counted
-    when it was opened comes again, and must not be written twice.
+    `newest` has the last step of each tag; `media` has the tags of what was no scalar when the file
+    was opened, each with the sort of its values. What stands in the file beyond the length that
+    counted when it was opened comes again, and must not be written twice.
     """
 
     def __init__(self, path: Path, counted: int, wall_time: float) -> None:
         """Opens the file, new or old, and reads what is in it; `counted` bytes of it count."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.newest: dict[str, int] = {}
-        self._again: deque[bool] = deque()  # of what comes again, whether it is a rewind
+        self.media: dict[str, str] = {}
+        self._again: deque[tuple[bool, int]] = deque()  # whether it is a rewind, and where it ends
+        self._seen = 0  # the end of what counts, while something has still to come again
         self.has_hparams = False
         self._file = AppendFile(path, shared=True)
         try:
@@ -59,37 +66,48 @@ class EventFile:
             elif event.HasField("summary") or event.HasField("session_log"):
                 is_rewind = event.HasField("session_log")
                 if end > counted:
-                    self._again.append(is_rewind)
+                    self._again.append((is_rewind, end))
                 elif is_rewind:
                     self._go_back(event.step - 1)
                 else:
-                    self.newest.update((value.tag, event.step) for value in event.summary.value)
+                    self._take(event)
+        self._seen = min(counted, whole)
         if whole < self._file.length:
             self._file.cut(whole)  # a torn record; whole ones stay, a live reader is past them
         if not whole:
             version = Event(wall_time=wall_time, file_version="brain.Event:2")
             self.append([version.SerializeToString()])
 
+    def _take(self, event: Event) -> None:
+        values = event.summary.value
+        self.newest.update((value.tag, event.step) for value in values)
+        if values and not values[0].HasField(SCALAR):
+            self.media.update((value.tag, value.WhichOneof("value")) for value in values)
+
     @property
     def length(self) -> int:
-        """The bytes written."""
-        return self._file.length
+        """The bytes that count: those written, but for what has still to come again."""
+        return self._seen if self._again else self._file.length
 
-    def takes(self, row: Scalars) -> bool:
-        """Whether the row is beyond every step that its tags have in this file."""
-        newest, step = self.newest, row.x
-        for tag in row.values:  # noqa: SIM110 - twice as fast as all() over a generator
+    @property
+    def is_behind(self) -> bool:
+        """Whether something in the file has still to come again."""
+        return bool(self._again)
+
+    def takes(self, tags: Iterable[str], step: int) -> bool:
+        """Whether the step is beyond every one that the tags have in this file."""
+        newest = self.newest
+        for tag in tags:  # noqa: SIM110 - twice as fast as all() over a generator
             if newest.get(tag, _BELOW_ALL) >= step:
                 return False
         return True
 
-    def see(self, row: Scalars) -> bool:
-        """Counts the row as being in the file; whether it has still to be written."""
-        step = row.x
-        for tag in row.values:
+    def see(self, tags: Iterable[str], step: int) -> bool:
+        """Counts an event as being in the file; whether it has still to be written."""
+        for tag in tags:
             self.newest[tag] = step
         if self._again:
-            self._again.popleft()
+            _, self._seen = self._again.popleft()
             return False
         return True
 
@@ -98,8 +116,8 @@ class EventFile:
         self._go_back(step)
         if not self._again:
             return True
-        if self._again[0]:
-            self._again.popleft()
+        if self._again[0][0]:
+            _, self._seen = self._again.popleft()
         return False  # else the file was not there yet when it came first
 
     def _go_back(self, step: int) -> None:
@@ -161,16 +179,19 @@ def frame(data: bytes) -> bytes:
 
 def read_events(path: Path) -> Iterator[tuple[Event, int]]:
     """The whole events of a file, each with the byte after it, up to the first that is torn."""
-    content = memoryview(path.read_bytes())
-    offset = 0
-    while len(content) >= offset + 16:
-        (size,) = _LENGTH.unpack_from(content, offset)
-        end = offset + 16 + size
-        data = bytes(content[offset + 12 : end - 4])
-        if end > len(content) or _CRC.unpack_from(content, end - 4)[0] != _masked_crc(data):
-            return
-        yield Event.FromString(data), end
-        offset = end
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = 0
+        while size >= start + 16:
+            (length,) = _LENGTH.unpack_from(file.read(12))
+            end = start + 16 + length
+            if end > size:
+                return
+            data = file.read(length)
+            if _CRC.unpack(file.read(4))[0] != _masked_crc(data):
+                return
+            yield Event.FromString(data), end
+            start = end
 
 
 def _is_hparams(event: Event) -> bool:

@@ -1,11 +1,12 @@
-"""Standard library logging: one line a row, all its names on it, on the logger `metricbus`.
+"""Standard library logging: one line a row or medium, on the logger `metricbus`.
 
     step 120 epoch 1 | train/loss=0.4812 train/acc=0.8594
+    step 120 epoch 1 | samples: image 28x28 in /runs/r/media/image/samples-1f/120-1.png "a seven"
 
-The exact values are on the log record: `record.metrics` (a dict), `record.step`, `record.epoch`;
-`record.created` is the time at which they were logged. Characters that do not print are escaped, so
-no name can break out of its line. Lines are written at most once: what a crash cuts off here is
-still in the journal.
+The exact values are on the log record: `record.metrics` (a dict) or `record.medium`, and
+`record.step`, `record.epoch`; `record.created` is the time at which they were logged. Characters
+that do not print are escaped, so no name can break out of its line. Lines are written at most once:
+what a crash cuts off here is still in the journal.
 
 Where no handler is configured for the logger or above it, one that writes to stderr is attached, so
 that the default can be seen.
@@ -23,9 +24,11 @@ from typing import Any, Literal, TextIO
 import msgspec
 
 from metricbus.bell import breathe
+from metricbus.media_records import MEDIA, MediumRecord
 from metricbus.records import Epoch, Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
+from metricbus.sinks.logging_media import MediaLines
 
 _TEMPLATES = 256  # rows with different names at a time
 _ROWS_A_BREATH = 4  # in the training's process, which gets the interpreter in between
@@ -38,9 +41,9 @@ class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LoggingSink(Sink):
-    """Writes rows to the logger `metricbus`, in this process."""
+    """Writes rows and media to the logger `metricbus`, in this process."""
 
-    kinds = (Scalars, Epoch, Rewind)
+    kinds = (Scalars, Epoch, Rewind, *MEDIA)
     may_share = True
     in_process = True
     Options = LoggingOptions
@@ -48,6 +51,7 @@ class LoggingSink(Sink):
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Finds the logger, and says which run this is, with which hyperparameters."""
+        self._media = MediaLines(folder, printable)
         self._logger = logging.getLogger("metricbus")
         self._level = logging.getLevelNamesMapping()[self.options.level]
         if not self._logger.hasHandlers():
@@ -60,19 +64,26 @@ class LoggingSink(Sink):
             config = msgspec.json.encode(run.config).decode()
             self._logger.log(self._level, "config %s", config)
 
-    def write(self, records: Sequence[Scalars | Epoch | Rewind]) -> None:
+    def write(self, records: Sequence[Scalars | Epoch | Rewind | MediumRecord]) -> None:
         """One log record each."""
         logger, level = self._logger, self._level
         if not logger.isEnabledFor(level):
             return
+        media = [self._media.line(record) for record in records if isinstance(record, MediumRecord)]
+        media.reverse()  # made before anything is logged: a file may be missing
         for number, record in enumerate(records):
             if number % _ROWS_A_BREATH == 0 and number:
                 breathe()
             extra: dict[str, Any] = {"step": record.step, "epoch": record.epoch}
-            if isinstance(record, Scalars):
-                extra["metrics"] = record.values
+            if isinstance(record, MediumRecord):
+                extra["medium"] = record
+                line = media.pop()
+            else:
+                if isinstance(record, Scalars):
+                    extra["metrics"] = record.values
+                line = line_of(record)
             entry = logger.makeRecord(
-                logger.name, level, "metricbus", 0, line_of(record), (), None, None, extra
+                logger.name, level, "metricbus", 0, line, (), None, None, extra
             )
             entry.created = record.time / 1e9
             entry.msecs = record.time // 1_000_000 % 1000

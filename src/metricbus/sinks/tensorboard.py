@@ -1,4 +1,4 @@
-"""TensorBoard: one event file, one event a row, hyperparameters in the same file.
+"""TensorBoard: one event file, one event a row or medium, hyperparameters in the same file.
 
 TensorBoard has one axis. It is the step; for what is reduced over an epoch it is the epoch, and for
 a series with an axis of its own that axis's latest value, as an integer. Values are float32. Time
@@ -6,9 +6,11 @@ is the event's wall time.
 
 TensorBoard's page reads through a data server that keeps, per run and tag, steps which grow: a
 value at a lower or equal step makes it forget the values from that step on. Nothing is lost in the
-file (`tensorboard --load_fast=false` shows it all), but to show it on every page, a row that comes
-late or again goes to a sub-run, `late-1`, `late-2` and so on: its points appear in the same chart
-as a run of their own. There are at most seven; beyond that, rows go to the last one.
+file (`tensorboard --load_fast=false` shows it all), but to show it on every page, what comes late
+or again goes to a sub-run, `late-1`, `late-2` and so on: its points appear in the same chart as a
+run of their own. There are at most seven; beyond that, it goes to the last one.
+
+`metricbus.sinks.tensorboard_media` says what media become.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metricbus.media_records import MEDIA, MediumRecord
 from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run, flat_config
 from metricbus.sinks.base import FileSink, with_marked_names
@@ -29,13 +32,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("metricbus.sinks.tensorboard")
 
+_PIECE = 16 << 20  # bytes of events, after which they are written
+
 _LANES = ("", *(f"late-{n}" for n in range(1, 8)))
 
 
 class TensorBoardSink(FileSink):
     """Writes event files; `tensorboard:FOLDER` puts them into `FOLDER/<run's id>`."""
 
-    kinds = (Scalars, Rewind)
+    kinds = (Scalars, Rewind, *MEDIA)
     ordered = True
     heavy = True
     requires = ("tensorboard", "google_crc32c")
@@ -51,8 +56,10 @@ class TensorBoardSink(FileSink):
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Opens the run's event files, and finds in them what was written beyond the state."""
         from metricbus.sinks.event_file import EventMaker
+        from metricbus.sinks.tensorboard_media import MediaEvents
 
         self._event_of = EventMaker()
+        self._media = MediaEvents(folder, self.tell_fallback)
         self._folder = self.folder_for(run, folder, "tensorboard")
         self._run = run
         self._counted = dict(state.get("lengths", {}))
@@ -60,24 +67,49 @@ class TensorBoardSink(FileSink):
         if run.config and not self._lanes[""].has_hparams:
             self._write_hparams_start()
 
-    def write(self, records: Sequence[Scalars | Rewind]) -> None:
-        """One event a row, in the first lane where it is not late."""
+    def write(self, records: Sequence[Any]) -> None:
+        """One event a row or medium, in the first lane where it is not late."""
         if self._is_stale:
             self._open_lanes()
-        self._is_stale = True  # until all is written: then the files say which rows to skip
+        if not any(lane.is_behind for lane in self._lanes.values()):
+            self._media.check(records)  # else some are there already, and their files not needed
+        self._is_stale = True  # until all is written: then the files say what to skip
         batches: dict[str, list[bytes]] = {}
+        size = 0
         for record in with_marked_names(records):
-            if isinstance(record, Rewind):
-                for name, lane in self._lanes.items():
-                    if lane.see_rewind(record.step):
-                        batches.setdefault(name, []).append(self._event_of.rewind(record))
-                continue
-            name = self._lane_for(record)
-            if self._lanes[name].see(record):
-                batches.setdefault(name, []).append(self._event_of(record))
+            if type(record) is Scalars:
+                row = self._tags.cleared(record)
+                name = self._lane_for(row.values, row.x)
+                if self._lanes[name].see(row.values, row.x):
+                    batches.setdefault(name, []).append(self._event_of(row))
+            elif isinstance(record, Rewind):
+                self._rewind(record, batches)
+            elif isinstance(record, MediumRecord):
+                size += self._take_medium(record, batches)
+                if size >= _PIECE:
+                    self._append(batches)
+                    size = 0
+        self._append(batches)
+        self._is_stale = False
+
+    def _take_medium(self, record: MediumRecord, batches: dict[str, list[bytes]]) -> int:
+        tags = self._tags.of(record)
+        name = self._lane_for(tags, record.x)
+        if not self._lanes[name].see(tags, record.x):
+            return 0
+        event = self._media.event(record, tags)
+        batches.setdefault(name, []).append(event)
+        return len(event)
+
+    def _rewind(self, record: Rewind, batches: dict[str, list[bytes]]) -> None:
+        for name, lane in self._lanes.items():
+            if lane.see_rewind(record.step):
+                batches.setdefault(name, []).append(self._event_of.rewind(record))
+
+    def _append(self, batches: dict[str, list[bytes]]) -> None:
         for name, events in batches.items():
             self._lanes[name].append(events)
-        self._is_stale = False
+        batches.clear()
 
     def flush(self) -> Mapping[str, Any]:
         """The lengths that count."""
@@ -102,12 +134,15 @@ class TensorBoardSink(FileSink):
         return f"tensorboard --logdir {shlex.quote(str(self._folder.parent))}"
 
     def _open_lanes(self) -> None:
+        from metricbus.sinks.tensorboard_media import Tags
+
         for lane in self._lanes.values():
             lane.close()
         self._lanes = {}
         for name in _LANES:
             if not name or self._path(name).exists():
                 self._lanes[name] = self._open_lane(name)
+        self._tags = Tags(self._lanes)
         self._is_stale = False
 
     def _open_lane(self, name: str) -> EventFile:
@@ -124,18 +159,18 @@ class TensorBoardSink(FileSink):
         file = f"events.out.tfevents.{seconds}.{self._run.host}.{self._run.pid}.metricbus"
         return self._folder / lane / file
 
-    def _lane_for(self, record: Scalars) -> str:
+    def _lane_for(self, tags: Collection[str], step: int) -> str:
         for name in _LANES:
             if name not in self._lanes:
                 self._lanes[name] = self._open_lane(name)
-            if self._lanes[name].takes(record):
+            if self._lanes[name].takes(tags, step):
                 return name
         if not self._told:
             self._told = True
             _log.warning(
                 "step %d was logged more often than TensorBoard's page can show; all values are in "
                 "the file: tensorboard --load_fast=false",
-                record.step,
+                step,
             )
         return _LANES[-1]
 

@@ -1,0 +1,117 @@
+"""Media as they stand in a journal, made by hand for the tests of sinks."""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from metricbus import Scalars
+from metricbus.media import MediaWriter
+from metricbus.media_records import (
+    AudioRecord,
+    Cell,
+    ChartRecord,
+    FileRef,
+    HistogramRecord,
+    ImageRecord,
+    TableRecord,
+    TextRecord,
+    VideoRecord,
+    encode_rows,
+)
+
+PIXELS = bytes(range(12))  # 2 x 2, three channels
+
+
+def at(step: int, name: str = "x") -> dict[str, Any]:
+    return {"name": name, "step": step, "epoch": 0, "time": step * 10**9}
+
+
+def row(step: int, **values: float) -> Scalars:
+    return Scalars(step=step, epoch=0, time=step * 10**9, values=values)
+
+
+def png(pixels: bytes = PIXELS) -> bytes:
+    file = io.BytesIO()
+    Image.frombytes("RGB", (2, 2), pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def image(writer: MediaWriter, step: int, name: str = "x", **more: Any) -> ImageRecord:
+    file = writer.save("image", name, step, ".png", png())
+    return ImageRecord(**at(step, name), file=file, width=2, height=2, channels=3, **more)
+
+
+def text(writer: MediaWriter, step: int, content: str, name: str = "x") -> TextRecord:
+    file = writer.save("text", name, step, ".md", content.encode())
+    return TextRecord(**at(step, name), file=file, length=len(content), start=content[:80])
+
+
+def table(
+    writer: MediaWriter,
+    rows: Sequence[Sequence[Cell]],
+    columns: list[str],
+    *,
+    first_row: int = 0,
+    id: str = "t",
+) -> TableRecord:
+    file = writer.save("table", "x", 0, ".jsonl", encode_rows(rows))
+    about: dict[str, Any] = {"first_row": first_row, "rows": len(rows), "columns": columns}
+    return TableRecord(**at(0), table=id, part=0, file=file, **about)
+
+
+def sound(frames: bytes) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((2, 2, 8000, 0, "NONE", ""))
+        out.writeframes(frames)
+    return file.getvalue()
+
+
+def film(ref: FileRef, format: str) -> VideoRecord:
+    return VideoRecord(**at(0), file=ref, format=format, fps=4, frames=2, width=2, height=2)
+
+
+def audio(writer: MediaWriter, step: int, frames: bytes, **more: Any) -> AudioRecord:
+    file = writer.save("audio", "x", step, ".wav", sound(frames))
+    about: dict[str, Any] = {
+        "format": "wav",
+        "sample_rate": 8000,
+        "channels": 2,
+        "frames": len(frames) // 4,
+    }
+    return AudioRecord(**at(step), **about, file=file, **more)
+
+
+def chart(writer: MediaWriter, rows: Sequence[Sequence[Cell]]) -> ChartRecord:
+    return ChartRecord(
+        **at(0),
+        chart="line",
+        x_column="a",
+        y_columns=["b"],
+        title="t",
+        columns=["a", "b"],
+        rows=len(rows),
+        data=writer.save("chart", "x", 0, ".jsonl", encode_rows(rows)),
+        picture=writer.save("chart", "x", 0, ".png", png()),
+        width=2,
+        height=2,
+    )
+
+
+HISTOGRAM = HistogramRecord(
+    **at(3),
+    counts=[0, 5, 2**40, 0],
+    edges=[-0.1, 0.1, 0.30000000000000004, 1e300, 2e300],
+    count=2**40 + 5,
+    minimum=0.2,
+    maximum=1e299,
+    mean=0.5,
+    std=0.1,
+    sum=1.5,
+    sum_squares=2.5,
+)
