@@ -126,8 +126,8 @@ class Sink(ABC):
         """Says, once for each kind, what the backend gets for lack of something better."""
         if kind not in self._fallbacks:
             self._fallbacks.add(kind)
-            name = type(self).__name__.removesuffix("Sink")
-            _log.warning("%s has no %s of this sort: it gets %s", name, kind, instead)
+            sink = type(self).__name__.removesuffix("Sink").lower()
+            _log.warning("%s: of a %s, this backend gets %s", sink, kind, instead)
 
     @property
     def where(self) -> str:

@@ -1,4 +1,4 @@
-"""MLflow: one run, its metrics by `log_batch`, its config as params; by `MlflowClient` alone.
+"""MLflow: one run, its metrics by `log_batch`, its config as params, its media as artefacts.
 
 MLflow keeps a metric's key, value, time in milliseconds and step, and has one axis: the step; for
 what is reduced over an epoch the epoch; for a series with an axis of its own that axis's latest
@@ -14,7 +14,6 @@ runs beside them, `mlflow.db`.
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import math
@@ -24,17 +23,28 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from metricbus.errors import ConfigError
+from metricbus.media_records import MEDIA, MediumRecord
 from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run, flat_config
-from metricbus.sinks.base import Sink, with_marked_names
-from metricbus.sinks.mlflow_rows import NAME_TAG, PARAM_TAG, TAG, TAG_TAG, Names, Times, allowed
+from metricbus.sinks.base import Sink
+from metricbus.sinks.mlflow_media import Artefacts
+from metricbus.sinks.mlflow_rows import (
+    NAME_TAG,
+    PARAM_TAG,
+    RUN_ID,
+    Names,
+    Times,
+    allowed,
+    rows_of,
+    tags_of,
+)
 from metricbus.sinks.mlflow_store import (
     check_is_mlflows,
     check_is_sqlite,
@@ -56,12 +66,9 @@ _log = logging.getLogger("metricbus.sinks.mlflow")
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
 _LONGEST_PARAM = 6000
-_LONGEST_TAG = 8000
 
 _OVERHEAD = 160  # bytes of an item in a request beside its texts, generously
-_RUN_ID = "metricbus.run_id"
 _REWIND = "metricbus.superseded_before."
-_RESERVED = ("mlflow.", "metricbus.")  # tags that have a meaning
 _SERVER = re.compile(r"[^/:@]+:\d+(/.*)?")
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
@@ -78,7 +85,7 @@ class MlflowSink(Sink):
 
     Options = MlflowOptions
     options: MlflowOptions
-    kinds = (Scalars, Rewind)
+    kinds = (Scalars, Rewind, *MEDIA)
     heavy = True
     by_content = True
     requires = ("mlflow",)
@@ -108,6 +115,9 @@ class MlflowSink(Sink):
                 with locked(file.with_name(file.name + ".lock")):
                     check_is_mlflows(file)
                     self._connect(run, file.parent)
+        self._artefacts = Artefacts(
+            self._client, self._run_id, folder, self.options.timeout_secs, self.tell_fallback
+        )
         self._times = Times([(tuple(slot), at) for slot, at in state.get("recent", [])])
 
     def _connect(self, run: Run, folder: Path | None) -> None:
@@ -126,7 +136,7 @@ class MlflowSink(Sink):
         self._log_params(run.config, found.data.params)
 
     def _find_run(self, run: Run) -> str:
-        found = self._client.search_runs([self._experiment], f"tags.`{_RUN_ID}` = '{run.id}'")
+        found = self._client.search_runs([self._experiment], f"tags.`{RUN_ID}` = '{run.id}'")
         if found:
             run_id: str = found[0].info.run_id
             self._client.update_run(run_id, status="RUNNING")
@@ -135,7 +145,7 @@ class MlflowSink(Sink):
             self._experiment,
             start_time=run.started // 1_000_000,
             run_name=run.name,
-            tags=_tags(run),
+            tags=tags_of(run),
         )
         return str(made.info.run_id)
 
@@ -175,9 +185,10 @@ class MlflowSink(Sink):
         for batch in in_batches(tags, _PARAMS_A_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, tags=batch)
 
-    def write(self, records: Sequence[Scalars | Rewind]) -> None:
-        """As many metrics in a request as MLflow takes."""
-        rows = [one for one in with_marked_names(records) if isinstance(one, Scalars)]
+    def write(self, records: Sequence[Scalars | Rewind | MediumRecord]) -> None:
+        """Media one by one, then as many metrics in a request as MLflow takes."""
+        rows = rows_of(records)
+        self._artefacts.send([one for one in records if isinstance(one, MediumRecord)])
         try:
             with self._requests():
                 self._tag_rewinds([one for one in records if isinstance(one, Rewind)])
@@ -283,28 +294,6 @@ class MlflowSink(Sink):
         if message not in self._told:
             self._told.add(message)
             _log.warning(message, *args)
-
-
-def _tags(run: Run) -> dict[str, str]:
-    names = Names({})
-    tags = {}
-    for tag in run.tags:
-        key = names.key(TAG + tag if tag.startswith(_RESERVED) else tag)
-        tags[key] = "true"
-        if key != tag:
-            tags[TAG_TAG + key] = tag
-    tags |= {_RUN_ID: run.id, "metricbus.host": run.host}
-    with suppress(KeyError, OSError):  # in a container, the user may have no name
-        tags["mlflow.user"] = getpass.getuser()
-    if run.group:
-        tags["metricbus.group"] = run.group
-    if run.notes:
-        tags["mlflow.note.content"] = run.notes
-    for key, text in tags.items():
-        if len(text) > _LONGEST_TAG:
-            _log.warning("tag %r is cut to the %s characters that MLflow takes", key, _LONGEST_TAG)
-            tags[key] = text[: _LONGEST_TAG - 1] + "…"
-    return tags
 
 
 def _text(value: Any) -> str:

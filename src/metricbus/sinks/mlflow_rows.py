@@ -1,21 +1,37 @@
 """What a row becomes in MLflow: names that it allows, and times that keep equal values apart.
 
-Both depend on the journal alone, so that the same rows, delivered again, are the same metrics.
+Both depend on the journal alone, so that the same rows, delivered again, are the same metrics. A
+histogram becomes a row, too, of its quantiles; and the run becomes tags.
 """
 
 from __future__ import annotations
 
+import getpass
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
+from metricbus.media_records import HistogramRecord, MediumRecord
+from metricbus.records import Rewind, Scalars
+from metricbus.run import Run
+from metricbus.sinks.base import with_marked_names
 from metricbus.urls import digest
 
+_log = logging.getLogger("metricbus.sinks.mlflow")
+
+RUN_ID = "metricbus.run_id"
 NAME_TAG = "metricbus.name."
 PARAM_TAG = "metricbus.param."
 TAG, TAG_TAG = "tag.", "metricbus.tag."
+_RESERVED = ("mlflow.", "metricbus.")  # tags that have a meaning
+_LONGEST_TAG = 8000
 _LONGEST_NAME = 250 - len(PARAM_TAG)  # 250 for each key: mlflow.utils.validation
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
+_FORBIDDEN_IN_KEY = re.compile(r"[^a-zA-Z0-9_\-./ ]")  # of log_image
+_WITH_HASH = re.compile(r".*-[0-9a-f]{8}")
+_LONGEST_KEY = 100  # a file's name has 255 bytes, and the key is not all of it
 _REMEMBERED_MS = 10_000
 _MANY = 20_000
 
@@ -55,6 +71,63 @@ class Names:
         return name in self._keys
 
 
+def rows_of(records: Sequence[Scalars | Rewind | MediumRecord]) -> list[Scalars]:
+    """What is to become metrics, in the order of the journal."""
+    rows: list[Scalars | Rewind] = []
+    for record in records:
+        if isinstance(record, Scalars):
+            rows.append(record)
+        elif isinstance(record, HistogramRecord):
+            rows.append(_quantiles(record))
+    return [row for row in with_marked_names(rows) if isinstance(row, Scalars)]
+
+
+def _quantiles(record: HistogramRecord) -> Scalars:
+    found = {
+        "min": record.minimum,
+        "p25": record.quantile(0.25),
+        "p50": record.quantile(0.5),
+        "p75": record.quantile(0.75),
+        "max": record.maximum,
+        "mean": record.mean,
+    }
+    return Scalars(
+        step=record.step,
+        epoch=record.epoch,
+        time=record.time,
+        values={
+            f"{record.name}/histogram/{what}": value
+            for what, value in found.items()
+            if value is not None
+        },
+        axis=record.axis,
+        at=record.at,
+    )
+
+
+def tags_of(run: Run) -> dict[str, str]:
+    """The tags of MLflow's run: those that were given, and what the run says of itself."""
+    names = Names({})
+    tags = {}
+    for tag in run.tags:
+        key = names.key(TAG + tag if tag.startswith(_RESERVED) else tag)
+        tags[key] = "true"
+        if key != tag:
+            tags[TAG_TAG + key] = tag
+    tags |= {RUN_ID: run.id, "metricbus.host": run.host}
+    with suppress(KeyError, OSError):  # in a container, the user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    if run.group:
+        tags["metricbus.group"] = run.group
+    if run.notes:
+        tags["mlflow.note.content"] = run.notes
+    for key, text in tags.items():
+        if len(text) > _LONGEST_TAG:
+            _log.warning("tag %r is cut to the %s characters that MLflow takes", key, _LONGEST_TAG)
+            tags[key] = text[: _LONGEST_TAG - 1] + "…"
+    return tags
+
+
 def allowed(name: str) -> str:
     """The name as MLflow takes it; most are taken as they are."""
     parts = _FORBIDDEN.sub("_", name).split("/")
@@ -62,6 +135,17 @@ def allowed(name: str) -> str:
     if key.startswith(".."):  # for MLflow a path that leads out
         key = "__" + key[2:]
     return key if len(key) <= _LONGEST_NAME else _cut(key, name)
+
+
+def image_key(name: str) -> str:
+    """The name as `log_image` takes it; no two names share one.
+
+    A name that is changed gets a hash behind it; so does one that looks as if it had one.
+    """
+    key = _FORBIDDEN_IN_KEY.sub("_", allowed(name))
+    if key == name and len(key) <= _LONGEST_KEY and not _WITH_HASH.fullmatch(key):
+        return key
+    return f"{key[: _LONGEST_KEY - 9]}-{digest(name)}"
 
 
 def _cut(key: str, name: str) -> str:

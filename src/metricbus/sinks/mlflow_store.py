@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -24,6 +25,16 @@ T = TypeVar("T")
 
 _BYTES_A_BATCH = 900_000  # MLflow takes 1,000,000: mlflow.utils.validation
 _FOR_GOOD = (400, 404, 409, 413, 422)
+_NO_ROOT = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 
 @contextmanager
@@ -41,6 +52,36 @@ def requests(timeout_secs: int) -> Iterator[None]:
             raise Rejected(f"MLflow: {error}") from error  # in MLflow's own words, not a proxy's
         wait = None if response is None else retry_after(response.headers.get("Retry-After"))
         raise Unavailable(f"MLflow: {error}", retry_after=wait) from error
+
+
+def upload(client: MlflowClient, run_id: str, file: Path, folder: str) -> None:
+    """Sends a file to the run's artefacts; `Rejected` if they can never be written to.
+
+    An `OSError` that escapes is one for now. The answers of a server are such errors, too.
+    """
+    try:
+        client.log_artifact(run_id, str(file), folder)
+    except OSError as error:
+        what = f"MLflow takes no artefact {folder}/{file.name}: {error}"
+        response = getattr(error, "response", None)
+        if response is not None:
+            if _is_for_good(response):
+                raise Rejected(what) from error
+            raise Unavailable(what, retry_after(response.headers.get("Retry-After"))) from error
+        if error.errno in _NO_ROOT:
+            raise Rejected(
+                f"{what}; the experiment's artefact folder must be there and writable for who "
+                "delivers, or a server must take artefacts itself (mlflow server "
+                "--serve-artifacts --artifacts-destination FOLDER)"
+            ) from error
+        raise
+
+
+def _is_for_good(response: Any) -> bool:
+    """Whether it would be answered so again: by MLflow itself, or for the size or the method."""
+    if response.status_code in (405, 413):
+        return True
+    return response.status_code in _FOR_GOOD and b'"error_code"' in response.content
 
 
 def _response_behind(error: BaseException) -> Any:
