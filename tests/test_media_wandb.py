@@ -514,8 +514,8 @@ def test_what_becomes_something_less_is_told_once(
     made = Made(tmp_path)
     wide = made.histogram("h", [1] * 1000, [float(edge) for edge in range(1001)])
     deliver(made, [wide, wide, made.video("v", AVI, ".avi")])
-    assert caplog.text.count("Wandb has no histogram of this sort: it gets 512 bins") == 1
-    assert "Wandb has no video (.avi) of this sort: it gets the file" in caplog.text
+    assert caplog.text.count("wandb takes no histogram as it is: it gets 512 bins") == 1
+    assert "wandb takes no video (.avi) as it is: it gets the file" in caplog.text
 
 
 def test_a_table_grows_over_a_reopening_by_its_new_rows_alone(tmp_path: Path) -> None:

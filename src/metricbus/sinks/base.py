@@ -127,7 +127,7 @@ class Sink(ABC):
         if kind not in self._fallbacks:
             self._fallbacks.add(kind)
             sink = type(self).__name__.removesuffix("Sink").lower()
-            _log.warning("%s: of a %s, this backend gets %s", sink, kind, instead)
+            _log.warning("%s takes no %s as it is: it gets %s", sink, kind, instead)
 
     @property
     def where(self) -> str:

@@ -104,7 +104,10 @@ class CsvMedia:
                 return [(self._place(record.picture), "chart"), (data, "chart_data")]
             case ImageRecord():
                 if record.boxes or record.masks:
-                    self._tell("image", "the picture with boxes and masks drawn onto it")
+                    self._tell(
+                        "image with boxes or masks",
+                        "the picture with boxes and masks drawn onto it",
+                    )
                 value = self._place(record.drawn)
             case TextRecord() | AudioRecord() | VideoRecord() | FileRecord():
                 value = self._place(record.file)

@@ -131,7 +131,10 @@ class MediaEvents:
                 return Summary.Value(tag=tag, histo=_histogram(record))
             case ImageRecord():
                 if record.boxes or record.masks:
-                    self._tell("image", "the picture with boxes and masks drawn onto it")
+                    self._tell(
+                        "image with boxes or masks",
+                        "the picture with boxes and masks drawn onto it",
+                    )
                 return self._image(tag, record.drawn, record, record.channels)
             case ChartRecord():
                 self._tell("chart", "a picture of it")
