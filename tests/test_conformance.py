@@ -26,7 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb_reader import wandb_rows
 
 import metricbus
-from metricbus import MetricBus, Scalars
+from metricbus import MetricBus
 from metricbus.testing import MemorySink
 
 NAMES = [
@@ -317,8 +317,7 @@ def test_every_backend_marks_what_was_open_when_a_process_died(
     assert report.complete, str(report)
     assert {sink.delivered for sink in report.sinks.values()} == {2}
     logged = Logged(folder, memory, handler.records, mlflow_server)
-    rows = [record for record in memory.records if isinstance(record, Scalars)]
-    assert [(row.values, row.partial) for row in rows] == [
+    assert [(record.values, record.partial) for record in memory.records] == [
         ({"whole": 1.0}, False),
         ({"loss": 0.5}, True),
     ]

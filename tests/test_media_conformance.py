@@ -60,16 +60,17 @@ class Logged(NamedTuple):
 
 
 def pixels(png: bytes) -> bytes:
-    return PillowImage.open(io.BytesIO(png)).tobytes()
+    content: bytes = PillowImage.open(io.BytesIO(png)).tobytes()
+    return content
 
 
 def frames(gif: bytes) -> bytes:
     picture: Any = PillowImage.open(io.BytesIO(gif))
-    found = b""
+    found: list[bytes] = []
     for number in range(picture.n_frames):
         picture.seek(number)
-        found += picture.convert("L").tobytes()
-    return found
+        found.append(picture.convert("L").tobytes())
+    return b"".join(found)
 
 
 def samples(wav: bytes) -> bytes:

@@ -8,7 +8,7 @@ assert sink.series("train/loss")[-1].value < 0.1
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +31,9 @@ class Point(NamedTuple):
 
 
 class MemorySink(Sink):
-    """Keeps the records in `records`, the run in `run`, and how it ended in `status`.
+    """Keeps the rows in `records`, the run in `run`, and how it ended in `status`.
 
-    `files` reads the files of media.
+    `media()` has the media, and `files` reads their files.
 
     They are complete after `bus.flush()` or `bus.close()`.
     """
@@ -44,16 +44,21 @@ class MemorySink(Sink):
         super().__init__()
         self.run: Run | None = None
         self.status: Status = "running"
-        self.records: list[Scalars | MediumRecord] = []
+        self.records: list[Scalars] = []
+        self._media: list[MediumRecord] = []
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Remembers the run."""
         self.run = run
         self.files = MediaFolder(folder)
 
-    def write(self, records: Sequence[Scalars | MediumRecord]) -> None:
+    def write(self, records: Sequence[Any]) -> None:
         """Keeps the records."""
-        self.records.extend(records)
+        for record in records:
+            if isinstance(record, Scalars):
+                self.records.append(record)
+            else:
+                self._media.append(record)
 
     def close(self, status: Status) -> None:
         """Remembers how the run ended."""
@@ -61,23 +66,16 @@ class MemorySink(Sink):
 
     def names(self) -> list[str]:
         """All names of numbers that came, in the order in which they first came."""
-        return list(dict.fromkeys(name for record in self._rows() for name in record.values))
+        return list(dict.fromkeys(name for record in self.records for name in record.values))
 
     def series(self, name: str) -> list[Point]:
         """The values of one name, in their order."""
         return [
             Point(record.step, record.epoch, record.time, record.values[name])
-            for record in self._rows()
+            for record in self.records
             if name in record.values
         ]
 
-    def media(self, name: str) -> list[MediumRecord]:
-        """The media of one name, in their order."""
-        return [
-            record
-            for record in self.records
-            if isinstance(record, MediumRecord) and record.name == name
-        ]
-
-    def _rows(self) -> Iterator[Scalars]:
-        return (record for record in self.records if isinstance(record, Scalars))
+    def media(self, name: str | None = None) -> list[MediumRecord]:
+        """The media of one name, or of all, in their order."""
+        return [record for record in self._media if name in (None, record.name)]
