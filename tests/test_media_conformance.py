@@ -76,7 +76,8 @@ def frames(gif: bytes) -> bytes:
 def samples(wav: bytes) -> bytes:
     with wave.open(io.BytesIO(wav)) as file:
         assert (file.getnchannels(), file.getframerate()) == (2, 8000)
-        return file.readframes(file.getnframes())
+        content: bytes = file.readframes(file.getnframes())
+        return content
 
 
 def bins(counts: Any, edges: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
