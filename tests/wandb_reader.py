@@ -48,6 +48,7 @@ def wandb_config(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in wandb_files(folder):
         for record in wandb_records(file):
+            _put(found, record.run.config.update)
             _put(found, record.config.update)
     return found
 
