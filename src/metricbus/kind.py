@@ -91,8 +91,11 @@ def check_file(name: str, path: Path) -> os.stat_result:
     """The state of a regular file; `ValueError` if it is none."""
     try:
         found = os.stat(path)
-    except OSError as error:
-        raise ValueError(f"metric {name!r}: {path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: no name of a file can be like that
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"metric {name!r}: {str(path)!r:.300} cannot be read: {why}; give the path of a file"
+        ) from None
     if not stat.S_ISREG(found.st_mode):
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
         raise ValueError(f"metric {name!r}: {path} is {what}; give the path of a file")
@@ -116,7 +119,7 @@ def check_text(name: str, what: str, text: object) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"metric {name!r}: {what} cannot be written as UTF-8: {error}") from error
-    return text
+    return str.__str__(text)  # of an enum the text, not the member's name
 
 
 def as_path(data: object) -> Path | None:

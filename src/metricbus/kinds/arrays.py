@@ -31,7 +31,7 @@ def view_of(name: str, value: Any, accepted: str) -> Array:
         raise TypeError(f"metric {name!r} was given a masked array; fill it: array.filled(…)")
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # what offers itself as an array may raise anything
         raise ValueError(
             f"metric {name!r} was given {type(value).__name__}, which is no array ({error}); "
             f"what is accepted is {accepted}"
@@ -39,7 +39,9 @@ def view_of(name: str, value: Any, accepted: str) -> Array:
     if array.dtype.kind not in "biuf":
         if array.dtype.kind == "V" and _is_small_float(array):
             return array.astype(np.float32)
-        raise TypeError(f"metric {name!r} was given {told(value)}; what is accepted is {accepted}")
+        raise TypeError(
+            f"metric {name!r} was given {told(value, array)}; what is accepted is {accepted}"
+        )
     return array
 
 
@@ -48,10 +50,12 @@ def snapshot(name: str, value: Any, accepted: str) -> Array:
     return np.array(view_of(name, value, accepted), copy=True, order="C")
 
 
-def told(value: Any) -> str:
-    """What was given, in a few words."""
+def told(value: Any, array: Array | None = None) -> str:
+    """What was given, in a few words; of lists and the like, the `array` that they make."""
     kind = type(value).__name__
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None and array is not None and array.ndim:
+        shape, dtype = array.shape, array.dtype
     return kind if shape is None else f"{kind} of shape {tuple(shape)} and dtype {dtype}"
 
 
@@ -66,13 +70,15 @@ def check_layout(name: str, value: object, shape: tuple[int, ...], layout: str |
     if layout not in (None, "HW", "HWC", "CHW"):
         raise ValueError(f'metric {name!r}: layout= is "HW", "HWC" or "CHW", not {layout!r}')
     if 0 in shape:
-        raise ValueError(f"metric {name!r} was given an empty picture of shape {shape}")
+        raise ValueError(
+            f"metric {name!r} was given an empty picture of shape {shape}; a picture has {accepted}"
+        )
     if len(shape) == 2 and layout in (None, "HW"):
         found: Layout = "HW"
     elif len(shape) == 3 and layout != "HW":
         first, last = shape[0] in CHANNELS, shape[2] in CHANNELS
         if layout is None and not (first or last):
-            raise ValueError(f"metric {name!r} was given {told(value)}, a picture has {accepted}")
+            raise ValueError(f"metric {name!r} was given {told(value)}; a picture has {accepted}")
         if layout is None:
             layout = "CHW" if first and (is_tensor(value) or not last) else "HWC"
         found = "CHW" if layout == "CHW" else "HWC"
@@ -118,7 +124,8 @@ def as_bytes(array: Array) -> tuple[NDArray[np.uint8], str]:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255), ""
     mended = []
-    exact = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinities are clipped like what is too large
+        exact = array.astype(np.float32)
     if np.isnan(exact).any():
         mended.append("NaN pixels are shown as 0")
         exact = np.nan_to_num(exact, nan=0.0, posinf=np.inf, neginf=-np.inf)
@@ -131,7 +138,7 @@ def as_bytes(array: Array) -> tuple[NDArray[np.uint8], str]:
 def _numpy_of(name: str, tensor: Any, accepted: str) -> Any:
     """A torch tensor as an array; numpy has no word for some of its types."""
     tensor = tensor.detach()
-    if tensor.is_complex() or tensor.layout != sys.modules["torch"].strided:
+    if tensor.is_complex() or tensor.is_meta or tensor.layout != sys.modules["torch"].strided:
         raise TypeError(f"metric {name!r} was given {told(tensor)}; what is accepted is {accepted}")
     tensor = tensor.cpu()
     if tensor.is_floating_point() and str(tensor.dtype) not in (

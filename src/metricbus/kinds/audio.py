@@ -16,6 +16,7 @@ from metricbus.media_records import AudioRecord
 
 _FORMATS = (".wav", ".mp3", ".ogg", ".flac", ".m4a", ".opus")
 _MOST_CHANNELS = 16
+_FASTEST = 1 << 26  # a WAV has 32 bits for the bytes in a second
 _LOUDEST = 32_767
 _ACCEPTED = "samples as int16, or as floats from -1 to 1, with one axis or (time, channels); a path"
 
@@ -50,11 +51,15 @@ class Audio(Kind):
                 f"metric {name!r}: sample_rate= is a whole number of samples a second, "
                 f"not {self._rate!r}"
             )
-        if not 1 <= self._rate < 1 << 31:
-            raise ValueError(f"metric {name!r}: sample_rate= is at least 1, not {self._rate}")
+        if not 1 <= self._rate <= _FASTEST:
+            raise ValueError(
+                f"metric {name!r}: sample_rate= is from 1 to {_FASTEST:,}, not {self._rate:,}"
+            )
         view = view_of(name, self._data, _ACCEPTED)
         if view.dtype != np.int16 and view.dtype.kind != "f":
-            raise TypeError(f"metric {name!r} was given {told(self._data)}; it takes {_ACCEPTED}")
+            raise TypeError(
+                f"metric {name!r} was given {told(self._data, view)}; it takes {_ACCEPTED}"
+            )
         if view.ndim not in (1, 2) or not view.size or min(view.shape[1:], default=1) < 1:
             raise ValueError(f"metric {name!r} was given {told(self._data)}; it takes {_ACCEPTED}")
         if view.ndim == 2 and view.shape[0] < view.shape[1]:
@@ -70,7 +75,9 @@ class Audio(Kind):
 
 def _encode(samples: Array, rate: int, caption: str, work: Work) -> AudioRecord:
     if samples.dtype != np.int16:
-        samples = _as_pcm(samples.astype(np.float32), work)
+        with np.errstate(over="ignore"):  # infinities are clipped like what is too loud
+            samples = samples.astype(np.float32)
+        samples = _as_pcm(samples, work)
     channels = 1 if samples.ndim == 1 else samples.shape[1]
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
@@ -108,7 +115,7 @@ def _copy(path: Path, caption: str, work: Work) -> AudioRecord:
             with wave.open(str(path), "rb") as opened:
                 rate, channels = opened.getframerate(), opened.getnchannels()
                 frames = opened.getnframes()
-        except (wave.Error, EOFError):
+        except (wave.Error, EOFError, OSError):
             pass  # a WAV of another kind than PCM; players know more of them
     return work.record(
         AudioRecord,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 1 << 17
+_DEVICE_BLOCK = 1 << 22
 
 
 class Binned(msgspec.Struct, frozen=True):
@@ -55,15 +56,16 @@ class _Totals:
             block = block[finite]
         if not block.size:
             return
-        self.minimum = min(self.minimum, float(block.min()))
-        self.maximum = max(self.maximum, float(block.max()))
+        low, high = float(block.min()), float(block.max())
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         total = float(block.sum())
         mean = total / block.size if math.isfinite(total) else float((block / block.size).sum())
+        mean = min(max(mean, low), high)
         away = block - mean
         count = self.count + block.size
-        apart = mean - self.mean
-        self.deviations += float(away @ away) + apart * apart * self.count * block.size / count
-        self.mean += apart * (block.size / count)
+        apart, share = mean - self.mean, block.size / count
+        self.deviations += float(away @ away) + apart * apart * share * self.count
+        self.mean += mean * share - self.mean * share  # the difference itself may be too large
         self.count = count
         self.sums.append(total)
         self.squares.append(float(block @ block))
@@ -71,16 +73,15 @@ class _Totals:
 
 def bin_values(values: NDArray[Any], bins: int) -> Binned:
     """The histogram of an array of any shape and real type."""
-    flat = values.reshape(-1)
     totals = _Totals()
     with np.errstate(all="ignore"):
-        for block in _blocks(flat):
+        for block in _blocks(values):
             totals.add(block)
         if not totals.count:
             left = Binned([], [], 0)
         else:
             low, high = _limits(totals.minimum, totals.maximum)
-            counts, edges = _count(flat, low, high, bins)
+            counts, edges = _count(values, low, high, bins)
             left = Binned(
                 counts,
                 edges,
@@ -136,24 +137,39 @@ def bin_on_device(tensor: Any, bins: int) -> Binned:
     low, high = _limits(float(minimum), float(maximum))
     if not math.isfinite(high - low) or not _is_divisible(low, high, bins):
         return bin_values(flat.cpu().numpy(), bins)
-    counts = torch.histc(finite, bins, low, high)
+    edges = _edges(low, high, bins)
+    counts = _count_on_device(torch, finite, edges[1:-1])
     total, squares = finite.sum(dtype=torch.float64), finite.double().square().sum()
     mean = total / finite.numel()
     std = (finite.double() - mean).square().mean().sqrt()
     numbers = torch.stack([total, squares, mean, std]).tolist()
-    found = [round(n) for n in counts.double().tolist()]
-    found[-1] += finite.numel() - sum(found)  # float32 counts end at 2**24
     total, squares, mean, std = map(_finite, numbers)
-    edges = np.linspace(low, high, bins + 1).tolist()
     return Binned(
-        found, edges, finite.numel(), float(minimum), float(maximum), mean, std, total, squares,
-        *apart,
+        counts, edges.tolist(), finite.numel(), float(minimum), float(maximum),
+        mean, std, total, squares, *apart,
     )  # fmt: skip
 
 
-def _blocks(flat: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
-    for start in range(0, flat.size, _BLOCK):
-        yield flat[start : start + _BLOCK].astype(np.float64)
+def _count_on_device(torch: Any, finite: Any, inner: NDArray[np.float64]) -> list[int]:
+    """By comparison with the edges in float64, as numpy does; histc() would round."""
+    between = torch.from_numpy(inner).to(finite.device)
+    counts = torch.zeros(inner.size + 1, dtype=torch.int64, device=finite.device)
+    for block in finite.split(_DEVICE_BLOCK):
+        where = torch.bucketize(block.double(), between, right=True)
+        counts += torch.bincount(where, minlength=inner.size + 1)
+    return list(map(int, counts.tolist()))
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    """The values in whatever order they lie in memory; a block is gone when the next one comes."""
+    with np.nditer(
+        values,
+        ["buffered", "external_loop", "zerosize_ok"],
+        op_dtypes=[np.float64],
+        casting="unsafe",
+        buffersize=_BLOCK,
+    ) as blocks:
+        yield from blocks
 
 
 def _limits(minimum: float, maximum: float) -> tuple[float, float]:
@@ -167,19 +183,26 @@ def _limits(minimum: float, maximum: float) -> tuple[float, float]:
 
 def _is_divisible(low: float, high: float, bins: int) -> bool:
     """Whether float64 has that many edges between the two."""
-    return bool((np.diff(np.linspace(low, high, bins + 1)) > 0).all())
+    return bool((np.diff(_edges(low, high, bins)) > 0).all())
 
 
-def _count(flat: NDArray[Any], low: float, high: float, bins: int) -> tuple[list[int], list[float]]:
+def _edges(low: float, high: float, bins: int) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):  # the last one, before it is set to `high`
+        return np.linspace(low, high, bins + 1)
+
+
+def _count(
+    values: NDArray[Any], low: float, high: float, bins: int
+) -> tuple[list[int], list[float]]:
     scale = 1.0 if math.isfinite(high - low) else 0.25
     low, high = low * scale, high * scale
     if not _is_divisible(low, high, bins):
         bins = 1
     counts = np.zeros(bins, np.int64)
-    for block in _blocks(flat):
+    for block in _blocks(values):
         inside = block[np.isfinite(block)] * scale
         counts += np.histogram(inside, bins, (low, high))[0] if bins > 1 else inside.size
-    return counts.tolist(), (np.linspace(low, high, bins + 1) / scale).tolist()
+    return counts.tolist(), (_edges(low, high, bins) / scale).tolist()
 
 
 def _sum(parts: list[float]) -> float:

@@ -35,6 +35,8 @@ class Chart(Kind):
         self._kind = kind
         self._x = x
         self._y = [y] if isinstance(y, str) else y
+        if not (y is None or isinstance(y, Sequence)):
+            raise TypeError(f"y= is a column's name, or a list of them, not {y!r:.80}")
         self._title = title
 
     def take(self, name: str) -> Taken:
@@ -51,7 +53,10 @@ class Chart(Kind):
         if not rows:
             raise ValueError(f"metric {name!r}: a chart of a table without rows shows nothing")
         x, y = self._check_axes(name, columns, rows)
-        return Taken(nbytes, partial(_encode, self._kind, x, y, self._title, columns, rows))
+        return Taken(
+            nbytes,
+            partial(_encode, plot=(self._kind, x, y, self._title), columns=columns, rows=rows),
+        )
 
     def _check_axes(
         self, name: str, columns: list[str], rows: list[list[Any]]
@@ -86,7 +91,10 @@ class Chart(Kind):
             return x, y
         for column in [x] if self._kind == "histogram" else y:
             if column not in numeric:
-                raise TypeError(f"metric {name!r}: the column {column!r} has more than numbers")
+                raise TypeError(
+                    f"metric {name!r}: the column {column!r} has more than numbers; "
+                    "here its cells are numbers or None"
+                )
         return x, y
 
 
@@ -95,16 +103,15 @@ def _is_numeric(rows: list[list[Any]], at: int) -> bool:
 
 
 def _encode(
-    kind: ChartKind,
-    x: str,
-    y: list[str],
-    title: str,
+    work: Work,
+    *,
+    plot: tuple[ChartKind, str, list[str], str],
     columns: list[str],
     rows: list[list[Any]],
-    work: Work,
 ) -> ChartRecord:
     from metricbus.kinds.plotting import Plot, draw
 
+    kind, x, y, title = plot
     cells = finish_rows(rows, work)
     data = work.save("charts", ".jsonl", encode_rows(cells))
     by_name = {name: [row[at] for row in cells] for at, name in enumerate(columns)}

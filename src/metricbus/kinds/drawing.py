@@ -41,10 +41,11 @@ def annotate(
             else known.setdefault(str(box.label), len(known) + 1)
         )
         colour = _colour(key)
-        sides = box.left, box.top, box.right, box.bottom
-        pen.rectangle(sides, outline=colour, width=max(1, round(max(drawn.size) / 300)))
+        width = max(1, round(max(drawn.size) / 300))
+        left, top, right, bottom = _within(box, drawn.size, width + 1)
+        pen.rectangle((left, top, right, bottom), outline=colour, width=width)
         if text:
-            pen.text((box.left + 2, box.top + 1), text, fill=colour)
+            pen.text((left + 2, top + 1), text, fill=colour)
     return drawn
 
 
@@ -53,6 +54,14 @@ def caption_of(box: Box, labels: Mapping[int, str]) -> str:
     name = labels.get(box.label, str(box.label)) if isinstance(box.label, int) else box.label
     text = box.caption or name or ""
     return text if box.score is None else f"{text} {box.score:.2f}".strip()
+
+
+def _within(box: Box, size: tuple[int, int], beyond: int) -> tuple[float, float, float, float]:
+    """The sides of a box; what is far out of the picture stays just out of it, to cost nothing."""
+    most_x, most_y = size[0] + beyond, size[1] + beyond
+    left, right = (min(max(side, -beyond), most_x) for side in (box.left, box.right))
+    top, bottom = (min(max(side, -beyond), most_y) for side in (box.top, box.bottom))
+    return left, top, right, bottom
 
 
 def _colour(number: int) -> tuple[int, int, int]:

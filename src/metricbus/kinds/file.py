@@ -6,7 +6,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from metricbus.kind import Kind, Taken, Work, as_path, check_file
+from metricbus.kind import Kind, Taken, Work, as_path, check_file, check_text
 from metricbus.media import ref_of
 from metricbus.media_records import FileRecord
 
@@ -28,6 +28,7 @@ class File(Kind):
         if path is None:
             raise TypeError(f"metric {name!r}: File() takes a path, not {self._path!r:.80}")
         found = check_file(name, path)
+        check_text(name, "the path", str(path))
         state = found.st_size, found.st_mtime_ns
         return Taken(0, partial(_encode, path, state, self._copy))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from metricbus.kinds.binning import Binned, bin_on_device, bin_values, binned
 from metricbus.media_records import HistogramRecord
 
 _MOST_BINS = 4096
+_MOST_VALUES = 2.0**63
 _COPIED = 1 << 26  # bytes; of more, the call itself counts, block by block, and copies nothing
 _ACCEPTED = "an array or tensor of real numbers"
 
@@ -47,11 +49,11 @@ class Histogram(Kind):
             return Taken(0, partial(_record, self._check_counted(name)))
         if type(self._bins) is not int or not 1 <= self._bins <= _MOST_BINS:
             raise ValueError(
-                f"metric {name!r}: bins= is a whole number from 1 to {_MOST_BINS}, "
+                f"metric {name!r}: bins= is a whole number from 1 to {_MOST_BINS:,}, "
                 f"not {self._bins!r}"
             )
         values = self._values
-        if is_tensor(values) and values.device.type != "cpu" and not values.is_complex():
+        if is_tensor(values) and _can_bin(values):
             copied = values.detach().clone()
             nbytes = copied.numel() * copied.element_size()
             return Taken(nbytes, partial(_from_device, copied, self._bins))
@@ -64,17 +66,37 @@ class Histogram(Kind):
     def _check_counted(self, name: str) -> Binned:
         counts = view_of(name, self._counts, "counts= as a list of whole numbers")
         edges = view_of(name, self._edges, "edges= as a list of numbers").astype(np.float64)
-        whole = np.rint(counts.astype(np.float64))
         if counts.ndim != 1 or edges.ndim != 1 or edges.size != counts.size + 1 or not counts.size:
             raise ValueError(
                 f"metric {name!r} was given counts as {told(counts)} and edges as {told(edges)}; "
                 "there is one edge more than there are counts"
             )
-        if not (np.isfinite(whole) & (whole == counts) & (whole >= 0)).all():
-            raise ValueError(f"metric {name!r}: counts= are whole numbers from 0 on")
-        if not np.isfinite(edges).all() or not (np.diff(edges) > 0).all():
-            raise ValueError(f"metric {name!r}: edges= are finite and grow")
+        if counts.size > _MOST_BINS:
+            raise ValueError(
+                f"metric {name!r} was given {counts.size:,} counts; up to {_MOST_BINS:,} are taken"
+            )
+        whole = np.rint(counts.astype(np.float64))
+        wrong = counts[~((whole == counts) & (whole >= 0))]
+        if wrong.size or whole.sum() >= _MOST_VALUES:
+            raise ValueError(
+                f"metric {name!r}: counts= are whole numbers from 0 on, in all below 2**63, "
+                f"not {wrong[0] if wrong.size else whole.sum()}"
+            )
+        with np.errstate(over="ignore"):  # from one end of float64 to the other
+            steps = np.diff(edges)
+        if not np.isfinite(edges).all() or not (steps > 0).all():
+            raise ValueError(
+                f"metric {name!r}: edges= are finite numbers that grow, not "
+                f"{edges[:4].tolist()} and so on"
+            )
         return binned(counts.astype(np.int64), edges)
+
+
+def _can_bin(tensor: Any) -> bool:
+    """Whether it can be counted where it is: on an accelerator that knows float64."""
+    if tensor.is_complex() or tensor.layout != sys.modules["torch"].strided:
+        return False
+    return tensor.device.type not in ("cpu", "meta", "mps")
 
 
 def _from_values(values: Array, bins: int, work: Work) -> HistogramRecord:

@@ -36,6 +36,7 @@ from metricbus.kinds.arrays import (
     view_of,
 )
 from metricbus.media_records import Box, FileRef, ImageRecord, Picture
+from metricbus.values import INT_MAX, INT_MIN, to_number
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pil
@@ -46,6 +47,7 @@ _ACCEPTED = (
     "an array or tensor of pixels, a PIL image, a path, a matplotlib figure, or a list of these"
 )
 _PLAIN_MODES = ("L", "RGB", "RGBA")
+_UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _GAP = 2  # pixels between the pictures of a grid
 _LARGEST_CLASS = 65_535
 _PNG_LEVEL = 3  # of deflate: half the time of the default, files some percent larger
@@ -83,7 +85,7 @@ class Image(Kind):
         data: Any,
         caption: str = "",
         *,
-        boxes: Sequence[Box | Mapping[str, Any]] = (),
+        boxes: Sequence[Box | Mapping[str, Any]] | None = None,
         masks: Mapping[str, Any] | None = None,
         class_labels: Mapping[int, str] | None = None,
         layout: Layout | None = None,
@@ -92,9 +94,9 @@ class Image(Kind):
     ) -> None:
         self._data = data
         self.caption = caption
-        self._boxes = boxes
-        self._masks = masks or {}
-        self._labels = class_labels or {}
+        self._boxes = () if boxes is None else boxes
+        self._masks = {} if masks is None else masks
+        self._labels = {} if class_labels is None else class_labels
         self._layout = layout
         self._columns = columns
         self._close = close
@@ -105,15 +107,19 @@ class Image(Kind):
         marks = self._check_marks(name, sources, is_grid)
         nbytes = sum(map(_nbytes_of, sources)) + sum(mask.nbytes for mask in marks.masks.values())
         columns = self._check_columns(name, len(sources)) if is_grid else 0
-        return Taken(nbytes, partial(_encode, sources, columns, self.caption, marks))
+        encode = partial(_encode, sources, columns, self.caption, marks)
+        return Taken(nbytes, encode, self._close_figures)
 
     def take_cell(self, name: str) -> tuple[int, Any]:
         """The same for a picture in a table: about how many bytes, and what makes the cell."""
-        if self._boxes or self._masks:
-            raise ValueError(f"metric {name!r}: a picture in a table has no boxes and masks")
+        if self._has_marks(name):
+            raise ValueError(
+                f"metric {name!r}: a picture in a table has no boxes and masks; log it alone"
+            )
         sources, is_grid = self._sources(name)
         columns = self._check_columns(name, len(sources)) if is_grid else 0
         nbytes = sum(map(_nbytes_of, sources))
+        self._close_figures()
         return nbytes, partial(_encode_cell, sources, columns, self.caption)
 
     def _sources(self, name: str) -> tuple[list[Source], bool]:
@@ -126,8 +132,20 @@ class Image(Kind):
         if not many:
             return [self._source(name, data)], False
         if not len(data):
-            raise ValueError(f"metric {name!r} was given no picture; {_ACCEPTED}")
-        return [self._source(name, one) for one in data], True
+            raise ValueError(
+                f"metric {name!r} was given no picture; what is accepted is {_ACCEPTED}"
+            )
+        sources: list[Source] = []
+        pixels = 0
+        for one in data:
+            sources.append(self._source(name, one))
+            pixels += math.prod(_size_of(sources[-1]) or ())
+            if pixels > MOST_PIXELS:  # before the next one is copied
+                raise ValueError(
+                    f"metric {name!r} was given a grid of {len(data):,} pictures with more than "
+                    f"{MOST_PIXELS:,} pixels in all: log fewer, or smaller ones"
+                )
+        return sources, True
 
     def _source(self, name: str, data: Any) -> Source:
         path = as_path(data)
@@ -136,10 +154,13 @@ class Image(Kind):
             return path
         if _is_a("PIL.Image", "Image", data):
             _check_size(name, data.size)
-            copied: Pil = data.copy()
+            try:
+                copied: Pil = data.copy()
+            except Exception as error:  # a file that is read only now, or one that was closed
+                raise ValueError(f"metric {name!r}: the picture cannot be read: {error}") from error
             return copied
         if _is_a("matplotlib.figure", "Figure", data):
-            return _draw_figure(data, close=self._close)
+            return _draw_figure(name, data)
         view = view_of(name, data, _ACCEPTED)
         layout = check_layout(name, data if is_tensor(data) else view, view.shape, self._layout)
         check_pixels(name, data, view)
@@ -154,8 +175,27 @@ class Image(Kind):
             )
         return min(self._columns, pictures)
 
+    def _close_figures(self) -> None:
+        """Closes pyplot's figures, if that was asked for."""
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if not self._close or pyplot is None:
+            return
+        for one in self._data if isinstance(self._data, list | tuple) else [self._data]:
+            if _is_a("matplotlib.figure", "Figure", one):
+                pyplot.close(one)
+
+    def _has_marks(self, name: str) -> bool:
+        if isinstance(self._boxes, str) or not isinstance(self._boxes, Sequence):
+            raise TypeError(
+                f"metric {name!r}: boxes= is a list of Box(…) or of dicts, not {told(self._boxes)}"
+            )
+        for what, given in (("masks=", self._masks), ("class_labels=", self._labels)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"metric {name!r}: {what} is a dict, not {told(given)}")
+        return bool(self._boxes or self._masks)
+
     def _check_marks(self, name: str, sources: Sequence[Source], is_grid: bool) -> _Marks:
-        if is_grid and (self._boxes or self._masks):
+        if self._has_marks(name) and is_grid:
             raise ValueError(f"metric {name!r}: a grid has no boxes and masks; log one picture")
         boxes = [_check_box(name, box) for box in self._boxes]
         size = _size_of(sources[0])
@@ -166,7 +206,10 @@ class Image(Kind):
         labels = {}
         for number, label in self._labels.items():
             if isinstance(number, bool) or not isinstance(number, int | np.integer):
-                raise TypeError(f"metric {name!r}: class_labels= has names by class number")
+                raise TypeError(
+                    f"metric {name!r}: class_labels= has names by class number, not by {number!r}"
+                )
+            _check_class(name, int(number))
             labels[int(number)] = check_text(name, "a class's name", label)
         return _Marks(boxes, masks, labels)
 
@@ -196,11 +239,14 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
 
 def _check_box(name: str, given: Box | Mapping[str, Any]) -> Box:
     try:
-        box = msgspec.convert(
-            dict(given) if isinstance(given, Mapping) else msgspec.structs.asdict(given),
-            Box,
-            strict=True,
-        )
+        fields = dict(given) if isinstance(given, Mapping) else msgspec.structs.asdict(given)
+        if unknown := fields.keys() - set(Box.__struct_fields__):
+            raise TypeError(f"it has no field {min(map(str, unknown))!r}")
+        plain = {
+            key: to_number(name, value) if hasattr(value, "item") else value
+            for key, value in fields.items()
+        }
+        box = msgspec.convert(plain, Box, strict=True)
     except (msgspec.ValidationError, TypeError) as error:
         raise TypeError(
             f"metric {name!r}: {given!r:.80} is no box ({error}); write "
@@ -213,7 +259,19 @@ def _check_box(name: str, given: Box | Mapping[str, Any]) -> Box:
         )
     if box.fractions and not (min(sides) >= 0 and max(sides) <= 1):
         raise ValueError(f"metric {name!r}: {given!r:.120} has sides outside of 0 to 1")
+    if box.score is not None and not math.isfinite(box.score):
+        raise ValueError(f"metric {name!r}: the score of a box is finite, not {box.score}")
+    check_text(name, "the caption of a box", box.caption)
+    if isinstance(box.label, int):
+        _check_class(name, box.label)
+    elif box.label is not None:
+        check_text(name, "the label of a box", box.label)
     return box
+
+
+def _check_class(name: str, number: int) -> None:
+    if not INT_MIN <= number <= INT_MAX:
+        raise ValueError(f"metric {name!r}: a class is a number of 64 bits, not {number}")
 
 
 def _check_mask(name: str, key: str, mask: Any, size: tuple[int, int] | None) -> Array:
@@ -230,19 +288,20 @@ def _check_mask(name: str, key: str, mask: Any, size: tuple[int, int] | None) ->
     return snapshot(name, view, "an array")
 
 
-def _draw_figure(figure: Any, *, close: bool) -> Array:
+def _draw_figure(name: str, figure: Any) -> Array:
     """The figure's pixels; its canvas stays the one it has."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     before = figure.canvas
     canvas = FigureCanvasAgg(figure)
     try:
+        _check_size(name, canvas.get_width_height())
         canvas.draw()  # type: ignore[no-untyped-call]
         pixels = np.array(canvas.buffer_rgba(), copy=True)  # type: ignore[no-untyped-call]
+    except Exception as error:  # a bad formula in a title, say
+        raise ValueError(f"metric {name!r}: the figure cannot be drawn: {error}") from error
     finally:
         figure.set_canvas(before)
-    if close and (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
-        pyplot.close(figure)
     return pixels
 
 
@@ -322,28 +381,45 @@ def _load(source: Source, work: Work) -> Pil:
             work.tell(mended)
         return PIL.Image.fromarray(pixels)
     if isinstance(source, Path):
-        with PIL.Image.open(source) as opened:
-            _check_size(work.stamp.name, opened.size)
-            opened.load()
-            source = opened.copy()
+        source = _open(source, work)
     if source.mode in _PLAIN_MODES:
         return source
     if source.mode == "1":
         return source.convert("L")
-    has_alpha = source.mode in ("LA", "PA", "La") or "transparency" in source.info
-    if source.mode not in ("P", "LA", "PA", "La"):
+    if source.mode in _UNMULTIPLIED:
+        source = source.convert(_UNMULTIPLIED[source.mode])
+    has_alpha = source.mode in ("LA", "PA", "RGBA") or "transparency" in source.info
+    if source.mode not in ("P", "LA", "PA", "RGBA"):
         work.tell(f"a picture of the mode {source.mode} is converted to 8 bits a channel")
     if source.mode in ("F", "I") or source.mode.startswith("I;16"):
         return _stretched(source)
-    return source.convert("RGBA" if has_alpha else "RGB")
+    converted = source.convert("RGBA" if has_alpha else "RGB")
+    if source.mode != "P":
+        converted.info.pop("icc_profile", None)  # that of other channels
+    return converted
+
+
+def _open(path: Path, work: Work) -> Pil:
+    """The picture in a file; `ValueError` whatever is wrong with it: to try again is no use."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as opened:
+            _check_size(work.stamp.name, opened.size)
+            opened.load()
+            return opened.copy()
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
 def _stretched(picture: Pil) -> Pil:
     """Grey levels of more than 8 bits: the darkest becomes 0, the lightest 255."""
     import PIL.Image
 
-    pixels = np.nan_to_num(np.asarray(picture).astype(np.float64))
-    low, high = pixels.min(), pixels.max()
+    pixels = np.asarray(picture).astype(np.float64)
+    finite = pixels[np.isfinite(pixels)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    pixels = np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
     scaled = (pixels - low) / (high - low or 1.0) * 255
     return PIL.Image.fromarray(np.rint(scaled).astype(np.uint8))
 

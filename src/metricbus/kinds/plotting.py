@@ -11,10 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from metricbus.kinds.binning import bin_values
+
 _SIZE = (6.4, 4.8)
 _DPI = 100
 _BINS = 64
 _LONGEST_LABEL = 24
+_LONGEST_LEGEND = 20
 _MOST_NUMBERS = 20  # classes up to which the counts are written into a confusion chart
 
 
@@ -36,10 +39,11 @@ def draw(plot: Plot) -> tuple[bytes, int, int]:
     axes.set_xlabel(_literal(plot.x))
     if len(plot.y) == 1:
         axes.set_ylabel(_literal(plot.y[0]))
-    _KINDS[plot.kind](axes, plot)
     canvas = FigureCanvasAgg(figure)
     content = io.BytesIO()
-    canvas.print_png(content)  # type: ignore[no-untyped-call]
+    with np.errstate(all="ignore"):  # a range up to the ends of float64
+        _KINDS[plot.kind](axes, plot)
+        canvas.print_png(content)  # type: ignore[no-untyped-call]
     width, height = canvas.get_width_height()
     return content.getvalue(), width, height
 
@@ -47,14 +51,14 @@ def draw(plot: Plot) -> tuple[bytes, int, int]:
 def _line(axes: Axes, plot: Plot) -> None:
     x = _positions(axes, plot)
     for name in plot.y:
-        axes.plot(x, _floats(plot.columns[name]), label=_literal(name), marker="." * (len(x) < 50))
+        axes.plot(x, _floats(plot.columns[name]), label=_label(name), marker="." * (len(x) < 50))
     _legend(axes, plot)
 
 
 def _scatter(axes: Axes, plot: Plot) -> None:
     x = _positions(axes, plot)
     for name in plot.y:
-        axes.scatter(x, _floats(plot.columns[name]), label=_literal(name), s=12, alpha=0.7)
+        axes.scatter(x, _floats(plot.columns[name]), label=_label(name), s=12, alpha=0.7)
     _legend(axes, plot)
 
 
@@ -63,15 +67,16 @@ def _bar(axes: Axes, plot: Plot) -> None:
     at, width = np.arange(len(labels)), 0.8 / len(plot.y)
     for number, name in enumerate(plot.y):
         shift = (number - (len(plot.y) - 1) / 2) * width
-        axes.bar(at + shift, _floats(plot.columns[name]), width, label=_literal(name))
+        axes.bar(at + shift, _floats(plot.columns[name]), width, label=_label(name))
     _ticks(axes, labels)
     _legend(axes, plot)
 
 
 def _histogram(axes: Axes, plot: Plot) -> None:
     values = _floats(plot.columns[plot.x])
-    values = values[np.isfinite(values)]
-    axes.hist(values, bins=min(_BINS, max(1, len(values))))
+    found = bin_values(values, min(_BINS, len(values)))
+    if found.counts:
+        axes.stairs(found.counts, found.edges, fill=True)
     axes.set_ylabel("count")
 
 
@@ -120,17 +125,23 @@ def _ticks(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _legend(axes: Axes, plot: Plot) -> None:
-    if len(plot.y) > 1:
+    if 1 < len(plot.y) <= _LONGEST_LEGEND:
         axes.legend()
 
 
 def _floats(column: Sequence[Any]) -> Any:
-    return np.array([np.nan if one is None else one for one in column], np.float64)
+    numbers = np.array([np.nan if one is None else one for one in column], np.float64)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def _short(label: Any) -> str:
     text = str(label)
     return _literal(text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…")
+
+
+def _label(name: str) -> str:
+    """A column's name in the legend, which leaves out what begins with an underscore."""
+    return _literal(f" {name}" if name.startswith("_") else name)
 
 
 def _literal(text: str) -> str:

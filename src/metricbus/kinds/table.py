@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,8 @@ class Table(Kind):
     """Rows with named columns: `Table(columns=["id", "guess"], rows=[[7, 1], [9, 4]])`.
 
     Instead of columns and rows it takes a dict of columns, a pandas or polars frame, or a numpy
-    array with two axes or with named fields. Cells are numbers, text, booleans, None, dates (as ISO 8601
-    text) and `Image`s.
+    array with two axes or with named fields. Cells are numbers, text, booleans, None, dates (as ISO
+    8601 text) and `Image`s.
 
     A table grows by `append`; logging the same object again writes what is new alone, so that it
     costs the same however long the table is. Another object under the same name is another table.
@@ -63,17 +64,17 @@ class Table(Kind):
             return None
         nbytes, cells = take_rows(name, columns, rows, first)
         logged = table, part + 1, first + len(rows)
-        encode = partial(_encode, table, part, first, columns, cells)
+        encode = partial(_encode, table=table, part=part, first=first, columns=columns, rows=cells)
         return Taken(nbytes, encode, partial(self._logged.__setitem__, name, logged))
 
 
 def check_columns(name: str, columns: Sequence[Any]) -> list[str]:
     """The columns as text, each once; `TypeError` or `ValueError` if they are not."""
     if not columns:
-        raise ValueError(f"metric {name!r}: a table has at least one column")
-    checked = [check_text(name, "a column's name", column) for column in columns]
-    for column in checked:
-        if checked.count(column) > 1:
+        raise ValueError(f"metric {name!r}: a table has at least one column, this has none")
+    checked = [check_text(name, f"the column's name {one!r:.80}", one) for one in columns]
+    for column, times in Counter(checked).items():
+        if times > 1:
             raise ValueError(f"metric {name!r}: the table has the column {column!r} twice")
     return checked
 
@@ -105,7 +106,7 @@ def finish_rows(rows: Sequence[Sequence[Any]], work: Work) -> list[list[Cell]]:
 
 
 def _encode(
-    table: str, part: int, first: int, columns: list[str], rows: list[list[Any]], work: Work
+    work: Work, *, table: str, part: int, first: int, columns: list[str], rows: list[list[Any]]
 ) -> TableRecord:
     file = work.save("tables", ".jsonl", encode_rows(finish_rows(rows, work)))
     return work.record(
@@ -125,18 +126,19 @@ def _columns_and_rows(
     if rows is not None:
         if isinstance(columns, str):
             raise TypeError(f"columns= takes a list of names, not a text: write [{columns!r}]")
-        return list(columns), rows.tolist() if isinstance(rows, np.ndarray) else list(rows)
+        return _list_of("columns=", columns), _list_of("rows=", rows)
     if isinstance(columns, Mapping):
         return list(columns), _rows_of_columns(columns)
     if isinstance(columns, np.ndarray):
-        if columns.dtype.names:
-            return list(columns.dtype.names), columns.tolist()
+        if columns.dtype.names and columns.ndim == 1:
+            fields = [_list_of(field, columns[field]) for field in columns.dtype.names]
+            return list(columns.dtype.names), list(zip(*fields, strict=True))
         if columns.ndim != 2:
             raise ValueError(
                 f"a table is made of an array with two axes, or with named fields, not of shape "
                 f"{columns.shape}"
             )
-        return [str(number) for number in range(columns.shape[1])], columns.tolist()
+        return [str(number) for number in range(columns.shape[1])], _list_of("", columns)
     if hasattr(columns, "itertuples"):  # pandas
         return list(columns.columns), list(columns.itertuples(index=False, name=None))
     if hasattr(columns, "iter_rows"):  # polars
@@ -150,19 +152,27 @@ def _columns_and_rows(
 
 
 def _rows_of_columns(columns: Mapping[Any, Any]) -> list[Sequence[Any]]:
-    lists = [
-        list(column.tolist() if hasattr(column, "tolist") else column)
-        for column in columns.values()
-    ]
+    lists = [_list_of(f"the column {key!r}", column) for key, column in columns.items()]
     lengths = {key: len(one) for key, one in zip(columns, lists, strict=True)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of a table are of one length, these are of {lengths}")
     return list(zip(*lists, strict=True))
 
 
+def _list_of(what: str, given: Any) -> list[Any]:
+    """Plain cells, or rows, where numpy and others have them; dates stay as exact as they are."""
+    if isinstance(given, np.ndarray) and given.dtype.kind in "mM":
+        return [list(one) if one.ndim else one for one in given]
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"{what} takes a list, not {type(given).__name__}: {given!r:.80}")
+    return list(given)
+
+
 def _check_length(name: str, row: Any, number: int, columns: Sequence[Any]) -> None:
     where = f"metric {name!r}: " if name else ""
-    if isinstance(row, str | Mapping) or not hasattr(row, "__len__"):
+    no_list = isinstance(row, str | bytes | Mapping | Set) or not hasattr(row, "__len__")
+    if no_list or getattr(row, "shape", None) == ():
         raise TypeError(f"{where}row {number} is {type(row).__name__}; a row is a list of cells")
     if len(row) != len(columns):
         raise ValueError(
@@ -176,9 +186,11 @@ def _check_cell(name: str, number: int, column: str, cell: Any) -> Cell:
     if cell is None or isinstance(cell, bool | np.bool_):
         return None if cell is None else bool(cell)
     if isinstance(cell, str):
-        return check_text(name, where, str(cell))
+        return check_text(name, where, cell)
     if isinstance(cell, datetime.date | datetime.time):  # and datetime, and pandas' own
         return None if str(cell) == "NaT" else cell.isoformat()
+    if isinstance(cell, np.datetime64):
+        return None if np.isnat(cell) else str(cell)
     if type(cell).__name__ in ("NAType", "NaTType"):
         return None
     try:

@@ -7,7 +7,9 @@ import math
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from metricbus.kind import (
     Kind,
@@ -31,9 +33,13 @@ from metricbus.kinds.arrays import (
 )
 from metricbus.media_records import VideoRecord
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Pil
+
 _FORMATS = (".gif", ".mp4", ".webm", ".ogg", ".mov", ".avi", ".mkv")
 _MOST_PIXELS = 1 << 28
-_MOST_FPS = 100  # a GIF counts in hundredths of a second
+_LEAST_FPS, _MOST_FPS = 0.01, 100  # a GIF counts in hundredths of a second
+_LONGEST_TIME = (1 << 16) - 1  # of a frame, in hundredths of a second
 _ACCEPTED = "frames (T, H, W, C) or (T, C, H, W) as uint8 or floats from 0 to 1, or a path"
 
 
@@ -42,8 +48,8 @@ class Video(Kind):
 
     Frames are (T, H, W), (T, H, W, C) or (T, C, H, W), with the rules of `Image` for each of them.
     They become an animated GIF, which every browser and TensorBoard can show: 256 colours a frame,
-    and times in hundredths of a second. A file (gif, mp4, webm, ogg, mov, avi, mkv) is copied in
-    the background, as it is; it must stay until then.
+    times in hundredths of a second, and one frame for equal ones in a row. A file (gif, mp4, webm,
+    ogg, mov, avi, mkv) is copied in the background, as it is; it must stay until then.
     """
 
     def __init__(self, data: Any, fps: float = 4.0, caption: str = "") -> None:
@@ -63,9 +69,11 @@ class Video(Kind):
                 )
             return Taken(0, partial(_copy, path, self._caption))
         check_package(name, "PIL")
-        if not isinstance(self._fps, int | float) or not 0 < self._fps <= _MOST_FPS:
-            raise ValueError(
-                f"metric {name!r}: fps= is a number up to {_MOST_FPS}, not {self._fps!r}"
+        wrong = isinstance(self._fps, bool) or not isinstance(self._fps, int | float | np.number)
+        if wrong or not _LEAST_FPS <= self._fps <= _MOST_FPS:
+            raise (TypeError if wrong else ValueError)(
+                f"metric {name!r}: fps= is a number from {_LEAST_FPS} to {_MOST_FPS}, "
+                f"not {self._fps!r}"
             )
         view = view_of(name, self._data, _ACCEPTED)
         if view.ndim not in (3, 4) or not view.size:
@@ -98,13 +106,16 @@ def _encode(frames: list[Array], fps: float, caption: str, work: Work) -> VideoR
                 PIL.Image.new("RGBA", picture.size, "black"), picture
             )
         pictures.append(picture if picture.mode == "L" else picture.convert("RGB").quantize(256))
+    first, *others = shown = _joined(pictures, _hundredths(len(pictures), fps))
+    if max(time for _, time in shown) > _LONGEST_TIME:
+        work.tell("a frame that stands for more than 655 seconds is shown for so long")
     content = io.BytesIO()
-    pictures[0].save(
+    first[0].save(
         content,
         "gif",
         save_all=True,
-        append_images=pictures[1:],
-        duration=[10 * hundredths for hundredths in _hundredths(len(pictures), fps)],
+        append_images=[picture for picture, _ in others],
+        duration=[10 * min(time, _LONGEST_TIME) for _, time in shown],
         loop=0,
         disposal=1,
         optimize=False,
@@ -115,10 +126,19 @@ def _encode(frames: list[Array], fps: float, caption: str, work: Work) -> VideoR
         format="gif",
         fps=fps,
         frames=len(frames),
-        width=pictures[0].width,
-        height=pictures[0].height,
+        width=first[0].width,
+        height=first[0].height,
         caption=caption,
     )
+
+
+def _joined(pictures: list[Pil], times: list[int]) -> list[tuple[Pil, int]]:
+    """The pictures with their times; of equal ones in a row one, with all their time."""
+    joined: list[tuple[Pil, int]] = []
+    for picture, time in zip(pictures, times, strict=True):
+        before = joined.pop()[1] if joined and joined[-1][0] == picture else 0
+        joined.append((picture, before + time))
+    return joined
 
 
 def _hundredths(frames: int, fps: float) -> list[int]:
