@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 import tracemalloc
 from itertools import pairwise
@@ -446,3 +447,12 @@ def test_with_one_bad_medium_nothing_of_a_mapping_is_logged(tmp_path: Path) -> N
     bus.close()
     assert sink.records == []
     assert bus.stats().logged == 0
+
+
+def test_a_large_tensor_of_bfloat16_is_counted_without_a_wider_copy(tmp_path: Path) -> None:
+    values = torch.zeros(40_000_000, dtype=torch.bfloat16)
+    values[:10] = 1
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = logged(tmp_path, Histogram(values))
+    assert (found.count, found.counts[0], found.counts[-1]) == (40_000_000, 39_999_990, 10)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 80_000  # KiB

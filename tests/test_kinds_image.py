@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from metricbus import Box, Image, MetricBus, Table
 from metricbus.kind import Kind
 from metricbus.kinds.arrays import as_bytes, channels_last, check_layout
-from metricbus.kinds.image import png_of
+from metricbus.kinds.pictures import png_of
 from metricbus.media_records import ImageRecord
 from metricbus.report import Report
 from metricbus.testing import MemorySink
@@ -664,7 +664,7 @@ def test_an_encoder_that_fails_is_counted_and_the_rest_goes_on(
     def fail(picture: object) -> bytes:
         raise MemoryError("no room for a PNG")
 
-    monkeypatch.setattr(sys.modules["metricbus.kinds.image"], "png_of", fail)
+    monkeypatch.setattr(sys.modules["metricbus.kinds.pictures"], "png_of", fail)
     with caplog.at_level(logging.WARNING, "metricbus.media"):
         report = report_of(tmp_path, Image(GREY))
     assert (report.journalled, report.dropped, report.waiting) == (1, 1, 0)

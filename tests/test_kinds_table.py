@@ -441,3 +441,29 @@ def test_a_picture_that_fails_in_the_background_costs_its_rows_alone(tmp_path: P
     assert (report.journalled, report.dropped) == (2, 1)
     assert "'a/b' at step 0 was dropped" in (report.error or "")
     assert f"{broken} cannot be read as a picture" in (report.error or "")
+
+
+def test_a_table_in_two_runs_is_whole_in_each(tmp_path: Path) -> None:
+    table = Table(["x"], [[1]])
+    folders = []
+    for _ in range(2):
+        with MetricBus(sinks=[], dir=tmp_path) as bus:
+            bus.log("a", table)
+            assert bus.folder is not None
+            folders.append(bus.folder)
+        table.append([2])
+    rows = [metricbus.read(folder).tables("a")[0].rows for folder in folders]
+    assert rows == [[[1]], [[1], [2]]]
+
+
+def test_rows_of_a_part_that_was_superseded_are_counted_as_missing(tmp_path: Path) -> None:
+    table = Table(["x"], [[1]])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        for step in range(3):
+            bus.log("a", table, step=step)
+            table.append([step + 2])
+        bus.rewind(1)
+        bus.log("a", table, step=2)
+    assert bus.folder is not None
+    (found,) = metricbus.read(bus.folder).tables("a")
+    assert (found.rows, found.missing) == ([[1], [2], [4]], 1)

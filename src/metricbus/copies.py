@@ -49,6 +49,9 @@ class Copyable(Recorder):
             return self._engine.run
         return self._elsewhere[1] if self._elsewhere else None
 
+    def _run_id(self) -> str:
+        return self.run.id if self.run else ""
+
     @property
     def folder(self) -> Path | None:
         """The run's folder, for `metricbus.read`."""

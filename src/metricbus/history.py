@@ -41,12 +41,17 @@ class Series(NamedTuple):
 
 
 class TableRows(NamedTuple):
-    """A table; `step` and `epoch` are those of its first part."""
+    """A table; `step` and `epoch` are those of its first part.
+
+    `missing` rows are in no part that is in the journal: those of parts that were dropped, or that
+    a rewind has superseded. (What is missing at the end cannot be known.)
+    """
 
     step: int
     epoch: int
     columns: list[str]
     rows: list[list[Cell]]
+    missing: int = 0
 
 
 class Wide(NamedTuple):
@@ -128,13 +133,17 @@ class History:
 
         Raises `MediaError` if a part of one is missing or was changed.
         """
-        found: dict[str, TableRows] = {}
+        parts: dict[str, dict[int, TableRecord]] = {}
         for record in self.media(name):
             if isinstance(record, TableRecord):
-                empty = TableRows(record.step, record.epoch, record.columns, [])
-                table = found.setdefault(record.table, empty)
-                table.rows.extend(self.files.rows(record))
-        return list(found.values())
+                parts.setdefault(record.table, {})[record.first_row] = record
+        return [self._joined([one for _, one in sorted(table.items())]) for table in parts.values()]
+
+    def _joined(self, parts: Sequence[TableRecord]) -> TableRows:
+        first, last = parts[0], parts[-1]
+        rows = [row for part in parts for row in self.files.rows(part)]
+        missing = last.first_row + last.rows - len(rows)
+        return TableRows(first.step, first.epoch, first.columns, rows, missing)
 
     def wide(self) -> Wide:
         """The scalars as one table, ordered by step and epoch."""

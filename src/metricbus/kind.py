@@ -86,6 +86,10 @@ class Kind:
         """
         raise TypeError(f"metric {name!r} was given a {type(self).__name__}, which has no content")
 
+    def take_for(self, run: str, name: str) -> Taken | None:
+        """The same for what differs by the run to which it goes."""
+        return self.take(name)
+
 
 def check_file(name: str, path: Path) -> os.stat_result:
     """The state of a regular file; `ValueError` if it is none."""

@@ -53,7 +53,7 @@ class Picture(msgspec.Struct, frozen=True, omit_defaults=True, tag="picture", ta
 
 
 class NotFinite(msgspec.Struct, frozen=True, tag="number", tag_field="cell"):
-    """How a table's file has a number that JSON does not know: NaN, Infinity, -Infinity."""
+    """How a table's file has a number that JSON does not know: nan, inf, -inf."""
 
     value: str
 
@@ -110,7 +110,11 @@ class HistogramRecord(MediumRecord, frozen=True, tag="histogram"):
     def quantile(self, q: float) -> float | None:
         """The value below which the fraction `q` lies, as if values were spread evenly in each bin;
         within the extremes that are known. None if there are no values.
+
+        Raises `ValueError` for a `q` outside of 0 to 1.
         """
+        if not 0 <= q <= 1:
+            raise ValueError(f"a quantile is of a fraction from 0 to 1, not {q}")
         if not self.count:
             return None
         wanted = q * self.count

@@ -119,7 +119,7 @@ class Recorder:
                 for name in row:
                     check_name(name)
         else:
-            row, taken = _apart(flatten(row))
+            row, taken = self._apart(flatten(row))
         if not row and not taken:
             return
         clock = self._clock
@@ -135,6 +135,24 @@ class Recorder:
         for name, medium in taken.items():
             medium.commit()
             self._queue.put_medium(Stamp(name, step, epoch, now), medium)
+
+    def _apart(
+        self, flat: Mapping[str, Number | Kind]
+    ) -> tuple[dict[str, Number], dict[str, Taken]]:
+        """The numbers, and what is taken of the media; nothing of those that have nothing new."""
+        row: dict[str, Number] = {}
+        taken: dict[str, Taken] = {}
+        run = self._run_id()
+        for name, value in flat.items():
+            if not isinstance(value, Kind):
+                row[name] = value
+            elif (found := value.take_for(run, name)) is not None:
+                taken[name] = found
+        return row, taken
+
+    def _run_id(self) -> str:
+        """The run that is logged to."""
+        return ""
 
     def _see_epoch(self, epoch: object) -> int:
         number = check_step(epoch, "epoch")
@@ -158,18 +176,6 @@ class Recorder:
     def _switch_off(self) -> None:
         """Makes `log` cost next to nothing."""
         self.__dict__["log"] = _do_nothing
-
-
-def _apart(flat: Mapping[str, Number | Kind]) -> tuple[dict[str, Number], dict[str, Taken]]:
-    """The numbers, and what is taken of the media; nothing of those that have nothing new."""
-    row: dict[str, Number] = {}
-    taken: dict[str, Taken] = {}
-    for name, value in flat.items():
-        if not isinstance(value, Kind):
-            row[name] = value
-        elif (found := value.take(name)) is not None:
-            taken[name] = found
-    return row, taken
 
 
 def _do_nothing(*args: object, **kwargs: object) -> None:

@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from metricbus.kinds.arrays import is_tensor
+
 _BLOCK = 1 << 17
 _DEVICE_BLOCK = 1 << 22
 
@@ -71,8 +73,8 @@ class _Totals:
         self.squares.append(float(block @ block))
 
 
-def bin_values(values: NDArray[Any], bins: int) -> Binned:
-    """The histogram of an array of any shape and real type."""
+def bin_values(values: Any, bins: int) -> Binned:
+    """The histogram of an array, or a tensor in main memory, of any shape and real type."""
     totals = _Totals()
     with np.errstate(all="ignore"):
         for block in _blocks(values):
@@ -160,8 +162,12 @@ def _count_on_device(torch: Any, finite: Any, inner: NDArray[np.float64]) -> lis
     return list(map(int, counts.tolist()))
 
 
-def _blocks(values: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+def _blocks(values: Any) -> Iterator[NDArray[np.float64]]:
     """The values in whatever order they lie in memory; a block is gone when the next one comes."""
+    if is_tensor(values):  # numpy does not know all of its types
+        for part in values.reshape(-1).split(_BLOCK):
+            yield part.double().numpy()
+        return
     with np.nditer(
         values,
         ["buffered", "external_loop", "zerosize_ok"],
@@ -191,9 +197,7 @@ def _edges(low: float, high: float, bins: int) -> NDArray[np.float64]:
         return np.linspace(low, high, bins + 1)
 
 
-def _count(
-    values: NDArray[Any], low: float, high: float, bins: int
-) -> tuple[list[int], list[float]]:
+def _count(values: Any, low: float, high: float, bins: int) -> tuple[list[int], list[float]]:
     scale = 1.0 if math.isfinite(high - low) else 0.25
     low, high = low * scale, high * scale
     if not _is_divisible(low, high, bins):

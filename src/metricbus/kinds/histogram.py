@@ -57,6 +57,8 @@ class Histogram(Kind):
             copied = values.detach().clone()
             nbytes = copied.numel() * copied.element_size()
             return Taken(nbytes, partial(_from_device, copied, self._bins))
+        if is_tensor(values) and _is_to_be_counted_here(values):
+            return Taken(0, partial(_record, bin_values(values.detach(), self._bins)))
         view = view_of(name, values, _ACCEPTED)
         if view.nbytes > _COPIED:
             return Taken(0, partial(_record, bin_values(view, self._bins)))
@@ -97,6 +99,13 @@ def _can_bin(tensor: Any) -> bool:
     if tensor.is_complex() or tensor.layout != sys.modules["torch"].strided:
         return False
     return tensor.device.type not in ("cpu", "meta", "mps")
+
+
+def _is_to_be_counted_here(tensor: Any) -> bool:
+    """Whether it is too large for a copy, or for what numpy would make of a bfloat16."""
+    is_plain = tensor.device.type == "cpu" and tensor.layout == sys.modules["torch"].strided
+    is_large: bool = tensor.numel() * tensor.element_size() > _COPIED
+    return is_plain and not tensor.is_complex() and is_large
 
 
 def _from_values(values: Array, bins: int, work: Work) -> HistogramRecord:

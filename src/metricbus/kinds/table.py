@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,14 @@ from metricbus.values import to_number
 
 _ACCEPTED = "numbers, text, booleans, None, dates and Image(…)"
 _CELL_BYTES = 64
+
+
+class _Logged(NamedTuple):
+    """How much of a table was logged: its id, and how many parts and rows."""
+
+    table: str
+    parts: int
+    rows: int
 
 
 class Table(Kind):
@@ -34,7 +42,7 @@ class Table(Kind):
 
     def __init__(self, columns: Any = (), rows: Iterable[Sequence[Any]] | None = None) -> None:
         self._columns, self._rows = _columns_and_rows(columns, rows)
-        self._logged: dict[str, tuple[str, int, int]] = {}  # by name: id, parts, rows
+        self._logged: dict[tuple[str, int, str], _Logged] = {}  # by run, process and name
 
     @property
     def columns(self) -> list[Any]:
@@ -57,15 +65,20 @@ class Table(Kind):
 
     def take(self, name: str) -> Taken | None:
         """Checks and copies the rows that are new under this name."""
+        return self.take_for("", name)
+
+    def take_for(self, run: str, name: str) -> Taken | None:
+        """Checks and copies the rows that are new in this run under this name."""
         columns = check_columns(name, self._columns)
-        table, part, first = self._logged.get(name) or (os.urandom(6).hex(), 0, 0)
+        key = run, os.getpid(), name  # a forked child's table goes its own way
+        table, part, first = self._logged.get(key) or _Logged(os.urandom(6).hex(), 0, 0)
         rows = self._rows[first:]
         if part and not rows:
             return None
         nbytes, cells = take_rows(name, columns, rows, first)
-        logged = table, part + 1, first + len(rows)
+        logged = _Logged(table, part + 1, first + len(rows))
         encode = partial(_encode, table=table, part=part, first=first, columns=columns, rows=cells)
-        return Taken(nbytes, encode, partial(self._logged.__setitem__, name, logged))
+        return Taken(nbytes, encode, partial(self._logged.__setitem__, key, logged))
 
 
 def check_columns(name: str, columns: Sequence[Any]) -> list[str]:
