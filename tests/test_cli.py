@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import metricbus
+from metricbus.media_records import MEDIA
 
 
 def metricbus_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -40,8 +41,11 @@ def test_the_demo_trains_and_every_sink_has_everything(tmp_path: Path) -> None:
     assert loss.step.tolist() == [4, 9, 14, 19, 22, 27, 32, 37, 42, 45]  # means of 5 steps
     assert loss.value[-1] < loss.value[0] / 2, "it did not learn"
     assert history.series("val/accuracy").epoch.tolist() == [0, 1]
+    kinds = {type(record).__name__ for record in history.media()}
+    assert kinds == {kind.__name__ for kind in MEDIA}
+    values = 44 + len(history.media())
     for sink in ("logging", "csv", "tensorboard", "wandb", "mlflow"):
-        assert re.search(rf"{sink} +│ 44 +│ 0 +│ 0 +│ 0", done.stdout), done.stdout
+        assert re.search(rf"{sink} +│ {values} +│ 0 +│ 0 +│ 0", done.stdout), done.stdout
     assert f"tensorboard --logdir {folder}\n" in done.stdout
     assert f"wandb sync {folder}/wandb/offline-run-" in done.stdout
     assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in done.stdout

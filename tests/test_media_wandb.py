@@ -49,7 +49,7 @@ from metricbus.media_records import (
 )
 from metricbus.records import Rewind, Scalars
 from metricbus.run import Run
-from metricbus.sinks.wandb import WandbSink
+from metricbus.sinks.wandb import WandbOptions, WandbSink
 from metricbus.sinks.wandb_names import (
     CHARTS,
     file_key,
@@ -167,7 +167,7 @@ class Made:
 
 def opened(made: Made, rows: int = 0, id: str | None = None) -> WandbSink:
     run = Run(id=id or f"r{time.time_ns()}", name="media", started=1)
-    sink = WandbSink()
+    sink = WandbSink(options=WandbOptions(mode="offline"))
     sink.open(run, made.folder, {"rows": rows} if rows else {})
     return sink
 
