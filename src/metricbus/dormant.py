@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from metricbus.errors import MetricBusError
+from metricbus.kind import Stamp, Taken
 from metricbus.queue import Bounds, CallQueue, Control, values_in
-
-if TYPE_CHECKING:
-    from metricbus.kind import Stamp, Taken
 
 _log = logging.getLogger("metricbus")
 

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from metricbus.errors import MissingPackageError
 from metricbus.media import MediaWriter
@@ -46,6 +46,13 @@ class Taken(NamedTuple):
     nbytes: int
     encode: Callable[[Work], Medium]
     commit: Callable[[], None] = _nothing
+
+
+class Encoder(Protocol):
+    """Who takes what `log()` took, and makes records of it."""
+
+    def put(self, stamp: Stamp, taken: Taken) -> None:
+        """Takes a medium."""
 
 
 class Work:

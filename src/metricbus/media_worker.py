@@ -14,16 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from metricbus.bell import Bell
 from metricbus.complaints import Complaints
+from metricbus.kind import Stamp, Taken, Work
 from metricbus.media import MediaWriter
 from metricbus.queue import Overflow
 from metricbus.records import Medium
-
-if TYPE_CHECKING:
-    from metricbus.kind import Stamp, Taken
 
 _log = logging.getLogger("metricbus.media")
 
@@ -167,8 +165,6 @@ class MediaWorker:
 
     def _encode(self, stamp: Stamp, taken: Taken) -> Medium | None:
         """The record; None, and a count, if there can be none."""
-        from metricbus.kind import Work
-
         while True:
             try:
                 return taken.encode(Work(stamp, self._writer, self._told))

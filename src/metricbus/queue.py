@@ -24,15 +24,12 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from metricbus.bell import Bell
 from metricbus.errors import ClosedError
+from metricbus.kind import Encoder, Stamp, Taken
 from metricbus.records import Number
-
-if TYPE_CHECKING:
-    from metricbus.kind import Stamp, Taken
-    from metricbus.media_worker import MediaWorker
 
 _log = logging.getLogger("metricbus.queue")
 
@@ -77,7 +74,7 @@ class CallQueue:
         self.nbytes = 0
         self.dropped = 0  # met a full queue
         self.dropped_late = 0  # met a closed one
-        self.media: MediaWorker | None = None
+        self.media: Encoder | None = None
         self._bounds = bounds
         self._alarm_bytes = min(bounds.flush_bytes, bounds.nbytes)
         self._strict = strict
