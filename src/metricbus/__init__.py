@@ -10,7 +10,6 @@ with MetricBus(run="digits", sinks="logging,csv,tensorboard") as bus:
 from metricbus.errors import (
     ClosedError,
     ConfigError,
-    DeliveryError,
     JournalError,
     Lost,
     MediaError,
@@ -26,7 +25,7 @@ from metricbus.later import deliver
 from metricbus.metric_bus import MetricBus
 from metricbus.process_wide import bus, configure
 from metricbus.records import Scalars
-from metricbus.report import Report, SinkCounts
+from metricbus.report import DeliveryError, Report, SinkCounts
 from metricbus.run import Run
 from metricbus.sinks import Sink
 

@@ -1,17 +1,12 @@
 """What can go wrong, in one hierarchy.
 
 Misuse that shows at the call raises Python's own `TypeError` or `ValueError` in the caller's line.
-The classes here say what is particular to metricbus: a configuration that cannot work, a report
-that `strict=True` turns into an exception, and the two words by which a sink tells its consumer
-what to do with a failure.
+The classes here say what is particular to metricbus: a configuration that cannot work, files that
+cannot be read, and the words by which a sink tells its consumer what to do with a failure.
+(`DeliveryError` stands beside the report that it carries.)
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from metricbus.report import Report
 
 
 class MetricBusError(Exception):
@@ -40,17 +35,6 @@ class JournalError(MetricBusError):
 
 class MediaError(MetricBusError):
     """A file that was logged is missing, was changed, or is not what it should be."""
-
-
-class DeliveryError(MetricBusError):
-    """Raised by `flush()` and `close()` under `strict=True` when not everything was delivered.
-
-    `report` has the counts and, per sink, the last error.
-    """
-
-    def __init__(self, message: str, report: Report) -> None:
-        super().__init__(message)
-        self.report = report
 
 
 class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailable(...)`

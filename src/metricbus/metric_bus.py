@@ -15,12 +15,11 @@ from metricbus import exits
 from metricbus.config import Fsync, Hosting, Settings, resolve
 from metricbus.copies import Copyable
 from metricbus.definitions import Definition, Definitions, checked
-from metricbus.errors import DeliveryError
 from metricbus.loops import Epochs, Steps
 from metricbus.queue import Overflow
 from metricbus.records import Number, Status
 from metricbus.reductions import Reducer
-from metricbus.report import Report
+from metricbus.report import DeliveryError, Report
 from metricbus.run import Run, RunFolder
 from metricbus.scope import Scope
 from metricbus.sinks import Sink

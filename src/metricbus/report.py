@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from metricbus.errors import MetricBusError
 from metricbus.journal import Position
 
 
@@ -117,3 +118,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                 + (f" ({sink.error})" if sink.error else "")
             )
         return "\n".join(lines)
+
+
+class DeliveryError(MetricBusError):
+    """Raised by `flush()` and `close()` under `strict=True` when not everything was delivered.
+
+    `report` has the counts and, per sink, the last error.
+    """
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
