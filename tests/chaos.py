@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import metricbus
-from metricbus.journal import JournalReader, left_open
+from metricbus.endings import left_open
+from metricbus.journal import JournalReader
 from metricbus.records import Header, Scalars
 
 THREADS = 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import metricbus
+from metricbus import MetricBus
 from metricbus.media_records import MEDIA
 
 
@@ -121,3 +122,10 @@ def test_without_typer_it_says_which_extra_has_it(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "needs typer: pip install 'metricbus[cli]'" in done.stderr
+
+
+def test_deliver_to_logging_shows_the_lines(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("loss", 0.5)
+    done = metricbus_command("deliver", str(tmp_path / "r"), "--sinks", "logging", cwd=tmp_path)
+    assert "step 0 epoch 0 | loss=0.5" in done.stderr

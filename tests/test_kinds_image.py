@@ -155,8 +155,16 @@ def test_nested_lists_of_floats_are_one_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "seen", "told"),
     [
-        ([[-1.0, 2.0]], [[0, 255]], "pixels outside of 0 to 1 are clipped"),
-        ([[1e300, -math.inf]], [[255, 0]], "pixels outside of 0 to 1 are clipped"),
+        (
+            [[-1.0, 2.0]],
+            [[0, 255]],
+            "pixels outside of 0 to 1 are clipped (floats to 255 want / 255)",
+        ),
+        (
+            [[1e300, -math.inf]],
+            [[255, 0]],
+            "pixels outside of 0 to 1 are clipped (floats to 255 want / 255)",
+        ),
         ([[math.nan, 1.0]], [[0, 255]], "NaN pixels are shown as 0"),
         ([[math.nan, math.inf]], [[0, 255]], "NaN pixels are shown as 0 and pixels outside"),
     ],

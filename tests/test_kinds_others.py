@@ -351,7 +351,9 @@ def test_frames_outside_of_0_to_1_are_clipped_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logged(tmp_path, VideoRecord, Video(np.full((2, 5, 6), 7.0)))
-    assert told_of(caplog) == ["'a/b' at step 0: pixels outside of 0 to 1 are clipped"]
+    assert told_of(caplog) == [
+        "'a/b' at step 0: pixels outside of 0 to 1 are clipped (floats to 255 want / 255)"
+    ]
 
 
 def test_frames_that_change_after_the_call_are_as_they_were(tmp_path: Path) -> None:

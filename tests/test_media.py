@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -423,3 +425,48 @@ def test_all_kinds_are_numbers_of_values_in_the_counts(tmp_path: Path) -> None:
         report = bus.flush(30)
     assert report.journalled == 4
     assert report.sinks["csv"].delivered == 4
+
+
+def test_what_is_dropped_is_told_for_each_name_and_in_all_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        for name in ("one", "two"):
+            for _ in range(2):
+                bus.log(name, Breaks(ValueError("odd")), step=0)
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if text.startswith("'one'")] == [
+        "'one' at step 0 was dropped: ValueError: odd"
+    ]
+    assert [text for text in told if text.startswith("'two'")] == [
+        "'two' at step 0 was dropped: ValueError: odd"
+    ]
+    assert any(text.startswith("4 media were dropped") for text in told)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("a text", r"Text\(…\)"),
+        (np.zeros((4, 4)), r"Histogram\(…\), Image\(…\), Table\(…\) or Audio\(…\)"),
+        ([1.0, 2.0], r"Histogram\(…\), Image\(…\), Table\(…\) or Audio\(…\)"),
+        (pd.DataFrame({"a": [1]}), r"Table\(…\)"),
+        (PIL.Image.new("L", (2, 2)), r"Image\(…\)"),
+    ],
+)
+def test_what_is_no_number_is_told_what_takes_it(
+    value: object, wanted: str, tmp_path: Path
+) -> None:
+    with (
+        MetricBus(sinks=[], dir=tmp_path) as bus,
+        pytest.raises(TypeError, match=f"'a' was given .*or wrap it: {wanted}"),
+    ):
+        bus.log("a", value)
+
+
+def test_a_series_of_media_is_told_where_it_is(tmp_path: Path) -> None:
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        bus.log("a", Text("x"))
+    assert bus.folder is not None
+    with pytest.raises(KeyError, match=r"history.media\('a'\)"):
+        metricbus.read(bus.folder).series("a")

@@ -48,9 +48,9 @@ from metricbus.media_records import (
 from metricbus.run import Run, RunFolder, create_run
 from metricbus.sinks import mlflow_media
 from metricbus.sinks.mlflow import MlflowOptions, MlflowSink
-from metricbus.sinks.mlflow_media import NAME_TAG
 from metricbus.sinks.mlflow_rows import image_key
 from metricbus.sinks.mlflow_store import upload
+from metricbus.sinks.mlflow_tags import NAME_TAG
 from metricbus.specs import spec_of
 from metricbus.urls import parse_sink
 

@@ -490,3 +490,61 @@ def test_a_config_that_goes_on_with_a_name_twice_is_an_error(tmp_path: Path) -> 
     attempt(tmp_path, range(1), config={"opt/lr": 0.1})
     with pytest.raises(ConfigError, match="twice"):
         attempt(tmp_path, range(1), config={"opt": {"lr": 0.2}})
+
+
+def test_what_an_epoch_gave_right_after_its_checkpoint_does_not_come_again(tmp_path: Path) -> None:
+    sinks = "csv,tensorboard,mlflow"
+    train(tmp_path, range(2), sinks=sinks)
+    folder = made(train(tmp_path, range(2, 3), sinks=sinks))
+    expected = [(9, 0, 0.0), (19, 1, 1.0), (29, 2, 2.0)]
+    assert series(folder, "acc") == expected
+    assert [(step, epoch) for step, epoch, _ in series(folder, "time/epoch")] == [
+        (step, epoch) for step, epoch, _ in expected
+    ]
+    lines = (folder / "csv" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[4] for line in lines if ",acc," in line] == ["0.0", "1.0", "2.0"]
+    assert not list(folder.glob("tensorboard/late-*"))
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    history = client.get_metric_history(run.info.run_id, "acc")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_what_was_logged_between_a_checkpoint_and_the_end_of_its_epoch_is_superseded(
+    tmp_path: Path,
+) -> None:
+    with MetricBus("r", id="r", dir=tmp_path, sinks="") as bus:
+        for _ in bus.epochs(1):
+            bus.log("x", 1.0)
+            state = bus.state_dict()
+            bus.log("y", 2.0)
+    with MetricBus(id="r", dir=tmp_path, sinks="", resume=True) as bus:
+        bus.load_state_dict(state)
+    assert metricbus.read(tmp_path / "r").names() == ["x"]
+
+
+def test_an_epoch_goes_on_after_a_checkpoint_that_was_taken_in_its_midst(tmp_path: Path) -> None:
+    def open_bus() -> MetricBus:
+        bus = MetricBus("digits", dir=tmp_path, sinks="csv", resume=True)
+        bus.define("acc", on_step=False, on_epoch=True)
+        return bus
+
+    bus = open_bus()
+    for _ in bus.epochs(1):
+        for _ in bus.steps(range(10)):
+            bus.log("acc", float(bus.step))
+            if bus.step == 3:
+                state = bus.state_dict()
+    bus.close()
+    again = open_bus()
+    again.load_state_dict(json.loads(json.dumps(state)))
+    for epoch in again.epochs(2):
+        for _ in again.steps(range(6) if epoch == 0 else range(10)):
+            again.log("acc", float(again.step))
+    again.close()
+    assert series(made(again), "acc") == [(9, 0, 4.5), (19, 1, 14.5)]
+
+
+def test_a_run_that_goes_on_has_its_config(tmp_path: Path) -> None:
+    attempt(tmp_path, range(1), config={"lr": 0.5})
+    assert attempt(tmp_path, range(1, 2)).config == {"lr": 0.5}

@@ -9,7 +9,10 @@ from typing import Any
 
 from metricbus.collector import GoBack, Snapshot
 from metricbus.engine import Engine
-from metricbus.records import Rewind
+from metricbus.journal import JournalReader
+from metricbus.loops import EPOCH_TIME
+from metricbus.media_records import MediumRecord
+from metricbus.records import Epoch, Rewind, Scalars
 from metricbus.steps import Clock, check_step
 
 _log = logging.getLogger("metricbus")
@@ -57,12 +60,45 @@ def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock, time
     clock.restore(state["clock"])
     if engine is not None:
         record = None
+        reductions = state["reductions"]
         if engine.run.id == state["run"]:
             segment, line = state["place"]
+            beyond = _end_of_epoch(engine, state)
+            if beyond is not None:
+                line, reductions = beyond, []
             record = _rewind_to(clock, attempt=state["attempt"], segment=segment, line=line)
         elif was_ahead:  # the checkpoint is another run's
             record = _rewind_to(clock)
-        engine.order(GoBack(record, state["reductions"]), timeout)
+        engine.order(GoBack(record, reductions), timeout)
+
+
+def _end_of_epoch(engine: Engine, state: Mapping[str, Any]) -> int | None:
+    """The line after the end of the epoch, if that was all that came after the checkpoint.
+
+    So it is where the checkpoint is the last thing in the body of an `epochs()` loop. What the
+    epoch gave is in every sink by then, and need not come again.
+    """
+    (segment, line), clock = state["place"], state["clock"]
+    if not clock.get("in_epochs") or clock.get("in_steps"):
+        return None
+    windows = {name for kind, name, _ in state["reductions"] if kind == "window"}
+    expected = windows | {EPOCH_TIME}
+    for row in JournalReader(engine.folder.journal).read_segment(segment):
+        record = row.record
+        if row.line < line:
+            continue
+        if isinstance(record, Epoch):
+            has_ended = record.seconds is not None and record.epoch == clock["epoch"]
+            return row.line + 1 if has_ended else None
+        if isinstance(record, MediumRecord | Rewind):
+            return None
+        if (
+            isinstance(record, Scalars)
+            and record.axis != "epoch"
+            and record.values.keys() - expected
+        ):
+            return None
+    return None
 
 
 def rewind(

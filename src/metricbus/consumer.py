@@ -14,14 +14,12 @@ A pass is: read a batch, filter, `write`, `flush`, save the progress. When `writ
 
 from __future__ import annotations
 
-import logging
-import random
 import threading
 import time
 
 from metricbus.bell import Bell
-from metricbus.complaints import Complaints
 from metricbus.errors import ConfigError, Lost, Unavailable
+from metricbus.failures import Failures
 from metricbus.feed import Batch, Feed
 from metricbus.lease import Lease, Superseded
 from metricbus.offsets import other_at
@@ -29,13 +27,8 @@ from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
-from metricbus.urls import redact
-
-_log = logging.getLogger("metricbus.delivery")
 
 _LOOK_EVERY = 1.0  # other processes write segments too, and ring no bell here
-_FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
-_LONGEST_REST = 3600.0  # whatever the backend asks for
 
 
 class Consumer:
@@ -51,7 +44,6 @@ class Consumer:
         self._feed = Feed(folder, spec)
         self._given = 0  # records that the sink was given since it was opened
         self._bell = Bell()
-        self._random = random.Random()  # our own: the global one belongs to the training
         self._in_a_hurry = False
         self._ending: Status | None = None
         self._opened = False
@@ -59,10 +51,7 @@ class Consumer:
         self._written: Batch | None = None  # what is written, or rejected, and not yet flushed
         self._rejected = False
         self._where = self._command = ""
-        self._failures = 0  # in a row
-        self._attempts = 0  # of these, since the run has ended
-        self._complaints = Complaints(_log)
-        self._error: str | None = None
+        self._failures = Failures(spec.name)
         self._tell()
 
     # What other threads call.
@@ -79,7 +68,7 @@ class Consumer:
     def end(self, status: Status) -> None:
         """Deliver what is there, close the sink with this status, and finish."""
         self._ending = status
-        self._attempts = 0  # there is no time to rest as long as before
+        self._failures.make_haste()
         self.hurry()
 
     def tally(self) -> Tally:
@@ -94,8 +83,7 @@ class Consumer:
             while not (self._turn() and (self._is_closed() or self._close())):
                 pass
         except BaseException as error:  # a backend may even call sys.exit()
-            self._error = _in_words(error)
-            _log.error("sink %s: its consumer stopped: %s", self.spec.name, self._error)
+            self._failures.give_up(error)
         finally:
             self._lease.release()
             self._tell()  # the last counts first, then that they are the last
@@ -141,14 +129,11 @@ class Consumer:
 
     def _take_lease(self) -> None:
         if self._number is None:
-            held = self._error is not None
             self._number = self._lease.acquire(above=self._feed.progress.lease)
             self._feed = Feed(self._folder, self.spec)  # another process may have gone on
             self._check_place()
             self._where, self._command = self._feed.progress.where, self._feed.progress.command
-            if held:
-                self._error = None
-                self._complaints.forget()
+            self._failures.forget()
             self._tell()
 
     def _check_place(self) -> None:
@@ -194,7 +179,7 @@ class Consumer:
         self._lease.check()
         self._feed.done(self._written, state, self._given, self._number, rejected=self._rejected)
         if self._written.values and not self._rejected:
-            self._recover()
+            self._failures.recover()
         self._written = None
         self._settle()
         self._tell()
@@ -263,29 +248,14 @@ class Consumer:
             self._bell.wait(min(left, _LOOK_EVERY))
 
     def _rest_after(self, error: Exception) -> None:
-        """Waits before the next attempt; not for long at first, nor when the run has just ended."""
-        self._failures += 1
-        self._attempts += 1
-        secs = min(_FIRST_RETRY * 2.0 ** min(self._attempts - 1, 20), _LAST_RETRY)
-        secs *= self._random.uniform(0.5, 1.0)
-        asked = error.retry_after if isinstance(error, Unavailable) else None
-        if asked is not None:
-            secs = min(max(asked, 0.0), _LONGEST_REST)
+        """Waits before the next attempt."""
+        rest = self._failures.rest_after(error)
         self._complain("will try again", error)
-        self._rest_until(time.monotonic() + secs, patiently=asked is not None)
+        self._rest_until(time.monotonic() + rest.secs, patiently=rest.is_asked_for)
 
     def _complain(self, what: str, error: Exception) -> None:
-        """Remembers the failure, and warns of it unless that was done a short while ago."""
-        self._error = _in_words(error)
-        self._complaints.warn("sink %s: %s: %s", self.spec.name, what, self._error)
+        self._failures.complain(what, error)
         self._tell()
-
-    def _recover(self) -> None:
-        if self._failures:
-            _log.warning("sink %s works again", self.spec.name)
-            self._failures = self._attempts = 0
-            self._error = None
-            self._complaints.forget()
 
     def _tell(self) -> None:
         done = self._feed.progress
@@ -296,17 +266,9 @@ class Consumer:
             values=done.values,
             positions=done.positions,
             damaged=done.damaged,
-            error=self._error,
+            error=self._failures.error,
             where=self._where,
             command=self._command,
         )
         with self.changed:
             self.changed.notify_all()
-
-
-def _in_words(error: BaseException) -> str:
-    """The error as text without secrets, even if it cannot tell its own."""
-    try:
-        return redact(f"{type(error).__name__}: {error}")
-    except Exception:
-        return type(error).__name__

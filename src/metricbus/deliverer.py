@@ -21,9 +21,9 @@ from pathlib import Path
 import msgspec
 
 from metricbus.delivery_threads import ThreadDelivery
+from metricbus.endings import endings
 from metricbus.errors import JournalError
 from metricbus.exchange import TOLD_VARIABLE, DeliveryStatus, Saying, Told, orders_of, status_of
-from metricbus.journal import endings
 from metricbus.later import bury
 from metricbus.processes import this_process
 from metricbus.records import Status

@@ -192,6 +192,12 @@ class Engine:
             self._tell_what_is_left()
 
     def _tell_what_is_left(self) -> None:
+        if self._media.dropped:
+            _log.warning(
+                "%s media were dropped, the last of them: %s",
+                f"{self._media.dropped:,}",
+                self._media.error,
+            )
         for name, sink in self.stats().sinks.items():
             if sink.rejected or sink.pending:
                 _log.warning(

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricbus.endings import endings, left_open
 from metricbus.filters import RowFilter
-from metricbus.journal import NO_LINE, JournalReader, Row, endings, left_open
+from metricbus.journal import NO_LINE, JournalReader, Row
 from metricbus.media_records import MediumRecord
 from metricbus.offsets import Ledger, Progress
 from metricbus.records import Open, Scalars

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus.journal import JournalReader, left_open
+from metricbus.endings import left_open
+from metricbus.journal import JournalReader
 from metricbus.media import MediaFolder
 from metricbus.media_records import Cell, MediumRecord, TableRecord
 from metricbus.records import Number, Scalars
@@ -115,6 +116,8 @@ class History:
             index for names, indices in self._groups.items() if name in names for index in indices
         )
         if not where:
+            if self.media(name):
+                raise KeyError(f"{name!r} has no numbers: see history.media({name!r})")
             raise KeyError(f"{name!r} was never logged; there are: {', '.join(self.names())}")
         rows = [self._rows[index] for index in where]
         return Series(

@@ -20,21 +20,19 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from metricbus.complaints import Complaints
 from metricbus.errors import JournalError
 from metricbus.files import AppendFile
-from metricbus.processes import ProcessId, this_process
+from metricbus.processes import this_process
 from metricbus.records import (
     FORMAT_VERSION,
     End,
     Header,
-    Open,
     Record,
-    Scalars,
     Status,
     decode,
     encode,
@@ -43,10 +41,9 @@ from metricbus.records import (
 _log = logging.getLogger("metricbus.journal")
 
 SUFFIX = ".jsonl"
-_NOT_A_LINE = (msgspec.DecodeError, KeyError, UnicodeDecodeError)
-_READ_BYTES = 1 << 20
+NOT_A_LINE = (msgspec.DecodeError, KeyError, UnicodeDecodeError)  # what `decode` raises for one
 NO_LINE = -1  # of a row that stands in no line of its own
-_LAST_LINE_BYTES = 4096  # an end mark is far shorter
+_READ_BYTES = 1 << 20
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -238,7 +235,7 @@ class JournalReader:
     def _decode(self, line: bytes, segment: str) -> Record | None:
         try:
             record = decode(line)
-        except _NOT_A_LINE:
+        except NOT_A_LINE:
             self.damaged += 1
             return None
         if isinstance(record, Header) and record.format > FORMAT_VERSION:
@@ -247,73 +244,6 @@ class JournalReader:
                 f"{FORMAT_VERSION}: pip install --upgrade metricbus"
             )
         return record
-
-
-class Ending(NamedTuple):
-    """How a segment ends: with which status, None if it was not ended by who writes it."""
-
-    writer: ProcessId
-    status: Status | None
-
-    @property
-    def is_broken(self) -> bool:
-        """Its writer died; of this machine's writers alone."""
-        return self.status is None and not self.writer.is_alive()
-
-    @property
-    def is_open(self) -> bool:
-        """Its writer may go on."""
-        return self.status is None and self.writer.is_alive()
-
-
-def endings(folder: Path) -> dict[str, Ending]:
-    """How each segment ends, as far as it can be told."""
-    found = {path.stem: _ending_of(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
-    return {segment: ending for segment, ending in found.items() if ending is not None}
-
-
-def _ending_of(path: Path) -> Ending | None:
-    with open(path, "rb") as file:
-        first = file.readline()
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
-        last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
-    try:
-        header = decode(first)
-    except _NOT_A_LINE:
-        return None  # nobody knows who writes it
-    if not isinstance(header, Header):
-        return None
-    try:
-        record = decode(last)
-    except _NOT_A_LINE:  # torn
-        record = None
-    return Ending(
-        ProcessId(header.host, header.pid, header.process_started),
-        record.status if isinstance(record, End) else None,
-    )
-
-
-def left_open(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
-    """What the reductions held that were open when their segments broke off: partial rows, each
-    with its segment. A name that came again after it was written down was emitted since, and is
-    left out.
-    """
-    opened: dict[str, Open] = {}
-    since: dict[str, set[str]] = {}
-    for row in rows:
-        if isinstance(row.record, Open):
-            opened[row.segment] = row.record
-            since[row.segment] = set()
-        elif isinstance(row.record, Scalars) and row.segment in opened:
-            since[row.segment].update(row.record.values)
-        elif isinstance(row.record, End):
-            opened.pop(row.segment, None)
-    return [
-        (segment, msgspec.structs.replace(row, values=values))
-        for segment, record in opened.items()
-        for row in record.rows
-        if (values := {n: v for n, v in row.values.items() if n not in since[segment]})
-    ]
 
 
 def _whole_lines(read: Callable[[int], bytes]) -> Iterator[bytes]:

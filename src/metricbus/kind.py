@@ -98,6 +98,11 @@ class Kind:
         return self.take(name)
 
 
+def about(name: str) -> str:
+    """How a message about a metric begins; empty where its name is not known yet."""
+    return f"metric {name!r}: " if name else ""
+
+
 def check_file(name: str, path: Path) -> os.stat_result:
     """The state of a regular file; `ValueError` if it is none."""
     try:
@@ -125,11 +130,11 @@ def check_package(name: str, package: str) -> None:
 def check_text(name: str, what: str, text: object) -> str:
     """`text` if it is text that UTF-8 can express."""
     if not isinstance(text, str):
-        raise TypeError(f"metric {name!r}: {what} must be text, not {type(text).__name__}")
+        raise TypeError(f"{about(name)}{what} must be text, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"metric {name!r}: {what} cannot be written as UTF-8: {error}") from error
+        raise ValueError(f"{about(name)}{what} cannot be written as UTF-8: {error}") from error
     return str.__str__(text)  # of an enum the text, not the member's name
 
 

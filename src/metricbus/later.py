@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from metricbus.delivery_threads import ThreadDelivery
+from metricbus.endings import endings, left_open
 from metricbus.errors import ConfigError
-from metricbus.journal import JournalReader, endings, left_open
+from metricbus.journal import JournalReader
 from metricbus.records import values_of
 from metricbus.report import SinkCounts
 from metricbus.rewinding import Rewinds

@@ -27,6 +27,7 @@ _log = logging.getLogger("metricbus.media")
 
 _OVERHEAD = 1024  # bytes of a medium beside its content
 _RETRY_SECS = 1.0
+_MOST_NAMES = 1000  # that have warnings of their own
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -67,6 +68,7 @@ class MediaWorker:
         self._given_up = False
         self._waited_in_vain = False
         self._complaints = Complaints(_log)
+        self._dropped_names: dict[str, Complaints] = {}
         self._told: set[tuple[str, str]] = set()
 
     @property
@@ -143,7 +145,9 @@ class MediaWorker:
     def _drop(self, stamp: Stamp, why: str) -> None:
         self.dropped += 1
         self.error = f"{stamp.name!r} at step {stamp.step} was dropped: {why}"
-        self._complaints.warn("%s", self.error)
+        if len(self._dropped_names) < _MOST_NAMES:
+            complaints = self._dropped_names.setdefault(stamp.name, Complaints(_log))
+            complaints.warn("%s", self.error)
 
     def _run(self) -> None:
         while not self._given_up:

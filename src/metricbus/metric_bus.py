@@ -15,7 +15,7 @@ from metricbus import exits
 from metricbus.config import Fsync, Hosting, Settings, resolve
 from metricbus.copies import Copyable
 from metricbus.definitions import Definition, Definitions, checked
-from metricbus.loops import Epochs, Steps
+from metricbus.loops import EPOCH_TIME, Epochs, Steps
 from metricbus.queue import Overflow
 from metricbus.records import Number, Status
 from metricbus.reductions import Reducer
@@ -121,6 +121,8 @@ class MetricBus(Copyable):
         about = About(id, run, self._config, tags, group, notes)
         self._engine = open_engine(self._settings, about, sinks)
         self._queue = self._engine.queue
+        if config is None:  # of a run that goes on
+            self._config = MappingProxyType(self._engine.run.config)
         if self._settings.flush_steps is not None:
             self._flush_every(self._settings.flush_steps)
         exits.watch(self)
@@ -243,7 +245,7 @@ class MetricBus(Copyable):
         if self._engine is None or not (self._definitions or seconds is not None):
             return {}
         if seconds is not None:
-            self.log("time/epoch", seconds, step=self._clock.step)
+            self.log(EPOCH_TIME, seconds, step=self._clock.step)
         return self._engine.end_epoch(
             self._clock.step, self._clock.epoch, seconds, self._settings.block_secs
         )

@@ -109,6 +109,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             + (f" + derived {self.derived:,}" if self.derived else "")
             + f" = journalled {self.journalled:,} + reduced {self.reduced:,}"
             f" + dropped {self.dropped:,} + waiting {self.waiting:,}"
+            + (f"; by other processes {self.others:,}" if self.others else "")
             + (f" ({self.error})" if self.error else "")
         ]
         for name, sink in self.sinks.items():

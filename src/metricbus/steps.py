@@ -124,13 +124,20 @@ class Clock:
             "driven": self.driven,
             "fresh_step": self._fresh_step,
             "fresh_epoch": self._fresh_epoch,
+            "in_steps": self.step_driver is not None,
+            "in_epochs": self.epoch_driver is not None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Stands where it stood when it gave this `state`."""
+        """Stands where it stood when it gave this `state`.
+
+        If that was in a `steps()` loop, the epoch was not over: `epochs()` goes on with it.
+        """
         self.go_to(check_step(state["step"]), check_step(state["epoch"], "epoch"))
         self.driven = self.driven or bool(state["driven"])
         self._fresh_step, self._fresh_epoch = state["fresh_step"], state["fresh_epoch"]
+        if state.get("in_steps") and state.get("in_epochs"):
+            self._fresh_epoch = self.epoch
 
     def _look_for_ticker(self, names: Collection[str], thread: int) -> None:
         here = (thread, self.step)

@@ -155,4 +155,20 @@ def _not_a_number(name: str, value: object) -> TypeError:
         dtype = getattr(value, "dtype", None)
         told += f" and dtype {dtype}" if dtype is not None else ""
     hint = f"; to nest, write log({{{name!r}: …}})" if isinstance(value, Mapping) else ""
+    wrapped = _wrapped(value)
+    hint = f"; or wrap it: {wrapped}" if wrapped else hint
     return TypeError(f"metric {name!r} was given {told}; what is accepted is {_ACCEPTED}{hint}")
+
+
+def _wrapped(value: object) -> str:
+    """What takes the value, if it is no number; empty where nothing does."""
+    kind = type(value)
+    if isinstance(value, str):
+        return "Text(…)"
+    if kind.__module__.partition(".")[0] in ("PIL", "matplotlib"):
+        return "Image(…)"
+    if hasattr(value, "columns"):
+        return "Table(…)"
+    if isinstance(value, list | tuple) or getattr(value, "shape", None):
+        return "Histogram(…), Image(…), Table(…) or Audio(…)"
+    return ""

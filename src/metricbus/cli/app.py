@@ -134,6 +134,7 @@ def deliver(
     Example: metricbus deliver runs/digits-20260131-142530-k3x9a --sinks wandb://team/digits
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("metricbus").setLevel(logging.INFO)  # for the sink `logging`
     complete = True
     for run in runs:
         try:

@@ -130,7 +130,7 @@ def as_bytes(array: Array) -> tuple[NDArray[np.uint8], str]:
         mended.append("NaN pixels are shown as 0")
         exact = np.nan_to_num(exact, nan=0.0, posinf=np.inf, neginf=-np.inf)
     if exact.min() < 0 or exact.max() > 1:
-        mended.append("pixels outside of 0 to 1 are clipped")
+        mended.append("pixels outside of 0 to 1 are clipped (floats to 255 want / 255)")
         exact = exact.clip(0, 1)
     return np.rint(exact * 255).astype(np.uint8), " and ".join(mended)
 

@@ -50,7 +50,7 @@ class Histogram(Kind):
         if type(self._bins) is not int or not 1 <= self._bins <= _MOST_BINS:
             raise ValueError(
                 f"metric {name!r}: bins= is a whole number from 1 to {_MOST_BINS:,}, "
-                f"not {self._bins!r}"
+                f"not {self._bins!r:.60}; of counts and edges, write Histogram(counts=, edges=)"
             )
         values = self._values
         if is_tensor(values) and _can_bin(values):

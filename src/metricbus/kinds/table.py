@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metricbus.errors import MetricBusError
-from metricbus.kind import Kind, Taken, Work, check_text
+from metricbus.kind import Kind, Taken, Work, about, check_text
+from metricbus.kinds.arrays import is_tensor, view_of
 from metricbus.kinds.image import Image
 from metricbus.media_records import Cell, TableRecord, encode_rows
 from metricbus.values import to_number
 
-_ACCEPTED = "numbers, text, booleans, None, dates and Image(…)"
+_ACCEPTED = "numbers, text, booleans, None, dates and metricbus's Image(…)"
 _CELL_BYTES = 64
 
 
@@ -32,15 +33,15 @@ class _Logged(NamedTuple):
 class Table(Kind):
     """Rows with named columns: `Table(columns=["id", "guess"], rows=[[7, 1], [9, 4]])`.
 
-    Instead of columns and rows it takes a dict of columns, a pandas or polars frame, or a numpy
-    array with two axes or with named fields. Cells are numbers, text, booleans, None, dates (as ISO
-    8601 text) and `Image`s.
+    Instead of columns and rows it takes a dict of columns, a list of dicts, a pandas or polars
+    frame, or an array with two axes or with named fields. Cells are numbers, text, booleans,
+    None, dates (as ISO 8601 text) and `Image`s.
 
     A table grows by `append`; logging the same object again writes what is new alone, so that it
     costs the same however long the table is. Another object under the same name is another table.
     """
 
-    def __init__(self, columns: Any = (), rows: Iterable[Sequence[Any]] | None = None) -> None:
+    def __init__(self, columns: Any = (), rows: Any = None) -> None:
         self._columns, self._rows = _columns_and_rows(columns, rows)
         self._logged: dict[tuple[str, int, str], _Logged] = {}  # by run, process and name
 
@@ -57,10 +58,13 @@ class Table(Kind):
     def append(self, *rows: Sequence[Any]) -> None:
         """Adds rows; they are written when the table is logged the next time.
 
-        Raises `ValueError` for a row that is not as long as there are columns.
+        Raises `TypeError` or `ValueError` for a row that does not fit, and adds none of them then.
         """
-        for row in rows:
-            _check_length("", row, len(self._rows), self._columns)
+        for number, row in enumerate(rows, len(self._rows)):
+            _check_length("", row, number, self._columns)
+            for column, cell in zip(self._columns, row, strict=True):
+                if not isinstance(cell, Image):
+                    _check_cell("", number, column, cell)
         self._rows.extend(rows)
 
     def take(self, name: str) -> Taken | None:
@@ -133,15 +137,19 @@ def _encode(
     )
 
 
-def _columns_and_rows(
-    columns: Any, rows: Iterable[Sequence[Any]] | None
-) -> tuple[list[Any], list[Sequence[Any]]]:
+def _columns_and_rows(columns: Any, rows: Any) -> tuple[list[Any], list[Sequence[Any]]]:
+    if rows is not None and isinstance(columns, tuple) and not columns and _is_whole(rows):
+        return _columns_and_rows(rows, None)
     if rows is not None:
         if isinstance(columns, str):
             raise TypeError(f"columns= takes a list of names, not a text: write [{columns!r}]")
         return _list_of("columns=", columns), _list_of("rows=", rows)
     if isinstance(columns, Mapping):
         return list(columns), _rows_of_columns(columns)
+    if is_tensor(columns):
+        columns = view_of("", columns, "an array")
+    if _is_of_dicts(columns):
+        return _columns_of_dicts(columns)
     if isinstance(columns, np.ndarray):
         if columns.dtype.names and columns.ndim == 1:
             fields = [_list_of(field, columns[field]) for field in columns.dtype.names]
@@ -164,6 +172,26 @@ def _columns_and_rows(
     return list(columns), []
 
 
+def _is_whole(given: Any) -> bool:
+    """Whether it brings the names of its columns along."""
+    return hasattr(given, "itertuples") or hasattr(given, "iter_rows") or _is_of_dicts(given)
+
+
+def _is_of_dicts(given: Any) -> bool:
+    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], Mapping)
+
+
+def _columns_of_dicts(given: Sequence[Any]) -> tuple[list[Any], list[Sequence[Any]]]:
+    """Rows that are dicts, all of the same keys."""
+    columns = list(given[0])
+    for number, row in enumerate(given):
+        if not isinstance(row, Mapping) or row.keys() != given[0].keys():
+            raise ValueError(
+                f"row {number} is {row!r:.80}; the first one is a dict of {', '.join(columns)}"
+            )
+    return columns, [[row[column] for column in columns] for row in given]
+
+
 def _rows_of_columns(columns: Mapping[Any, Any]) -> list[Sequence[Any]]:
     lists = [_list_of(f"the column {key!r}", column) for key, column in columns.items()]
     lengths = {key: len(one) for key, one in zip(columns, lists, strict=True)}
@@ -183,7 +211,7 @@ def _list_of(what: str, given: Any) -> list[Any]:
 
 
 def _check_length(name: str, row: Any, number: int, columns: Sequence[Any]) -> None:
-    where = f"metric {name!r}: " if name else ""
+    where = about(name)
     no_list = isinstance(row, str | bytes | Mapping | Set) or not hasattr(row, "__len__")
     if no_list or getattr(row, "shape", None) == ():
         raise TypeError(f"{where}row {number} is {type(row).__name__}; a row is a list of cells")
@@ -210,5 +238,12 @@ def _check_cell(name: str, number: int, column: str, cell: Any) -> Cell:
         return to_number(name, cell)
     except (TypeError, ValueError, MetricBusError):
         raise TypeError(
-            f"metric {name!r}: {where} is {type(cell).__name__}; a cell may hold {_ACCEPTED}"
+            f"{about(name)}{where} is {_kind_of(cell)}; a cell may hold {_ACCEPTED}"
         ) from None
+
+
+def _kind_of(cell: object) -> str:
+    """The class; of others than Python's own with the package, which may have an `Image`, too."""
+    kind = type(cell)
+    package = kind.__module__.partition(".")[0]
+    return kind.__name__ if package == "builtins" else f"{package}'s {kind.__name__}"

@@ -55,7 +55,7 @@ class CsvSink(FileSink):
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._write_json("config.json", run.config)
-        self._write_json("run.json", msgspec.structs.replace(run, config={}))
+        self._write_json("run.json", _without_config(run))
         self._cells: dict[str, str] = {}
         lengths = {path: state[key] for key, path in _IN_STATE.items() if key in state}
         self._files = GrowingFiles(self._folder, lengths)
@@ -115,8 +115,8 @@ class CsvSink(FileSink):
         """Lets go of the file, and writes down how the run ended."""
         self._files.close()
         end = None if status == "running" else self._run.ended or time.time_ns()
-        ended = msgspec.structs.replace(self._run, config={}, status=status, ended=end)
-        self._write_json("run.json", ended)
+        ended = msgspec.structs.replace(self._run, status=status, ended=end)
+        self._write_json("run.json", _without_config(ended))
 
     def _write_json(self, name: str, what: object) -> None:
         text = msgspec.json.format(msgspec.json.encode(what))
@@ -130,3 +130,10 @@ class CsvSink(FileSink):
 
 def _quoted(text: str) -> str:
     return lines([[safe_cell(text)]]).decode().removesuffix("\r\n")
+
+
+def _without_config(run: Run) -> dict[str, Any]:
+    """The config has a file of its own."""
+    about: dict[str, Any] = msgspec.to_builtins(run)
+    del about["config"]
+    return about

@@ -32,19 +32,11 @@ import msgspec
 from metricbus.errors import ConfigError
 from metricbus.media_records import MEDIA, MediumRecord
 from metricbus.records import Rewind, Scalars, Status
-from metricbus.run import Run, flat_config
+from metricbus.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.mlflow_media import Artefacts
-from metricbus.sinks.mlflow_rows import (
-    NAME_TAG,
-    PARAM_TAG,
-    RUN_ID,
-    Names,
-    Times,
-    allowed,
-    rows_of,
-    tags_of,
-)
+from metricbus.sinks.mlflow_rows import NAME_TAG, Names, Times, allowed, rows_of
+from metricbus.sinks.mlflow_run import RUN_ID, params_of, tags_of
 from metricbus.sinks.mlflow_store import (
     check_is_mlflows,
     check_is_sqlite,
@@ -65,7 +57,6 @@ _log = logging.getLogger("metricbus.sinks.mlflow")
 # mlflow.utils.validation has these limits
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
-_LONGEST_PARAM = 6000
 
 _OVERHEAD = 160  # bytes of an item in a request beside its texts, generously
 _REWIND = "metricbus.superseded_before."
@@ -150,33 +141,7 @@ class MlflowSink(Sink):
         return str(made.info.run_id)
 
     def _log_params(self, config: Mapping[str, Any], logged: Mapping[str, str]) -> None:
-        from mlflow.entities import Param, RunTag
-
-        names = Names({})
-        params: list[Param] = []
-        tags: list[RunTag] = []
-        for name, value in flat_config(config).items():
-            key, text = names.key(name), _text(value)
-            if len(text) > _LONGEST_PARAM:
-                self._tell_once(
-                    "param %r has %s characters, MLflow takes %s: it is cut there, and whole in "
-                    "the run's run.json",
-                    name,
-                    f"{len(text):,}",
-                    f"{_LONGEST_PARAM:,}",
-                )
-                text = text[: _LONGEST_PARAM - 1] + "…"
-            if logged.get(key, text) != text:
-                _log.warning(
-                    "MLflow keeps the param %r as it was, %.80s: it cannot be changed to %.80s",
-                    name,
-                    logged[key],
-                    text,
-                )
-            if key not in logged:
-                params.append(Param(key, text))
-                if key != name:
-                    tags.append(RunTag(PARAM_TAG + key, name))
+        params, tags = params_of(config, logged, self._tell_once)
         self._log_tags(tags)
         for batch in in_batches(params, _PARAMS_A_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, params=batch)
@@ -294,10 +259,6 @@ class MlflowSink(Sink):
         if message not in self._told:
             self._told.add(message)
             _log.warning(message, *args)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _size_of_pair(pair: Param | RunTag) -> int:

@@ -1,32 +1,22 @@
 """What a row becomes in MLflow: names that it allows, and times that keep equal values apart.
 
 Both depend on the journal alone, so that the same rows, delivered again, are the same metrics. A
-histogram becomes a row, too, of its quantiles; and the run becomes tags.
+histogram becomes a row, too, of its quantiles.
 """
 
 from __future__ import annotations
 
-import getpass
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TypeAlias
 
 from metricbus.media_records import HistogramRecord, MediumRecord
 from metricbus.records import Rewind, Scalars
-from metricbus.run import Run
 from metricbus.sinks.base import with_marked_names
 from metricbus.urls import digest
 
-_log = logging.getLogger("metricbus.sinks.mlflow")
-
-RUN_ID = "metricbus.run_id"
 NAME_TAG = "metricbus.name."
 PARAM_TAG = "metricbus.param."
-TAG, TAG_TAG = "tag.", "metricbus.tag."
-_RESERVED = ("mlflow.", "metricbus.")  # tags that have a meaning
-_LONGEST_TAG = 8000
 _LONGEST_NAME = 250 - len(PARAM_TAG)  # 250 for each key: mlflow.utils.validation
 _FORBIDDEN = re.compile(r"[^/\w.\- :]")
 _FORBIDDEN_IN_KEY = re.compile(r"[^a-zA-Z0-9_\-./ ]")  # of log_image
@@ -103,29 +93,6 @@ def _quantiles(record: HistogramRecord) -> Scalars:
         axis=record.axis,
         at=record.at,
     )
-
-
-def tags_of(run: Run) -> dict[str, str]:
-    """The tags of MLflow's run: those that were given, and what the run says of itself."""
-    names = Names({})
-    tags = {}
-    for tag in run.tags:
-        key = names.key(TAG + tag if tag.startswith(_RESERVED) else tag)
-        tags[key] = "true"
-        if key != tag:
-            tags[TAG_TAG + key] = tag
-    tags |= {RUN_ID: run.id, "metricbus.host": run.host}
-    with suppress(KeyError, OSError):  # in a container, the user may have no name
-        tags["mlflow.user"] = getpass.getuser()
-    if run.group:
-        tags["metricbus.group"] = run.group
-    if run.notes:
-        tags["mlflow.note.content"] = run.notes
-    for key, text in tags.items():
-        if len(text) > _LONGEST_TAG:
-            _log.warning("tag %r is cut to the %s characters that MLflow takes", key, _LONGEST_TAG)
-            tags[key] = text[: _LONGEST_TAG - 1] + "…"
-    return tags
 
 
 def allowed(name: str) -> str:

@@ -21,7 +21,6 @@ from metricbus.errors import Rejected
 from metricbus.media import MediaFolder, safe_name
 from metricbus.media_records import (
     AudioRecord,
-    Cell,
     ChartRecord,
     FileRecord,
     FileRef,
@@ -43,13 +42,12 @@ from metricbus.sinks.wandb_names import (
     longest_of_tables,
     numbers_of_texts,
 )
+from metricbus.sinks.wandb_tables import Tables
 
 if TYPE_CHECKING:
     import wandb
-    from wandb.plot.custom_chart import CustomChart
 
 _MOST_BINS = 512
-_MOST_CLASSES = 200  # in a confusion matrix: W&B has a row for each pair
 _HIGHEST_CLASS = 255  # in a mask
 _NAMED_BY_FILES = (ImageRecord, TableRecord, AudioRecord, VideoRecord, ChartRecord)
 _ODD = re.compile(r"[^\w.+=@ -]+")
@@ -66,6 +64,7 @@ class MediaColumns:
     ) -> None:
         self._run = run
         self._folder = folder
+        self._tables = Tables(folder, self._picture)
         self._tell = tell
         self._longest = longest_of_tables(run.id)
         self._paths: dict[FileRef, Path] = {}  # those that were checked
@@ -184,24 +183,8 @@ class MediaColumns:
         return {"box_data": data, "class_labels": dict(labels)}
 
     def _table(self, record: TableRecord, key: str, _: int) -> dict[str, Any]:
-        table = self._table_of(record.columns, self._folder.rows(record))
+        table = self._tables.table(record)
         return {key: table, f"{OURS}table": record.table, f"{OURS}first_row": record.first_row}
-
-    def _table_of(self, columns: Sequence[str], rows: list[list[Cell]]) -> wandb.Table:
-        import wandb
-
-        data: list[Iterable[Any]] = [
-            [
-                self._picture(cell.file, cell.caption) if isinstance(cell, Picture) else cell
-                for cell in row
-            ]
-            for row in rows
-        ]
-        _take_whole(len(data))
-        try:
-            return wandb.Table(columns=[*columns], data=data)
-        except TypeError:
-            return wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
 
     def _text(self, record: TextRecord, key: str, _: int) -> dict[str, Any]:
         return {key: self._folder.text(record.file)}
@@ -238,40 +221,11 @@ class MediaColumns:
         return {key: path.relative_to(files).as_posix()}
 
     def _chart(self, record: ChartRecord, key: str, _: int) -> dict[str, Any]:
-        try:
-            chart = self._drawn_by_wandb(record)
-        except TypeError:  # values that W&B does not take together
-            chart = None
+        chart = self._tables.chart(record)
         if chart is None:
             self._tell(f"{record.chart} chart", "a picture of it")
             return {key: self._picture(record.picture, record.title)}
         return {key: chart}
-
-    def _drawn_by_wandb(self, record: ChartRecord) -> CustomChart | None:
-        import wandb
-
-        rows = self._folder.rows(record)
-        about: dict[str, Any] = {"title": record.title, "split_table": True}
-        x, ys = record.x_column, record.y_columns
-        if record.chart == "histogram":
-            value = x if x in record.columns else ys[0]
-            return wandb.plot.histogram(self._table_of(record.columns, rows), value, **about)
-        if record.chart == "line" and len(ys) > 1 and rows:
-            columns = dict(zip(record.columns, zip(*rows, strict=True), strict=True))
-            series = [columns[y] for y in ys]
-            _take_whole(len(rows) * len(ys))
-            return wandb.plot.line_series([columns[x]] * len(ys), series, ys, xname=x, **about)
-        if len(ys) != 1 or record.chart not in ("line", "scatter", "bar", "confusion"):
-            return None
-        if record.chart == "confusion":
-            at = record.columns.index
-            return _confusion([(row[at(x)], row[at(ys[0])]) for row in rows], about)
-        table = self._table_of(record.columns, rows)
-        if record.chart == "line":
-            return wandb.plot.line(table, x, ys[0], **about)
-        if record.chart == "scatter":
-            return wandb.plot.scatter(table, x, ys[0], **about)
-        return wandb.plot.bar(table, x, ys[0], **about)
 
 
 def _joined(counts: Sequence[int], edges: Sequence[float]) -> tuple[list[int], list[float]]:
@@ -279,33 +233,6 @@ def _joined(counts: Sequence[int], edges: Sequence[float]) -> tuple[list[int], l
     each = -(-len(counts) // _MOST_BINS)
     joined = [sum(counts[at : at + each]) for at in range(0, len(counts), each)]
     return joined, [*edges[:-1:each], edges[-1]]
-
-
-def _confusion(pairs: list[tuple[Cell, Cell]], about: dict[str, Any]) -> CustomChart | None:
-    import wandb
-
-    labels: dict[str, Any] = {str(label): label for pair in pairs for label in pair}
-    if not labels or len(labels) > _MOST_CLASSES:
-        return None
-    numeric = all(isinstance(label, int | float) for label in labels.values())
-    names = sorted(labels, key=labels.__getitem__ if numeric else None)
-    number = {name: at for at, name in enumerate(names)}
-    _take_whole(len(names) ** 2)
-    return wandb.plot.confusion_matrix(
-        y_true=[number[str(actual)] for actual, _ in pairs],
-        preds=[number[str(predicted)] for _, predicted in pairs],
-        class_names=names,
-        **about,
-    )
-
-
-def _take_whole(rows: int) -> None:
-    """Has W&B not cut a table of so many rows."""
-    import wandb
-
-    # never lowered again: other threads may be at it
-    wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, rows)
-    wandb.Table.MAX_ARTIFACT_ROWS = max(wandb.Table.MAX_ARTIFACT_ROWS, rows)
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""How the journal's segments end: by their writer, broken off, or not yet.
+
+A segment that was ended has an end mark for its last line. Without one, it is open for as long as
+the process lives that its header names; then it is broken, and what its reductions held is in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from metricbus.journal import NOT_A_LINE, SUFFIX, Row
+from metricbus.processes import ProcessId
+from metricbus.records import End, Header, Open, Scalars, Status, decode
+
+_LAST_LINE_BYTES = 4096  # an end mark is far shorter
+
+
+class Ending(NamedTuple):
+    """How a segment ends: with which status, None if it was not ended by who writes it."""
+
+    writer: ProcessId
+    status: Status | None
+
+    @property
+    def is_broken(self) -> bool:
+        """Its writer died; of this machine's writers alone."""
+        return self.status is None and not self.writer.is_alive()
+
+    @property
+    def is_open(self) -> bool:
+        """Its writer may go on."""
+        return self.status is None and self.writer.is_alive()
+
+
+def endings(folder: Path) -> dict[str, Ending]:
+    """How each segment ends, as far as it can be told."""
+    found = {path.stem: _ending_of(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    return {segment: ending for segment, ending in found.items() if ending is not None}
+
+
+def _ending_of(path: Path) -> Ending | None:
+    with open(path, "rb") as file:
+        first = file.readline()
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
+        last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        header = decode(first)
+    except NOT_A_LINE:
+        return None  # nobody knows who writes it
+    if not isinstance(header, Header):
+        return None
+    try:
+        record = decode(last)
+    except NOT_A_LINE:  # torn
+        record = None
+    return Ending(
+        ProcessId(header.host, header.pid, header.process_started),
+        record.status if isinstance(record, End) else None,
+    )
+
+
+def left_open(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
+    """What the reductions held that were open when their segments broke off: partial rows, each
+    with its segment. A name that came again after it was written down was emitted since, and is
+    left out.
+    """
+    opened: dict[str, Open] = {}
+    since: dict[str, set[str]] = {}
+    for row in rows:
+        if isinstance(row.record, Open):
+            opened[row.segment] = row.record
+            since[row.segment] = set()
+        elif isinstance(row.record, Scalars) and row.segment in opened:
+            since[row.segment].update(row.record.values)
+        elif isinstance(row.record, End):
+            opened.pop(row.segment, None)
+    return [
+        (segment, msgspec.structs.replace(row, values=values))
+        for segment, record in opened.items()
+        for row in record.rows
+        if (values := {n: v for n, v in row.values.items() if n not in since[segment]})
+    ]
