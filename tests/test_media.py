@@ -470,3 +470,32 @@ def test_a_series_of_media_is_told_where_it_is(tmp_path: Path) -> None:
     assert bus.folder is not None
     with pytest.raises(KeyError, match=r"history.media\('a'\)"):
         metricbus.read(bus.folder).series("a")
+
+
+def test_a_checkpoint_is_whole_though_media_are_still_being_encoded(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    with MetricBus(sinks=[], dir=tmp_path, block_secs=0.5) as bus:
+        bus.define("loss", every=4, reduce="mean")
+        bus.log("loss", 1.0)
+        bus.log("slow", Held(gate))
+        state = bus.state_dict()
+        gate.set()
+    assert [name for _, name, _ in state["reductions"]] == ["loss"]
+
+
+def test_where_no_thread_can_be_started_a_medium_is_dropped_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        bus.log("loss", 1.0)
+        bus.flush(10)
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            bus.log("text", Text("x"))
+        bus.log("text", Text("y"))
+    assert (bus.stats().dropped, bus.stats().journalled) == (1, 2)

@@ -36,6 +36,7 @@ _log = logging.getLogger("metricbus.run")
 _RUN_DIR = variable_of("run_dir")
 _SAVE_SECS = 2.0
 _MEDIA_SHARE = 0.75  # of the time there is to close
+_COLLECTORS_SHARE = 1.0  # seconds that are kept for it, however long media take
 _PATIENCE = 3.0  # how long close() waits before it says for whom
 _exported: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
 _inherited: str | None = None  # what the variable said before
@@ -132,7 +133,7 @@ class Engine:
     def obey(self, control: Control, timeout: float) -> bool:
         """Has the collector obey after all that was logged, and waits; whether it did in time."""
         deadline = time.monotonic() + timeout
-        self._media.drain(timeout)
+        self._media.drain(max(timeout / 2, timeout - _COLLECTORS_SHARE))
         return self._collector.obey(control, max(0.0, deadline - time.monotonic()))
 
     def order(self, control: Control, timeout: float) -> None:

@@ -91,14 +91,22 @@ class MediaWorker:
             if self._given_up:  # meanwhile
                 self._drop(stamp, "there was no time left to encode it")
                 return
+            if self._thread is None and not self._start():
+                self._drop(stamp, "no thread can be started to encode it")
+                return
             self._jobs.append((stamp, taken))
             self._nbytes += taken.nbytes + _OVERHEAD
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="metricbus-media", daemon=True
-                )
-                self._thread.start()
         self._bell.ring()
+
+    def _start(self) -> bool:
+        """Starts the thread; there may be no room for one, or the interpreter may be ending."""
+        thread = threading.Thread(target=self._run, name="metricbus-media", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._thread = thread
+        return True
 
     def drain(self, timeout: float) -> bool:
         """Waits until what has been put so far is encoded; whether it is."""
