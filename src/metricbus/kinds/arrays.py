@@ -45,9 +45,9 @@ def view_of(name: str, value: Any, accepted: str) -> Array:
     return array
 
 
-def snapshot(name: str, value: Any, accepted: str) -> Array:
+def snapshot(view: Array) -> Array:
     """A copy of the numbers, which no later change in place can reach."""
-    return np.array(view_of(name, value, accepted), copy=True, order="C")
+    return np.array(view, copy=True, order="C")
 
 
 def told(value: Any, array: Array | None = None) -> str:
@@ -113,7 +113,7 @@ def check_pixels(name: str, value: object, array: Array) -> None:
 def channels_last(array: Array, layout: Layout) -> Array:
     """The picture as (H, W) or (H, W, C); one channel has no axis of its own."""
     if layout == "CHW":
-        array = np.moveaxis(array, 0, -1)
+        array = array.transpose(1, 2, 0)
     return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 

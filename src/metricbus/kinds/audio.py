@@ -69,7 +69,7 @@ class Audio(Kind):
                 f"metric {name!r} was given {view.shape[1]} channels, up to {_MOST_CHANNELS} "
                 "are taken"
             )
-        copy = snapshot(name, view, _ACCEPTED)
+        copy = snapshot(view)
         return Taken(copy.nbytes, partial(_encode, copy, int(self._rate), self._caption))
 
 

@@ -62,7 +62,7 @@ class Histogram(Kind):
         view = view_of(name, values, _ACCEPTED)
         if view.nbytes > _COPIED:
             return Taken(0, partial(_record, bin_values(view, self._bins)))
-        copy = snapshot(name, view, _ACCEPTED)
+        copy = snapshot(view)
         return Taken(copy.nbytes, partial(_from_values, copy, self._bins))
 
     def _check_counted(self, name: str) -> Binned:

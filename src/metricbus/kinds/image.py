@@ -141,7 +141,7 @@ class Image(Kind):
         view = view_of(name, data, _ACCEPTED)
         layout = check_layout(name, data if is_tensor(data) else view, view.shape, self._layout)
         check_pixels(name, data, view)
-        return channels_last(snapshot(name, view, _ACCEPTED), layout)
+        return channels_last(snapshot(view), layout)
 
     def _check_columns(self, name: str, pictures: int) -> int:
         if self._columns is None:

@@ -23,6 +23,9 @@ class Marks(NamedTuple):
     labels: Mapping[int, str]
 
 
+_NONE = Marks((), {}, {})
+
+
 class GivenMarks(NamedTuple):
     """The same as the user gave it."""
 
@@ -43,6 +46,8 @@ class GivenMarks(NamedTuple):
 
     def take(self, name: str, size: tuple[int, int] | None) -> Marks:
         """Checks and copies them, for a picture of this width and height, if they are known."""
+        if not (self.boxes or self.masks or self.labels):
+            return _NONE
         boxes = [_check_box(name, box) for box in self.boxes]
         masks = {
             check_text(name, "a mask's name", key): _check_mask(name, key, mask, size)
@@ -107,4 +112,4 @@ def _check_mask(name: str, key: str, mask: Any, size: tuple[int, int] | None) ->
             f"metric {name!r}: the mask {key!r} is {view.shape[1]} x {view.shape[0]}, its picture "
             f"{size[0]} x {size[1]}"
         )
-    return snapshot(name, view, "an array")
+    return snapshot(view)

@@ -86,7 +86,7 @@ class Video(Kind):
         frame = self._data[0] if is_tensor(self._data) else view[0]
         layout = check_layout(name, frame, view.shape[1:], None)
         check_pixels(name, self._data, view)
-        copy = snapshot(name, view, _ACCEPTED)
+        copy = snapshot(view)
         frames = [channels_last(one, layout) for one in copy]
         return Taken(copy.nbytes, partial(_encode, frames, float(self._fps), self._caption))
 
