@@ -182,7 +182,7 @@ def test_the_process_is_started_again_and_nothing_is_lost_or_doubled(
     assert bus.stats().complete, bus.stats()
     assert csv_values(made(bus)) == list(range(1500))
     assert tensorboard_values(made(bus)) == list(range(1500))
-    assert "the delivery process ended (signal 9); starting it again (2 of 5)" in caplog.text
+    assert "the delivery process ended (signal 9); starting it again (start 2 of 5)" in caplog.text
 
 
 def test_a_process_that_dies_again_and_again_is_given_up_and_told(

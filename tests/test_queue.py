@@ -229,3 +229,13 @@ def test_a_hurry_wakes_the_collector_at_once() -> None:
     queue.put(call(0))
     queue.hurry()
     assert woken.wait(10)
+
+
+def test_what_comes_by_a_control_to_a_closed_queue_is_counted_once() -> None:
+    class Brings(Control):
+        values = 1
+
+    queue = CallQueue(Bounds())
+    queue.close()
+    queue.put_control(Brings(), hurry=False)
+    assert (queue.dropped_late, queue.waiting()) == (1, 0)

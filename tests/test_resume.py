@@ -548,3 +548,12 @@ def test_an_epoch_goes_on_after_a_checkpoint_that_was_taken_in_its_midst(tmp_pat
 def test_a_run_that_goes_on_has_its_config(tmp_path: Path) -> None:
     attempt(tmp_path, range(1), config={"lr": 0.5})
     assert attempt(tmp_path, range(1, 2)).config == {"lr": 0.5}
+
+
+def test_the_last_value_is_none_that_was_superseded(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.log("a", 19.0, step=19)
+        bus.rewind(9)
+        assert bus.last("a") is None
+        bus.log("a", 10.0, step=10)
+        assert bus.last("a") == 10.0

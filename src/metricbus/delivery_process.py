@@ -219,7 +219,7 @@ class ProcessDelivery:
                 return
             starts += 1
             _log.warning(
-                "the delivery process ended (%s); starting it again (%d of %d)",
+                "the delivery process ended (%s); starting it again (start %d of %d)",
                 _in_words(code),
                 starts,
                 _STARTS,

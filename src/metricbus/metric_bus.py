@@ -269,6 +269,7 @@ class MetricBus(Copyable):
         from metricbus.checkpoints import put_back
 
         put_back(state, self._awake(), self._clock, self._settings.block_secs)
+        self._newest.clear()
 
     def rewind(self, step: int, epoch: int | None = None) -> None:
         """Goes back to an earlier step, which is over: the next loop begins with the one after it.
@@ -279,11 +280,15 @@ class MetricBus(Copyable):
         from metricbus.checkpoints import rewind
 
         rewind(step, epoch, self._awake(), self._clock, self._settings.block_secs)
+        self._newest.clear()
 
     # What comes back
 
     def last(self, name: str) -> Number | None:
-        """The newest value under a name, the newest reduced one if it is reduced; None if none."""
+        """The newest value under a name, the newest reduced one if it is reduced; None if none.
+
+        After going back, of what was logged since.
+        """
         rule = self._definitions.rule(name)
         if self._engine is not None and (name not in self._newest or (rule and not rule.as_it_is)):
             return self._engine.newest(name)

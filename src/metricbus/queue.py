@@ -102,8 +102,13 @@ class CallQueue:
         """Appends past every bound; wakes the collector at once, or when it next works."""
         self.calls.append(control)
         if self._closed:  # nobody takes it any more, and there is nothing to wait for
-            control.done.set()
-            self.dropped_late += control.values
+            try:
+                self.calls.remove(control)
+            except ValueError:  # the collector was faster, and will obey
+                pass
+            else:
+                self.dropped_late += control.values
+                control.done.set()
         if hurry:
             self.hurry()
         elif len(self.calls) > self.alarm[0]:

@@ -188,6 +188,7 @@ class Reducing:
 
     def restore(self, state: Sequence[Any]) -> None:
         """What was open; a name whose rule is another now has what it has by that rule."""
+        self.newest.clear()  # what was given before is superseded
         for kind, name, saved in state:
             rule = self.definitions.rule(name)
             reduce = None if rule is None else rule.on_step if kind == "window" else rule.on_epoch
