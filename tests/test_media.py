@@ -22,6 +22,7 @@ from scripts import run_script
 import metricbus
 from metricbus import (
     Box,
+    ClosedError,
     File,
     Histogram,
     Image,
@@ -30,6 +31,7 @@ from metricbus import (
     Table,
     Text,
 )
+from metricbus.journal import SegmentWriter
 from metricbus.kind import Kind, Taken, Work
 from metricbus.media import MediaFolder, MediaWriter, safe_name
 from metricbus.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
@@ -499,3 +501,99 @@ def test_where_no_thread_can_be_started_a_medium_is_dropped_and_training_goes_on
             bus.log("text", Text("x"))
         bus.log("text", Text("y"))
     assert (bus.stats().dropped, bus.stats().journalled) == (1, 2)
+
+
+def test_what_is_logged_during_close_takes_no_place_of_what_came_before(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    bus = MetricBus(sinks=[], dir=tmp_path)
+    for step in range(5):
+        bus.log("before", Held(gate), step=step)
+    closing = threading.Thread(target=bus.close, kwargs={"timeout": 60})
+    closing.start()
+    wait_until(lambda: bus._engine is not None and bus._engine._media._closed)
+    for _ in range(20):
+        bus.log("late", Text("x"))
+    gate.set()
+    closing.join(30)
+    assert (bus.stats().journalled, bus.stats().dropped) == (5, 20)
+
+
+def test_flush_waits_for_what_came_before_though_others_are_dropped(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    settings: Any = {"queue_bytes": 100_000, "overflow": "drop_newest"}
+    with MetricBus(sinks=[], dir=tmp_path, **settings) as bus:
+        bus.log("before", Held(gate, nbytes=90_000))
+        flushed: list[Any] = []
+        flushing = threading.Thread(target=lambda: flushed.append(bus.flush(30)))
+        flushing.start()
+        for _ in range(20):
+            bus.log("late", Held(gate, nbytes=90_000))
+        assert not flushed
+        gate.set()
+        flushing.join(30)
+        assert flushed[0].journalled == 1
+
+
+def test_what_waits_behind_a_medium_is_counted_while_the_journal_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = threading.Event()
+    append = SegmentWriter.append
+
+    def append_if_there_is_room(self: SegmentWriter, records: Any) -> None:
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        append(self, records)
+
+    monkeypatch.setattr(SegmentWriter, "append", append_if_there_is_room)
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        full.set()
+        for _ in bus.epochs(1):
+            for step in bus.steps(range(100)):
+                bus.log("a", float(step))
+            report = bus.flush(timeout=0.5)
+            assert (report.logged, report.waiting, report.complete) == (100, 100, False)
+            full.clear()
+
+
+def test_a_table_that_several_threads_log_has_each_row_once(tmp_path: Path) -> None:
+    table = Table(["x"])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+
+        def work(first: int) -> None:
+            for number in range(first, first + 50):
+                table.append([number])
+                bus.log("t", table)
+
+        threads = [threading.Thread(target=work, args=(100 * n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        bus.log("t", table)
+    assert bus.folder is not None
+    (found,) = metricbus.read(bus.folder).tables("t")
+    assert found.missing == 0
+    assert sorted(row[0] for row in found.rows) == sorted(  # type: ignore[type-var]
+        100 * n + number for n in range(4) for number in range(50)
+    )
+
+
+def test_rows_of_a_table_are_not_lost_in_a_call_that_fails(tmp_path: Path) -> None:
+    table = Table(["x"], [[1]])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        with pytest.raises(ValueError, match="cannot be read"):
+            bus.log({"t": table, "bad": Image("missing.png")})
+        bus.log("t", table)
+    assert bus.folder is not None
+    assert [found.rows for found in metricbus.read(bus.folder).tables("t")] == [[[1]]]
+
+
+def test_all_media_of_a_mapping_are_counted_though_a_strict_bus_is_closed(tmp_path: Path) -> None:
+    bus = MetricBus(sinks=[], dir=tmp_path, strict=True)
+    bus.close()
+    with pytest.raises(ClosedError):
+        bus.log({"a": Text("x"), "b": Text("y")})
+    assert bus.stats().dropped == 2

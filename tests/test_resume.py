@@ -557,3 +557,27 @@ def test_the_last_value_is_none_that_was_superseded(tmp_path: Path) -> None:
         assert bus.last("a") is None
         bus.log("a", 10.0, step=10)
         assert bus.last("a") == 10.0
+
+
+def test_an_epoch_that_was_cut_short_after_its_checkpoint_does_not_come_again(
+    tmp_path: Path,
+) -> None:
+    def open_bus() -> MetricBus:
+        bus = MetricBus("digits", dir=tmp_path, sinks="csv", resume=True)
+        bus.define("acc", on_step=False, on_epoch=True)
+        return bus
+
+    with open_bus() as bus:
+        for _ in bus.epochs(3):
+            for _ in bus.steps(range(3)):
+                bus.log("acc", float(bus.epoch))
+            state = bus.state_dict()
+            break
+    with open_bus() as again:
+        again.load_state_dict(state)
+        for _ in again.epochs(1):
+            for _ in again.steps(range(3)):
+                again.log("acc", float(again.epoch))
+    assert series(made(again), "acc") == [(2, 0, 0.0), (5, 1, 1.0)]
+    lines = (made(again) / "csv" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[4] for line in lines if ",acc," in line] == ["0.0", "1.0"]

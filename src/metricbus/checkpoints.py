@@ -12,7 +12,7 @@ from metricbus.engine import Engine
 from metricbus.journal import JournalReader
 from metricbus.loops import EPOCH_TIME
 from metricbus.media_records import MediumRecord
-from metricbus.records import Epoch, Rewind, Scalars
+from metricbus.records import End, Epoch, Rewind, Scalars
 from metricbus.steps import Clock, check_step
 
 _log = logging.getLogger("metricbus")
@@ -90,6 +90,8 @@ def _end_of_epoch(engine: Engine, state: Mapping[str, Any]) -> int | None:
         if isinstance(record, Epoch):
             has_ended = record.seconds is not None and record.epoch == clock["epoch"]
             return row.line + 1 if has_ended else None
+        if isinstance(record, End):  # the run was ended in the body, after the checkpoint
+            return row.line
         if isinstance(record, MediumRecord | Rewind):
             return None
         if (

@@ -184,18 +184,19 @@ class Collector:
             return None
         stop = None
         values: list[Call] = []
+        self.taken += sum(map(values_in, calls))  # all: a control may have to wait for the disk
         for call in calls:
             if not isinstance(call, Control):
                 values.append(call)
                 continue
-            self._take(values)
+            self._take(values, counted=True)
             values = []
             if isinstance(call, Stop) and stop is None:
                 stop = call
             else:
                 self._obey(call)
                 call.done.set()
-        self._take(values)
+        self._take(values, counted=True)
         return stop
 
     def _obey(self, control: Control) -> None:
@@ -214,7 +215,6 @@ class Collector:
                 self._append([control.record])
             self.reducing.restore(control.state)
         elif isinstance(control, Append):
-            self.taken += control.values
             self._append([self.reducing.marked(control.record)])
         elif isinstance(control, EpochBegins):
             self._append([control.record])
@@ -224,15 +224,17 @@ class Collector:
             if control.record.seconds is not None:
                 self._append([control.record])
 
-    def _take(self, calls: list[Call]) -> None:
+    def _take(self, calls: list[Call], *, counted: bool = False) -> None:
         if not calls:
             return
         if self.reducing.definitions:
-            self.taken += sum(map(values_in, calls))
+            if not counted:
+                self.taken += sum(map(values_in, calls))
             self._emit(list(self.reducing.take(calls)))
         else:
             rows = list(join_calls(calls))
-            self.taken += sum(map(values_of, rows))
+            if not counted:
+                self.taken += sum(map(values_of, rows))
             self._append(rows)
 
     def _emit(self, emissions: list[Emission]) -> None:

@@ -40,12 +40,13 @@ def _nothing() -> None:
 class Taken(NamedTuple):
     """What `log()` took: about so many bytes, and what makes the record of them.
 
-    `commit` is called when nothing of the call can fail any more.
+    `commit` is called when nothing of the call can fail any more, `undo` if something has.
     """
 
     nbytes: int
     encode: Callable[[Work], Medium]
     commit: Callable[[], None] = _nothing
+    undo: Callable[[], None] = _nothing
 
 
 class Encoder(Protocol):

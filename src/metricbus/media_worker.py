@@ -39,6 +39,14 @@ class MediaBounds(NamedTuple):
     block_secs: float = 5.0
 
 
+class _Job(NamedTuple):
+    """A medium that waits."""
+
+    number: int
+    stamp: Stamp
+    taken: Taken
+
+
 class MediaWorker:
     """Encodes what is `put` and gives the records to `deliver`.
 
@@ -59,7 +67,9 @@ class MediaWorker:
         self._bounds = bounds
         self._deliver = deliver
         self._writer = MediaWriter(folder, segment)
-        self._jobs: deque[tuple[Stamp, Taken]] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._queued = 0  # jobs so far: the number of the last one
+        self._current = 0  # the number of the job at work, 0 if none is
         self._nbytes = 0
         self._lock = threading.RLock()  # a signal handler, or a finaliser, may log meanwhile
         self._bell = Bell()
@@ -94,7 +104,8 @@ class MediaWorker:
             if self._thread is None and not self._start():
                 self._drop(stamp, "no thread can be started to encode it")
                 return
-            self._jobs.append((stamp, taken))
+            self._queued += 1
+            self._jobs.append(_Job(self._queued, stamp, taken))
             self._nbytes += taken.nbytes + _OVERHEAD
         self._bell.ring()
 
@@ -110,13 +121,20 @@ class MediaWorker:
 
     def drain(self, timeout: float) -> bool:
         """Waits until what has been put so far is encoded; whether it is."""
-        target = self.accepted
+        target = self._queued
         deadline = time.monotonic() + timeout
-        while self.delivered + self.dropped < target:
+        while self._has_up_to(target):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.001)  # polling, because a lock here could meet a signal handler
         return True
+
+    def _has_up_to(self, number: int) -> bool:
+        """Whether a job up to this number waits or is at work; later ones do not matter."""
+        with self._lock:
+            return 0 < self._current <= number or (
+                bool(self._jobs) and self._jobs[0].number <= number
+            )
 
     def close(self, timeout: float) -> None:
         """Takes nothing more, and gives up what is not encoded in time."""
@@ -125,7 +143,7 @@ class MediaWorker:
         with self._lock:
             self._given_up = True
             while self._jobs:
-                self._drop(self._jobs.popleft()[0], "there was no time left to encode it")
+                self._drop(self._jobs.popleft().stamp, "there was no time left to encode it")
         self._bell.ring()
 
     def _make_room(self, nbytes: int) -> bool:
@@ -137,7 +155,7 @@ class MediaWorker:
                 with self._lock:
                     if not self._jobs:  # the one that is being encoded is the only one
                         return True
-                    stamp, taken = self._jobs.popleft()
+                    _, stamp, taken = self._jobs.popleft()
                     self._nbytes -= taken.nbytes + _OVERHEAD
                     self._drop(stamp, "too much waits to be encoded")
             elif self._bounds.overflow == "drop_newest" or by_itself or self._waited_in_vain:
@@ -161,10 +179,11 @@ class MediaWorker:
         while not self._given_up:
             with self._lock:
                 job = self._jobs.popleft() if self._jobs else None
+                self._current = job.number if job else 0
             if job is None:
                 self._bell.wait()
                 continue
-            stamp, taken = job
+            _, stamp, taken = job
             record = self._encode(stamp, taken)
             with self._lock:
                 self._nbytes -= taken.nbytes + _OVERHEAD
@@ -173,7 +192,8 @@ class MediaWorker:
                     record = None
             if record is not None:
                 self._deliver(record)
-                self.delivered += 1  # not before: who drains wants it in the collector's queue
+                self.delivered += 1
+            self._current = 0  # not before: who drains wants it in the collector's queue
 
     def _encode(self, stamp: Stamp, taken: Taken) -> Medium | None:
         """The record; None, and a count, if there can be none."""

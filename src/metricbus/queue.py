@@ -102,17 +102,20 @@ class CallQueue:
         """Appends past every bound; wakes the collector at once, or when it next works."""
         self.calls.append(control)
         if self._closed:  # nobody takes it any more, and there is nothing to wait for
-            try:
-                self.calls.remove(control)
-            except ValueError:  # the collector was faster, and will obey
-                pass
-            else:
-                self.dropped_late += control.values
-                control.done.set()
+            self._take_back(control)
         if hurry:
             self.hurry()
         elif len(self.calls) > self.alarm[0]:
             self.crowded()
+
+    def _take_back(self, control: Control) -> None:
+        """Out of a closed queue, unless the collector was faster, and will obey."""
+        try:
+            self.calls.remove(control)
+        except ValueError:
+            return
+        self.dropped_late += control.values
+        control.done.set()
 
     def put_medium(self, stamp: Stamp, taken: Taken) -> None:
         """Hands a medium to the worker that encodes it; `ClosedError` as for values."""
@@ -198,6 +201,7 @@ class CallQueue:
     def _refuse(self) -> None:
         try:
             while isinstance(call := self.calls.pop(), Control):
+                self.dropped_late += call.values
                 call.done.set()
         except IndexError:  # the collector took it along
             return
@@ -243,7 +247,7 @@ class CallQueue:
         give_back(reversed(spared))
         if self._closed:
             for control in spared:
-                control.done.set()
+                self._take_back(control)
 
 
 def values_in(call: Call | Control) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from time import time_ns
 from typing import Any, overload
 
+from metricbus.errors import ClosedError
 from metricbus.kind import Kind, Stamp, Taken
 from metricbus.queue import CallQueue
 from metricbus.records import Number
@@ -112,6 +113,9 @@ class Recorder:
             check_name(mapping)
         elif value is not _MISSING:
             raise TypeError("log() takes a name and a value, or a mapping alone")
+        share = 1.0 if weight is None else check_weight(weight)
+        epoch = None if epoch is None else check_step(epoch, "epoch")
+        step = None if step is None else check_step(step)
         row: dict[str, Number] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
         taken: dict[str, Taken] = {}
         if type(mapping) is dict and _FLOAT.issuperset(map(type, row.values())):
@@ -123,18 +127,23 @@ class Recorder:
         if not row and not taken:
             return
         clock = self._clock
-        share = 1.0 if weight is None else check_weight(weight)
         epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
-        step = clock.implied([*row, *taken]) if step is None else check_step(step)
+        step = clock.implied([*row, *taken]) if step is None else step
         if step > clock.step:  # a statement with max() in it could be divided
             clock.step = step
         now = time_ns()
         if row:
             self._newest.update(row)
             self._queue.put_row((row, share, step, epoch, now), len(row))
+        closed: ClosedError | None = None
         for name, medium in taken.items():
             medium.commit()
-            self._queue.put_medium(Stamp(name, step, epoch, now), medium)
+            try:
+                self._queue.put_medium(Stamp(name, step, epoch, now), medium)
+            except ClosedError as error:  # all of them are to be counted
+                closed = error
+        if closed is not None:
+            raise closed
 
     def _apart(
         self, flat: Mapping[str, Number | Kind]
@@ -143,11 +152,16 @@ class Recorder:
         row: dict[str, Number] = {}
         taken: dict[str, Taken] = {}
         run = self._run_id()
-        for name, value in flat.items():
-            if not isinstance(value, Kind):
-                row[name] = value
-            elif (found := value.take_for(run, name)) is not None:
-                taken[name] = found
+        try:
+            for name, value in flat.items():
+                if not isinstance(value, Kind):
+                    row[name] = value
+                elif (found := value.take_for(run, name)) is not None:
+                    taken[name] = found
+        except BaseException:
+            for found in taken.values():
+                found.undo()
+            raise
         return row, taken
 
     def _run_id(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
@@ -20,6 +21,17 @@ from metricbus.values import to_number
 
 _ACCEPTED = "numbers, text, booleans, None, dates and metricbus's Image(…)"
 _CELL_BYTES = 64
+
+
+_claims = threading.RLock()  # of rows, by threads that log one table; a signal handler may, too
+
+
+def _renew_claims() -> None:
+    global _claims
+    _claims = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_claims)  # a thread that is not there may hold it
 
 
 class _Logged(NamedTuple):
@@ -75,14 +87,21 @@ class Table(Kind):
         """Checks and copies the rows that are new in this run under this name."""
         columns = check_columns(name, self._columns)
         key = run, os.getpid(), name  # a forked child's table goes its own way
-        table, part, first = self._logged.get(key) or _Logged(os.urandom(6).hex(), 0, 0)
-        rows = self._rows[first:]
-        if part and not rows:
-            return None
-        nbytes, cells = take_rows(name, columns, rows, first)
-        logged = _Logged(table, part + 1, first + len(rows))
+        with _claims:
+            before = self._logged.get(key) or _Logged(os.urandom(6).hex(), 0, 0)
+            table, part, first = before
+            rows = self._rows[first:]
+            if part and not rows:
+                return None
+            nbytes, cells = take_rows(name, columns, rows, first)
+            claimed = self._logged[key] = _Logged(table, part + 1, first + len(rows))
         encode = partial(_encode, table=table, part=part, first=first, columns=columns, rows=cells)
-        return Taken(nbytes, encode, partial(self._logged.__setitem__, key, logged))
+        return Taken(nbytes, encode, undo=partial(self._give_back, key, claimed, before))
+
+    def _give_back(self, key: tuple[str, int, str], claimed: _Logged, before: _Logged) -> None:
+        with _claims:
+            if self._logged.get(key) == claimed:  # else others have gone on from there
+                self._logged[key] = before
 
 
 def check_columns(name: str, columns: Sequence[Any]) -> list[str]:
