@@ -782,3 +782,23 @@ def test_the_longest_id_leaves_room_for_the_names_of_tables() -> None:
 
 def test_media_need_no_wandb_run_of_the_script(folder: Path) -> None:
     assert wandb.run is None
+
+
+def test_a_rejected_record_shifts_no_row_when_all_come_again(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    lost = made.image("lost")
+    (tmp_path / lost.file.path).unlink()
+    rows = [Scalars(**AT, values={"x": float(number)}) for number in range(6)]
+    first = opened(made, id="again1")
+    first.write(rows[:3])
+    first.pass_over(1)
+    first.write(rows[3:5])
+    first.close("running")
+    assert first.settled() == 6
+    again = opened(made, id="again2")
+    again.write(rows[:3])
+    again.write([lost])
+    again.write(rows[3:5])
+    again.write(rows[5:])
+    again.close("finished")
+    assert [row["x"] for row in wandb_rows(tmp_path)] == [0, 1, 2, 3, 4, 5]

@@ -202,6 +202,8 @@ class Consumer:
                 return False
             self._complain(f"rejected {batch.values} values at step {batch.records[0].step}", error)
             self._rejected = True
+            self._sink.pass_over(len(batch.records))
+            self._given += len(batch.records)
         self._written = batch
         return True
 

@@ -105,6 +105,9 @@ class Sink(ABC):
     def write(self, records: Sequence[Any]) -> None:
         """Takes the records (of its `kinds`), all or none."""
 
+    def pass_over(self, count: int) -> None:
+        """So many records, which were rejected, are left out here: for a sink that numbers them."""
+
     def flush(self) -> Mapping[str, Any]:
         """Makes what was written safe, and returns what `open` needs to go on from here (JSON)."""
         return {}

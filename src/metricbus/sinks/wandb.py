@@ -108,7 +108,8 @@ class WandbSink(Sink):
         self._base: int = state.get("rows", 0)  # rows before those that come now
         self._given = 0
         self._known = max((HistoryFile(file).read_on() for file in self._files()), default=-1)
-        self._next = self._known + 1  # the number of the next row that W&B has not got
+        self._logged = self._known  # the number of the last row that W&B has got
+        self._next = self._known + 1  # the first number that was neither logged nor passed over
         self._axes: dict[str, str] = {}
         self._keys: dict[str, str] = {}
         if self._run is not None and not self._process.is_dead:  # another delivery had taken over
@@ -147,8 +148,13 @@ class WandbSink(Sink):
         with self._process.alive():
             for number, record in enumerate(new, first + len(records) - len(new)):
                 self._run.log(self._row(record, number), step=number, commit=True)
-                self._next = number + 1
+                self._logged, self._next = number, number + 1
         self._given += len(records)
+
+    def pass_over(self, count: int) -> None:
+        """A rejected record has a number too: so it is the same when records come again."""
+        self._given += count
+        self._next = max(self._next, self._base + self._given)
 
     def _row(self, record: Scalars | Rewind | MediumRecord, number: int) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -194,7 +200,8 @@ class WandbSink(Sink):
         """The rows that W&B's file has."""
         if self._file is None:
             return None
-        return max(0, self._newest(self._file) + 1 - self._base)
+        newest = self._newest(self._file)
+        return self._given if newest >= self._logged else max(0, newest + 1 - self._base)
 
     def _newest(self, file: HistoryFile) -> int:
         """The number of the last row that W&B's files have."""
@@ -210,7 +217,7 @@ class WandbSink(Sink):
             self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
         deadline = time.monotonic() + _LAST_WRITE_SECS
         file = self._file
-        while file and not (self._newest(file) >= self._next - 1 and file.ended):
+        while file and not (self._newest(file) >= self._logged and file.ended):
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"W&B has ended the run, but has not written all into {self.where}"
