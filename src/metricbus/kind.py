@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -117,6 +117,15 @@ def check_file(name: str, path: Path) -> os.stat_result:
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
         raise ValueError(f"metric {name!r}: {path} is {what}; give the path of a file")
     return found
+
+
+def check_format(name: str, path: Path, what: str, suffixes: Sequence[str]) -> None:
+    """`ValueError` if it is no regular file with one of these suffixes; `what` it should be."""
+    check_file(name, path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f"metric {name!r}: {path} is no {what}; what is taken is {', '.join(suffixes)}"
+        )
 
 
 def check_package(name: str, package: str) -> None:

@@ -34,24 +34,27 @@ class MediaFolder:
     def path(self, ref: FileRef) -> Path:
         """Where the file is, once it is seen to be what was logged."""
         path = self._folder / ref.path
+        with self._open(ref) as file:
+            _compare(path, os.fstat(file.fileno()).st_size, _sha256(file), ref)
+        return path
+
+    def read(self, ref: FileRef) -> bytes:
+        """The file's content, which is read once."""
+        with self._open(ref) as file:
+            content = file.read()
+        sha256 = hashlib.sha256(content).hexdigest()
+        _compare(self._folder / ref.path, len(content), sha256, ref)
+        return content
+
+    def _open(self, ref: FileRef) -> BinaryIO:
+        path = self._folder / ref.path
         inside = os.path.isabs(ref.path) or path.resolve().is_relative_to(self._folder.resolve())
         if not inside:  # a stranger's journal
             raise MediaError(f"{ref.path} leads out of the run's folder")
         try:
-            with open(path, "rb") as file:
-                found = os.fstat(file.fileno()).st_size, _sha256(file)
+            return open(path, "rb")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise MediaError(f"{path} is missing; it was logged with {ref.size:,} bytes") from None
-        if found != (ref.size, ref.sha256):
-            raise MediaError(
-                f"{path} was changed since it was logged: it has {found[0]:,} bytes with sha256 "
-                f"{found[1][:12]}…, it had {ref.size:,} with {ref.sha256[:12]}…"
-            )
-        return path
-
-    def read(self, ref: FileRef) -> bytes:
-        """The file's content."""
-        return self.path(ref).read_bytes()
 
     def text(self, ref: FileRef) -> str:
         """The content of a text."""
@@ -123,6 +126,15 @@ def ref_of(source: Path, path: str) -> FileRef:
     """The reference to a file, under the path that is given."""
     with open(source, "rb") as file:
         return FileRef(path, os.fstat(file.fileno()).st_size, _sha256(file))
+
+
+def _compare(path: Path, size: int, sha256: str, ref: FileRef) -> None:
+    """`MediaError` if the file is not the one that was logged."""
+    if (size, sha256) != (ref.size, ref.sha256):
+        raise MediaError(
+            f"{path} was changed since it was logged: it has {size:,} bytes with sha256 "
+            f"{sha256[:12]}…, it had {ref.size:,} with {ref.sha256[:12]}…"
+        )
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from metricbus.kind import Kind, Taken, Work, as_path, check_file, check_text
+from metricbus.kind import Kind, Taken, Work, as_path, check_format, check_text
 from metricbus.kinds.arrays import Array, snapshot, told, view_of
 from metricbus.media_records import AudioRecord
 
@@ -40,11 +40,7 @@ class Audio(Kind):
         check_text(name, "caption=", self._caption)
         path = as_path(self._data)
         if path is not None:
-            check_file(name, path)
-            if path.suffix.lower() not in _FORMATS:
-                raise ValueError(
-                    f"metric {name!r}: {path} is no sound; what is taken is {', '.join(_FORMATS)}"
-                )
+            check_format(name, path, "sound", _FORMATS)
             return Taken(0, partial(_copy, path, self._caption))
         if isinstance(self._rate, bool) or not isinstance(self._rate, int | np.integer):
             raise TypeError(

@@ -16,7 +16,7 @@ from metricbus.kind import (
     Taken,
     Work,
     as_path,
-    check_file,
+    check_format,
     check_package,
     check_text,
 )
@@ -62,11 +62,7 @@ class Video(Kind):
         check_text(name, "caption=", self._caption)
         path = as_path(self._data)
         if path is not None:
-            check_file(name, path)
-            if path.suffix.lower() not in _FORMATS:
-                raise ValueError(
-                    f"metric {name!r}: {path} is no film; what is taken is {', '.join(_FORMATS)}"
-                )
+            check_format(name, path, "film", _FORMATS)
             return Taken(0, partial(_copy, path, self._caption))
         check_package(name, "PIL")
         wrong = isinstance(self._fps, bool) or not isinstance(self._fps, int | float | np.number)
