@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -310,7 +311,8 @@ def test_ctrl_c_in_a_terminal_ends_training_and_not_delivery(
             bus.flush()
             bus.log("x", 2.0)
             print("ready", flush=True)
-            time.sleep(60)
+            while True:  # a signal that comes just before a long sleep would wait for its end
+                time.sleep(0.01)
     """
     import pty
 
@@ -323,8 +325,9 @@ def test_ctrl_c_in_a_terminal_ends_training_and_not_delivery(
         said += os.read(terminal, 1024)
     os.write(terminal, b"\x03")
     try:
-        while piece := os.read(terminal, 1024):
-            said += piece
+        while select.select([terminal], [], [], 40)[0]:
+            said += os.read(terminal, 1024)
+        pytest.fail(f"it still runs; it has said {said.decode()}")
     except OSError:  # the end of a terminal
         pass
     os.close(terminal)

@@ -37,6 +37,14 @@ class MediaError(MetricBusError):
     """A file that was logged is missing, was changed, or is not what it should be."""
 
 
+class DeviceError(MetricBusError, RuntimeError):
+    """A value that was logged could not be brought over from its device."""
+
+
+class RankError(MetricBusError, RuntimeError):
+    """Ranks that were to meet did not: one has not come in time, or has died."""
+
+
 class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailable(...)`
     """A sink raises this when its backend cannot be had right now; the batch comes again.
 
