@@ -10,6 +10,7 @@ with MetricBus(run="digits", sinks="logging,csv,tensorboard") as bus:
 from metricbus.errors import (
     ClosedError,
     ConfigError,
+    DeviceError,
     JournalError,
     Lost,
     MediaError,
@@ -38,6 +39,7 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "DeliveryError",
+    "DeviceError",
     "File",
     "Histogram",
     "History",

@@ -13,14 +13,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, cast
 
 from metricbus.bell import breathe
 from metricbus.complaints import Complaints
 from metricbus.definitions import Definition
+from metricbus.devices import DeviceCopy, Pending, bring
+from metricbus.errors import DeviceError
 from metricbus.journal import SegmentWriter
-from metricbus.queue import Call, CallQueue, Control, values_in
+from metricbus.queue import Call, CallQueue, Control, Deferred, values_in
 from metricbus.records import Epoch, Medium, Number, Open, Record, Rewind, Status, values_of
 from metricbus.reducing import Emission, Reducing
 from metricbus.rows import join_calls, join_emissions
@@ -131,7 +133,7 @@ class Collector:
         self.reducing = Reducing()
         self.taken = 0  # values taken out of the queue
         self.journalled = 0  # values in the journal
-        self.unwritable = 0  # values that no journal can hold; a fault of ours
+        self.unwritable = 0  # values that no device gave, or that no journal can hold
         self.written = 0  # bytes of the segment that count
         self.error: str | None = None
         self._queue = queue
@@ -185,7 +187,11 @@ class Collector:
         stop = None
         values: list[Call] = []
         self.taken += sum(map(values_in, calls))  # all: a control may have to wait for the disk
+        self._bring(calls)
         for call in calls:
+            if isinstance(call, Deferred):
+                values += self._resolved(call)
+                continue
             if not isinstance(call, Control):
                 values.append(call)
                 continue
@@ -198,6 +204,22 @@ class Collector:
                 call.done.set()
         self._take(values, counted=True)
         return stop
+
+    def _bring(self, calls: list[Call | Control]) -> None:
+        """Brings over what these calls wait for; with it, by the same transfer, what comes next."""
+        if _outstanding(calls):
+            bring(_outstanding([*calls, *self._queue.calls.copy()]))
+
+    def _resolved(self, call: Deferred) -> list[Call]:
+        """The call with the numbers themselves; without those that the device did not give."""
+        row: dict[str, Number] = {}
+        for name, value in call.row.items():
+            try:
+                row[name] = value.number() if isinstance(value, Pending) else value
+            except DeviceError as error:
+                self.unwritable += 1
+                self._complaints.warn("%r at step %d is lost: %s", name, call.step, error)
+        return [(row, call.weight, call.step, call.epoch, call.time)] if row else []
 
     def _obey(self, control: Control) -> None:
         if isinstance(control, Flush):
@@ -307,3 +329,14 @@ class Collector:
             "the queue is full: %s values were dropped so far", f"{dropped:,}"
         ):
             self._told_dropped = dropped
+
+
+def _outstanding(calls: Iterable[Call | Control]) -> list[DeviceCopy]:
+    """What these calls wait for."""
+    return [
+        value.snapshot
+        for call in calls
+        if isinstance(call, Deferred)
+        for value in call.row.values()
+        if isinstance(value, Pending) and value.snapshot.numbers is None
+    ]

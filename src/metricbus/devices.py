@@ -90,7 +90,7 @@ ACCELERATORS: dict[str, Accelerator] = {"cuda": Cuda()}
 _bringing = threading.RLock()  # also who asks for a value back may bring some over
 
 
-class Snapshot:
+class DeviceCopy:
     """Some values of one device as they were at the call; `numbers` once they have come over."""
 
     __slots__ = ("error", "numbers", "part", "stream")
@@ -105,7 +105,7 @@ class Snapshot:
 class Pending(NamedTuple):
     """One value of a snapshot, in a row that was logged."""
 
-    snapshot: Snapshot
+    snapshot: DeviceCopy
     place: int
 
     def number(self) -> Number:
@@ -158,13 +158,13 @@ def spread(names: Sequence[str], values: Tensor) -> dict[str, Any]:
     return dict(_named(names, values.clone()))
 
 
-def bring(snapshots: Iterable[Snapshot]) -> None:
+def bring(snapshots: Iterable[DeviceCopy]) -> None:
     """Brings over all of them that have not come yet, by one transfer for each device.
 
     What cannot come has an `error` afterwards.
     """
     with _bringing:
-        by_device: dict[Any, list[Snapshot]] = {}
+        by_device: dict[Any, list[DeviceCopy]] = {}
         for snapshot in dict.fromkeys(snapshots):
             if snapshot.numbers is None and snapshot.error is None:
                 by_device.setdefault(snapshot.part.device, []).append(snapshot)
@@ -178,7 +178,7 @@ def bring(snapshots: Iterable[Snapshot]) -> None:
                 snapshot.part = snapshot.stream = None
 
 
-def _bring(device: Any, waiting: Sequence[Snapshot]) -> None:
+def _bring(device: Any, waiting: Sequence[DeviceCopy]) -> None:
     parts = [snapshot.part for snapshot in waiting]
     streams = dict.fromkeys(snapshot.stream for snapshot in waiting)
     numbers = ACCELERATORS[device.type].bring(device, parts, streams)
@@ -207,5 +207,5 @@ def _copy_of(values: list[Tensor]) -> Tensor:
 
 
 def _named(names: Iterable[str], values: Tensor) -> dict[str, Pending]:
-    snapshot = Snapshot(values)
+    snapshot = DeviceCopy(values)
     return {name: Pending(snapshot, place) for place, name in enumerate(names)}

@@ -15,6 +15,7 @@ from metricbus import exits
 from metricbus.config import Fsync, Hosting, Settings, resolve
 from metricbus.copies import Copyable
 from metricbus.definitions import Definition, Definitions, checked
+from metricbus.devices import Pending
 from metricbus.loops import EPOCH_TIME, Epochs, Steps
 from metricbus.queue import Overflow
 from metricbus.records import Number, Status
@@ -287,12 +288,13 @@ class MetricBus(Copyable):
     def last(self, name: str) -> Number | None:
         """The newest value under a name, the newest reduced one if it is reduced; None if none.
 
-        After going back, of what was logged since.
+        After going back, of what was logged since. Waits for a value that is still on a device.
         """
         rule = self._definitions.rule(name)
         if self._engine is not None and (name not in self._newest or (rule and not rule.as_it_is)):
             return self._engine.newest(name)
-        return self._newest.get(name)
+        value = self._newest.get(name)
+        return value.number() if isinstance(value, Pending) else value
 
     @property
     def config(self) -> Mapping[str, Any]:

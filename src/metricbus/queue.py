@@ -24,7 +24,7 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from metricbus.bell import Bell
 from metricbus.errors import ClosedError
@@ -37,6 +37,17 @@ Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 
 Call: TypeAlias = tuple[str | dict[str, Number], Number, int, int, int]
 """(name, value, step, epoch, time); or (row, weight, step, epoch, time) for a mapping."""
+
+
+class Deferred(NamedTuple):
+    """The call of a mapping some of whose values are still to come over from a device."""
+
+    row: dict[str, Any]
+    weight: float
+    step: int
+    epoch: int
+    time: int
+
 
 BYTES_A_VALUE = 128
 """What a waiting value takes in memory, about: its share of a tuple, a number, a table entry."""

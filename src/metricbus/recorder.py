@@ -1,9 +1,9 @@
 """The hot path: a call of `log()` becomes an entry in the queue.
 
-`log()` does no I/O, waits for no thread and holds no lock: it looks at the value, stamps it with
-step, epoch and time, and appends it to a bounded queue. (The one exception is a queue that is full
-under `overflow="block"`.) Everything that is wrong with a call shows here, before any of it is
-logged.
+`log()` does no I/O, waits for no thread or device and holds no lock: it looks at the value, stamps
+it with step, epoch and time, and appends it to a bounded queue. (The one exception is a queue that
+is full under `overflow="block"`.) Everything that is wrong with a call shows here, before any of it
+is logged.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from time import time_ns
 from typing import Any, overload
 
+from metricbus.devices import defer, is_deferred
 from metricbus.errors import ClosedError
 from metricbus.kind import Kind, Stamp, Taken
-from metricbus.queue import CallQueue
-from metricbus.records import Number
+from metricbus.queue import CallQueue, Deferred
 from metricbus.steps import Clock, check_step
 from metricbus.values import INT_MAX, check_name, check_weight, flatten, to_number
 
@@ -30,7 +30,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._clock = Clock()
-        self._newest: dict[str, Number] = {}  # the names that were checked, with their last values
+        self._newest: dict[str, Any] = {}  # the names that were checked, with their last values
 
     @overload
     def log(
@@ -76,7 +76,7 @@ class Recorder:
             self._log_mapping(name, value, step, epoch, weight)
             return
         if type(value) is not float:
-            if isinstance(value, Kind):
+            if isinstance(value, Kind) or is_deferred(value):
                 self._log_mapping({name: value}, _MISSING, step, epoch, None)
                 return
             value = to_number(name, value)
@@ -116,14 +116,15 @@ class Recorder:
         share = 1.0 if weight is None else check_weight(weight)
         epoch = None if epoch is None else check_step(epoch, "epoch")
         step = None if step is None else check_step(step)
-        row: dict[str, Number] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
+        row: dict[str, Any] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
         taken: dict[str, Taken] = {}
+        is_late = False
         if type(mapping) is dict and _FLOAT.issuperset(map(type, row.values())):
             if not row.keys() <= self._newest.keys():
                 for name in row:
                     check_name(name)
         else:
-            row, taken = self._apart(flatten(row))
+            row, taken, is_late = self._apart(flatten(row))
         if not row and not taken:
             return
         clock = self._clock
@@ -134,7 +135,8 @@ class Recorder:
         now = time_ns()
         if row:
             self._newest.update(row)
-            self._queue.put_row((row, share, step, epoch, now), len(row))
+            call = (row, share, step, epoch, now)
+            self._queue.put_row(Deferred(*call) if is_late else call, len(row))
         closed: ClosedError | None = None
         for name, medium in taken.items():
             medium.commit()
@@ -145,24 +147,30 @@ class Recorder:
         if closed is not None:
             raise closed
 
-    def _apart(
-        self, flat: Mapping[str, Number | Kind]
-    ) -> tuple[dict[str, Number], dict[str, Taken]]:
-        """The numbers, and what is taken of the media; nothing of those that have nothing new."""
-        row: dict[str, Number] = {}
+    def _apart(self, flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Taken], bool]:
+        """The numbers, and what is taken of the media; nothing of those that have nothing new.
+
+        And whether some of the numbers are still to come over from a device.
+        """
+        row: dict[str, Any] = {}
         taken: dict[str, Taken] = {}
+        on_devices: dict[str, Any] = {}
         run = self._run_id()
         try:
             for name, value in flat.items():
                 if not isinstance(value, Kind):
                     row[name] = value
+                    if type(value) is not float and is_deferred(value):
+                        on_devices[name] = value
                 elif (found := value.take_for(run, name)) is not None:
                     taken[name] = found
+            if on_devices:
+                row |= defer(on_devices)
         except BaseException:
             for found in taken.values():
                 found.undo()
             raise
-        return row, taken
+        return row, taken, bool(on_devices)
 
     def _run_id(self) -> str:
         """The run that is logged to."""

@@ -8,12 +8,14 @@ logged                                         becomes
 integers beyond that                           the nearest float64; `ValueError` past its range
 `bool`, `np.bool_`                             0 or 1
 arrays and tensors with one element            that element, by the rows above, detached
+tensors on CUDA devices with one element       the same, when it has come over
 anything else with `item()` or `__float__()`   the same (jax arrays, fractions, other frameworks)
 =============================================  ===============================================
 
 Everything else raises `TypeError`. The value is taken at the call: what changes in place afterwards
-does not change what was logged. A tensor on an accelerator is fetched at the call, which waits for
-the device; a tensor on the CPU costs a fraction of a microsecond.
+does not change what was logged. Nobody waits for a tensor on a CUDA device (`metricbus.devices`).
+One on another accelerator is fetched at the call, which waits for the device; one on the CPU costs
+a fraction of a microsecond.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from metricbus.devices import is_deferred
 from metricbus.kind import Kind
 from metricbus.records import Number
 
@@ -90,20 +93,21 @@ def check_weight(weight: object) -> float:
     return number
 
 
-def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Number | Kind]:
+def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """The mapping as one flat row; keys of nested mappings are joined with `/`.
 
-    Raises for the first bad name or value, before anything of the mapping has been logged.
+    Values are numbers, kinds of media, or what `is_deferred`. Raises for the first bad name or
+    value, before anything of the mapping has been logged.
     """
-    row: dict[str, Number | Kind] = {}
+    row: dict[str, Any] = {}
     if prefix.count("/") > _DEEPEST:
         raise ValueError(f"the mapping is nested more than {_DEEPEST} levels deep: {prefix:.40}…")
     for key, value in mapping.items():
         name = prefix + check_name(key)
-        inner: dict[str, Number | Kind]
+        inner: dict[str, Any]
         if isinstance(value, Mapping):
             inner = flatten(value, f"{name}/")
-        elif isinstance(value, Kind):
+        elif isinstance(value, Kind) or is_deferred(value):
             inner = {check_name(name): value}
         else:
             inner = {check_name(name): to_number(name, value)}
@@ -132,6 +136,11 @@ def _is_refused_numpy(value: object) -> bool:
 
 
 def _from_item(name: str, value: object, item: Callable[[], object]) -> Number:
+    if hasattr(value, "full_tensor"):  # torch's DTensor, whose item() may have to meet other ranks
+        raise TypeError(
+            f"metric {name!r} was given a {type(value).__name__}, which is spread over ranks; "
+            "log value.full_tensor() or value.to_local()"
+        )
     try:
         inner = item()
     except Exception as error:  # numpy, torch and jax each raise their own for longer arrays
