@@ -35,6 +35,7 @@ from metricbus.journal import SegmentWriter
 from metricbus.kind import Kind, Taken, Work
 from metricbus.media import MediaFolder, MediaWriter, safe_name
 from metricbus.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
+from metricbus.media_worker import MediaWorker
 from metricbus.queue import Overflow
 from metricbus.testing import MemorySink
 
@@ -511,7 +512,10 @@ def test_what_is_logged_during_close_takes_no_place_of_what_came_before(
         bus.log("before", Held(gate), step=step)
     closing = threading.Thread(target=bus.close, kwargs={"timeout": 60})
     closing.start()
-    wait_until(lambda: bus._engine is not None and bus._engine._media._closed)
+    assert bus._engine is not None
+    media = bus._engine._media
+    assert isinstance(media, MediaWorker)
+    wait_until(lambda: media._closed)
     for _ in range(20):
         bus.log("late", Text("x"))
     gate.set()

@@ -7,6 +7,7 @@ with MetricBus(run="digits", sinks="logging,csv,tensorboard") as bus:
         bus.log("train/loss", 1 / (step + 1))
 """
 
+from metricbus.decisions import Best, EarlyStopping
 from metricbus.errors import (
     ClosedError,
     ConfigError,
@@ -16,6 +17,7 @@ from metricbus.errors import (
     MediaError,
     MetricBusError,
     MissingPackageError,
+    RankError,
     Rejected,
     RunExistsError,
     Unavailable,
@@ -34,12 +36,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Audio",
+    "Best",
     "Box",
     "Chart",
     "ClosedError",
     "ConfigError",
     "DeliveryError",
     "DeviceError",
+    "EarlyStopping",
     "File",
     "Histogram",
     "History",
@@ -50,6 +54,7 @@ __all__ = [
     "MetricBus",
     "MetricBusError",
     "MissingPackageError",
+    "RankError",
     "Rejected",
     "Report",
     "Run",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metricbus.collector import GoBack, Snapshot
@@ -12,6 +12,7 @@ from metricbus.engine import Engine
 from metricbus.journal import JournalReader
 from metricbus.loops import EPOCH_TIME
 from metricbus.media_records import MediumRecord
+from metricbus.ranks import find_rank
 from metricbus.records import End, Epoch, Rewind, Scalars
 from metricbus.steps import Clock, check_step
 
@@ -25,8 +26,9 @@ def take(engine: Engine | None, clock: Clock, timeout: float) -> dict[str, Any]:
     """The state, as plain values that any checkpoint format can hold."""
     state: dict[str, Any] = {
         "version": _VERSION,
-        "run": engine.run.id if engine else None,
-        "attempt": engine.run.attempt if engine else 0,
+        "run": engine.run.id if engine and engine.run else None,
+        "attempt": engine.run.attempt if engine and engine.run else 0,
+        "rank": find_rank().number,
         "place": ["", 0],
         "clock": clock.state(),
         "reductions": [],
@@ -61,7 +63,9 @@ def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock, time
     if engine is not None:
         record = None
         reductions = state["reductions"]
-        if engine.run.id == state["run"]:
+        if state.get("rank", 0) != find_rank().number:
+            reductions = []  # what was open on another rank is not to be counted twice
+        if engine.run is not None and engine.run.id == state["run"]:
             segment, line = state["place"]
             beyond = _end_of_epoch(engine, state)
             if beyond is not None:
@@ -69,7 +73,16 @@ def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock, time
             record = _rewind_to(clock, attempt=state["attempt"], segment=segment, line=line)
         elif was_ahead:  # the checkpoint is another run's
             record = _rewind_to(clock)
-        engine.order(GoBack(record, reductions), timeout)
+        _go_back(engine, record, reductions, timeout)
+
+
+def _go_back(
+    engine: Engine, record: Rewind | None, reductions: Sequence[Any], timeout: float
+) -> None:
+    """Where several ranks write, the first one speaks for all: the others may be ahead of it."""
+    if engine.rank > 0:
+        record = None
+    engine.order(GoBack(record, reductions), timeout)
 
 
 def _end_of_epoch(engine: Engine, state: Mapping[str, Any]) -> int | None:
@@ -79,7 +92,7 @@ def _end_of_epoch(engine: Engine, state: Mapping[str, Any]) -> int | None:
     epoch gave is in every sink by then, and need not come again.
     """
     (segment, line), clock = state["place"], state["clock"]
-    if not clock.get("in_epochs") or clock.get("in_steps"):
+    if engine.folder is None or not clock.get("in_epochs") or clock.get("in_steps"):
         return None
     windows = {name for kind, name, _ in state["reductions"] if kind == "window"}
     expected = windows | {EPOCH_TIME}
@@ -110,7 +123,7 @@ def rewind(
     step = check_step(step)
     clock.go_to(step, clock.epoch if epoch is None else check_step(epoch, "epoch"))
     if engine is not None:
-        engine.order(GoBack(_rewind_to(clock)), timeout)
+        _go_back(engine, _rewind_to(clock), [], timeout)
 
 
 def _rewind_to(clock: Clock, **place: Any) -> Rewind:

@@ -16,14 +16,24 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, cast
 
+from metricbus.across import Merged, Parts
 from metricbus.bell import breathe
 from metricbus.complaints import Complaints
 from metricbus.definitions import Definition
 from metricbus.devices import DeviceCopy, Pending, bring
 from metricbus.errors import DeviceError
-from metricbus.journal import SegmentWriter
 from metricbus.queue import Call, CallQueue, Control, Deferred, values_in
-from metricbus.records import Epoch, Medium, Number, Open, Record, Rewind, Status, values_of
+from metricbus.records import (
+    Epoch,
+    Medium,
+    Number,
+    Open,
+    Record,
+    Rewind,
+    Status,
+    marked_with,
+    values_of,
+)
 from metricbus.reducing import Emission, Reducing
 from metricbus.rows import join_calls, join_emissions
 
@@ -81,6 +91,38 @@ class GoBack(Control):
         self.state = state
 
 
+class TakePart(Control):
+    """Asks for what waits for the ranks to meet, which is open no more; unless it is `withdrawn`
+    first. `parts` has it once it is `done`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: Parts = {}
+        self.withdrawn = False
+
+
+class GiveBack(Control):
+    """The ranks did not meet: what was taken is open again."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.parts = parts
+
+
+class Met(Control):
+    """What the ranks gave together, at the end of an epoch if it has `ended`; it is to be emitted
+    `here`, or by another rank.
+    """
+
+    def __init__(self, results: Sequence[Merged], epoch: int, *, ended: bool, here: bool) -> None:
+        super().__init__()
+        self.here = here
+        self.results = results
+        self.epoch = epoch
+        self.ended = ended
+
+
 class Snapshot(Control):
     """Asks for the open reductions, as plain values, in `state`; and for the place in the journal,
     the segment and the line that comes next.
@@ -93,13 +135,12 @@ class Snapshot(Control):
 
 
 class Append(Control):
-    """A medium whose files are written: it comes into the journal."""
+    """Media whose files are written: they come into the journal, all of them in one write."""
 
-    values = 1
-
-    def __init__(self, record: Medium) -> None:
+    def __init__(self, records: list[Medium]) -> None:
         super().__init__()
-        self.record = record
+        self.records = records
+        self.values = len(records)
 
 
 class Stop(Control):
@@ -120,16 +161,48 @@ class Listener(Protocol):
         """It has been ended."""
 
 
+class Journal(Protocol):
+    """Where the records go."""
+
+    @property
+    def segment(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def lines(self) -> int:
+        """How many lines it has."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """How many bytes of it count."""
+        ...
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Writes the records, all or none; `OSError` if it cannot now."""
+
+    def sync(self) -> None:
+        """Forces what was written onto the disk, if that is wanted."""
+
+    def close(self, status: Status = "finished") -> None:
+        """Marks the end."""
+
+
 class Collector:
     """Moves calls from `queue` to `journal`, and tells `listener` of it."""
 
     def __init__(
         self,
         queue: CallQueue,
-        journal: SegmentWriter,
+        journal: Journal,
         flush_secs: float,
         listener: Listener,
+        *,
+        rank: int = 0,
+        several: bool = False,
     ) -> None:
+        """The records are marked with the `rank` where `several` ranks write."""
         self.reducing = Reducing()
         self.taken = 0  # values taken out of the queue
         self.journalled = 0  # values in the journal
@@ -140,6 +213,8 @@ class Collector:
         self._journal = journal
         self._flush_secs = flush_secs
         self._listener = listener
+        self.rank = rank
+        self._is_of_several = several
         self._told_dropped = 0
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
@@ -174,7 +249,8 @@ class Collector:
             again = self._collect(calls)
             if again is not None:
                 again.done.set()
-        self._emit(self.reducing.end_epoch()[0])
+        self._tell_unmet()
+        self._emit(self.reducing.end_epoch(ranks=True)[0])
         for axis in self.reducing.unknown_axes():
             _log.warning("the axis %r was never logged: what has it stands on the step", axis)
         self._close(stop)
@@ -232,14 +308,24 @@ class Collector:
             control.state = self.reducing.state()
             control.place = (self._journal.segment, self._journal.lines)
         elif isinstance(control, GoBack):
-            self._emit(self.reducing.end_epoch()[0])
+            self._emit(self.reducing.end_epoch(ranks=True)[0])
             if control.record is not None:
                 self._append([control.record])
             self.reducing.restore(control.state)
         elif isinstance(control, Append):
-            self._append([self.reducing.marked(control.record)])
+            self._append([self.reducing.marked(record) for record in control.records])
         elif isinstance(control, EpochBegins):
             self._append([control.record])
+        elif isinstance(control, TakePart):
+            if not control.withdrawn:
+                control.parts = self.reducing.take_across()
+        elif isinstance(control, GiveBack):
+            self.reducing.give_back(control.parts)
+        elif isinstance(control, Met):
+            self.reducing.newest |= {one.emitted_as: one.value for one in control.results}
+            if control.here:
+                epoch, ended = control.epoch, control.ended
+                self._emit(self.reducing.merged(control.results, epoch, ended=ended))
         elif isinstance(control, EpochEnds):
             emissions, control.results = self.reducing.end_epoch()
             self._emit(emissions)
@@ -280,10 +366,13 @@ class Collector:
         rows = list(join_emissions(self.reducing.partial(), partial=True))
         self._checkpointed = time.monotonic()
         self._checkpointed_at = self.reducing.changes
+        rows = [marked_with(row, self.rank) for row in rows] if self.rank else rows
         self._append([Open(time=time.time_ns(), rows=rows)])
 
     def _append(self, rows: Sequence[Record]) -> None:
         """Writes the rows, however long that takes; leaves out what cannot be written at all."""
+        if self.rank:
+            rows = [marked_with(row, self.rank) for row in rows]
         while True:
             try:
                 self._journal.append(rows)
@@ -313,6 +402,16 @@ class Collector:
         values = sum(map(values_of, rows))
         self.unwritable += values
         self._complaints.warn("a row cannot be written and is dropped: %s", error)
+
+    def _tell_unmet(self) -> None:
+        """Of several ranks, nobody met at the end: that is not for `close()` to do."""
+        names = self.reducing.across_ranks()
+        if names and self._is_of_several:
+            _log.warning(
+                "the ranks have not met since %s was logged: what is written at the end is of this "
+                "rank alone; call bus.end_epoch() or bus.sync() on every rank before bus.close()",
+                ", ".join(map(repr, names)),
+            )
 
     def _close(self, stop: Stop) -> None:
         try:

@@ -120,6 +120,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "what it did before."
         ),
     ] = "default"
+    ranks: Annotated[
+        str,
+        Meta(
+            pattern=r"^(all|local0|\d+)$",
+            description="Which of several ranks write: the one of this number, `all` (each a "
+            "segment of its own in one run), or `local0` (one on each machine).",
+        ),
+    ] = "0"
+    sync_secs: Annotated[
+        Seconds,
+        Meta(description="How long ranks that meet wait for one that does not come."),
+    ] = 300.0
     strict: Annotated[
         bool,
         Meta(

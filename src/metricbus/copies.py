@@ -56,7 +56,7 @@ class Copyable(Recorder):
     def folder(self) -> Path | None:
         """The run's folder, for `metricbus.read`."""
         if self._engine is not None:
-            return self._engine.folder.path
+            return self._engine.folder.path if self._engine.folder else None
         return self._elsewhere[0].path if self._elsewhere else None
 
     def save_at_sigterm(self) -> None:
@@ -71,8 +71,14 @@ class Copyable(Recorder):
 
     def sleep_in_child(self) -> None:
         """What a fork does to the child's copy: the threads behind this bus are the parent's."""
-        if self._engine is not None:
-            self._sleep(self._engine.folder, self._engine.run)
+        if self._engine is None:
+            return
+        folder, run = self._engine.folder, self._engine.run
+        if folder is None or run is None:  # of a rank that does not write
+            self._engine = None
+            self._switch_off()
+        else:
+            self._sleep(folder, run)
 
     def __copy__(self) -> Self:
         return self
@@ -109,7 +115,7 @@ class Copyable(Recorder):
 
     def _wake(self) -> CallQueue:
         assert self._elsewhere is not None
-        from metricbus.engine import join_engine
+        from metricbus.opening import join_engine
 
         self._engine = join_engine(self._elsewhere[0], self._settings)
         for definition in self._definitions:

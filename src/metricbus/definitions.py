@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
+from metricbus.across import REDUCERS
 from metricbus.errors import ConfigError
 from metricbus.reductions import Reducer, reduction_factory
 from metricbus.values import check_name
@@ -30,6 +31,7 @@ class Definition(msgspec.Struct, frozen=True):
     on_epoch: bool | None = None
     sinks: tuple[str, ...] | None = None
     axis: str | None = None
+    across_ranks: str | None = None
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -43,6 +45,7 @@ class Rule(msgspec.Struct, frozen=True):
     epoch_name: str
     sinks: tuple[str, ...]
     axis: str
+    across_ranks: bool  # what is reduced over the epoch waits until the ranks meet
 
 
 def checked(definition: Definition) -> Definition:
@@ -70,6 +73,17 @@ def checked(definition: Definition) -> Definition:
             f"{what}: every={every} counts values on steps, and on_step=False emits none; "
             "leave one of them out"
         )
+    across = definition.across_ranks
+    if across is not None and across not in REDUCERS:
+        raise ConfigError(
+            f"{what}: across_ranks= takes one of {', '.join(REDUCERS)}, not {across!r:.40}: the "
+            "others cannot be put together from what each rank has"
+        )
+    if across is not None and definition.on_epoch is False:
+        raise ConfigError(
+            f"{what}: across_ranks= reduces where the ranks meet, at the end of an epoch for one; "
+            "leave on_epoch=False out"
+        )
     if definition.axis is not None:
         check_name(definition.axis)
     for sink in definition.sinks or ():
@@ -90,6 +104,11 @@ class Definitions:
 
     def __bool__(self) -> bool:
         return bool(self._all)
+
+    @property
+    def any_across_ranks(self) -> bool:
+        """Whether any of them has the ranks meet."""
+        return any(definition.across_ranks for definition in self._all)
 
     def __iter__(self) -> Iterator[Definition]:
         """In the order in which they win, the weakest first."""
@@ -147,8 +166,10 @@ class Definitions:
             if told.get("every") is not None:
                 told.setdefault("on_step", True)
             said = msgspec.structs.replace(said, **told)
-        on_epoch = bool(said.on_epoch)
+        across = said.across_ranks
+        on_epoch = bool(said.on_epoch) or across is not None
         on_step = said.on_step is not False or not on_epoch  # two that contradict: never nothing
+        on_step = on_step and not (across and said.on_step is None)
         every = said.every or 1
         reduction = reduction_factory(said.reduce or "last")()
         alone_is_itself = reduction.leaves_one_value or (
@@ -160,8 +181,9 @@ class Definitions:
             as_it_is=as_it_is,
             contradictory=on_step and said.on_step is False,
             on_step=(said.reduce or "last") if on_step and not as_it_is else None,
-            on_epoch=(said.reduce or "mean") if on_epoch else None,
+            on_epoch=(across or said.reduce or "mean") if on_epoch else None,
             epoch_name=f"{name}_epoch" if on_step else name,
             sinks=said.sinks or (),
             axis=said.axis or "",
+            across_ranks=across is not None,
         )

@@ -1,56 +1,70 @@
-"""What works behind an open bus: the run's folder, the queue, the collector, the delivery.
-
-A process that a run started finds the run by `METRICBUS_RUN_DIR` and joins it: it writes a segment
-of its own into the same folder, which the owner's delivery brings along, and has no sinks itself.
-"""
+"""What works behind an open bus: the run's folder, the queue, the collector, the delivery."""
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
-from metricbus.attempts import find_run, go_on
-from metricbus.collector import Append, Collector, Define, EpochBegins, EpochEnds, Flush, Save, Stop
-from metricbus.config import Settings, variable_of
+from metricbus.across import Merged, Parts
+from metricbus.announcing import announce, withdraw
+from metricbus.collector import (
+    Collector,
+    Define,
+    EpochBegins,
+    EpochEnds,
+    Flush,
+    GiveBack,
+    Met,
+    Save,
+    Stop,
+    TakePart,
+)
 from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError, JournalError
-from metricbus.journal import SegmentWriter
-from metricbus.media_worker import MediaBounds, MediaWorker
-from metricbus.queue import Bounds, CallQueue, Control
+from metricbus.kind import Encoder
+from metricbus.queue import CallQueue, Control
 from metricbus.records import Number, Status
 from metricbus.report import Report
-from metricbus.run import Run, RunFolder, create_run, plain_config
-from metricbus.sinks import Sink
-from metricbus.specs import SinkSpec, specs_of
+from metricbus.run import Run, RunFolder
 
 _log = logging.getLogger("metricbus.run")
 
-_RUN_DIR = variable_of("run_dir")
 _SAVE_SECS = 2.0
 _MEDIA_SHARE = 0.75  # of the time there is to close
 _COLLECTORS_SHARE = 1.0  # seconds that are kept for it, however long media take
 _PATIENCE = 3.0  # how long close() waits before it says for whom
-_exported: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
-_inherited: str | None = None  # what the variable said before
 
 
-class About(NamedTuple):
-    """What a run is told about itself when it is made, by arguments alone."""
+class Media(Encoder, Protocol):
+    """Who encodes media, as far as an engine is concerned."""
 
-    id: str | None
-    name: str | None
-    config: Mapping[str, Any]
-    tags: Sequence[str]
-    group: str | None
-    notes: str | None
+    @property
+    def waiting(self) -> int:
+        """Media that are not in the collector's hands yet."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """Media that never will be."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why the last of them was."""
+        ...
+
+    def drain(self, timeout: float) -> bool:
+        """Waits until what has been put so far is encoded; whether it is."""
+        ...
+
+    def close(self, timeout: float) -> None:
+        """Takes nothing more, and gives up what is not encoded in time."""
 
 
 class Engine:
@@ -58,52 +72,34 @@ class Engine:
 
     def __init__(
         self,
-        folder: RunFolder,
-        run: Run,
-        settings: Settings,
-        specs: Sequence[SinkSpec],
+        place: tuple[RunFolder, Run] | None,
+        queue: CallQueue,
+        collector: Collector,
+        media: Media,
+        delivery: Delivery,
+        *,
         owner: bool,
     ) -> None:
-        self.folder = folder
-        self.run = run
-        self.queue = CallQueue(
-            Bounds(
-                calls=settings.queue_size,
-                nbytes=settings.queue_bytes,
-                overflow=settings.overflow,
-                block_secs=settings.block_secs,
-                batch_size=settings.batch_size,
-                flush_bytes=settings.flush_bytes,
-            ),
-            strict=settings.strict,
-        )
+        """A rank that does not write has no `place`; only the `owner` ends the run."""
+        self.folder = place[0] if place else None
+        self.run = place[1] if place else None
+        self.queue = queue
         self._owner = owner
-        self._delivery = Delivery(
-            folder, specs, run.attempt, settings.delivery, settings.linger_secs
-        )
-        try:
-            journal = SegmentWriter(
-                folder.journal, run.id, attempt=run.attempt, fsync=settings.fsync
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"cannot begin a journal in {folder.journal}: {error.strerror}"
-            ) from error
-        self._collector = Collector(self.queue, journal, settings.flush_secs, self._delivery)
-        self._media = MediaWorker(
-            folder.path,
-            journal.segment,
-            MediaBounds(settings.queue_bytes, settings.overflow, settings.block_secs),
-            lambda record: self.queue.put_control(Append(record), hurry=False),
-        )
-        self.queue.media = self._media
+        self._delivery = delivery
+        self._collector = collector
+        self._media = media
         self._closing = threading.RLock()  # a signal handler may close while close() waits
         self._ended: Status | None = None
         self._complete = False
-        if owner:
-            _announce(folder.path)
+        if owner and self.folder is not None:
+            announce(self.folder.path)
         self._collector.start()
         self._delivery.start()
+
+    @property
+    def rank(self) -> int:
+        """The rank whose values these are, where several write; otherwise 0."""
+        return self._collector.rank
 
     def define(self, definition: Definition, *, default: bool) -> None:
         """Has a definition hold for everything that is logged from now on."""
@@ -129,6 +125,23 @@ class Engine:
             return control.results
         _log.warning("the reductions of epoch %d are not ready; they will be logged", epoch)
         return {}
+
+    def take_part(self, timeout: float) -> Parts:
+        """What waits for the ranks to meet; nothing, if that cannot be had in time."""
+        control = TakePart()
+        if not self._collector.obey(control, timeout):
+            control.withdrawn = True
+            if not control.done.is_set():
+                _log.warning("the journal is held up: this rank brings nothing to the others")
+        return control.parts
+
+    def give_back(self, parts: Parts) -> None:
+        """The ranks did not meet."""
+        self.queue.put_control(GiveBack(parts), hurry=False)
+
+    def met(self, results: Sequence[Merged], epoch: int, *, ended: bool, here: bool) -> None:
+        """The ranks met: this is what they gave together; it is written `here`, or elsewhere."""
+        self.queue.put_control(Met(results, epoch, ended=ended, here=here), hurry=False)
 
     def obey(self, control: Control, timeout: float) -> bool:
         """Has the collector obey after all that was logged, and waits; whether it did in time."""
@@ -207,7 +220,7 @@ class Engine:
                     f"{sink.rejected:,}",
                     f"{sink.pending:,}",
                     sink.error or "no answer yet",
-                    self.folder.journal,
+                    self.folder.journal if self.folder else "",
                 )
 
     def stats(self) -> Report:
@@ -234,96 +247,12 @@ class Engine:
         )
 
     def _end_run(self, status: Status) -> None:
-        _withdraw(self.folder.path)
+        if self.folder is None or self.run is None:
+            return
+        withdraw(self.folder.path)
         ended = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
         try:
             if self.folder.load().attempt == self.run.attempt:
                 self.folder.save(ended)
         except (OSError, JournalError) as error:
             self._collector.error = f"run.json cannot be written: {error}"
-
-
-def open_engine(
-    settings: Settings, about: About, sinks: str | Sequence[str | Sink] | None
-) -> Engine:
-    """A new run with its sinks; or, in a process that a run started, a further segment of that run.
-
-    Raises `ConfigError` for whatever cannot work.
-    """
-    joined = _run_to_join(settings, about)
-    if joined is not None:
-        return Engine(*joined, settings, [], owner=False)
-    specs = specs_of(settings.sinks if sinks is None else sinks)
-    folder, run = _find_or_create(
-        settings,
-        about.id if about.id is not None else settings.run_id,
-        config=about.config,
-        project=settings.project,
-        tags=list(about.tags),
-        group=about.group,
-        notes=about.notes,
-        sinks=[spec.canonical for spec in specs],
-    )
-    return Engine(folder, run, settings, specs, owner=True)
-
-
-def _find_or_create(settings: Settings, id: str | None, **about: Any) -> tuple[RunFolder, Run]:
-    root = Path(settings.dir).expanduser()
-    if settings.resume != "never":
-        found = find_run(root, id, settings.run)
-        if found is not None:
-            return go_on(found, **about)
-        if settings.resume == "must":
-            which = f"the id {id!r}" if id is not None else f"the name {settings.run!r}"
-            raise ConfigError(f"there is no run with {which} in {root} to go on with")
-    return create_run(root, id=id, name=settings.run, **about)
-
-
-def join_engine(folder: RunFolder, settings: Settings) -> Engine:
-    """A further segment of a run that is on its way; `MetricBusError` if it has ended."""
-    run = folder.load()
-    if run.status != "running":
-        raise ConfigError(f"the run {run.id} has ended; make a new MetricBus()")
-    return Engine(folder, run, settings, [], owner=False)
-
-
-def _run_to_join(settings: Settings, about: About) -> tuple[RunFolder, Run] | None:
-    """The run that this process was started by; none if it announced that itself or wants another.
-
-    Another id or name, given as an argument, is another run; another config alone is not.
-    """
-    if settings.run_dir is None or _exported == (os.getpid(), settings.run_dir):
-        return None
-    folder = RunFolder(Path(settings.run_dir))
-    run = folder.load()
-    if about.id not in (None, run.id) or about.name not in (None, run.name):
-        return None
-    if run.status != "running":
-        _log.warning("the run %s that started this process has ended: this is a new one", run.id)
-        return None
-    if about.config and plain_config(about.config) != run.config:
-        _log.warning(
-            "joined the run %s that started this process; its config stays as it is there. "
-            "For a run of its own give it another name: MetricBus(run=...)",
-            run.id,
-        )
-    return folder, run
-
-
-def _announce(folder: Path) -> None:
-    """Tells the processes that this one starts which run is theirs."""
-    global _exported, _inherited
-    if _exported is None or _exported[0] != os.getpid():
-        _inherited = os.environ.get(_RUN_DIR)
-        _exported = (os.getpid(), str(folder))
-        os.environ[_RUN_DIR] = str(folder)
-
-
-def _withdraw(folder: Path) -> None:
-    global _exported
-    if _exported == (os.getpid(), str(folder)):
-        _exported = None
-        if _inherited is None:
-            os.environ.pop(_RUN_DIR, None)
-        else:
-            os.environ[_RUN_DIR] = _inherited

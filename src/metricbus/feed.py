@@ -16,7 +16,7 @@ from metricbus.filters import RowFilter
 from metricbus.journal import NO_LINE, JournalReader, Row
 from metricbus.media_records import MediumRecord
 from metricbus.offsets import Ledger, Progress
-from metricbus.records import Open, Scalars
+from metricbus.records import Open, Scalars, told_apart
 from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
@@ -161,7 +161,7 @@ class Feed:
         filtered = damaged = 0
         segments: dict[str, int] = {}
         for row in rows:
-            record = row.record
+            record = told_apart(row.record)
             if isinstance(record, Scalars):
                 values = len(record.values)
                 segments[row.segment] = segments.get(row.segment, 0) + values

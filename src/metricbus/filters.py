@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from itertools import product
 
 import msgspec
 
 from metricbus.records import Scalars
 from metricbus.sinks.base import CommonOptions
+
+_RANK = re.compile(r"^rank\d+/")
 
 
 class RowFilter:
@@ -45,7 +50,11 @@ class RowFilter:
         return times == 0
 
     def _matches(self, name: str) -> bool:
+        """A glob speaks of a name on all ranks, or with `rank1/` in front on that one."""
+        names = {name, _RANK.sub("", name)}
         include, exclude = self._options.include, self._options.exclude
-        return (not include or any(fnmatchcase(name, glob) for glob in include)) and not any(
-            fnmatchcase(name, glob) for glob in exclude
-        )
+        return (not include or _any_fits(names, include)) and not _any_fits(names, exclude)
+
+
+def _any_fits(names: Iterable[str], globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for name, glob in product(names, globs))

@@ -15,7 +15,7 @@ from metricbus.endings import left_open
 from metricbus.journal import JournalReader
 from metricbus.media import MediaFolder
 from metricbus.media_records import Cell, MediumRecord, TableRecord
-from metricbus.records import Number, Scalars
+from metricbus.records import Number, Scalars, told_apart
 from metricbus.rewinding import Rewinds, without_superseded
 from metricbus.run import Run, RunFolder
 from metricbus.sinks.csv import safe_cell
@@ -90,11 +90,14 @@ class History:
         partial = left_open(rows)
         if not superseded:
             rows = without_superseded(rows)
-        self._rows = [row.record for row in rows if isinstance(row.record, Scalars)]
-        self._media = [row.record for row in rows if isinstance(row.record, MediumRecord)]
+        records = [told_apart(row.record) for row in rows]
+        self._rows = [record for record in records if isinstance(record, Scalars)]
+        self._media = [record for record in records if isinstance(record, MediumRecord)]
         self.files = MediaFolder(folder.path)
         self.partial = [
-            row for segment, row in partial if not rewinds.supersede_partial(segment, row)
+            told_apart(row)
+            for segment, row in partial
+            if not rewinds.supersede_partial(segment, row)
         ]
         self.damaged = reader.damaged
         self.torn = reader.unread_bytes()

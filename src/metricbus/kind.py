@@ -40,13 +40,15 @@ def _nothing() -> None:
 class Taken(NamedTuple):
     """What `log()` took: about so many bytes, and what makes the record of them.
 
+    What stands for several media gives a list of records, and says in `media` how many they are.
     `commit` is called when nothing of the call can fail any more, `undo` if something has.
     """
 
     nbytes: int
-    encode: Callable[[Work], Medium]
+    encode: Callable[[Work], Medium | list[Medium]]
     commit: Callable[[], None] = _nothing
     undo: Callable[[], None] = _nothing
+    media: int = 1
 
 
 class Encoder(Protocol):
@@ -80,8 +82,8 @@ class Work:
             _log.warning("%r at step %d: %s", self.stamp.name, self.stamp.step, what)
 
     def record(self, kind: type[R], **fields: Any) -> R:
-        """The record of the medium."""
-        return kind(**self.stamp._asdict(), **fields)
+        """The record of the medium; `name` among the fields is for one of several."""
+        return kind(**self.stamp._asdict() | fields)
 
 
 class Kind:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 from metricbus.errors import MissingPackageError
-from metricbus.steps import Clock, check_step
+from metricbus.steps import LOOP, Clock, both_drive, check_step
 
 T = TypeVar("T")
 
@@ -38,15 +38,19 @@ class Steps(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         clock = self._clock
+        if self._advance and clock.step_driver not in (None, LOOP):
+            raise both_drive(LOOP, str(clock.step_driver))
         drives = self._advance and clock.step_driver is None
         if drives:
-            clock.step_driver = "bus.steps()"
+            clock.step_driver = LOOP
+        clock.loops += 1
         try:
             for item in _with_bar(self._iterable, "step", self._progress):
                 if drives:
                     clock.enter_step()
                 yield item
         finally:
+            clock.loops -= 1
             if drives:
                 clock.step_driver = None
 

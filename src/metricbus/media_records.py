@@ -67,7 +67,7 @@ class MediumRecord(
 ):
     """Common to all of them: a name, and where it stands, as for scalars.
 
-    `axis`, `at` and `sinks` mean what they mean in `Scalars`.
+    `axis`, `at`, `sinks` and `rank` mean what they mean in `Scalars`.
     """
 
     name: str
@@ -77,6 +77,7 @@ class MediumRecord(
     axis: str = ""
     at: int | float | None = None
     sinks: tuple[str, ...] = ()
+    rank: int = 0
 
     @property
     def x(self) -> int:

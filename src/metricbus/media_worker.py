@@ -48,9 +48,9 @@ class _Job(NamedTuple):
 
 
 class MediaWorker:
-    """Encodes what is `put` and gives the records to `deliver`.
+    """Encodes what is `put` and gives the records to `deliver`, those of a job at once.
 
-    `accepted == delivered + dropped + waiting`, in media.
+    `accepted == delivered + dropped + waiting`, in media, of which a job may have several.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MediaWorker:
         folder: Path,
         segment: str,
         bounds: MediaBounds,
-        deliver: Callable[[Medium], None],
+        deliver: Callable[[list[Medium]], None],
     ) -> None:
         self.accepted = 0
         self.delivered = 0
@@ -89,20 +89,20 @@ class MediaWorker:
     def put(self, stamp: Stamp, taken: Taken) -> None:
         """Takes a medium, or drops it by the policy when too much waits."""
         with self._lock:
-            self.accepted += 1
+            self.accepted += taken.media
             if self._closed:
-                self._drop(stamp, "it was logged after close()")
+                self._drop(stamp, taken, "it was logged after close()")
                 return
         if not self._make_room(taken.nbytes):
             with self._lock:
-                self._drop(stamp, "too much waits to be encoded")
+                self._drop(stamp, taken, "too much waits to be encoded")
             return
         with self._lock:
             if self._given_up:  # meanwhile
-                self._drop(stamp, "there was no time left to encode it")
+                self._drop(stamp, taken, "there was no time left to encode it")
                 return
             if self._thread is None and not self._start():
-                self._drop(stamp, "no thread can be started to encode it")
+                self._drop(stamp, taken, "no thread can be started to encode it")
                 return
             self._queued += 1
             self._jobs.append(_Job(self._queued, stamp, taken))
@@ -143,7 +143,8 @@ class MediaWorker:
         with self._lock:
             self._given_up = True
             while self._jobs:
-                self._drop(self._jobs.popleft().stamp, "there was no time left to encode it")
+                _, stamp, taken = self._jobs.popleft()
+                self._drop(stamp, taken, "there was no time left to encode it")
         self._bell.ring()
 
     def _make_room(self, nbytes: int) -> bool:
@@ -157,7 +158,7 @@ class MediaWorker:
                         return True
                     _, stamp, taken = self._jobs.popleft()
                     self._nbytes -= taken.nbytes + _OVERHEAD
-                    self._drop(stamp, "too much waits to be encoded")
+                    self._drop(stamp, taken, "too much waits to be encoded")
             elif self._bounds.overflow == "drop_newest" or by_itself or self._waited_in_vain:
                 return False
             elif time.monotonic() > deadline:
@@ -168,8 +169,8 @@ class MediaWorker:
         self._waited_in_vain = False
         return True
 
-    def _drop(self, stamp: Stamp, why: str) -> None:
-        self.dropped += 1
+    def _drop(self, stamp: Stamp, taken: Taken, why: str) -> None:
+        self.dropped += taken.media
         self.error = f"{stamp.name!r} at step {stamp.step} was dropped: {why}"
         if len(self._dropped_names) < _MOST_NAMES:
             complaints = self._dropped_names.setdefault(stamp.name, Complaints(_log))
@@ -184,27 +185,28 @@ class MediaWorker:
                 self._bell.wait()
                 continue
             _, stamp, taken = job
-            record = self._encode(stamp, taken)
+            records = self._encode(stamp, taken)
             with self._lock:
                 self._nbytes -= taken.nbytes + _OVERHEAD
-                if record is not None and self._given_up:
-                    self._drop(stamp, "there was no time left to encode it")
-                    record = None
-            if record is not None:
-                self._deliver(record)
-                self.delivered += 1
+                if records and self._given_up:
+                    self._drop(stamp, taken, "there was no time left to encode it")
+                    records = []
+            if records:
+                self._deliver(records)
+                self.delivered += taken.media
             self._current = 0  # not before: who drains wants it in the collector's queue
 
-    def _encode(self, stamp: Stamp, taken: Taken) -> Medium | None:
-        """The record; None, and a count, if there can be none."""
+    def _encode(self, stamp: Stamp, taken: Taken) -> list[Medium]:
+        """The records of a job; none of them, and a count, if one cannot be had."""
         while True:
             try:
-                return taken.encode(Work(stamp, self._writer, self._told))
+                found = taken.encode(Work(stamp, self._writer, self._told))
+                return found if isinstance(found, list) else [found]
             except BaseException as error:  # an encoder may do anything
                 if getattr(error, "errno", None) in _FULL and not self._given_up:
                     self._complaints.warn("media cannot be written, will try again: %s", error)
                     time.sleep(_RETRY_SECS)
                     continue
                 with self._lock:
-                    self._drop(stamp, f"{type(error).__name__}: {error}")
-                return None
+                    self._drop(stamp, taken, f"{type(error).__name__}: {error}")
+                return []

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from metricbus import exits
 from metricbus.config import Fsync, Hosting, Settings, resolve
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from metricbus.engine import Engine
 
 T = TypeVar("T")
+
+AcrossRanks: TypeAlias = Literal["mean", "sum", "min", "max", "count", "std"]
 
 _RESUME: dict[object, str] = {True: "allow", False: "never"}
 
@@ -79,6 +81,8 @@ class MetricBus(Copyable):
         linger_secs: float | None = None,
         fsync: Fsync | None = None,
         sigterm: Literal["default", "flush"] | None = None,
+        ranks: int | Literal["all", "local0"] | None = None,
+        sync_secs: float | None = None,
         strict: bool | None = None,
         disabled: bool | None = None,
     ) -> None:
@@ -110,6 +114,8 @@ class MetricBus(Copyable):
                 "linger_secs": linger_secs,
                 "fsync": fsync,
                 "sigterm": sigterm,
+                "ranks": None if ranks is None else str(ranks),
+                "sync_secs": sync_secs,
                 "strict": strict,
                 "disabled": disabled,
             }
@@ -117,12 +123,12 @@ class MetricBus(Copyable):
         if self._settings.disabled:
             self._switch_off()
             return
-        from metricbus.engine import About, open_engine  # who never opens a run never pays for it
+        from metricbus.opening import About, open_engine  # who never opens a run never pays for it
 
         about = About(id, run, self._config, tags, group, notes)
         self._engine = open_engine(self._settings, about, sinks)
         self._queue = self._engine.queue
-        if config is None:  # of a run that goes on
+        if config is None and self._engine.run is not None:  # of a run that goes on
             self._config = MappingProxyType(self._engine.run.config)
         if self._settings.flush_steps is not None:
             self._flush_every(self._settings.flush_steps)
@@ -152,20 +158,25 @@ class MetricBus(Copyable):
         on_epoch: bool | None = None,
         sinks: Sequence[str] | None = None,
         axis: str | None = None,
+        across_ranks: AcrossRanks | None = None,
     ) -> None:
         """Says what becomes of the values of names that a glob matches; see docs/definitions.md.
 
         `every=n` emits one value for every n, at the step of the last one, by `reduce` (`last` if
         left out). `on_epoch` emits one at the end of each epoch, by `reduce` (`mean`), under the
         name with `_epoch` added if `on_step` is not False. `sinks` names those that get them,
-        `axis` the series that is their x axis. Later definitions win in what they say.
+        `axis` the series that is their x axis. `across_ranks` has `end_epoch()` and `sync()` reduce
+        what all ranks have logged: mean (weighted), sum, min, max, count or std. Later definitions
+        win in what they say.
 
         Raises `ConfigError` for a definition that makes no sense.
         """
         if isinstance(sinks, str):
             sinks = [sinks]
         told = tuple(sinks) if sinks is not None else None
-        self._define(Definition(pattern, every, reduce, on_step, on_epoch, told, axis))
+        self._define(
+            Definition(pattern, every, reduce, on_step, on_epoch, told, axis, across_ranks)
+        )
 
     def phase(self, name: str) -> Scope:
         """A scope with a default: what is logged in `train` is emitted on steps, in every other
@@ -242,14 +253,39 @@ class MetricBus(Copyable):
         if (engine := self._awake()) is not None:
             engine.begin_epoch(self._clock.step, self._clock.epoch)
 
+    def sync(self, *, group: Any = None, timeout: float | None = None) -> dict[str, Number]:
+        """Reduces, over all ranks, what was logged since they last met; returns it by name.
+
+        Every rank of the torch.distributed `group` calls it (all ranks, if left out), whatever each
+        has logged. What is reduced is what `define(across_ranks=)` names. The first rank of the
+        group that writes logs the results at the current step; all ranks get them.
+
+        Raises `RankError` that names a rank that has not come within `timeout` seconds
+        (`METRICBUS_SYNC_SECS`); what was logged then waits for the next time.
+        """
+        return self._meet("bus.sync()", group, timeout, ended=False)
+
     def _end_epoch(self, seconds: float | None) -> dict[str, Number]:
         if self._engine is None or not (self._definitions or seconds is not None):
             return {}
         if seconds is not None:
             self.log(EPOCH_TIME, seconds, step=self._clock.step)
-        return self._engine.end_epoch(
+        results = self._engine.end_epoch(
             self._clock.step, self._clock.epoch, seconds, self._settings.block_secs
         )
+        return results | self._meet("bus.end_epoch()", None, None, ended=True)
+
+    def _meet(
+        self, what: str, group: Any, timeout: float | None, *, ended: bool
+    ) -> dict[str, Number]:
+        """Has the ranks put together what each has of the names that are reduced across them."""
+        if (engine := self._awake()) is None or not self._definitions.any_across_ranks:
+            return {}
+        from metricbus.meeting import meet
+
+        secs = self._settings.sync_secs if timeout is None else timeout
+        block_secs = self._settings.block_secs
+        return meet(engine, what, group, secs, block_secs, epoch=self._clock.epoch, ended=ended)
 
     # Checkpoints
 

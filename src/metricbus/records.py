@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -65,7 +65,7 @@ class Scalars(_Record, frozen=True, tag="scalars"):
     `time` is the wall clock of the row's first call in nanoseconds since 1970-01-01 UTC. A row
     whose x axis is not the step names its `axis` (`epoch`, or another series) and where it stands
     `at`. A row for some sinks alone lists their names. A `partial` row is what was in a reduction
-    when its process died.
+    when its process died. Where several ranks write, it has its `rank`.
     """
 
     step: int
@@ -76,6 +76,7 @@ class Scalars(_Record, frozen=True, tag="scalars"):
     at: Number | None = None
     sinks: tuple[str, ...] = ()
     partial: bool = False
+    rank: int = 0
 
     @property
     def x(self) -> int:
@@ -139,6 +140,8 @@ Medium: TypeAlias = (
     | FileRecord
 )
 
+R = TypeVar("R")
+
 Record: TypeAlias = Header | Scalars | Epoch | Rewind | Open | End | Medium
 
 _encoder = msgspec.json.Encoder()
@@ -160,6 +163,25 @@ def values_of(record: Record) -> int:
     if isinstance(record, Scalars):
         return len(record.values)
     return 1 if isinstance(record, MediumRecord) else 0
+
+
+def marked_with(record: R, rank: int) -> R:
+    """The record as that of a rank, where several write."""
+    if isinstance(record, Scalars | MediumRecord):
+        return msgspec.structs.replace(record, rank=rank)
+    return record
+
+
+def told_apart(record: R) -> R:
+    """The record with its rank in its names: `loss` of rank 1 becomes `rank1/loss`."""
+    if not isinstance(record, Scalars | MediumRecord) or not record.rank:
+        return record
+    prefix = f"rank{record.rank}/"
+    axis = record.axis if record.axis in ("", "epoch") else prefix + record.axis
+    if isinstance(record, MediumRecord):
+        return msgspec.structs.replace(record, name=prefix + record.name, axis=axis)
+    values = {prefix + name: value for name, value in record.values.items()}
+    return msgspec.structs.replace(record, values=values, axis=axis)
 
 
 def decode(line: bytes) -> Record:

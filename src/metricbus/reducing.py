@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricbus.across import Merged, Parts
 from metricbus.complaints import Complaints
 from metricbus.definitions import Definition, Definitions, Rule
 from metricbus.queue import Call
@@ -70,6 +71,12 @@ class _Open:
         self.place = place
         if keep and self.kept is not None:
             self.kept.append((value, place))
+
+    def merge(self, other: _Open) -> None:
+        """Takes in what came later."""
+        self.reduction.merge(other.reduction)
+        self.count += other.count
+        self.place = other.place
 
     def state(self) -> dict[str, Any]:
         """As plain lists, texts and numbers."""
@@ -146,8 +153,11 @@ class Reducing:
             return medium
         return msgspec.structs.replace(medium, **self._marks(rule)._asdict())
 
-    def end_epoch(self) -> tuple[list[Emission], dict[str, Number]]:
-        """What is left in the windows, and the epoch's reductions; these by name, too."""
+    def end_epoch(self, *, ranks: bool = False) -> tuple[list[Emission], dict[str, Number]]:
+        """What is left in the windows, and the epoch's reductions; these by name, too.
+
+        What waits for the ranks to meet waits on, unless all `ranks` are past that.
+        """
         rest = [
             emission
             for name in list(self._windows)
@@ -157,12 +167,52 @@ class Reducing:
         results: dict[str, Number] = {}
         for name in list(self._epochs):
             rule = self.definitions.rule(name)
-            if rule is not None:
-                found = self._emit_epoch(name, rule)
-                results |= {one.name: one.value for one in found if one.marks.axis == "epoch"}
-                rest += found
-        self._epochs.clear()
+            if rule is None or (rule.across_ranks and not ranks):
+                continue
+            found = self._emit_epoch(name, rule)
+            results |= {one.name: one.value for one in found if one.marks.axis == "epoch"}
+            rest += found
         return rest, results
+
+    def across_ranks(self) -> list[str]:
+        """The names that wait for the ranks to meet."""
+        rules = {name: self.definitions.rule(name) for name in self._epochs}
+        return [name for name, rule in rules.items() if rule is not None and rule.across_ranks]
+
+    def take_across(self) -> Parts:
+        """What waits for the ranks to meet: this rank's part. It is open no more."""
+        parts: dict[str, Mapping[str, Any]] = {}
+        for name in self.across_ranks():
+            rule = self.definitions.rule(name)
+            assert rule is not None
+            part = self._epochs.pop(name).state()
+            parts[name] = part | {"reduce": rule.on_epoch, "as": rule.epoch_name}
+            self.changes += 1
+        return parts
+
+    def give_back(self, parts: Parts) -> None:
+        """The ranks did not meet: what was taken is open again, with what has come since."""
+        for name, part in parts.items():
+            before = _Open(reduction_factory(part["reduce"])())
+            before.restore(part)
+            since = self._epochs.get(name)
+            if since is not None:
+                before.merge(since)
+            self._epochs[name] = before
+            self.changes += 1
+
+    def merged(self, results: Sequence[Merged], epoch: int, *, ended: bool) -> list[Emission]:
+        """What the ranks gave together: of an epoch that has `ended`, on the axis of epochs."""
+        emissions = []
+        for name, emitted_as, value, step, time in results:
+            rule = self.definitions.rule(name)
+            if rule is None:
+                continue
+            place = Place(step, epoch, time)
+            marks = Marks("epoch", epoch, rule.sinks) if ended else self._marks(rule)
+            emissions.append(Emission(emitted_as, value, place, marks))
+            self.derived += 1
+        return emissions
 
     def _epoch_of(self, name: str) -> int:
         """The epoch that is open for this name; a very late one, if none is."""
@@ -224,7 +274,7 @@ class Reducing:
         if rule is None:
             yield Emission(name, value, place, NO_MARKS)
             return
-        if self._epoch_of(name) < place.epoch:  # nobody said that the last one has ended
+        if self._epoch_of(name) < place.epoch and not rule.across_ranks:  # it was not ended
             yield from self._end_epoch_of(name, rule)
         if rule.on_epoch is not None:
             keep = not rule.as_it_is and rule.on_step is None  # else they are emitted anyway

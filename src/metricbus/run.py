@@ -53,6 +53,7 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
     status: Status = "running"
     program: str = ""
     attempt: int = 1
+    launch: str = ""  # what tells the launch of its ranks from others; empty without a launcher
     format: int = FORMAT_VERSION
 
     @property

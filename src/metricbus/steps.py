@@ -4,9 +4,10 @@ Both count from 0 and only grow by themselves. The rules are the same for every 
 are applied here, before a record exists:
 
 1. A step that is given is the record's step, and the current step becomes the larger of the two.
-2. A step that is left out is the current step. `steps()` and `advance()` move it; these are the
-   drivers. Without a driver, the first name that repeats moves it by one each time it comes again
-   on the thread that logged it first, unless a given step has moved it since.
+2. A step that is left out is the current step. `steps()`, `advance()` and
+   `watch_optimizer(advance=True)` move it; these are the drivers. Without a driver, the first name
+   that repeats moves it by one each time it comes again on the thread that logged it first, unless
+   a given step has moved it since.
 
 The current step changes by single statements without a call in them, which CPython's interpreter
 lock does not divide; a test with 8 threads shows that no move is lost.
@@ -21,6 +22,9 @@ from typing import Any
 import numpy as np
 
 from metricbus.values import INT_MAX
+
+LOOP = "bus.steps()"
+"""A `steps()` loop, as a driver."""
 
 
 def check_step(step: object, what: str = "step") -> int:
@@ -41,6 +45,29 @@ def check_step(step: object, what: str = "step") -> int:
     return number
 
 
+def check_every(every: object) -> int:
+    """`every` as a plain int from 1 on; else `TypeError` or `ValueError` saying why not."""
+    number = check_step(every, "every")
+    if number < 1:
+        raise ValueError("every= must be 1 or more, not 0; with 1, nothing is left out")
+    return number
+
+
+def clock_of(bus: Any) -> Clock:
+    """The clock of a bus, or of the bus behind a scope; `configure()` may give it another one."""
+    clock: Clock = getattr(bus, "_bus", bus)._clock
+    return clock
+
+
+def both_drive(one: str, other: str) -> RuntimeError:
+    """The error for two drivers that would both move the step; it says what to write instead."""
+    if LOOP in (one, other):
+        mend = "write bus.steps(loader, advance=False), which moves nothing"
+    else:
+        mend = "leave it to one of them"
+    return RuntimeError(f"{one} and {other} would both move the step; {mend}")
+
+
 class Clock:
     """The current step and epoch of one bus."""
 
@@ -54,6 +81,7 @@ class Clock:
         "driven",
         "epoch",
         "epoch_driver",
+        "loops",
         "step",
         "step_driver",
     )
@@ -64,6 +92,7 @@ class Clock:
         self.driven = False  # whether a driver has been used, so that names no longer tick
         self.step_driver: str | None = None  # who moves the step right now, while a loop runs
         self.epoch_driver: str | None = None
+        self.loops = 0  # the steps() loops that run, those that move nothing too
         self._fresh_step = 0  # no loop has taken this step yet: the next one begins with it
         self._fresh_epoch = 0
         self._first: dict[str, tuple[int, int]] = {}  # name -> (thread, step) when it came first
@@ -83,6 +112,16 @@ class Clock:
                 self.step += 1
             self._ticked_at = self.step
         return self.step
+
+    def hand_to(self, driver: str) -> None:
+        """From now on this one moves the step; `RuntimeError` if somebody else does already.
+
+        What it logs repeatedly within a step moves nothing, from the first step on.
+        """
+        if self.step_driver is not None:
+            raise both_drive(self.step_driver, driver)
+        self.step_driver = driver
+        self.driven = True
 
     def advance(self, n: int) -> None:
         """Moves the step by `n`, as a driver; `ValueError` beyond 64 bits."""
@@ -124,7 +163,7 @@ class Clock:
             "driven": self.driven,
             "fresh_step": self._fresh_step,
             "fresh_epoch": self._fresh_epoch,
-            "in_steps": self.step_driver is not None,
+            "in_steps": self.step_driver is not None and self.loops > 0,
             "in_epochs": self.epoch_driver is not None,
         }
 

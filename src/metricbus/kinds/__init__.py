@@ -5,6 +5,7 @@ from metricbus.kinds.audio import Audio
 from metricbus.kinds.chart import Chart
 from metricbus.kinds.file import File
 from metricbus.kinds.histogram import Histogram
+from metricbus.kinds.histograms import Histograms
 from metricbus.kinds.image import Image
 from metricbus.kinds.table import Table
 from metricbus.kinds.text import Text
@@ -17,6 +18,7 @@ __all__ = [
     "Chart",
     "File",
     "Histogram",
+    "Histograms",
     "Image",
     "Kind",
     "Table",

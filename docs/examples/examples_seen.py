@@ -1,0 +1,40 @@
+"""Examples seen as the x axis, so that runs with different batch sizes lie above each other.
+
+The step of a bus may count anything: `advance(len(batch))` makes it count examples, in all sinks.
+(To keep counting batches and only draw against another series, log that series too and write
+`bus.define("train/*", axis="examples")`.)
+"""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import metricbus
+from metricbus import MetricBus
+
+digits = load_digits()
+data = TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits.target))
+
+folders = {}
+for batch_size in (16, 128):
+    torch.manual_seed(0)
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = {"batch_size": batch_size}
+    with MetricBus(run=f"batches-of-{batch_size}", config=config, sinks="csv") as bus:
+        for _ in bus.epochs(3):
+            # advance=False: not the batches are to be counted. The last one is smaller.
+            for images, labels in bus.steps(loader, advance=False):
+                bus.advance(len(images))
+                loss = nn.functional.cross_entropy(model(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                bus.log("train/loss", loss)
+    folders[batch_size] = bus.folder
+
+for batch_size, folder in folders.items():
+    loss = metricbus.read(folder).series("train/loss")
+    print(f"batches of {batch_size}: {len(loss)} values up to {loss.step[-1]} examples")

@@ -1,0 +1,56 @@
+"""Accuracy of each class, counted on the device over the whole validation set.
+
+The mean of the batches' accuracies would be wrong for classes: a batch may have none of one.
+So right answers and examples are summed up for each class, and divided at the end.
+"""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+import metricbus
+from metricbus import MetricBus
+
+CLASSES = [str(digit) for digit in range(10)]
+
+torch.manual_seed(0)
+digits = load_digits()
+data = TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits.target))
+train_set, val_set = random_split(data, [0.8, 0.2])
+train_loader = DataLoader(train_set, batch_size=64, shuffle=True)
+val_loader = DataLoader(val_set, batch_size=256)
+
+model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+
+
+@torch.no_grad()
+def accuracy_of_classes() -> torch.Tensor:
+    """The share of each class's examples that are right; its shape is (classes,)."""
+    right = torch.zeros(len(CLASSES))
+    examples = torch.zeros(len(CLASSES))
+    for images, labels in val_loader:
+        is_right = model(images).argmax(dim=1) == labels
+        of_class = nn.functional.one_hot(labels, len(CLASSES)).float()
+        right += is_right.float() @ of_class
+        examples += of_class.sum(dim=0)
+    return right / examples  # NaN for a class without examples, and that is logged as it is
+
+
+with MetricBus(run="per-class-accuracy", sinks="csv") as bus:
+    for _ in bus.epochs(5):
+        for images, labels in bus.steps(train_loader):
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            bus.log("train/loss", loss)
+        accuracy = accuracy_of_classes()
+        # A mapping in a mapping gives val/accuracy/0, val/accuracy/1 and so on.
+        bus.log({"val/accuracy": dict(zip(CLASSES, accuracy, strict=True))})
+        bus.log({"val/accuracy_mean": accuracy.mean(), "val/accuracy_worst": accuracy.min()})
+
+history = metricbus.read(bus.folder)
+for name in CLASSES:
+    print(f"digit {name}: {history.series(f'val/accuracy/{name}').value[-1]:.3f}")

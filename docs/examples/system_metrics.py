@@ -1,0 +1,44 @@
+"""What the machine does meanwhile, and where the time of a step goes.
+
+`SystemMonitor` samples in a thread of its own; `StepTimer` measures the parts of a step. Both have
+more to say where there is a GPU.
+"""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import metricbus
+from metricbus import MetricBus
+from metricbus.torch import StepTimer, SystemMonitor
+
+torch.manual_seed(0)
+digits = load_digits()
+data = TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits.target))
+loader = DataLoader(data, batch_size=64, shuffle=True)
+
+model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
+optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+
+# Every half second, because this is over soon; 10 seconds are enough for a training of hours.
+with (
+    MetricBus(run="system-metrics", sinks="csv") as bus,
+    SystemMonitor(bus, every_secs=0.5),
+    StepTimer(bus, every=10) as timer,
+):
+    for _ in bus.epochs(10):
+        for images, labels in timer(bus.steps(loader)):
+            with timer.forward():
+                loss = nn.functional.cross_entropy(model(images), labels)
+            with timer.backward():
+                loss.backward()
+            with timer.optimizer():
+                optimizer.step()
+                optimizer.zero_grad()
+            timer.count(samples=len(images))
+            bus.log("train/loss", loss)
+
+history = metricbus.read(bus.folder)
+for name in history.names():
+    print(f"{name:24} {history.series(name).value[-1]:.4g}")

@@ -1,0 +1,205 @@
+"""`Histograms`: how the values of many tensors are spread, for little more than one copy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from metricbus.devices import ACCELERATORS
+from metricbus.kind import Kind, Taken, Work
+from metricbus.kinds.arrays import is_tensor, snapshot, told, view_of
+from metricbus.kinds.binning import Binned, bin_values
+from metricbus.kinds.fused_binning import bin_each
+from metricbus.kinds.fused_on_device import apart_from, start_counting
+from metricbus.media_records import HistogramRecord
+from metricbus.records import Medium
+from metricbus.values import check_name
+
+_MOST_BINS = 4096
+_COPIED = 1 << 26  # bytes; of more, the call itself counts, block by block, and copies nothing
+_ACCEPTED = "an array or tensor of real numbers"
+_IN_NUMPY = frozenset(
+    ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+)
+
+Tensor: TypeAlias = Any
+
+
+class Histograms(Kind):
+    """A histogram of each of several arrays or tensors, all of them taken and counted together.
+
+    bus.log("gradients", Histograms({"fc1.weight": g1, "fc1.bias": g2}))
+
+    logs `gradients/fc1.weight` and `gradients/fc1.bias`, each as a `Histogram` of its own would be,
+    but at the cost of a few operations for all of them. In the journal they stand at once, or, when
+    there is no room for them, none of them does; each counts as one medium. A value that lies on an
+    edge, to rounding, may be counted on its other side.
+
+    The values are copied at the call of `log()` and counted in the background; beyond 64 MiB in
+    all, the call itself counts them, without a copy. Those on an accelerator are counted there, and
+    nobody waits for it. `bins` is from 1 to 4,096. An empty mapping logs nothing.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], bins: int = 64) -> None:
+        if not isinstance(tensors, Mapping):
+            raise TypeError(
+                f"Histograms() takes a mapping of names to arrays or tensors, not {told(tensors)}; "
+                "of a single one, write Histogram(values)"
+            )
+        self._tensors = tensors
+        self._bins = bins
+
+    def take(self, name: str) -> Taken | None:
+        """Checks and copies the values."""
+        if type(self._bins) is not int or not 1 <= self._bins <= _MOST_BINS:
+            raise ValueError(
+                f"metric {name!r}: bins= is a whole number from 1 to {_MOST_BINS:,}, "
+                f"not {self._bins!r:.60}"
+            )
+        names = _names(name, tuple(self._tensors))
+        if not names:
+            return None
+        groups = _alike(self._tensors.values())
+        is_large = sum(map(_nbytes, groups)) > _COPIED
+        batches = [_taken(group, names, self._bins, is_large=is_large) for group in groups]
+        nbytes = sum(batch.nbytes for batch in batches)
+        return Taken(nbytes, partial(_encode, names, batches), media=len(names))
+
+
+class _Group(NamedTuple):
+    """Values that are counted together, with their places in the mapping, and where."""
+
+    places: list[int]
+    values: list[Any]
+    where: str  # "array", "memory", or the accelerator's type
+
+
+class _Batch(NamedTuple):
+    """What was taken of a group: `wait` counts, or waits for the device that counts."""
+
+    places: list[int]
+    nbytes: int
+    wait: Callable[[], list[Binned]]
+
+
+@lru_cache(maxsize=64)  # a loop logs the same names again and again
+def _names(name: str, keys: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(check_name(f"{name}/{check_name(key)}") for key in keys)
+
+
+def _alike(values: Any) -> list[_Group]:
+    """The values in groups that one operation can take: tensors of one device and type."""
+    groups: dict[Any, _Group] = {}
+    for place, value in enumerate(values):
+        key = (type(value), value.device, value.dtype, value.layout) if is_tensor(value) else None
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group([], [], _where(value))
+        group.places.append(place)
+        group.values.append(value)
+    return list(groups.values())
+
+
+def _where(value: Any) -> str:
+    if not is_tensor(value) or value.layout != sys.modules["torch"].strided:
+        return "array"
+    if value.is_complex() or hasattr(value, "full_tensor"):
+        return "array"  # whose check refuses it, with the reason
+    kind: str = value.device.type
+    if kind in ACCELERATORS:
+        return kind
+    return "memory" if kind == "cpu" else "array"
+
+
+def _nbytes(group: _Group) -> int:
+    """The bytes of a copy; of lists and the like nothing is known, nor are they large."""
+    if group.where == "array":
+        return sum(getattr(value, "nbytes", 0) for value in group.values)
+    numbers: int = sum(tensor.numel() for tensor in group.values)
+    return numbers * int(group.values[0].element_size())
+
+
+def _taken(group: _Group, names: Sequence[str], bins: int, *, is_large: bool) -> _Batch:
+    if group.where == "array":
+        return _taken_of_arrays(group, names, bins, is_large=is_large)
+    torch = sys.modules["torch"]
+    with torch.no_grad():
+        tensors = [tensor.reshape(-1) for tensor in group.values]
+        if not _can_compute(tensors[0]):
+            tensors = [tensor.float() for tensor in tensors]
+        if group.where == "memory":
+            return _taken_in_memory(torch, group.places, tensors, bins, is_large=is_large)
+        return _taken_on_device(torch, group.places, tensors, bins, is_large=is_large)
+
+
+def _taken_of_arrays(group: _Group, names: Sequence[str], bins: int, *, is_large: bool) -> _Batch:
+    views = [
+        view_of(names[place], value, _ACCEPTED)
+        for place, value in zip(group.places, group.values, strict=True)
+    ]
+    if is_large:
+        return _counted(group.places, bin_each(views, bins))
+    copies = [snapshot(view) for view in views]
+    return _Batch(group.places, sum(c.nbytes for c in copies), partial(bin_each, copies, bins))
+
+
+def _taken_in_memory(
+    torch: Any, places: list[int], tensors: list[Tensor], bins: int, *, is_large: bool
+) -> _Batch:
+    if is_large and tensors[0].dtype == torch.bfloat16:  # numpy would need a wider copy
+        return _counted(places, [bin_values(tensor, bins) for tensor in tensors])
+    if is_large:
+        return _counted(
+            places, bin_each([tensor.resolve_neg().numpy() for tensor in tensors], bins)
+        )
+    flat, sizes = torch.cat(tensors), [tensor.numel() for tensor in tensors]
+    return _Batch(places, flat.nbytes, partial(_count_in_memory, flat, sizes, bins))
+
+
+def _taken_on_device(
+    torch: Any, places: list[int], tensors: list[Tensor], bins: int, *, is_large: bool
+) -> _Batch:
+    device = tensors[0].device
+    stream = ACCELERATORS[device.type].stream(device)
+    if is_large:
+        return _Batch(places, 0, start_counting(tensors, bins).wait)
+    flat, sizes = torch.cat(tensors), [tensor.numel() for tensor in tensors]
+    return _Batch(places, flat.nbytes, partial(_count_on_device, flat, sizes, bins, stream))
+
+
+def _counted(places: list[int], found: list[Binned]) -> _Batch:
+    return _Batch(places, 0, lambda: found)
+
+
+def _can_compute(tensor: Tensor) -> bool:
+    """Whether it is of a type for which there are operations; of 8-bit floats there are few."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return kind in _IN_NUMPY or kind == "bfloat16" or not tensor.is_floating_point()
+
+
+def _count_in_memory(flat: Tensor, sizes: list[int], bins: int) -> list[Binned]:
+    if str(flat.dtype) == "torch.bfloat16":
+        flat = flat.float()
+    return bin_each([part.numpy() for part in flat.split(sizes)], bins)
+
+
+def _count_on_device(flat: Tensor, sizes: list[int], bins: int, stream: Any) -> list[Binned]:
+    with apart_from(stream, flat.device):
+        counting = start_counting(flat.split(sizes), bins)
+    return counting.wait()
+
+
+def _encode(names: Sequence[str], batches: Sequence[_Batch], work: Work) -> list[Medium]:
+    found = {
+        place: one
+        for batch in batches
+        for place, one in zip(batch.places, batch.wait(), strict=True)
+    }
+    return [
+        work.record(HistogramRecord, name=name, **msgspec.structs.asdict(found[place]))
+        for place, name in enumerate(names)
+    ]

@@ -1,0 +1,195 @@
+"""How a bus gets its run: a new one, one that goes on, or one that others have begun.
+
+A process that a run started finds the run by `METRICBUS_RUN_DIR` and joins it: it writes a segment
+of its own into the same folder, which the owner's delivery brings along, and has no sinks itself.
+So does a rank, where several of them write. A rank that does not write has no run at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metricbus.announcing import announce, is_own
+from metricbus.attempts import find_run, go_on
+from metricbus.collector import Append, Collector
+from metricbus.config import Settings
+from metricbus.delivery import Delivery
+from metricbus.engine import Engine
+from metricbus.errors import ConfigError, JournalError
+from metricbus.journal import SegmentWriter
+from metricbus.media_worker import MediaBounds, MediaWorker
+from metricbus.queue import Bounds, CallQueue
+from metricbus.ranks import Rank, find_rank, launch, launchers_id, writes
+from metricbus.run import Run, RunFolder, create_run, plain_config
+from metricbus.silent import SilentEngine
+from metricbus.sinks import Sink
+from metricbus.specs import SinkSpec, specs_of
+
+_log = logging.getLogger("metricbus.run")
+
+_RANK_0_SECS = 60.0  # how long the other ranks wait for the run that it makes
+
+
+class About(NamedTuple):
+    """What a run is told about itself when it is made, by arguments alone."""
+
+    id: str | None
+    name: str | None
+    config: Mapping[str, Any]
+    tags: Sequence[str]
+    group: str | None
+    notes: str | None
+
+
+def open_engine(
+    settings: Settings, about: About, sinks: str | Sequence[str | Sink] | None
+) -> Engine:
+    """A new run with its sinks; or, in a process that a run started, a further segment of that run.
+
+    Raises `ConfigError` for whatever cannot work.
+    """
+    rank = find_rank()
+    if not writes(settings.ranks, rank):
+        return SilentEngine(settings, several=rank.size > 1)
+    joined = _run_to_join(settings, about)
+    if joined is not None:
+        return _engine_of(*joined, settings, rank)
+    id = about.id if about.id is not None else settings.run_id
+    if settings.ranks in ("all", "local0") and rank.size > 1:
+        id = id or launchers_id()
+        if rank.number > 0:
+            folder, run = _run_of_rank_0(Path(settings.dir).expanduser().absolute() / id, rank)
+            announce(folder.path)
+            return _engine_of(folder, run, settings, rank)
+    specs = specs_of(settings.sinks if sinks is None else sinks)
+    folder, run = _find_or_create(
+        settings,
+        id,
+        config=about.config,
+        project=settings.project,
+        tags=list(about.tags),
+        group=about.group,
+        notes=about.notes,
+        sinks=[spec.canonical for spec in specs],
+        launch=launch(),
+    )
+    return _engine_of(folder, run, settings, rank, specs, owner=True)
+
+
+def _engine_of(
+    folder: RunFolder,
+    run: Run,
+    settings: Settings,
+    rank: Rank,
+    specs: Sequence[SinkSpec] = (),
+    *,
+    owner: bool = False,
+) -> Engine:
+    """What works behind a bus that writes into this folder; begins a segment there."""
+    queue = CallQueue(
+        Bounds(
+            calls=settings.queue_size,
+            nbytes=settings.queue_bytes,
+            overflow=settings.overflow,
+            block_secs=settings.block_secs,
+            batch_size=settings.batch_size,
+            flush_bytes=settings.flush_bytes,
+        ),
+        strict=settings.strict,
+    )
+    delivery = Delivery(folder, specs, run.attempt, settings.delivery, settings.linger_secs)
+    try:
+        journal = SegmentWriter(
+            folder.journal, run.id, rank.number, attempt=run.attempt, fsync=settings.fsync
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"cannot begin a journal in {folder.journal}: {error.strerror}"
+        ) from error
+    collector = Collector(
+        queue,
+        journal,
+        settings.flush_secs,
+        delivery,
+        rank=rank.number if settings.ranks in ("all", "local0") else 0,
+        several=rank.size > 1,
+    )
+    media = MediaWorker(
+        folder.path,
+        journal.segment,
+        MediaBounds(settings.queue_bytes, settings.overflow, settings.block_secs),
+        lambda record: queue.put_control(Append(record), hurry=False),
+    )
+    queue.media = media
+    return Engine((folder, run), queue, collector, media, delivery, owner=owner)
+
+
+def _run_of_rank_0(path: Path, rank: Rank) -> tuple[RunFolder, Run]:
+    """The run that rank 0 of the same launch makes, as soon as it is there."""
+    folder = RunFolder(path)
+    deadline = time.monotonic() + _RANK_0_SECS
+    while True:
+        try:
+            run = folder.load()
+        except JournalError:
+            run = None
+        if run is not None and _is_of_this_launch(run):
+            return folder, run
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"rank {rank.number} has waited {_RANK_0_SECS:.0f} s for rank 0 to begin the run "
+                f"{path}; every rank makes its bus with the same id=, dir= and ranks="
+            )
+        time.sleep(0.05)
+
+
+def _find_or_create(settings: Settings, id: str | None, **about: Any) -> tuple[RunFolder, Run]:
+    root = Path(settings.dir).expanduser()
+    if settings.resume != "never":
+        found = find_run(root, id, settings.run)
+        if found is not None:
+            return go_on(found, **about)
+        if settings.resume == "must":
+            which = f"the id {id!r}" if id is not None else f"the name {settings.run!r}"
+            raise ConfigError(f"there is no run with {which} in {root} to go on with")
+    return create_run(root, id=id, name=settings.run, **about)
+
+
+def _is_of_this_launch(run: Run) -> bool:
+    """Whether it is on its way, and not what an earlier launch of the same id has left."""
+    return run.status == "running" and run.launch == launch() and run.process.is_alive()
+
+
+def join_engine(folder: RunFolder, settings: Settings) -> Engine:
+    """A further segment of a run that is on its way; `MetricBusError` if it has ended."""
+    run = folder.load()
+    if run.status != "running":
+        raise ConfigError(f"the run {run.id} has ended; make a new MetricBus()")
+    return _engine_of(folder, run, settings, find_rank())
+
+
+def _run_to_join(settings: Settings, about: About) -> tuple[RunFolder, Run] | None:
+    """The run that this process was started by; none if it announced that itself or wants another.
+
+    Another id or name, given as an argument, is another run; another config alone is not.
+    """
+    if settings.run_dir is None or is_own(settings.run_dir):
+        return None
+    folder = RunFolder(Path(settings.run_dir))
+    run = folder.load()
+    if about.id not in (None, run.id) or about.name not in (None, run.name):
+        return None
+    if run.status != "running":
+        _log.warning("the run %s that started this process has ended: this is a new one", run.id)
+        return None
+    if about.config and plain_config(about.config) != run.config:
+        _log.warning(
+            "joined the run %s that started this process; its config stays as it is there. "
+            "For a run of its own give it another name: MetricBus(run=...)",
+            run.id,
+        )
+    return folder, run

@@ -1,0 +1,80 @@
+"""A bus on a rank that does not write: it has no run, opens no file and starts no process.
+
+Its values still pass through the definitions, because what is reduced across ranks needs every
+rank's part, and because `bus.last()` and `bus.end_epoch()` answer here as they do on the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from metricbus.collector import Collector
+from metricbus.config import Settings
+from metricbus.delivery import Delivery
+from metricbus.engine import Engine
+from metricbus.kind import Stamp, Taken
+from metricbus.queue import Bounds, CallQueue
+from metricbus.records import Record, Status
+from metricbus.report import Report
+from metricbus.run import RunFolder
+
+
+class NoJournal:
+    """Takes records, and writes none."""
+
+    segment = ""
+    lines = 0
+    length = 0
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Nothing is written."""
+
+    def sync(self) -> None:
+        """There is nothing to force onto a disk."""
+
+    def close(self, status: Status = "finished") -> None:
+        """There is nothing to end."""
+
+
+class NoMedia:
+    """Takes media, and encodes none."""
+
+    waiting = 0
+    dropped = 0
+    error = None
+
+    def put(self, stamp: Stamp, taken: Taken) -> None:
+        """It is let go."""
+
+    def drain(self, timeout: float) -> bool:
+        """There is nothing to wait for."""
+        return True
+
+    def close(self, timeout: float) -> None:
+        """There is nothing to end."""
+
+
+class SilentEngine(Engine):
+    """What works behind the bus of a rank that does not write."""
+
+    def __init__(self, settings: Settings, *, several: bool) -> None:
+        queue = CallQueue(Bounds(calls=settings.queue_size, nbytes=settings.queue_bytes))
+        nowhere = Delivery(RunFolder(Path()), [], 1, "off", 0.0)
+        collector = Collector(queue, NoJournal(), settings.flush_secs, nowhere, several=several)
+        super().__init__(None, queue, collector, NoMedia(), nowhere, owner=False)
+
+    def flush(self, timeout: float) -> Report:
+        """There is nowhere to bring anything."""
+        return Report()
+
+    def stats(self) -> Report:
+        """Nothing is logged here: the ranks that write have the counts."""
+        return Report()
+
+    def close(self, status: Status, timeout: float) -> Report:
+        """Ends the thread."""
+        deadline = time.monotonic() + timeout
+        super().close(status, max(0.0, deadline - time.monotonic()))
+        return Report()

@@ -1,0 +1,262 @@
+"""`watch`: gradients and parameters as the optimizer sees them, at every n-th of its steps."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from metricbus.kinds.histograms import Histograms
+from metricbus.metric_bus import MetricBus
+from metricbus.scope import Scope
+from metricbus.steps import check_every
+from metricbus.torch.measuring import copies_of, divided, nonfinite_of, norms_of, ratios_of
+from metricbus.torch.modules import checked, parameter_names
+from metricbus.torch.optimizer_steps import leave, listen, tidy_up
+
+_log = logging.getLogger("metricbus.torch")
+
+_CHOICES = ("gradients", "parameters", "all")
+
+
+def watch(
+    bus: MetricBus | Scope,
+    model: nn.Module,
+    *,
+    every: int = 100,
+    log: Literal["gradients", "parameters", "all"] = "gradients",
+    norms: bool = True,
+    histograms: bool = True,
+    bins: int = 64,
+) -> ModelWatch:
+    """Logs a model's gradients, parameters or both at every `every`-th step of an optimizer.
+
+    Each optimizer that has parameters of the model counts its own steps, from its first one, which
+    is logged. The gradients are what the optimizer sees: accumulated over batches, reduced over
+    ranks, unscaled, clipped. What is logged, at the bus's current step, which never moves by it:
+
+    * `gradients/<name>` and `parameters/<name>`: histograms of `bins` bins, 1 to 4,096;
+    * `grad_norm/<name>` and `param_norm/<name>`: 2-norms, and that of all as one as `…/total`; of
+      the second optimizer's as `…/total_2`, and so on;
+    * with gradients' norms, `nonfinite/<name>`: the number of elements that are NaN or infinite;
+    * with parameters' norms, `update_ratio/<name>`: the norm of what the step changed, divided by
+      the norm of the weight before it (NaN if that was 0). It takes a copy of the weights.
+
+    Parameters are told as they are before the step, and have the names that the user knows, without
+    those of DDP and torch.compile. Those without a gradient, and those that no optimizer has, are
+    left out; shared ones come once; complex ones as pairs of numbers. Nobody waits for the device.
+
+    The model gets no hook, stays picklable, and is held by a weak reference: when it is gone, the
+    watch ends. A step that fails in here is warned of once, and training goes on.
+
+    Returns a handle: `remove()`, or the end of its `with` block, ends the watch.
+
+    Raises `TypeError` for what is no module, and for a model of which a rank has only a part
+    (FSDP, DTensor); `ValueError` for `every`, `log` or `bins` that make no sense.
+    """
+    own = checked("watch()", model)
+    if log not in _CHOICES:
+        raise ValueError(f"log= is one of {', '.join(map(repr, _CHOICES))}, not {log!r:.60}")
+    if not (norms or histograms):
+        raise ValueError("watch() has nothing to log; leave norms=True or histograms=True")
+    Histograms({}, bins).take("watch()")  # which checks the bins
+    told = _CHOICES[:2] if log == "all" else (log,)
+    return ModelWatch(
+        bus,
+        own,
+        _Wanted(check_every(every), *(c in told for c in _CHOICES[:2]), norms, histograms, bins),
+    )
+
+
+class _Wanted(NamedTuple):
+    """What is to be logged, and how often."""
+
+    every: int
+    gradients: bool
+    parameters: bool
+    norms: bool
+    histograms: bool
+    bins: int
+
+
+class _Share(NamedTuple):
+    """The parameters of the model that one optimizer has, and the name of their total."""
+
+    parameters: dict[str, nn.Parameter]
+    total: str
+    made_of: tuple[int, ...]  # the optimizer's parameters when this was found out
+
+
+class ModelWatch:
+    """What `watch` returns; a context manager."""
+
+    def __init__(self, bus: MetricBus | Scope, model: nn.Module, wanted: _Wanted) -> None:
+        self._bus = bus
+        self._model = weakref.ref(model)
+        self._wanted = wanted
+        self._made: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._shares: weakref.WeakKeyDictionary[Optimizer, _Share] = weakref.WeakKeyDictionary()
+        self._totals = 0
+        self._due: dict[int, _Due] = {}  # by the id of an optimizer that is at work on its step
+        self._told: set[str] = set()
+        listen(self)
+
+    def remove(self) -> None:
+        """Ends the watch; a second call does nothing."""
+        leave(self)
+        tidy_up()
+        self._due.clear()
+
+    def __enter__(self) -> ModelWatch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def before_step(self, optimizer: Optimizer, *, has_closure: bool) -> None:
+        """Counts the step; tells what there is before it, if it is due."""
+        made = self._made.get(optimizer, 0)
+        self._made[optimizer] = made + 1
+        if made % self._wanted.every == 0:
+            try:
+                self._begin(optimizer, has_closure)
+            except Exception as error:  # training goes on, whatever this is
+                self._tell(f"{type(error).__name__}: {error}")
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Tells what there is only after a step that was due."""
+        due = self._due.pop(id(optimizer), None) if self._due else None
+        if due is not None:
+            try:
+                self._end(optimizer, due)
+            except Exception as error:
+                self._tell(f"{type(error).__name__}: {error}")
+
+    def _begin(self, optimizer: Optimizer, has_closure: bool) -> None:
+        if self._model() is None:
+            leave(self)
+            return
+        share = self._share_of(optimizer)
+        if not share.parameters or not self._is_on():
+            return
+        if torch.cuda.is_current_stream_capturing():
+            self._tell("a CUDA graph is being captured, whose replays would log nothing")
+            return
+        with torch.no_grad():
+            weights = {name: _plain(p) for name, p in share.parameters.items()}
+            before: dict[str, Tensor] = {}
+            if self._wanted.parameters:
+                self._log_parameters(weights, share)
+                before = copies_of(weights) if self._wanted.norms else {}
+            late = self._wanted.gradients and has_closure
+            if self._wanted.gradients and not late:
+                self._log_gradients(optimizer, share)
+        if before or late:
+            self._due[id(optimizer)] = _Due(share, before, late)
+
+    def _end(self, optimizer: Optimizer, due: _Due) -> None:
+        with torch.no_grad():
+            if due.gradients:
+                self._log_gradients(optimizer, due.share)
+            if due.before:
+                weights = {name: _plain(p) for name, p in due.share.parameters.items()}
+                self._put(_prefixed("update_ratio", ratios_of(due.before, weights)))
+
+    def _log_gradients(self, optimizer: Optimizer, share: _Share) -> None:
+        gradients = self._gradients_of(share)
+        scale = getattr(optimizer, "grad_scale", None)  # there while a fused optimizer unscales
+        if isinstance(scale, Tensor):
+            gradients = divided(gradients, scale)
+        if not gradients:
+            return
+        if self._wanted.norms:
+            norms = norms_of(gradients, share.total)
+            nonfinite = nonfinite_of(gradients, norms)
+            self._put(_prefixed("grad_norm", norms) | _prefixed("nonfinite", nonfinite))
+        if self._wanted.histograms:
+            self._put({"gradients": Histograms(gradients, self._wanted.bins)})
+
+    def _log_parameters(self, weights: Mapping[str, Tensor], share: _Share) -> None:
+        if self._wanted.norms:
+            self._put(_prefixed("param_norm", norms_of(weights, share.total)))
+        if self._wanted.histograms:
+            self._put({"parameters": Histograms(weights, self._wanted.bins)})
+
+    def _put(self, row: dict[str, Any]) -> None:
+        self._bus.log(row, step=self._bus.step)  # said outright, so that it never moves it
+
+    def _is_on(self) -> bool:
+        if self._bus.run is None:
+            self._bus.log({})  # the process-wide bus opens at its first call
+        return self._bus.run is not None
+
+    def _gradients_of(self, share: _Share) -> dict[str, Tensor]:
+        gradients = {}
+        for name, parameter in share.parameters.items():
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.layout == torch.sparse_coo and gradient.device.type == "cpu":
+                gradient = gradient.coalesce().values()
+            if gradient.layout != torch.strided:
+                self._tell(
+                    f"the sparse gradient of {name} is left out: it would have to be waited for"
+                )
+                continue
+            gradients[name] = _plain(gradient)
+        return gradients
+
+    def _share_of(self, optimizer: Optimizer) -> _Share:
+        """What the optimizer has of the model; looked up again when it got other parameters."""
+        found = [p for group in optimizer.param_groups for p in group["params"]]
+        made_of = tuple(map(id, found))
+        share = self._shares.get(optimizer)
+        if share is None or share.made_of != made_of:
+            share = self._shares[optimizer] = self._find(set(found), made_of, share)
+        return share
+
+    def _find(self, found: set[Tensor], made_of: tuple[int, ...], old: _Share | None) -> _Share:
+        model = self._model()
+        names = {} if model is None else parameter_names(checked("watch()", model))
+        parameters = {name: parameter for parameter, name in names.items() if parameter in found}
+        if old is not None and old.parameters:
+            return _Share(parameters, old.total, made_of)
+        self._totals += bool(parameters)
+        total = "total" if self._totals <= 1 else f"total_{self._totals}"
+        while total in names.values():
+            total += "_"
+        return _Share(parameters, total, made_of)
+
+    def _tell(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            _log.warning("watch(): %s", what)
+
+
+class _Due(NamedTuple):
+    """What is to be told after a step: the gradients, and the change of the weights `before`."""
+
+    share: _Share
+    before: dict[str, Tensor]
+    gradients: bool
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without gradient; a complex one as pairs of real numbers."""
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _prefixed(prefix: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{name}": number for name, number in numbers.items()}

@@ -1,0 +1,258 @@
+"""What ranks do in `test_ranks.py`: each function is run by every rank, and returns plain values."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+
+import metricbus
+from metricbus import EarlyStopping, MetricBus, RankError
+from metricbus.ranks import agree
+
+_FORKSERVER = get_context("forkserver")
+_FORKSERVER.set_forkserver_preload([__name__])  # so that torch is imported once
+
+
+def run_ranks(
+    place: Path, size: int, scenario: Callable[..., Any], *args: Any, launcher: bool = True
+) -> list[Any]:
+    """Runs the scenario on so many gloo ranks; what each returned, None for one that died."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        _FORKSERVER.Process(target=_be, args=(place, rank, size, port, launcher, scenario, args))
+        for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    deadline = time.monotonic() + 50
+    for process in ranks:
+        process.join(max(0.0, deadline - time.monotonic()))
+        assert process.exitcode is not None, "a rank hangs"
+    files = [place / f"said-{rank}.json" for rank in range(size)]
+    said = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    errors = "\n".join(one["error"] for one in said if "error" in one)
+    assert not errors, errors
+    return [one.get("value") for one in said]
+
+
+def _be(  # noqa: PLR0917
+    place: Path,
+    rank: int,
+    size: int,
+    port: int,
+    launcher: bool,
+    scenario: Callable[..., Any],
+    args: Sequence[Any],
+) -> None:
+    os.chdir(place)
+    sys.stderr = open(place / f"stderr-{rank}.txt", "w", buffering=1)  # noqa: SIM115
+    for variable in [name for name in os.environ if name.startswith("METRICBUS_")]:
+        del os.environ[variable]
+    if launcher:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    at = f"tcp://127.0.0.1:{port}"
+    try:
+        dist.init_process_group("gloo", init_method=at, rank=rank, world_size=size)
+        said = {"value": scenario(rank, *args)}
+        dist.destroy_process_group()
+    except BaseException:
+        said = {"error": f"rank {rank}: {traceback.format_exc()}"}
+    (place / f"said-{rank}.json").write_text(json.dumps(said))
+
+
+def loaned(rank: int, size: int) -> list[tuple[float, float]]:
+    """The share of a rank in a fixed set of values with weights; the last rank has none."""
+    values = [(1.1**i - 3.3, 0.5 + i % 7) for i in range(101)]
+    return values[rank :: size - 1] if rank < size - 1 else []
+
+
+def reduce_everything(rank: int, size: int) -> Any:
+    """Every reduction over uneven shares, a rank with nothing, and a name that one rank has."""
+    with MetricBus(id="r", dir=".", sinks="csv") as bus:
+        for op in ("mean", "sum", "min", "max", "count", "std"):
+            bus.define(op, across_ranks=op)
+        bus.define("own/*", across_ranks="sum")
+        bus.define("nobody", across_ranks="sum")
+        for value, weight in loaned(rank, size):
+            for op in ("mean", "sum", "min", "max", "count", "std"):
+                bus.log(op, value, weight=weight)
+        bus.log(f"own/{rank}", rank)
+        results = bus.end_epoch()
+        again = bus.end_epoch()
+        return {"results": results, "again": again, "last": bus.last("mean")}
+
+
+def many_epochs(rank: int) -> Any:
+    """Two epochs of a loop, with other values on each rank."""
+    with MetricBus(id="r", dir=".", sinks="csv") as bus:
+        bus.define("val/acc", across_ranks="mean")
+        for epoch in bus.epochs(2):
+            for i in bus.steps(range(3)):
+                bus.log("train/loss", rank + i)
+            bus.log("val/acc", (rank + 1) * (epoch + 1))
+    return None
+
+
+def beside_steps(rank: int) -> Any:
+    """A name that is also emitted on steps, and a sync in the middle of an epoch."""
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("loss", across_ranks="mean", on_step=True)
+        for _ in bus.steps(range(2)):
+            bus.log("loss", 10 * (rank + 1))
+        return bus.sync()
+
+
+def in_groups(rank: int) -> Any:
+    """Two groups of two; then all."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("n", across_ranks="sum")
+        bus.log("n", 10**rank)
+        first = bus.sync(group=groups[rank // 2])
+        bus.log("n", 2 * 10**rank)
+        second = bus.sync()
+        try:
+            bus.sync(group=dist.new_group([0]))
+            alone = ""
+        except RankError as error:
+            alone = str(error)
+    return [first, second, alone]
+
+
+def without_one(rank: int) -> Any:
+    """Rank 1 comes to no meeting until the others have given up; then all meet."""
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("n", across_ranks="sum")
+        bus.log("n", rank + 1)
+        error = ""
+        if rank == 1:
+            while not all(Path(f"gave-up-{other}").exists() for other in (0, 2)):
+                time.sleep(0.01)
+        try:
+            bus.sync(timeout=0.5)
+        except RankError as failure:
+            error = str(failure)
+        Path(f"gave-up-{rank}").touch()
+        return [error, bus.sync()]
+
+
+def with_a_death(rank: int) -> Any:
+    """Rank 2 dies in the middle."""
+    with MetricBus(id="r", dir=".", sinks="csv") as bus:
+        bus.define("n", across_ranks="sum")
+        bus.log("n", rank)
+        bus.sync()
+        bus.log("n", 10 + rank)
+        if rank == 2:
+            os._exit(9)
+        try:
+            bus.sync(timeout=1)
+        except RankError as failure:
+            error = str(failure)
+        began = time.monotonic()
+    dist.destroy_process_group = lambda: None  # it would wait for the dead
+    return [error, time.monotonic() - began]
+
+
+def apart(rank: int) -> Any:
+    """Ranks that define a name differently."""
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("n", across_ranks="sum" if rank else "mean")
+        bus.log("n", 1)
+        try:
+            bus.sync()
+        except RankError as error:
+            return str(error)
+
+
+def what_it_holds(rank: int) -> Any:
+    """The files, processes and threads that a bus has."""
+    before = psutil.Process().children(recursive=True)
+    with MetricBus(id="r", dir=".", sinks="csv,tensorboard", delivery="process") as bus:
+        bus.log("x", 1.0)
+        bus.log("picture", metricbus.Text("words"))
+        bus.flush()
+        files = [file.path for file in psutil.Process().open_files() if "/r/" in file.path]
+        children = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        said = {
+            "files": len(files),
+            "children": len(children),
+            "folder": bus.folder is not None,
+            "run": bus.run is not None,
+            "last": bus.last("x"),
+            "variable": "METRICBUS_RUN_DIR" in os.environ,
+            "complete": bus.flush().complete,
+        }
+        dist.barrier()
+    return said
+
+
+def writing(rank: int, ranks: Any, sinks: str, id: str | None) -> Any:
+    """The ranks that write each log a value, a medium and a row of their own."""
+    with MetricBus(id=id, dir=".", sinks=sinks, ranks=ranks) as bus:
+        bus.define("mean", across_ranks="mean")
+        for i in bus.steps(range(3)):
+            bus.log("loss", rank * 10 + i)
+        bus.log("mean", rank)
+        bus.log("words", metricbus.Text(f"of rank {rank}"))
+        bus.end_epoch()
+        bus.flush()
+        dist.barrier()
+        return [bus.folder is not None, threading.active_count()]
+
+
+def without_an_id(rank: int) -> Any:
+    """Several ranks are to write, and have no id in common."""
+    try:
+        MetricBus(dir=".", sinks="", ranks="all")
+    except metricbus.ConfigError as error:
+        return str(error)
+
+
+def stop_together(rank: int) -> Any:
+    """Ranks whose own values would have them stop at different times."""
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        stopping = EarlyStopping(bus, "val/loss", patience=2)
+        for epoch in bus.epochs(20):
+            bus.log("val/loss", 1.0 if rank == 0 else 1 / (epoch + 1))
+            if stopping():
+                break
+        return [epoch, agree({"from": rank})]
+
+
+def resume_from_rank_0(rank: int) -> Any:
+    """Every rank loads the checkpoint of rank 0, in the middle of an epoch."""
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("n", across_ranks="sum")
+        bus.log("n", 1)
+        state = agree(bus.state_dict())
+        bus.load_state_dict(state)
+        return bus.sync()
+
+
+def metric_across(rank: int) -> Any:
+    """A torchmetrics object whose ranks have seen different things."""
+    import torch
+    import torchmetrics
+
+    accuracy = torchmetrics.Accuracy("multiclass", num_classes=3)
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        for _ in range(rank + 1):
+            accuracy.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, rank]))
+            bus.log("acc", accuracy)
+        results = bus.sync()
+        return [results, accuracy.update_called]

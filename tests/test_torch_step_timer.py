@@ -1,0 +1,397 @@
+"""Where a step's time goes; the device is a fake one whose clock the tests move by hand."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from metricbus import MetricBus
+from metricbus.testing import MemorySink
+from metricbus.torch import step_timer
+from metricbus.torch.optimizers import watch_optimizer
+from metricbus.torch.step_timer import MARKS, StepTimer
+
+
+class FakeDevice:
+    """Its time, and the CPU's, is `time`; it is at once where it was told to be, unless `late`."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.late = False
+        self.waited = 0
+        self.marks = 0
+        self.broken = False
+
+    def work(self, secs: float) -> None:
+        self.time += secs
+
+    def mark(self) -> float:
+        self.marks += 1
+        return self.time
+
+    def is_over(self, mark: float) -> bool:
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return not self.late
+
+    def wait(self, mark: float) -> None:
+        self.late = False
+        self.waited += 1
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+    def peak_memory(self) -> int:
+        return 1024
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+    device = FakeDevice()
+    monkeypatch.setitem(MARKS, "cpu", lambda _: device)
+    monkeypatch.setattr(step_timer, "perf_counter", lambda: device.time)
+    return device
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    return MemorySink()
+
+
+@pytest.fixture
+def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        yield bus
+
+
+@pytest.fixture
+def timer(bus: MetricBus, device: FakeDevice) -> StepTimer:
+    return StepTimer(bus, device="cpu")
+
+
+def points(bus: MetricBus, sink: MemorySink, name: str) -> list[tuple[int, int | float]]:
+    bus.flush()
+    return [(point.step, point.value) for point in sink.series(name)]
+
+
+def loaded(device: FakeDevice, items: Iterable[int]) -> Iterator[int]:
+    """A loader that takes a second an item."""
+    for item in items:
+        device.work(1.0)
+        yield item
+
+
+def test_a_step_is_told_apart_into_its_parts(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    for _ in timer(bus.steps(loaded(device, range(2)))):
+        with timer.forward():
+            device.work(2.0)
+        with timer.backward():
+            device.work(4.0)
+        with timer.optimizer():
+            device.work(8.0)
+        device.work(16.0)
+    bus.flush()
+    times = {"data": 1.0, "forward": 2.0, "backward": 4.0, "optimizer": 8.0, "other": 16.0}
+    row = {f"time/{name}": secs for name, secs in times.items()}
+    row |= {"time/step": 31.0, "memory/peak": 1024}
+    assert [(record.step, record.values) for record in sink.records] == [(0, row), (1, row)]
+
+
+def test_a_part_that_comes_again_adds_up(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    for _ in timer(bus.steps(range(1))):
+        for _ in range(3):
+            with timer.forward():
+                device.work(1.0)
+            with timer.backward():
+                device.work(2.0)
+    assert points(bus, sink, "time/forward") == [(0, 3.0)]
+    assert points(bus, sink, "time/backward") == [(0, 6.0)]
+    assert points(bus, sink, "time/other") == [(0, 0.0)]
+
+
+def test_time_in_an_inner_part_counts_for_that_alone(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    for _ in timer(bus.steps(range(1))):
+        with timer.backward():
+            device.work(1.0)
+            with timer.forward():
+                device.work(2.0)
+            device.work(4.0)
+    assert points(bus, sink, "time/backward") == [(0, 5.0)]
+    assert points(bus, sink, "time/forward") == [(0, 2.0)]
+
+
+def test_what_was_not_marked_or_counted_is_not_logged(
+    bus: MetricBus, sink: MemorySink, timer: StepTimer
+) -> None:
+    for _ in timer(bus.steps(range(1))):
+        pass
+    bus.flush()
+    assert sink.names() == ["time/data", "time/other", "time/step", "memory/peak"]
+
+
+def test_samples_and_tokens_are_told_a_second(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    for _ in timer(bus.steps(loaded(device, range(1)))):
+        device.work(1.0)
+        timer.count(samples=4)
+        timer.count(samples=4, tokens=100)
+    assert points(bus, sink, "throughput/samples") == [(0, 4.0)]
+    assert points(bus, sink, "throughput/tokens") == [(0, 50.0)]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"samples": 1.5}, TypeError),
+        ({"tokens": torch.tensor(3)}, TypeError),
+        ({"samples": -1}, ValueError),
+    ],
+)
+def test_a_bad_count_is_refused(
+    timer: StepTimer, given: dict[str, Any], kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match=f"{next(iter(given))}= must be"):
+        timer.count(**given)
+
+
+def test_steps_that_the_device_has_not_ended_come_out_later_at_their_own_step(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    device.late = True
+    seen = []
+    for number in timer(bus.steps(range(4))):
+        device.work(1.0 + number)
+        device.late = number < 2
+        seen.append([step for step, _ in points(bus, sink, "time/step")])
+    assert seen == [[], [], [], [0, 1, 2]]
+    assert points(bus, sink, "time/step") == [(0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0)]
+
+
+def test_the_loop_does_not_wait_for_the_device_but_its_end_does(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    device.late = True
+    for _ in timer(bus.steps(range(3))):
+        device.work(1.0)
+        assert device.waited == 0
+    assert device.waited == 1
+    assert points(bus, sink, "time/step") == [(0, 1.0), (1, 1.0), (2, 1.0)]
+
+
+def test_work_that_overlaps_with_waiting_for_data_leaves_nothing_over(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    for _ in timer(bus.steps(loaded(device, range(1)))):
+        with timer.forward():
+            device.work(2.0)
+        device.work(-0.5)  # the CPU waited for half a second of what the device did
+    assert points(bus, sink, "time/other") == [(0, 0.0)]
+
+
+def test_every_measures_some_steps_and_marks_nothing_in_the_others(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice
+) -> None:
+    timer = StepTimer(bus, every=3, device="cpu")
+    for number in timer(bus.steps(range(7))):
+        before = device.marks
+        with timer.forward():
+            device.work(1.0)
+        assert (device.marks > before) == (number % 3 == 0)
+    assert points(bus, sink, "time/step") == [(0, 1.0), (3, 1.0), (6, 1.0)]
+
+
+def test_a_step_that_breaks_off_ends_there(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    for number in timer(bus.steps(range(10))):
+        with timer.forward():
+            device.work(1.0)
+            if number == 1:
+                break
+        device.work(1.0)
+    assert points(bus, sink, "time/step") == [(0, 2.0), (1, 1.0)]
+    assert list(bus.steps("ab")) == ["a", "b"]
+    assert bus.step == 3
+
+
+def test_a_step_in_which_a_part_raises_is_not_logged(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        for number in timer(bus.steps(range(10))):
+            with timer.forward():
+                device.work(1.0)
+                if number == 1:
+                    raise ZeroDivisionError
+    assert points(bus, sink, "time/step") == [(0, 1.0)]
+    for _ in timer(bus.steps(range(1))):
+        device.work(3.0)
+    assert points(bus, sink, "time/step") == [(0, 1.0), (2, 3.0)]
+
+
+def test_a_loader_that_raises_costs_no_step(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        for _ in timer(bus.steps(failing())):
+            device.work(1.0)
+    assert points(bus, sink, "time/step") == [(0, 1.0)]
+
+
+def test_an_error_of_the_device_is_left_to_the_training(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    device.broken = True
+    for _ in timer(bus.steps(range(2))):
+        device.work(1.0)
+    assert points(bus, sink, "time/step") == []
+
+
+def test_outside_of_a_loop_parts_and_counts_do_nothing(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    with timer.forward():
+        timer.count(samples=1)
+    assert device.marks == 0
+    assert points(bus, sink, "time/step") == []
+
+
+def test_a_loop_within_its_own_loop_is_refused(bus: MetricBus, timer: StepTimer) -> None:
+    for _ in timer(bus.steps(range(1))):
+        with pytest.raises(RuntimeError, match="give the inner loop a StepTimer of its own"):
+            list(timer(range(3)))
+    assert list(timer("ab")) == ["a", "b"]
+
+
+def test_a_second_loop_goes_on(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
+) -> None:
+    loop = timer(bus.steps(range(2)))
+    for _ in range(2):
+        for _ in loop:
+            device.work(1.0)
+    assert [step for step, _ in points(bus, sink, "time/step")] == [0, 1, 2, 3]
+
+
+def test_a_loop_has_the_length_of_what_it_wraps(bus: MetricBus, timer: StepTimer) -> None:
+    assert len(timer(bus.steps([1, 2, 3]))) == 3
+    with pytest.raises(TypeError, match="len"):
+        len(timer(iter([1])))
+
+
+def test_a_loop_that_logging_counts_is_timed_at_the_same_steps(
+    bus: MetricBus, sink: MemorySink, timer: StepTimer
+) -> None:
+    for number in timer(range(3)):
+        bus.log("loss", float(number))
+    assert points(bus, sink, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert [step for step, _ in points(bus, sink, "time/step")] == [0, 1, 2]
+
+
+def test_a_step_that_the_optimizer_ends_is_timed_where_it_began(
+    bus: MetricBus, sink: MemorySink, timer: StepTimer
+) -> None:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch_optimizer(bus, optimizer, advance=True):
+        for _ in timer(bus.steps(range(2), advance=False)):
+            optimizer.step()
+    assert [step for step, _ in points(bus, sink, "time/step")] == [0, 1]
+
+
+def test_a_scope_prefixes_the_names(bus: MetricBus, sink: MemorySink, device: FakeDevice) -> None:
+    timer = StepTimer(bus.scope("rank0"), device="cpu")
+    for _ in timer(bus.steps(range(1))):
+        device.work(1.0)
+    assert points(bus, sink, "rank0/time/step") == [(0, 1.0)]
+
+
+def test_removed_it_measures_nothing_and_loops_go_on(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice
+) -> None:
+    device.late = True
+    with StepTimer(bus, device="cpu") as timer:
+        for number in timer(bus.steps(range(4))):
+            with timer.forward():
+                device.work(1.0)
+            if number == 1:
+                timer.remove()
+    assert points(bus, sink, "time/step") == [(0, 1.0)]
+    assert bus.step == 3
+
+
+def test_a_bus_that_is_off_makes_no_marks(device: FakeDevice) -> None:
+    timer = StepTimer(MetricBus(disabled=True), device="cpu")
+    for _ in timer(range(3)):
+        with timer.forward():
+            timer.count(samples=1)
+    assert device.marks == 0
+
+
+def test_on_a_cpu_times_are_true_and_memory_is_the_process_peak(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    timer = StepTimer(bus, device="cpu")
+    matrix = torch.randn(64, 64)
+    for _ in timer(bus.steps(range(3))):
+        with timer.forward():
+            matrix = (matrix @ matrix).tanh()
+    bus.flush()
+    for record in sink.records:
+        row = record.values
+        parts = row["time/data"] + row["time/forward"] + row["time/other"]
+        assert row["time/forward"] > 0.0
+        assert parts == pytest.approx(row["time/step"])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        assert peak / 2 < row["memory/peak"] <= peak
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(bus: MetricBus) -> None:
+    with pytest.raises(ValueError, match="torch finds no CUDA device"):
+        StepTimer(bus, device="cuda:0")
+
+
+@pytest.mark.parametrize(("every", "kind"), [(0, ValueError), (2.0, TypeError)])
+def test_a_bad_every_is_refused(bus: MetricBus, every: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="every= must be"):
+        StepTimer(bus, every=every)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_devices_own_time_is_told_without_waiting(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    timer = StepTimer(bus)
+    matrix = torch.randn(2048, 2048, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in timer(bus.steps(range(5))):
+            with timer.forward():
+                for _ in range(20):
+                    matrix = (matrix @ matrix).tanh()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    forward = points(bus, sink, "time/forward")
+    steps = points(bus, sink, "time/step")
+    assert [step for step, _ in forward] == [0, 1, 2, 3, 4]
+    assert all(0.0 < part <= whole for (_, part), (_, whole) in zip(forward, steps, strict=True))
+    assert all(peak >= matrix.nbytes for _, peak in points(bus, sink, "memory/peak"))
