@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from metricbus import MetricBus
@@ -44,11 +47,11 @@ class Probe(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.hooks = lambda: hooks_of(model)
+        self.models = (model,)  # in a tuple, so that it is no module inside this one
         self.seen: list[list[int]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(self.hooks())
+        self.seen.append(hooks_of(self.models[0]))
         return x
 
 
@@ -337,16 +340,27 @@ def test_numbers_on_an_accelerator_are_not_waited_for(
     assert rows(bus, sink) == [{"activations/mean": 1.0, "activations/dead": 0.0}]
 
 
-def test_in_ddp_names_have_no_prefix(
-    bus: MetricBus, sink: MemorySink, model: nn.Sequential, tmp_path: Path
-) -> None:
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        wrapped = DistributedDataParallel(model)
-        with watch_activations(bus, wrapped, stats=["mean"]):
-            wrapped(torch.ones(2, 3)).sum().backward()
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_sharded_model_is_refused_with_the_reason(bus: MetricBus, model: nn.Sequential) -> None:
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(TypeError, match=r"watch_activations\(\) takes .* is sharded by"):
+        watch_activations(bus, model)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_in_ddp_names_have_no_prefix(
+    bus: MetricBus, sink: MemorySink, model: nn.Sequential
+) -> None:
+    wrapped = DistributedDataParallel(model)
+    with watch_activations(bus, wrapped, stats=["mean"]):
+        wrapped(torch.ones(2, 3)).sum().backward()
     (row,) = rows(bus, sink)
     assert list(row) == ["activations/0/mean", "activations/1/mean", "activations/2.0/mean"]
 
@@ -386,8 +400,7 @@ def test_a_scripted_model_is_refused_with_the_reason(bus: MetricBus, model: nn.S
 def test_what_cannot_be_logged_is_told_and_training_goes_on(
     bus: MetricBus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = nn.ModuleDict({"n" * 2000: nn.Identity()})
-    model.forward = model["n" * 2000]
+    model = nn.Sequential(OrderedDict({"n" * 2000: nn.Identity()}))
     with (
         caplog.at_level(logging.WARNING, logger="metricbus"),
         watch_activations(bus, model, every=1),

@@ -400,6 +400,28 @@ def test_gradients_that_were_unscaled_before_leave_out_the_scale(
     assert bus.step == 1
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is")  # what compiling imports
+def test_a_step_that_is_compiled_counts_and_is_compiled_once(
+    bus: MetricBus, sink: MemorySink, model: nn.Linear
+) -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    optimizer = SGD(model.parameters(), lr=0.5)
+    step = torch.compile(optimizer.step, backend=backend)
+    model(torch.ones(4, 3)).sum().backward()
+    with watch_optimizer(bus, optimizer, advance=True):
+        step()
+        first = len(graphs)
+        for _ in range(4):
+            step()
+    assert points(bus, sink, "lr") == [(number, 0.5) for number in range(5)]
+    assert len(graphs) == first
+
+
 def test_removed_it_leaves_the_optimizer_as_it_was(bus: MetricBus, model: nn.Linear) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
     before = dict(optimizer.__dict__)

@@ -22,7 +22,9 @@ from torchmetrics.classification import (
 )
 from torchmetrics.wrappers import ClasswiseWrapper, Running
 
-from metricbus.metric_objects import _MOST, Computed, MetricObjects, is_metric
+from metricbus.devices import ACCELERATORS, is_deferred
+from metricbus.metric_objects import _MOST, Computed, MetricObjects
+from metricbus.values import is_metric
 
 LABELS = torch.tensor([0, 1, 2, 2])
 GUESSES = torch.tensor([0, 1, 1, 2])
@@ -59,7 +61,7 @@ def test_metrics_and_collections_are_told_from_everything_else(
 def test_nothing_is_imported_to_look_at_a_value() -> None:
     code = """
         import sys
-        from metricbus.metric_objects import is_metric
+        from metricbus.values import is_metric
         assert not is_metric(object())
         assert not {"torch", "torchmetrics"} & set(sys.modules)
     """
@@ -195,6 +197,25 @@ def test_a_result_that_no_number_can_stand_for_is_a_warning(
     assert "'matrix'" in caplog.text
     assert "(3, 3)" in caplog.text
     assert not matrix.update_called
+
+
+def test_values_on_an_accelerator_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would bring them over is not called; CPU tensors play the accelerator."""
+
+    class Device:
+        def stream(self, device: object) -> None: ...
+
+        def bring(self, *args: object) -> Any:
+            raise AssertionError("somebody waited")
+
+    monkeypatch.setitem(ACCELERATORS, "cpu", Device())
+    metric = MulticlassAccuracy(3, average=None)
+    metric.update(GUESSES, LABELS)
+    objects = MetricObjects()
+    objects.remember("acc", metric, 0, 0)
+    objects.remember("loss", mean_of(1.0), 0, 0)
+    computed = objects.compute(sync=False)
+    assert [is_deferred(value) for one in computed for value in one.values.values()] == [True] * 4
 
 
 class Broken(torchmetrics.MeanMetric):

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import metricbus
 from metricbus import MetricBus
-from metricbus.torch import StepTimer, SystemMonitor
+from metricbus.system import SystemMonitor
+from metricbus.torch.step_timer import StepTimer
 
 torch.manual_seed(0)
 digits = load_digits()

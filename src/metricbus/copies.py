@@ -42,6 +42,10 @@ class Copyable(Recorder):
     def _begin_idle(self) -> None:
         """Sets the state of a bus that has no run yet."""
 
+    @abstractmethod
+    def _compute_left(self) -> None:
+        """Logs what waits for the end of an epoch that will not come."""
+
     @property
     def run(self) -> Run | None:
         """Who the run is; None while nothing is logged anywhere."""
@@ -67,6 +71,7 @@ class Copyable(Recorder):
     def close_at_exit(self, status: Status) -> None:
         """What the end of the script does to a bus that was left open; never raises."""
         if self._engine is not None:
+            self._compute_left()
             self._engine.close(status, self._settings.close_timeout)
 
     def sleep_in_child(self) -> None:

@@ -1,46 +1,127 @@
-"""Where ranks put together what each has reduced."""
+"""A bus where something ends or ranks meet: epochs, and what is reduced across ranks.
+
+`log()` never meets anybody. `end_epoch()` and `sync()` do, if something that waits for it has been
+defined or logged; then every rank has to call them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from time import time_ns
 from typing import Any
 
 import msgspec
 
-from metricbus.across import merge
-from metricbus.engine import Engine
+from metricbus.across import Merged, merge
+from metricbus.copies import Copyable
+from metricbus.devices import Pending
+from metricbus.errors import DeviceError
+from metricbus.loops import EPOCH_TIME
+from metricbus.metric_objects import Computed
 from metricbus.ranks import find_rank, gather
 from metricbus.records import Number
+from metricbus.values import to_number
 
 
 class Part(msgspec.Struct):
-    """What one rank brings."""
+    """What one rank brings: its reductions; the metric objects it has, and those with data."""
 
     writes: bool
     parts: dict[str, Any]
+    metrics: list[str]
+    updated: list[str]
 
 
-def meet(
-    engine: Engine,
-    what: str,
-    group: Any,
-    timeout: float,
-    block_secs: float,
-    *,
-    epoch: int,
-    ended: bool,
-) -> dict[str, Number]:
-    """The results by name, the same on every rank of the group; the first that writes logs them.
+class Meeting(Copyable):
+    """A bus as far as the ends of epochs, and other ranks, are concerned."""
 
-    Raises `RankError`; then what this rank had brought is open again.
-    """
-    own = Part(writes=engine.folder is not None, parts=dict(engine.take_part(block_secs)))
-    try:
-        said = gather(msgspec.msgpack.encode(own), what, group=group, timeout=timeout)
-        by_rank = {rank: msgspec.msgpack.decode(part, type=Part) for rank, part in said.items()}
-        results = merge({rank: part.parts for rank, part in by_rank.items()})
-    except BaseException:
-        engine.give_back(own.parts)
-        raise
-    writer = next((rank for rank, part in by_rank.items() if part.writes), None)
-    engine.met(results, epoch, ended=ended, here=writer == find_rank().number)
-    return {one.emitted_as: one.value for one in results}
+    def end_epoch(self) -> dict[str, Number]:
+        """Ends the epoch and returns what was reduced over it, by name.
+
+        The next epoch begins, at once if no `epochs()` loop is there to begin it. Where something
+        is reduced across ranks, or a metric object was logged, every rank calls this; see `sync`.
+        """
+        results = self._end_epoch(None)
+        if self._clock.epoch_driver is None:
+            self._clock.leave_epoch()
+        return results
+
+    def sync(self, *, group: Any = None, timeout: float | None = None) -> dict[str, Number]:
+        """Reduces, over all ranks, what was logged since they last met; returns it by name.
+
+        Every rank of the torch.distributed `group` (all ranks, if left out) calls it, whatever each
+        has logged. What is reduced is what `define(across_ranks=)` names; metric objects are
+        computed over all ranks if no group is given. The first rank that writes logs the results
+        at the step of the last value; all ranks get them.
+
+        Raises `RankError` that names a rank that has not come within `timeout` seconds
+        (`METRICBUS_SYNC_SECS`); what was logged then waits for the next time.
+        """
+        return self._meet("bus.sync()", group, timeout, ended=False)
+
+    def _begin_epoch(self) -> None:
+        if (engine := self._awake()) is not None:
+            engine.begin_epoch(self._clock.step, self._clock.epoch)
+
+    def _end_epoch(self, seconds: float | None) -> dict[str, Number]:
+        if self._engine is None:
+            return {}
+        results: dict[str, Number] = {}
+        if seconds is not None:
+            self.log(EPOCH_TIME, seconds, step=self._clock.step)
+        if self._definitions or seconds is not None:
+            results = self._engine.end_epoch(
+                self._clock.step, self._clock.epoch, seconds, self._settings.block_secs
+            )
+        return results | self._meet("bus.end_epoch()", None, None, ended=True)
+
+    def _meet(
+        self, what: str, group: Any, timeout: float | None, *, ended: bool
+    ) -> dict[str, Number]:
+        """Has the ranks put together what each has, if there is anything that waits for it."""
+        engine = self._awake()
+        if engine is None or not (self._definitions.any_across_ranks or self._metrics.were_logged):
+            return {}
+        metrics = self._metrics
+        open_here = dict(engine.take_part(self._settings.block_secs))
+        own = Part(engine.folder is not None, open_here, metrics.names(), metrics.updated())
+        secs = self._settings.sync_secs if timeout is None else timeout
+        try:
+            said = gather(msgspec.msgpack.encode(own), what, group=group, timeout=secs)
+            by_rank = {rank: msgspec.msgpack.decode(part, type=Part) for rank, part in said.items()}
+            merged = merge({rank: part.parts for rank, part in by_rank.items()})
+        except BaseException:
+            engine.give_back(open_here)
+            raise
+        if group is None:
+            together = _together(by_rank)
+            merged += _as_merged(metrics.compute(len(by_rank) > 1, together))
+        writer = next((rank for rank, part in by_rank.items() if part.writes), None)
+        here = writer == find_rank().number
+        engine.met(merged, self._clock.epoch, ended=ended, here=here)
+        return {one.emitted_as: one.value for one in merged}
+
+    def _compute_left(self) -> None:
+        """At the end, nobody is met: metric objects that are left are computed alone."""
+        if self._engine is not None and self._metrics.names():
+            left = _as_merged(self._metrics.compute(sync=False))
+            self._engine.met(left, self._clock.epoch, ended=True, here=True)
+
+
+def _together(by_rank: Mapping[int, Part]) -> set[str]:
+    """The metric objects that all ranks have, and at least one has data for."""
+    everywhere = set.intersection(*(set(part.metrics) for part in by_rank.values()))
+    return everywhere & {name for part in by_rank.values() for name in part.updated}
+
+
+def _as_merged(computed: list[Computed]) -> list[Merged]:
+    now = time_ns()
+    found = []
+    for values, step, _ in computed:
+        for name, value in values.items():
+            try:
+                number = value.number() if isinstance(value, Pending) else to_number(name, value)
+            except DeviceError:  # the collector tells of a device that gives nothing
+                continue
+            found.append(Merged(name, name, number, step, now))
+    return found

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from metricbus import exits
 from metricbus.config import Fsync, Hosting, Settings, resolve
-from metricbus.copies import Copyable
 from metricbus.definitions import Definition, Definitions, checked
 from metricbus.devices import Pending
-from metricbus.loops import EPOCH_TIME, Epochs, Steps
+from metricbus.loops import Epochs, Steps
+from metricbus.meeting import Meeting
 from metricbus.queue import Overflow
 from metricbus.records import Number, Status
 from metricbus.reductions import Reducer
@@ -36,7 +36,7 @@ AcrossRanks: TypeAlias = Literal["mean", "sum", "min", "max", "count", "std"]
 _RESUME: dict[object, str] = {True: "allow", False: "never"}
 
 
-class MetricBus(Copyable):
+class MetricBus(Meeting):
     """Logs a run's metrics once, for any number of backends.
 
     with MetricBus(run="digits", config={"lr": 3e-4}) as bus:
@@ -239,54 +239,6 @@ class MetricBus(Copyable):
             )
         self._clock.advance(check_step(n, "n"))
 
-    def end_epoch(self) -> dict[str, Number]:
-        """Ends the epoch and returns what was reduced over it, by name.
-
-        The next epoch begins, at once if no `epochs()` loop is there to begin it.
-        """
-        results = self._end_epoch(None)
-        if self._clock.epoch_driver is None:
-            self._clock.leave_epoch()
-        return results
-
-    def _begin_epoch(self) -> None:
-        if (engine := self._awake()) is not None:
-            engine.begin_epoch(self._clock.step, self._clock.epoch)
-
-    def sync(self, *, group: Any = None, timeout: float | None = None) -> dict[str, Number]:
-        """Reduces, over all ranks, what was logged since they last met; returns it by name.
-
-        Every rank of the torch.distributed `group` calls it (all ranks, if left out), whatever each
-        has logged. What is reduced is what `define(across_ranks=)` names. The first rank of the
-        group that writes logs the results at the current step; all ranks get them.
-
-        Raises `RankError` that names a rank that has not come within `timeout` seconds
-        (`METRICBUS_SYNC_SECS`); what was logged then waits for the next time.
-        """
-        return self._meet("bus.sync()", group, timeout, ended=False)
-
-    def _end_epoch(self, seconds: float | None) -> dict[str, Number]:
-        if self._engine is None or not (self._definitions or seconds is not None):
-            return {}
-        if seconds is not None:
-            self.log(EPOCH_TIME, seconds, step=self._clock.step)
-        results = self._engine.end_epoch(
-            self._clock.step, self._clock.epoch, seconds, self._settings.block_secs
-        )
-        return results | self._meet("bus.end_epoch()", None, None, ended=True)
-
-    def _meet(
-        self, what: str, group: Any, timeout: float | None, *, ended: bool
-    ) -> dict[str, Number]:
-        """Has the ranks put together what each has of the names that are reduced across them."""
-        if (engine := self._awake()) is None or not self._definitions.any_across_ranks:
-            return {}
-        from metricbus.meeting import meet
-
-        secs = self._settings.sync_secs if timeout is None else timeout
-        block_secs = self._settings.block_secs
-        return meet(engine, what, group, secs, block_secs, epoch=self._clock.epoch, ended=ended)
-
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -371,6 +323,7 @@ class MetricBus(Copyable):
             self._judge(report, "close()")
             return report
         try:
+            self._compute_left()
             report = self._engine.close(status, self._timeout(timeout))
         finally:  # who presses Ctrl-C here does not want to wait again at the end of the script
             exits.forget(self)

@@ -42,13 +42,6 @@ class _Remembered(NamedTuple):
     epoch: int
 
 
-def is_metric(value: object) -> bool:
-    """Whether it is a metric object of torchmetrics, or a collection of them."""
-    library = sys.modules.get("torchmetrics")
-    kinds = getattr(library, "Metric", None), getattr(library, "MetricCollection", None)
-    return any(kind is not None and isinstance(value, kind) for kind in kinds)
-
-
 class MetricObjects:
     """The metrics that were logged and are still to be computed.
 
@@ -57,6 +50,7 @@ class MetricObjects:
 
     def __init__(self) -> None:
         self._remembered: dict[tuple[str, int], _Remembered] = {}
+        self.were_logged = False  # whether any ever was
         self._complaints: dict[str, Complaints] = {}
 
     def remember(self, name: str, metric: Metric, step: int, epoch: int) -> None:
@@ -64,6 +58,7 @@ class MetricObjects:
 
         Several objects under one name are computed one by one, in the order in which they came.
         """
+        self.were_logged = True
         self._remembered[name, id(metric)] = _Remembered(metric, step, epoch)
         if len(self._remembered) > _MOST:
             oldest = next(iter(self._remembered))

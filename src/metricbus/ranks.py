@@ -42,6 +42,8 @@ _LAUNCH = (
 )
 _NOBODY = ("", "none")  # what torchrun calls a run without an id
 
+_OPEN = "open"
+
 _meetings: dict[str, int] = {}  # of each group so far
 
 
@@ -135,7 +137,10 @@ def gather(
 def _come_together(
     distributed: Any, members: list[int], own: int, what: str, timeout: float
 ) -> None:
-    """Waits until all have left word in the store; the last one to come opens the door."""
+    """Waits until all have left word in the store; the last one to come opens the door.
+
+    Who has waited in vain shuts it, so that who comes late does not go on to meet nobody.
+    """
     from torch.distributed.distributed_c10d import _get_default_store
 
     store = _get_default_store()
@@ -145,33 +150,34 @@ def _come_together(
     try:
         store.set(f"{place}/{own}", what)
         if store.add(f"{place}/come", 1) == len(members):
-            store.compare_set(f"{place}/door", "", "open")
-        store.wait([f"{place}/door"], timedelta(seconds=max(0.001, timeout)))
-    except RuntimeError as error:  # torch.distributed.DistStoreError is one
-        missing = _who_is_missing(store, place, members, what, timeout)
-        if missing is not None:
-            raise missing from error
-    if store.get(f"{place}/door") != b"open":
+            store.compare_set(f"{place}/door", "", _OPEN)
+        missing = _missing_at(store, place, members, timeout)
+    except RuntimeError as error:
+        raise RankError(
+            f"{what}: the process that keeps torch.distributed's store, rank 0, has died"
+        ) from error
+    if own in missing:
         raise RankError(f"{what}: the other ranks had given up waiting when rank {own} came")
+    if missing:
+        raise RankError(
+            f"{what}: {_in_words(missing)} did not come within {timeout:g} s, of "
+            f"{_in_words(members)}. Every rank calls it, as many times as the others; to wait "
+            "longer, give timeout= or METRICBUS_SYNC_SECS"
+        )
     if own == members[0]:
         _sweep(store, f"metricbus/{group}/{number - 1}", members)
 
 
-def _who_is_missing(
-    store: Any, place: str, members: list[int], what: str, timeout: float
-) -> RankError | None:
-    """Shuts the door, so that who comes late does not meet nobody; None if all have just come."""
+def _missing_at(store: Any, place: str, members: list[int], timeout: float) -> list[int]:
+    """Waits at the door; those that had not come when it was shut, none if it was opened."""
+    door = f"{place}/door"
     try:
-        if store.compare_set(f"{place}/door", "", "shut") == b"open":
-            return None
-        missing = [rank for rank in members if not store.check([f"{place}/{rank}"])]
-    except RuntimeError:
-        return RankError(f"{what}: the process that keeps torch.distributed's store has died")
-    return RankError(
-        f"{what}: {_in_words(missing)} did not come within {timeout:g} s, of "
-        f"{_in_words(members)}. Every rank calls it, as many times as the others; to wait longer, "
-        "give timeout= or METRICBUS_SYNC_SECS"
-    )
+        store.wait([door], timedelta(seconds=max(0.001, timeout)))
+        said = store.get(door)
+    except RuntimeError:  # of which torch's errors of time and of connections are kinds
+        missing = [str(rank) for rank in members if not store.check([f"{place}/{rank}"])]
+        said = store.compare_set(door, "", ",".join(missing) or _OPEN)
+    return [] if said == _OPEN.encode() else [int(rank) for rank in said.split(b",")]
 
 
 def _sweep(store: Any, place: str, members: list[int]) -> None:

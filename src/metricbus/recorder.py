@@ -8,16 +8,17 @@ is logged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from time import time_ns
 from typing import Any, overload
 
 from metricbus.devices import defer, is_deferred
 from metricbus.errors import ClosedError
 from metricbus.kind import Kind, Stamp, Taken
+from metricbus.metric_objects import MetricObjects
 from metricbus.queue import CallQueue, Deferred
 from metricbus.steps import Clock, check_step
-from metricbus.values import INT_MAX, check_name, check_weight, flatten, to_number
+from metricbus.values import INT_MAX, check_name, check_weight, flatten, is_metric, to_number
 
 _MISSING: Any = object()
 _FLOAT = frozenset((float,))
@@ -30,6 +31,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._clock = Clock()
+        self._metrics = MetricObjects()
         self._newest: dict[str, Any] = {}  # the names that were checked, with their last values
 
     @overload
@@ -64,7 +66,8 @@ class Recorder:
     ) -> None:
         """Logs one value, or a mapping of names to values (nested ones flatten with `/`).
 
-        A value is a number, or a medium: a `Histogram`, an `Image` and so on.
+        A value is a number, a medium (a `Histogram`, an `Image` and so on), or a metric object of
+        torchmetrics, which is computed and reset when the epoch ends.
 
         `step` and `epoch` default to where the bus stands; see docs/steps.md. `weight` is for means
         by a definition: the batch's size, for one. What a value may be is in `metricbus.values`.
@@ -76,7 +79,7 @@ class Recorder:
             self._log_mapping(name, value, step, epoch, weight)
             return
         if type(value) is not float:
-            if isinstance(value, Kind) or is_deferred(value):
+            if isinstance(value, Kind) or is_deferred(value) or is_metric(value):
                 self._log_mapping({name: value}, _MISSING, step, epoch, None)
                 return
             value = to_number(name, value)
@@ -118,18 +121,21 @@ class Recorder:
         step = None if step is None else check_step(step)
         row: dict[str, Any] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
         taken: dict[str, Taken] = {}
+        metrics: dict[str, Any] = {}
         is_late = False
         if type(mapping) is dict and _FLOAT.issuperset(map(type, row.values())):
             if not row.keys() <= self._newest.keys():
                 for name in row:
                     check_name(name)
         else:
-            row, taken, is_late = self._apart(flatten(row))
-        if not row and not taken:
+            flat = flatten(row)
+            metrics = {name: value for name, value in flat.items() if is_metric(value)}
+            row, taken, is_late = self._apart(flat, metrics)
+        if not row and not taken and not metrics:
             return
         clock = self._clock
         epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
-        step = clock.implied([*row, *taken]) if step is None else step
+        step = clock.implied([*row, *taken, *metrics]) if step is None else step
         if step > clock.step:  # a statement with max() in it could be divided
             clock.step = step
         now = time_ns()
@@ -137,6 +143,8 @@ class Recorder:
             self._newest.update(row)
             call = (row, share, step, epoch, now)
             self._queue.put_row(Deferred(*call) if is_late else call, len(row))
+        for name, metric in metrics.items():
+            self._metrics.remember(name, metric, step, epoch)
         closed: ClosedError | None = None
         for name, medium in taken.items():
             medium.commit()
@@ -147,7 +155,9 @@ class Recorder:
         if closed is not None:
             raise closed
 
-    def _apart(self, flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Taken], bool]:
+    def _apart(
+        self, flat: Mapping[str, Any], but: Collection[str]
+    ) -> tuple[dict[str, Any], dict[str, Taken], bool]:
         """The numbers, and what is taken of the media; nothing of those that have nothing new.
 
         And whether some of the numbers are still to come over from a device.
@@ -158,6 +168,8 @@ class Recorder:
         run = self._run_id()
         try:
             for name, value in flat.items():
+                if name in but:
+                    continue
                 if not isinstance(value, Kind):
                     row[name] = value
                     if type(value) is not float and is_deferred(value):

@@ -206,10 +206,9 @@ class Reducing:
         emissions = []
         for name, emitted_as, value, step, time in results:
             rule = self.definitions.rule(name)
-            if rule is None:
-                continue
             place = Place(step, epoch, time)
-            marks = Marks("epoch", epoch, rule.sinks) if ended else self._marks(rule)
+            marks = NO_MARKS if rule is None else self._marks(rule)
+            marks = Marks("epoch", epoch, marks.sinks) if ended else marks
             emissions.append(Emission(emitted_as, value, place, marks))
             self.derived += 1
         return emissions

@@ -61,9 +61,10 @@ class SilentEngine(Engine):
 
     def __init__(self, settings: Settings, *, several: bool) -> None:
         queue = CallQueue(Bounds(calls=settings.queue_size, nbytes=settings.queue_bytes))
+        queue.media = NoMedia()
         nowhere = Delivery(RunFolder(Path()), [], 1, "off", 0.0)
         collector = Collector(queue, NoJournal(), settings.flush_secs, nowhere, several=several)
-        super().__init__(None, queue, collector, NoMedia(), nowhere, owner=False)
+        super().__init__(None, queue, collector, queue.media, nowhere, owner=False)
 
     def flush(self, timeout: float) -> Report:
         """There is nowhere to bring anything."""

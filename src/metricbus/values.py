@@ -21,6 +21,7 @@ a fraction of a microsecond.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,6 +63,13 @@ def to_number(name: str, value: object) -> Number:
     raise _not_a_number(name, value)
 
 
+def is_metric(value: object) -> bool:
+    """Whether it is a metric object of torchmetrics, or a collection of them."""
+    library = sys.modules.get("torchmetrics")
+    kinds = getattr(library, "Metric", None), getattr(library, "MetricCollection", None)
+    return any(kind is not None and isinstance(value, kind) for kind in kinds)
+
+
 def check_name(name: object) -> str:
     """`name` itself if it can name a metric; else `TypeError` or `ValueError` saying why not.
 
@@ -96,8 +104,8 @@ def check_weight(weight: object) -> float:
 def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """The mapping as one flat row; keys of nested mappings are joined with `/`.
 
-    Values are numbers, kinds of media, or what `is_deferred`. Raises for the first bad name or
-    value, before anything of the mapping has been logged.
+    Values are numbers, kinds of media, what `is_deferred`, or metric objects. Raises for the first
+    bad name or value, before anything of the mapping has been logged.
     """
     row: dict[str, Any] = {}
     if prefix.count("/") > _DEEPEST:
@@ -107,7 +115,7 @@ def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         inner: dict[str, Any]
         if isinstance(value, Mapping):
             inner = flatten(value, f"{name}/")
-        elif isinstance(value, Kind) or is_deferred(value):
+        elif isinstance(value, Kind) or is_deferred(value) or is_metric(value):
             inner = {check_name(name): value}
         else:
             inner = {check_name(name): to_number(name, value)}

@@ -7,10 +7,10 @@ and importing them would cost a second.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _WRAPPERS = (  # the class, and the attribute that has the module inside
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
@@ -51,14 +51,20 @@ def refuse_sharded(what: str, model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, kinds):
             raise _sharded(what, f"{name or 'the model'} is sharded by {type(module).__name__}")
-    for name, parameter in model.named_parameters():
+    refuse_parts(what, model.parameters())
+
+
+def refuse_parts(what: str, parameters: Iterable[Tensor]) -> None:
+    """The same for parameters alone, as far as it shows."""
+    for parameter in parameters:
         if hasattr(parameter, "full_tensor"):
-            raise _sharded(what, f"{name} is a {type(parameter).__name__}")
+            shape = tuple(parameter.shape)
+            raise _sharded(what, f"one of shape {shape} is a {type(parameter).__name__}")
 
 
 def _sharded(what: str, why: str) -> TypeError:
     return TypeError(
-        f"{what} takes a model whose parameters are whole on each rank, but {why}: this rank has "
+        f"{what} takes parameters that are whole on each rank, but {why}: this rank has "
         "only a part of them, and no part has the norm or the histogram of the whole; log what "
         "you gather yourself, such as parameter.full_tensor()"
     )

@@ -87,7 +87,9 @@ class OptimizerWatch:
         self._counter = counter
         self._made = 0
         self._complaints = Complaints(_log)
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        # In a compiled step it is called, rather than traced anew whenever a number has changed.
+        hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
+        self._hook = optimizer.register_step_post_hook(hook)
 
     def remove(self) -> None:
         """Leaves the optimizer as it was, and the step to others; a second call does nothing."""

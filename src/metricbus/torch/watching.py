@@ -17,8 +17,9 @@ from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.steps import check_every
 from metricbus.torch.measuring import copies_of, divided, nonfinite_of, norms_of, ratios_of
-from metricbus.torch.modules import checked, parameter_names
+from metricbus.torch.modules import checked
 from metricbus.torch.optimizer_steps import leave, listen, tidy_up
+from metricbus.torch.shares import Share, Shares
 
 _log = logging.getLogger("metricbus.torch")
 
@@ -66,12 +67,15 @@ def watch(
     if not (norms or histograms):
         raise ValueError("watch() has nothing to log; leave norms=True or histograms=True")
     Histograms({}, bins).take("watch()")  # which checks the bins
-    told = _CHOICES[:2] if log == "all" else (log,)
-    return ModelWatch(
-        bus,
-        own,
-        _Wanted(check_every(every), *(c in told for c in _CHOICES[:2]), norms, histograms, bins),
+    wanted = _Wanted(
+        every=check_every(every),
+        gradients=log != "parameters",
+        parameters=log != "gradients",
+        norms=norms,
+        histograms=histograms,
+        bins=bins,
     )
+    return ModelWatch(bus, own, wanted)
 
 
 class _Wanted(NamedTuple):
@@ -85,24 +89,14 @@ class _Wanted(NamedTuple):
     bins: int
 
 
-class _Share(NamedTuple):
-    """The parameters of the model that one optimizer has, and the name of their total."""
-
-    parameters: dict[str, nn.Parameter]
-    total: str
-    made_of: tuple[int, ...]  # the optimizer's parameters when this was found out
-
-
 class ModelWatch:
     """What `watch` returns; a context manager."""
 
     def __init__(self, bus: MetricBus | Scope, model: nn.Module, wanted: _Wanted) -> None:
         self._bus = bus
-        self._model = weakref.ref(model)
         self._wanted = wanted
+        self._shares = Shares(model)
         self._made: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self._shares: weakref.WeakKeyDictionary[Optimizer, _Share] = weakref.WeakKeyDictionary()
-        self._totals = 0
         self._due: dict[int, _Due] = {}  # by the id of an optimizer that is at work on its step
         self._told: set[str] = set()
         listen(self)
@@ -132,7 +126,7 @@ class ModelWatch:
             try:
                 self._begin(optimizer, has_closure)
             except Exception as error:  # training goes on, whatever this is
-                self._tell(f"{type(error).__name__}: {error}")
+                self._tell_error(error)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Tells what there is only after a step that was due."""
@@ -141,16 +135,16 @@ class ModelWatch:
             try:
                 self._end(optimizer, due)
             except Exception as error:
-                self._tell(f"{type(error).__name__}: {error}")
+                self._tell_error(error)
 
     def _begin(self, optimizer: Optimizer, has_closure: bool) -> None:
-        if self._model() is None:
+        if self._shares.are_gone:
             leave(self)
             return
-        share = self._share_of(optimizer)
+        share = self._shares.of(optimizer)
         if not share.parameters or not self._is_on():
             return
-        if torch.cuda.is_current_stream_capturing():
+        if _is_capturing():
             self._tell("a CUDA graph is being captured, whose replays would log nothing")
             return
         with torch.no_grad():
@@ -173,7 +167,7 @@ class ModelWatch:
                 weights = {name: _plain(p) for name, p in due.share.parameters.items()}
                 self._put(_prefixed("update_ratio", ratios_of(due.before, weights)))
 
-    def _log_gradients(self, optimizer: Optimizer, share: _Share) -> None:
+    def _log_gradients(self, optimizer: Optimizer, share: Share) -> None:
         gradients = self._gradients_of(share)
         scale = getattr(optimizer, "grad_scale", None)  # there while a fused optimizer unscales
         if isinstance(scale, Tensor):
@@ -187,7 +181,7 @@ class ModelWatch:
         if self._wanted.histograms:
             self._put({"gradients": Histograms(gradients, self._wanted.bins)})
 
-    def _log_parameters(self, weights: Mapping[str, Tensor], share: _Share) -> None:
+    def _log_parameters(self, weights: Mapping[str, Tensor], share: Share) -> None:
         if self._wanted.norms:
             self._put(_prefixed("param_norm", norms_of(weights, share.total)))
         if self._wanted.histograms:
@@ -201,7 +195,7 @@ class ModelWatch:
             self._bus.log({})  # the process-wide bus opens at its first call
         return self._bus.run is not None
 
-    def _gradients_of(self, share: _Share) -> dict[str, Tensor]:
+    def _gradients_of(self, share: Share) -> dict[str, Tensor]:
         gradients = {}
         for name, parameter in share.parameters.items():
             gradient = parameter.grad
@@ -217,39 +211,30 @@ class ModelWatch:
             gradients[name] = _plain(gradient)
         return gradients
 
-    def _share_of(self, optimizer: Optimizer) -> _Share:
-        """What the optimizer has of the model; looked up again when it got other parameters."""
-        found = [p for group in optimizer.param_groups for p in group["params"]]
-        made_of = tuple(map(id, found))
-        share = self._shares.get(optimizer)
-        if share is None or share.made_of != made_of:
-            share = self._shares[optimizer] = self._find(set(found), made_of, share)
-        return share
+    def _tell_error(self, error: Exception) -> None:
+        kind = type(error).__name__
+        self._tell(
+            f"something of a step is not logged, and training goes on: {kind}: {error}", kind
+        )
 
-    def _find(self, found: set[Tensor], made_of: tuple[int, ...], old: _Share | None) -> _Share:
-        model = self._model()
-        names = {} if model is None else parameter_names(checked("watch()", model))
-        parameters = {name: parameter for parameter, name in names.items() if parameter in found}
-        if old is not None and old.parameters:
-            return _Share(parameters, old.total, made_of)
-        self._totals += bool(parameters)
-        total = "total" if self._totals <= 1 else f"total_{self._totals}"
-        while total in names.values():
-            total += "_"
-        return _Share(parameters, total, made_of)
-
-    def _tell(self, what: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
+    def _tell(self, what: str, about: str = "") -> None:
+        """Warns, once about the same."""
+        if (about or what) not in self._told:
+            self._told.add(about or what)
             _log.warning("watch(): %s", what)
 
 
 class _Due(NamedTuple):
     """What is to be told after a step: the gradients, and the change of the weights `before`."""
 
-    share: _Share
+    share: Share
     before: dict[str, Tensor]
     gradients: bool
+
+
+def _is_capturing() -> bool:
+    cuda: Any = torch.cuda  # not typed; the first question is for builds without CUDA
+    return cuda.is_initialized() and bool(cuda.is_current_stream_capturing())
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -1,0 +1,317 @@
+# ruff: noqa: N802 - the fake has the names of NVIDIA's library
+"""What the machine and this process do; no GPU can be had here, so NVIDIA's library is a fake one.
+
+The rest are real values, beside what the kernel says in /proc.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from metricbus import MetricBus, MissingPackageError
+from metricbus.records import Number
+from metricbus.system import SystemMonitor
+from metricbus.testing import MemorySink
+
+WaitFor = Callable[[Callable[[], bool]], None]
+
+THREAD = "metricbus-system"
+
+
+class FakeNvml:
+    """What is used of `pynvml`; a machine with two GPUs, or one without the driver."""
+
+    __spec__ = ModuleSpec("pynvml", None)
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self) -> None:
+        self.has_driver = True
+        self.has_power = True
+        self.is_open = False
+        self.listed = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=100)]
+        self.listed.append(SimpleNamespace(pid=1, usedGpuMemory=1000))
+
+    def nvmlInit(self) -> None:
+        if not self.has_driver:
+            raise self.NVMLError("Driver Not Loaded")
+        self.is_open = True
+
+    def nvmlShutdown(self) -> None:
+        self.is_open = False
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(gpu=70 + handle, memory=1)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=2 << 30, total=8 << 30)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        if not self.has_power:
+            raise self.NVMLError("Not Supported")
+        return 250_500
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
+        return 60
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
+        return self.listed
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    return MemorySink()
+
+
+@pytest.fixture
+def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        yield bus
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    return nvml
+
+
+def first_row(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor, **options: Any
+) -> dict[str, Number]:
+    """The first sample, without waiting for a second one."""
+    with SystemMonitor(bus, every_secs=60.0, **options):
+        wait_for(lambda: bus.stats().logged > 0)
+    bus.flush()
+    (record,) = sink.records
+    return dict(record.values)
+
+
+def later_rows(bus: MetricBus, sink: MemorySink, wait_for: WaitFor) -> list[dict[str, Number]]:
+    """The samples from the second on."""
+    with SystemMonitor(bus, every_secs=0.01, gpus=False):
+        wait_for(lambda: bus.last("system/cpu") is not None)
+    bus.flush()
+    return [dict(record.values) for record in sink.records[1:]]
+
+
+def proc_kilobytes(file: str, field: str) -> int:
+    lines = Path(file).read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def runs() -> bool:
+    return any(thread.name == THREAD for thread in threading.enumerate())
+
+
+def test_the_first_sample_comes_at_once(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
+) -> None:
+    row = first_row(bus, sink, wait_for, gpus=False)
+    assert list(row) == [
+        "system/memory",
+        "system/memory_used",
+        "process/memory",
+        "process/threads",
+    ]
+
+
+def test_rates_come_from_the_second_sample_on(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
+) -> None:
+    rates = {f"system/disk/{way}" for way in ("read", "write")} if psutil.disk_io_counters() else ()
+    for row in later_rows(bus, sink, wait_for):
+        assert {"system/network/sent", "system/network/received", *rates} <= row.keys()
+        assert all(value >= 0 for value in row.values())
+        assert row["system/cpu"] <= 100
+
+
+def test_memory_is_what_the_kernel_says(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
+) -> None:
+    row = first_row(bus, sink, wait_for, gpus=False)
+    total = proc_kilobytes("/proc/meminfo", "MemTotal:") * 1024
+    available = proc_kilobytes("/proc/meminfo", "MemAvailable:") * 1024
+    assert row["system/memory"] == pytest.approx(100 * (1 - available / total), abs=20)
+    assert 0 < row["system/memory_used"] < total
+
+
+def test_the_process_is_what_the_kernel_says(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
+) -> None:
+    row = first_row(bus, sink, wait_for, gpus=False)
+    resident = proc_kilobytes("/proc/self/status", "VmRSS:") * 1024
+    assert row["process/memory"] == pytest.approx(resident, rel=0.2)
+    assert abs(row["process/threads"] - proc_kilobytes("/proc/self/status", "Threads:")) <= 5
+
+
+def test_a_process_that_works_takes_cpu(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
+) -> None:
+    with SystemMonitor(bus, every_secs=0.05, gpus=False):
+        wait_for(lambda: sum(range(100_000)) > 0 and (bus.last("process/cpu") or 0) > 5)
+
+
+def test_samples_stand_at_the_current_step_and_never_move_it(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
+) -> None:
+    bus.log("loss", 1.0, step=7)
+    with SystemMonitor(bus, every_secs=0.01, gpus=False):
+        wait_for(lambda: bus.stats().logged > 20)
+    bus.flush()
+    assert {record.step for record in sink.records} == {7}
+    assert bus.step == 7
+
+
+def test_a_scope_prefixes_the_names(bus: MetricBus, sink: MemorySink, wait_for: WaitFor) -> None:
+    with SystemMonitor(bus.scope("node0"), gpus=False):
+        wait_for(lambda: bus.last("node0/process/threads") is not None)
+
+
+def test_each_gpu_is_told(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor, nvml: FakeNvml
+) -> None:
+    row = first_row(bus, sink, wait_for)
+    assert {name: value for name, value in row.items() if name.startswith("gpu/1/")} == {
+        "gpu/1/utilisation": 71.0,
+        "gpu/1/memory": 2 << 30,
+        "gpu/1/memory_share": 0.25,
+        "gpu/1/power": 250.5,
+        "gpu/1/temperature": 60.0,
+        "gpu/1/process_memory": 100,
+    }
+    assert row["gpu/0/utilisation"] == 70.0
+    assert not nvml.is_open
+
+
+@pytest.mark.parametrize("listed", [[], [None]], ids=["not listed", "not said"])
+def test_what_a_gpu_does_not_know_of_the_process_is_left_out(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor, nvml: FakeNvml, listed: list[None]
+) -> None:
+    nvml.listed = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=used) for used in listed]
+    assert "gpu/0/process_memory" not in first_row(bus, sink, wait_for)
+
+
+def test_a_sensor_that_fails_is_left_out_and_told_once(
+    bus: MetricBus,
+    sink: MemorySink,
+    wait_for: WaitFor,
+    nvml: FakeNvml,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nvml.has_power = False
+    with (
+        caplog.at_level(logging.WARNING, logger="metricbus.system"),
+        SystemMonitor(bus, every_secs=0.01),
+    ):
+        wait_for(lambda: bus.last("system/cpu") is not None)
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        f"the sensor gpu/{index}/power is left out: NVMLError: Not Supported" for index in (0, 1)
+    ]
+    bus.flush()
+    assert "gpu/0/temperature" in sink.names()
+    assert "gpu/0/power" not in sink.names()
+
+
+def test_without_a_driver_there_are_no_gpus(
+    bus: MetricBus, sink: MemorySink, wait_for: WaitFor, nvml: FakeNvml
+) -> None:
+    nvml.has_driver = False
+    assert not [name for name in first_row(bus, sink, wait_for) if name.startswith("gpu/")]
+
+
+@pytest.mark.parametrize(
+    ("package", "message"),
+    [
+        ("psutil", r"needs psutil.*pip install 'metricbus\[system\]'$"),
+        ("pynvml", r"needs nvidia-ml-py.*pip install 'metricbus\[system\]', or write gpus=False"),
+    ],
+)
+def test_a_missing_package_is_an_error_that_says_how_to_install_it(
+    bus: MetricBus, monkeypatch: pytest.MonkeyPatch, package: str, message: str
+) -> None:
+    monkeypatch.setattr("metricbus.system.find_spec", lambda name: name != package or None)
+    with pytest.raises(MissingPackageError, match=message):
+        SystemMonitor(bus)
+    assert not runs()
+
+
+@pytest.mark.parametrize("every_secs", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_bad_interval_is_refused(bus: MetricBus, every_secs: float) -> None:
+    with pytest.raises(ValueError, match="every_secs= is above 0"):
+        SystemMonitor(bus, every_secs=every_secs)
+
+
+def test_removed_it_has_no_thread(bus: MetricBus) -> None:
+    monitor = SystemMonitor(bus, gpus=False)
+    assert runs()
+    monitor.remove()
+    monitor.remove()
+    assert not runs()
+
+
+def test_it_ends_with_the_run(tmp_path: Path, wait_for: WaitFor) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        SystemMonitor(bus, every_secs=0.01, gpus=False)
+        wait_for(lambda: bus.stats().logged > 0)
+    wait_for(lambda: not runs())
+    assert bus.stats().dropped == 0
+
+
+def test_a_bus_that_is_off_is_told_nothing() -> None:
+    bus = MetricBus(disabled=True)
+    with SystemMonitor(bus, gpus=False):
+        pass
+    assert bus.stats().logged == 0
+
+
+def test_a_forked_child_has_no_monitor(bus: MetricBus, wait_for: WaitFor) -> None:
+    monitor = SystemMonitor(bus, every_secs=60.0, gpus=False)
+    wait_for(lambda: bus.stats().logged > 0)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        has_thread = runs()
+        monitor.remove()
+        os._exit(int(has_thread))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    monitor.remove()
+
+
+def test_it_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    script = (
+        "from metricbus import MetricBus\n"
+        "from metricbus.system import SystemMonitor\n"
+        "bus = MetricBus(sinks='')\n"
+        "SystemMonitor(bus, every_secs=3600, gpus=False)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=30, check=True)
+
+
+def test_neither_torch_nor_psutil_comes_with_the_import() -> None:
+    script = (
+        "import sys, metricbus.system\n"
+        "sys.exit(bool({'torch', 'psutil', 'pynvml'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)
