@@ -15,7 +15,8 @@ from metricbus import MetricBus
 from metricbus.testing import MemorySink
 from metricbus.torch import step_timer
 from metricbus.torch.optimizers import watch_optimizer
-from metricbus.torch.step_timer import MARKS, StepTimer
+from metricbus.torch.step_timer import StepTimer
+from metricbus.torch.time_marks import MARKS
 
 
 class FakeDevice:

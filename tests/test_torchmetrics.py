@@ -22,6 +22,8 @@ from torchmetrics.classification import (
 )
 from torchmetrics.wrappers import ClasswiseWrapper, Running
 
+import metricbus
+from metricbus import EarlyStopping, MetricBus
 from metricbus.devices import ACCELERATORS, is_deferred
 from metricbus.metric_objects import _MOST, Computed, MetricObjects
 from metricbus.values import is_metric
@@ -238,6 +240,36 @@ def test_a_metric_that_fails_is_a_warning_and_the_others_come(
     objects.remember("fine", mean_of(1.0), 0, 0)
     assert numbers(objects.compute(sync=False)) == {"fine": 1.0}
     assert "ZeroDivisionError: nothing to divide by" in caplog.text
+
+
+def test_a_bus_logs_a_metric_when_the_epoch_ends_and_gives_it_back(tmp_path: Path) -> None:
+    metric = mean_of()
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        stopping = EarlyStopping(bus, "val/loss", patience=1)
+        for epoch in bus.epochs(5):
+            metric.update(1.0 + epoch)
+            bus.log("val/loss", metric)
+            metric.update(3.0 + epoch)
+            if stopping(bus.end_epoch()):
+                break
+    assert bus.folder is not None
+    losses = metricbus.read(bus.folder).series("val/loss")
+    assert (losses.value.tolist(), losses.epoch.tolist()) == ([2.0, 3.0], [0, 1])
+
+
+def test_a_bus_computes_at_close_what_is_left(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.log({"val": {"loss": mean_of(1.0, 2.0), "other": 1.0}})
+    assert bus.folder is not None
+    assert metricbus.read(bus.folder).series("val/loss").value.tolist() == [1.5]
+
+
+def test_a_bus_that_is_off_takes_metrics_and_leaves_them_alone(tmp_path: Path) -> None:
+    metric = mean_of(1.0)
+    with MetricBus(disabled=True, dir=tmp_path) as bus:
+        bus.log("loss", metric)
+        bus.end_epoch()
+    assert metric.update_called
 
 
 def in_company(calls: list[object]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from metricbus.records import Scalars
 from metricbus.report import DeliveryError, Report, SinkCounts
 from metricbus.run import Run
 from metricbus.sinks import Sink
+from metricbus.system import SystemMonitor
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ __all__ = [
     "Series",
     "Sink",
     "SinkCounts",
+    "SystemMonitor",
     "Table",
     "Text",
     "Unavailable",

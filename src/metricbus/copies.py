@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -37,6 +37,7 @@ class Copyable(Recorder):
     _settings: Settings
     _config: Mapping[str, Any]
     _definitions: Definitions
+    _ends: list[Callable[[], object]]  # what is to be called before the run is closed
 
     @abstractmethod
     def _begin_idle(self) -> None:
@@ -63,6 +64,16 @@ class Copyable(Recorder):
             return self._engine.folder.path if self._engine.folder else None
         return self._elsewhere[0].path if self._elsewhere else None
 
+    def _come_to_an_end(self) -> None:
+        """Lets those end that log by themselves, and logs what waits for an epoch to end."""
+        while self._ends:
+            end = self._ends.pop()
+            try:
+                end()
+            except Exception as error:  # of a hook; the run ends in any case
+                _log.warning("what was to end before the run failed: %r", error)
+        self._compute_left()
+
     def save_at_sigterm(self) -> None:
         """What SIGTERM does under `sigterm="flush"`: brings everything into the journal, soon."""
         if self._engine is not None:
@@ -71,7 +82,7 @@ class Copyable(Recorder):
     def close_at_exit(self, status: Status) -> None:
         """What the end of the script does to a bus that was left open; never raises."""
         if self._engine is not None:
-            self._compute_left()
+            self._come_to_an_end()
             self._engine.close(status, self._settings.close_timeout)
 
     def sleep_in_child(self) -> None:

@@ -18,7 +18,7 @@ class ConfigError(MetricBusError, ValueError):
 
 
 class MissingPackageError(ConfigError):
-    """A sink needs a package that is not installed; the message says how to install it."""
+    """A package that is needed is not installed; the message says how to install it."""
 
 
 class RunExistsError(ConfigError):

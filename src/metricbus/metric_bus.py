@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -24,7 +24,7 @@ from metricbus.report import DeliveryError, Report
 from metricbus.run import Run, RunFolder
 from metricbus.scope import Scope
 from metricbus.sinks import Sink
-from metricbus.steps import check_step
+from metricbus.steps import both_drive, check_step
 
 if TYPE_CHECKING:
     from metricbus.engine import Engine
@@ -145,6 +145,7 @@ class MetricBus(Meeting):
         self._settings = Settings()
         self._definitions = Definitions()
         self._phases: set[str] = set()
+        self._ends = []
 
     # Definitions
 
@@ -229,14 +230,10 @@ class MetricBus(Meeting):
     def advance(self, n: int = 1) -> None:
         """Moves the step by `n`: by one for a step, by the batch size to count examples.
 
-        Raises `RuntimeError` inside a `steps()` loop that moves the step itself.
+        Raises `RuntimeError` where a `steps()` loop or `watch_optimizer` moves the step.
         """
-        driver = self._clock.step_driver
-        if driver is not None:
-            raise RuntimeError(
-                f"bus.advance() and {driver} would both move the step; "
-                "write bus.steps(…, advance=False) to move it yourself"
-            )
+        if (driver := self._clock.step_driver) is not None:
+            raise both_drive("bus.advance()", driver)
         self._clock.advance(check_step(n, "n"))
 
     # Checkpoints
@@ -323,12 +320,20 @@ class MetricBus(Meeting):
             self._judge(report, "close()")
             return report
         try:
-            self._compute_left()
+            self._come_to_an_end()
             report = self._engine.close(status, self._timeout(timeout))
         finally:  # who presses Ctrl-C here does not want to wait again at the end of the script
             exits.forget(self)
         self._judge(report, "close()")
         return report
+
+    def before_close(self, end: Callable[[], object]) -> None:
+        """Has `end` called when the run is closed, while it still takes what is logged.
+
+        For what logs by itself: a thread that samples something, for one. Also at the end of the
+        script, but not in copies of the bus.
+        """
+        self._ends.append(end)
 
     def __enter__(self) -> MetricBus:
         return self

@@ -38,6 +38,7 @@ class ProcessBus(MetricBus):
         """
         with self._opening:
             clock = None if self._engine else self._clock
+            ends = [] if self._engine else self._ends
             self.__dict__["log"] = self._log_when_open
             try:
                 self.close()
@@ -46,6 +47,7 @@ class ProcessBus(MetricBus):
                 self._switch_off()
                 raise
             self._clock = clock or self._clock
+            self._ends = ends
             for definition, default in self._defined:
                 try:
                     super()._define(definition, default=default)

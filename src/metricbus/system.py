@@ -14,13 +14,12 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
-from metricbus.errors import ClosedError, MissingPackageError
+from metricbus.errors import MissingPackageError
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 
 _log = logging.getLogger("metricbus.system")
 
-_LOOK_SECS = 0.5  # how soon after the bus the thread ends
 _LONGEST_SECS = 86_400.0
 
 Sensor: TypeAlias = Callable[[], Mapping[str, float | None]]
@@ -61,6 +60,7 @@ class SystemMonitor:
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="metricbus-system", daemon=True)
         self._thread.start()
+        bus.before_close(self.remove)
 
     def remove(self) -> None:
         """Stops it, and waits until a sample that is on its way is logged."""
@@ -87,11 +87,9 @@ class SystemMonitor:
         with opened as gpus:
             sensors = host_sensors() | gpu_sensors(gpus)
             due = time.monotonic()
-            while not self._stop.is_set() and not _is_closed(self._bus):
-                if time.monotonic() >= due:
-                    self._log_sample(sensors)
-                    due = time.monotonic() + self._every_secs
-                self._stop.wait(min(_LOOK_SECS, max(0.0, due - time.monotonic())))
+            while not self._stop.wait(max(0.0, due - time.monotonic())):
+                self._log_sample(sensors)
+                due = time.monotonic() + self._every_secs
 
     def _log_sample(self, sensors: Mapping[str, Sensor]) -> None:
         if self._bus.run is None:
@@ -102,12 +100,7 @@ class SystemMonitor:
                 row |= {key: value for key, value in sensor().items() if value is not None}
             except Exception as error:  # whatever a driver or a system may raise
                 self._tell(name, error)
-        if _is_closed(self._bus):  # while the sensors were read
-            return
-        try:
-            self._bus.log(row, step=self._bus.step)  # said outright, so that it never moves it
-        except ClosedError:  # meanwhile, under strict=True
-            self._stop.set()
+        self._bus.log(row, step=self._bus.step)  # said outright, so that it never moves it
 
     def _tell(self, name: str, error: Exception) -> None:
         if name not in self._told:
@@ -288,9 +281,3 @@ def _check_package(module: str, package: str, instead: str) -> None:
             f"SystemMonitor() needs {package}, which is not installed: "
             f"pip install 'metricbus[system]'{instead}"
         )
-
-
-def _is_closed(bus: Any) -> bool:
-    """Whether the run has ended; the process-wide bus, while it is off, has no queue."""
-    queue = getattr(getattr(bus, "_bus", bus), "_queue", None)
-    return queue is not None and bool(queue._closed)

@@ -1,18 +1,19 @@
 """Histograms of many arrays at once, for about what a few passes over memory cost.
 
-The arrays are laid into rows of equal width, each array beginning a row of its own, so that what is
-known of an array is one number a row and every operation is one over all rows. What is left of an
-array's last row repeats its first element: that moves no extreme, and is taken out of the counts
-and sums again.
+The arrays lie one behind the other. They are laid into rows of equal width, each array beginning a
+row of its own, so that what is known of an array is one number a row and every operation is one
+over all rows. What is left of an array's last row repeats its first element: that moves no extreme,
+and is taken out of the counts and sums again.
 
 All sums are those of float64. A value is counted by where it stands between the extremes, so that
-one within rounding of an edge may be on its other side than by `binning.bin_values`.
+one within rounding of an edge may be on its other side than by `binning.bin_values`; one on an edge
+goes above it, as there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, compress, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,22 +23,11 @@ from metricbus.kinds.arrays import Array
 from metricbus.kinds.binning import Binned, bin_values
 
 _WIDTH = 256  # a network has many small tensors: wider rows would be padding for the most part
-_GROUP = 1 << 18  # values that are counted together: as many as a core's cache holds
+_GROUP = 1 << 18  # values, or bins, at a time: they should stay in a core's cache
 _LARGE = 1 << 20  # an array beyond that is counted in blocks, by itself, and has no rows
+_UP = 1 + 2.0**-50  # more than what rounding can have taken from a place among the bins
 
 Numbers = NDArray[np.float64]
-
-
-class Summary(NamedTuple):
-    """What is known of arrays before their values are counted; each field has a number an array."""
-
-    size: NDArray[np.int64]
-    minimum: Numbers
-    maximum: Numbers
-    mean: Numbers
-    std: Numbers
-    sum: Numbers
-    sum_squares: Numbers
 
 
 class _Rows(NamedTuple):
@@ -56,53 +46,72 @@ class _Rows(NamedTuple):
     first: Numbers
 
 
-def bin_each(arrays: Sequence[Array], bins: int) -> list[Binned]:
-    """The histogram of each array, as by `bin_values`."""
-    fits = [0 < array.size <= _LARGE for array in arrays]
-    groups = list(_groups(compress(arrays, fits)))
-    height = max((_heights(group).sum() for group in groups), default=0)
-    memory = np.empty((2, height, _WIDTH))
+class _Summary(NamedTuple):
+    """What is known of arrays beside their counts; each field has a number an array."""
+
+    size: NDArray[np.int64]
+    minimum: Numbers
+    maximum: Numbers
+    mean: Numbers
+    std: Numbers
+    sum: Numbers
+    sum_squares: Numbers
+
+
+def bin_each(flat: Array, sizes: Sequence[int], bins: int) -> list[Binned]:
+    """The histograms, as by `bin_values`, of arrays of these sizes that lie behind each other.
+
+    `flat` has one dimension, and the sum of the sizes as its length.
+    """
+    cuts = list(accumulate(sizes, initial=0))
+    arrays = [flat[begin:end] for begin, end in pairwise(cuts)]
+    found: list[Binned] = []
+    memory = np.empty((2, 0, _WIDTH))
+    for first, last in _groups(sizes, bins):
+        group = arrays[first:last]
+        if not 0 < group[0].size <= _LARGE:
+            found.append(bin_values(group[0], bins))
+            continue
+        height = sum(_height(array.size) for array in group)
+        if memory.shape[1] < height:
+            memory = np.empty((2, height, _WIDTH))
+        found += _bin_group(flat[cuts[first] : cuts[last]], group, bins, memory)
+    return found
+
+
+def _groups(sizes: Sequence[int], bins: int) -> Iterator[tuple[int, int]]:
+    """The first and the last but one of arrays that are counted together, or of one by itself."""
+    first = filled = 0
+    for place, size in enumerate(sizes):
+        is_alone = not 0 < size <= _LARGE
+        if first < place and (is_alone or filled + max(size, bins) > _GROUP):
+            yield first, place
+            first, filled = place, 0
+        filled += max(size, bins)
+        if is_alone:
+            yield place, place + 1
+            first, filled = place + 1, 0
+    if first < len(sizes):
+        yield first, len(sizes)
+
+
+def _bin_group(flat: Array, arrays: list[Array], bins: int, memory: Numbers) -> list[Binned]:
     with np.errstate(all="ignore"):
-        fused = iter([one for group in groups for one in _bin_group(group, bins, memory)])
-    return [
-        next(fused) if is_fused else bin_values(array, bins)
-        for array, is_fused in zip(arrays, fits, strict=True)
-    ]
-
-
-def _groups(arrays: Iterable[Array]) -> Iterator[list[Array]]:
-    """The arrays in their order, as many at a time as are counted together."""
-    group: list[Array] = []
-    filled = 0
-    for array in arrays:
-        if group and filled + array.size > _GROUP:
-            yield group
-            group, filled = [], 0
-        group.append(array)
-        filled += array.size
-    if group:
-        yield group
-
-
-def _bin_group(arrays: list[Array], bins: int, memory: Numbers) -> list[Binned]:
-    rows = _in_rows(arrays, memory)
-    summary = _summary(rows)
-    edges = edges_of(summary.minimum, summary.maximum, bins)
-    is_plain = np.isfinite(summary.sum_squares) & (np.diff(edges) > 0).all(axis=1)
-    if is_plain.all():
-        return summed_up(_counts(rows, edges), edges, summary)
+        rows = _in_rows(arrays, memory)
+        summary = _summary(flat, rows)
+        edges = edges_of(summary.minimum, summary.maximum, bins)
+        scale = _UP * bins / (edges[:, -1] - edges[:, 0])
+        is_plain = np.isfinite(summary.sum_squares) & np.isfinite(scale)
+        is_plain &= (np.diff(edges) > 0).all(axis=1)
+        if is_plain.all():
+            columns = _counts(rows, edges[:, 0], scale, bins), edges, *summary
+            return [Binned(*one) for one in zip(*(c.tolist() for c in columns), strict=True)]
     plain = list(compress(arrays, is_plain))
-    fused = iter(_bin_group(plain, bins, memory) if plain else ())
+    fused = iter(_bin_group(np.concatenate(plain), plain, bins, memory) if plain else ())
     return [  # the others have values, or a range, of which a row's arithmetic would not be right
         next(fused) if fits else bin_values(array, bins)
         for array, fits in zip(arrays, is_plain, strict=True)
     ]
-
-
-def summed_up(counts: NDArray[np.int64], edges: Numbers, summary: Summary) -> list[Binned]:
-    """One histogram for each row of `counts` and of `edges`, and for each number of `summary`."""
-    columns = [column.tolist() for column in (counts, edges, *summary)]
-    return [Binned(*fields) for fields in zip(*columns, strict=True)]
 
 
 def edges_of(minimum: Numbers, maximum: Numbers, bins: int) -> Numbers:
@@ -114,18 +123,19 @@ def edges_of(minimum: Numbers, maximum: Numbers, bins: int) -> Numbers:
     return np.linspace(low * scale, high * scale, bins + 1, axis=1) / scale[:, np.newaxis]
 
 
-def _heights(arrays: list[Array]) -> NDArray[np.int64]:
-    return np.array([-(-array.size // _WIDTH) for array in arrays])
+def _height(size: int) -> int:
+    return -(-size // _WIDTH)
 
 
 def _in_rows(arrays: list[Array], memory: Numbers) -> _Rows:
-    sizes, heights = np.array([array.size for array in arrays]), _heights(arrays)
+    sizes = np.array([array.size for array in arrays])
+    heights = _height(sizes)
     ends = np.cumsum(heights)
     values, scratch = memory[:, : ends[-1]]
     flat = values.reshape(-1)
     begins = (ends - heights) * _WIDTH
     for array, begin, end in zip(arrays, begins.tolist(), (ends * _WIDTH).tolist(), strict=True):
-        flat[begin : begin + array.size] = array.reshape(-1)
+        flat[begin : begin + array.size] = array
         flat[begin + array.size : end] = flat[begin]
     return _Rows(
         values,
@@ -138,15 +148,17 @@ def _in_rows(arrays: list[Array], memory: Numbers) -> _Rows:
     )
 
 
-def _summary(rows: _Rows) -> Summary:
+def _summary(flat: Array, rows: _Rows) -> _Summary:
+    """`flat` has the arrays as they were given, behind each other."""
     values, starts, first, padding = rows.values, rows.starts, rows.first, rows.padding
-    minimum = np.minimum.reduceat(values.min(axis=1), starts)
-    maximum = np.maximum.reduceat(values.max(axis=1), starts)
+    begins = np.cumsum(rows.sizes) - rows.sizes
+    minimum = np.minimum.reduceat(flat, begins).astype(np.float64)
+    maximum = np.maximum.reduceat(flat, begins).astype(np.float64)
     total = np.add.reduceat(values.sum(axis=1), starts) - padding * first
     mean = np.clip(total / rows.sizes, minimum, maximum)
     away = np.subtract(values, mean[rows.owners, np.newaxis], out=rows.scratch)
     deviations = _sums_of_squares(away, starts) - padding * (first - mean) ** 2
-    return Summary(
+    return _Summary(
         size=rows.sizes,
         minimum=minimum,
         maximum=maximum,
@@ -163,18 +175,16 @@ def _sums_of_squares(values: Numbers, starts: NDArray[np.intp]) -> Numbers:
     return found
 
 
-def _counts(rows: _Rows, edges: Numbers) -> NDArray[np.int64]:
+def _counts(rows: _Rows, low: Numbers, scale: Numbers, bins: int) -> NDArray[np.int64]:
     """How many values of each array are in each of its bins; overwrites the values."""
-    arrays, bins = edges.shape[0], edges.shape[1] - 1
-    low, owners = edges[:, 0], rows.owners
+    owners = rows.owners
     place = np.subtract(rows.values, low[owners, np.newaxis], out=rows.scratch)
-    place /= (edges[:, -1] - low)[owners, np.newaxis]
-    place *= bins
-    bin_of = rows.values.view(np.int64)
-    np.copyto(bin_of, place, casting="unsafe")
-    bin_of += (owners * (bins + 1))[:, np.newaxis]  # the largest value has a bin of its own
-    found = np.bincount(bin_of.reshape(-1), minlength=arrays * (bins + 1))
+    place *= scale[owners, np.newaxis]
+    bin_of = rows.values.reshape(-1).view(np.int32)[: place.size].reshape(place.shape)
+    np.copyto(bin_of, place, casting="unsafe")  # to 32 bits, for which there are vectors
+    bin_of += (owners * (bins + 1)).astype(np.int32)[:, np.newaxis]
+    found = np.bincount(bin_of.reshape(-1), minlength=low.size * (bins + 1))
     found[bin_of[rows.starts, 0]] -= rows.padding
-    counts = found.reshape(arrays, bins + 1)
-    counts[:, -2] += counts[:, -1]
+    counts = found.reshape(low.size, bins + 1)
+    counts[:, -2] += counts[:, -1]  # the largest value was counted in a bin of its own
     return counts[:, :-1]

@@ -8,10 +8,11 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
+import numpy as np
 
 from metricbus.devices import ACCELERATORS
 from metricbus.kind import Kind, Taken, Work
-from metricbus.kinds.arrays import is_tensor, snapshot, told, view_of
+from metricbus.kinds.arrays import Array, is_tensor, snapshot, told, view_of
 from metricbus.kinds.binning import Binned, bin_values
 from metricbus.kinds.fused_binning import bin_each
 from metricbus.kinds.fused_on_device import apart_from, start_counting
@@ -142,20 +143,16 @@ def _taken_of_arrays(group: _Group, names: Sequence[str], bins: int, *, is_large
         for place, value in zip(group.places, group.values, strict=True)
     ]
     if is_large:
-        return _counted(group.places, bin_each(views, bins))
+        return _counted(group.places, [bin_values(view, bins) for view in views])
     copies = [snapshot(view) for view in views]
-    return _Batch(group.places, sum(c.nbytes for c in copies), partial(bin_each, copies, bins))
+    return _Batch(group.places, sum(c.nbytes for c in copies), partial(_count_arrays, copies, bins))
 
 
 def _taken_in_memory(
     torch: Any, places: list[int], tensors: list[Tensor], bins: int, *, is_large: bool
 ) -> _Batch:
-    if is_large and tensors[0].dtype == torch.bfloat16:  # numpy would need a wider copy
-        return _counted(places, [bin_values(tensor, bins) for tensor in tensors])
     if is_large:
-        return _counted(
-            places, bin_each([tensor.resolve_neg().numpy() for tensor in tensors], bins)
-        )
+        return _counted(places, [bin_values(tensor, bins) for tensor in tensors])
     flat, sizes = torch.cat(tensors), [tensor.numel() for tensor in tensors]
     return _Batch(places, flat.nbytes, partial(_count_in_memory, flat, sizes, bins))
 
@@ -181,10 +178,21 @@ def _can_compute(tensor: Tensor) -> bool:
     return kind in _IN_NUMPY or kind == "bfloat16" or not tensor.is_floating_point()
 
 
+def _count_arrays(arrays: list[Array], bins: int) -> list[Binned]:
+    """Those of one type together: joined with others, they might be rounded."""
+    found: dict[int, Binned] = {}
+    for dtype in {array.dtype for array in arrays}:
+        places = [place for place, array in enumerate(arrays) if array.dtype == dtype]
+        flat = np.concatenate([arrays[place].reshape(-1) for place in places])
+        sizes = [arrays[place].size for place in places]
+        found |= zip(places, bin_each(flat, sizes, bins), strict=True)
+    return [found[place] for place in range(len(arrays))]
+
+
 def _count_in_memory(flat: Tensor, sizes: list[int], bins: int) -> list[Binned]:
     if str(flat.dtype) == "torch.bfloat16":
         flat = flat.float()
-    return bin_each([part.numpy() for part in flat.split(sizes)], bins)
+    return bin_each(flat.numpy(), sizes, bins)
 
 
 def _count_on_device(flat: Tensor, sizes: list[int], bins: int, stream: Any) -> list[Binned]:
