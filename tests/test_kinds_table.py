@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ids import shown
 
 import metricbus
 from metricbus import Box, Histogram, Image, MetricBus, Table
@@ -129,7 +130,7 @@ TUESDAY = datetime.datetime(2024, 5, 7, 8, 9, 10, 11)
         (pd.NaT, None),
         (pd.NA, None),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_a_cell_becomes(tmp_path: Path, cell: Any, expected: Cell) -> None:
     ((found,),) = rows_of(tmp_path, Table(["c"], [[cell]]))
@@ -381,7 +382,7 @@ def test_of_several_rows_with_a_bad_one_none_is_appended() -> None:
         Histogram([1.0]),
         len,
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_bad_cells_are_refused(cell: Any) -> None:
     told = (

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ids import shown
 
 from metricbus.values import MAX_NAME_LENGTH, check_name, flatten, to_number
 
@@ -136,7 +137,7 @@ def test_nan_and_infinities_pass() -> None:
         object(),
         Decimal("sNaN"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_everything_else_raises_and_names_metric_and_type(value: Any) -> None:
     with pytest.raises(TypeError, match="'train/loss'") as caught:

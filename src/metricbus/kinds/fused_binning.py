@@ -24,7 +24,7 @@ from metricbus.kinds.binning import Binned, bin_values
 
 _WIDTH = 256  # a network has many small tensors: wider rows would be padding for the most part
 _GROUP = 1 << 18  # values, or bins, at a time: they should stay in a core's cache
-_LARGE = 1 << 20  # an array beyond that is counted in blocks, by itself, and has no rows
+_LARGE = 1 << 21  # an array beyond that is counted in blocks, by itself, and has no rows
 _UP = 1 + 2.0**-50  # more than what rounding can have taken from a place among the bins
 
 Numbers = NDArray[np.float64]
@@ -72,7 +72,7 @@ def bin_each(flat: Array, sizes: Sequence[int], bins: int) -> list[Binned]:
         if not 0 < group[0].size <= _LARGE:
             found.append(bin_values(group[0], bins))
             continue
-        height = sum(_height(array.size) for array in group)
+        height = sum(-(-array.size // _WIDTH) for array in group)
         if memory.shape[1] < height:
             memory = np.empty((2, height, _WIDTH))
         found += _bin_group(flat[cuts[first] : cuts[last]], group, bins, memory)
@@ -123,13 +123,9 @@ def edges_of(minimum: Numbers, maximum: Numbers, bins: int) -> Numbers:
     return np.linspace(low * scale, high * scale, bins + 1, axis=1) / scale[:, np.newaxis]
 
 
-def _height(size: int) -> int:
-    return -(-size // _WIDTH)
-
-
 def _in_rows(arrays: list[Array], memory: Numbers) -> _Rows:
     sizes = np.array([array.size for array in arrays])
-    heights = _height(sizes)
+    heights = -(-sizes // _WIDTH)
     ends = np.cumsum(heights)
     values, scratch = memory[:, : ends[-1]]
     flat = values.reshape(-1)

@@ -122,7 +122,7 @@ def _deviations_and_counts(
 ) -> tuple[Tensor, Tensor]:
     """The sum of squared deviations of each tensor, and its counts in a row."""
     minimum, maximum, count, total = totals[0], totals[1], totals[2], totals[6]
-    mean = (total / count).clamp(minimum, maximum)
+    mean = torch.where(total.isfinite(), (total / count).clamp(minimum, maximum), torch.nan)
     low, width, scale = _limits(torch, minimum, maximum)
     deviations = torch.zeros_like(mean)
     counts = torch.zeros(len(tensors) * (bins + 1), dtype=torch.int64, device=mean.device)
@@ -195,7 +195,7 @@ def _binned(totals: Any, counts: Any, edges: Any) -> Binned:
         return Binned([], [], 0, None, None, None, None, None, None, *apart)
     if not (np.diff(edges) > 0).all():  # float64 has not so many edges between the two
         counts, edges = counts.sum(keepdims=True), edges[[0, -1]]
-    mean = min(max(total / count, minimum), maximum)
+    mean = min(max(total / count, minimum), maximum) if isfinite(total) else total
     mean, std, total, squares = (x if isfinite(x) else None for x in (mean, std, total, squares))
     return Binned(
         counts.tolist(), edges.tolist(), int(count), minimum, maximum, mean, std, total, squares,

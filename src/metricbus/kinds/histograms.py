@@ -118,8 +118,8 @@ def _where(value: Any) -> str:
 
 def _nbytes(group: _Group) -> int:
     """The bytes of a copy; of lists and the like nothing is known, nor are they large."""
-    if group.where == "array":
-        return sum(getattr(value, "nbytes", 0) for value in group.values)
+    if not is_tensor(group.values[0]):
+        return sum(one.nbytes for one in group.values if isinstance(one, np.ndarray))
     numbers: int = sum(tensor.numel() for tensor in group.values)
     return numbers * int(group.values[0].element_size())
 
@@ -143,7 +143,7 @@ def _taken_of_arrays(group: _Group, names: Sequence[str], bins: int, *, is_large
         for place, value in zip(group.places, group.values, strict=True)
     ]
     if is_large:
-        return _counted(group.places, [bin_values(view, bins) for view in views])
+        return _counted(group.places, [_count_one(view, bins) for view in views])
     copies = [snapshot(view) for view in views]
     return _Batch(group.places, sum(c.nbytes for c in copies), partial(_count_arrays, copies, bins))
 
@@ -151,8 +151,11 @@ def _taken_of_arrays(group: _Group, names: Sequence[str], bins: int, *, is_large
 def _taken_in_memory(
     torch: Any, places: list[int], tensors: list[Tensor], bins: int, *, is_large: bool
 ) -> _Batch:
-    if is_large:
+    if is_large and tensors[0].dtype == torch.bfloat16:  # numpy would need a wider copy
         return _counted(places, [bin_values(tensor, bins) for tensor in tensors])
+    if is_large:
+        arrays = [tensor.resolve_neg().numpy() for tensor in tensors]
+        return _counted(places, [_count_one(array, bins) for array in arrays])
     flat, sizes = torch.cat(tensors), [tensor.numel() for tensor in tensors]
     return _Batch(places, flat.nbytes, partial(_count_in_memory, flat, sizes, bins))
 
@@ -176,6 +179,13 @@ def _can_compute(tensor: Tensor) -> bool:
     """Whether it is of a type for which there are operations; of 8-bit floats there are few."""
     kind = str(tensor.dtype).removeprefix("torch.")
     return kind in _IN_NUMPY or kind == "bfloat16" or not tensor.is_floating_point()
+
+
+def _count_one(array: Array, bins: int) -> Binned:
+    """Without a copy of the array."""
+    if not array.flags.c_contiguous:
+        return bin_values(array, bins)
+    return bin_each(array.reshape(-1), [array.size], bins)[0]
 
 
 def _count_arrays(arrays: list[Array], bins: int) -> list[Binned]:
