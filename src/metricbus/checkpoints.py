@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metricbus.collector import GoBack, Snapshot
+from metricbus.controls import GoBack, Snapshot
 from metricbus.engine import Engine
 from metricbus.journal import JournalReader
 from metricbus.loops import EPOCH_TIME

@@ -13,23 +13,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Protocol, cast
 
-from metricbus.across import Merged, Parts
+from metricbus.arrivals import Arrivals
 from metricbus.bell import breathe
 from metricbus.complaints import Complaints
-from metricbus.definitions import Definition
-from metricbus.devices import DeviceCopy, Pending, bring
-from metricbus.errors import DeviceError
+from metricbus.controls import (
+    Append,
+    Define,
+    EpochBegins,
+    EpochEnds,
+    Flush,
+    GiveBack,
+    GoBack,
+    Met,
+    Save,
+    Snapshot,
+    Stop,
+    TakePart,
+)
+from metricbus.journal import Journal
 from metricbus.queue import Call, CallQueue, Control, Deferred, values_in
 from metricbus.records import (
-    Epoch,
-    Medium,
-    Number,
     Open,
     Record,
-    Rewind,
     Status,
     marked_with,
     values_of,
@@ -45,112 +53,6 @@ _CHECKPOINT_EVERY = 5.0
 _VALUES_ALONE = frozenset((tuple,))
 
 
-class Flush(Control):
-    """Asks to be told when everything before it is in the journal."""
-
-
-class Save(Flush):
-    """Also asks for what is open to be written down."""
-
-
-class Define(Control):
-    """A definition for all calls after it; a default one gives way to all others."""
-
-    def __init__(self, definition: Definition, *, default: bool) -> None:
-        super().__init__()
-        self.definition = definition
-        self.default = default
-
-
-class EpochBegins(Control):
-    """An epoch begins here."""
-
-    def __init__(self, step: int, epoch: int) -> None:
-        super().__init__()
-        self.record = Epoch(step=step, epoch=epoch, time=time.time_ns())
-
-
-class EpochEnds(Control):
-    """The epoch's reductions are to be emitted; `results` has them once it is `done`."""
-
-    def __init__(self, step: int, epoch: int, seconds: float | None) -> None:
-        super().__init__()
-        self.results: dict[str, Number] = {}
-        now = time.time_ns()
-        self.record = Epoch(step=step, epoch=epoch, time=now, seconds=seconds)
-
-
-class GoBack(Control):
-    """What was logged beyond a step is superseded, if there is such a record; what is open goes out
-    before. From then on the open reductions are what they were when `state` was saved.
-    """
-
-    def __init__(self, record: Rewind | None, state: Sequence[Any] = ()) -> None:
-        super().__init__()
-        self.record = record
-        self.state = state
-
-
-class TakePart(Control):
-    """Asks for what waits for the ranks to meet, which is open no more; unless it is `withdrawn`
-    first. `parts` has it once it is `done`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: Parts = {}
-        self.withdrawn = False
-
-
-class GiveBack(Control):
-    """The ranks did not meet: what was taken is open again."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__()
-        self.parts = parts
-
-
-class Met(Control):
-    """What the ranks gave together, at the end of an epoch if it has `ended`; it is to be emitted
-    `here`, or by another rank.
-    """
-
-    def __init__(self, results: Sequence[Merged], epoch: int, *, ended: bool, here: bool) -> None:
-        super().__init__()
-        self.here = here
-        self.results = results
-        self.epoch = epoch
-        self.ended = ended
-
-
-class Snapshot(Control):
-    """Asks for the open reductions, as plain values, in `state`; and for the place in the journal,
-    the segment and the line that comes next.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: list[Any] = []
-        self.place = ("", 0)
-
-
-class Append(Control):
-    """Media whose files are written: they come into the journal, all of them in one write."""
-
-    def __init__(self, records: list[Medium]) -> None:
-        super().__init__()
-        self.records = records
-        self.values = len(records)
-
-
-class Stop(Control):
-    """The last thing the collector does: it ends the segment with this status."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__()
-        self.status = status
-
-
 class Listener(Protocol):
     """Who wants to know of the journal."""
 
@@ -159,34 +61,6 @@ class Listener(Protocol):
 
     def end(self, status: Status) -> None:
         """It has been ended."""
-
-
-class Journal(Protocol):
-    """Where the records go."""
-
-    @property
-    def segment(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def lines(self) -> int:
-        """How many lines it has."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """How many bytes of it count."""
-        ...
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Writes the records, all or none; `OSError` if it cannot now."""
-
-    def sync(self) -> None:
-        """Forces what was written onto the disk, if that is wanted."""
-
-    def close(self, status: Status = "finished") -> None:
-        """Marks the end."""
 
 
 class Collector:
@@ -206,7 +80,7 @@ class Collector:
         self.reducing = Reducing()
         self.taken = 0  # values taken out of the queue
         self.journalled = 0  # values in the journal
-        self.unwritable = 0  # values that no device gave, or that no journal can hold
+        self._unwritable = 0  # values that no journal can hold; a fault of ours
         self.written = 0  # bytes of the segment that count
         self.error: str | None = None
         self._queue = queue
@@ -219,11 +93,17 @@ class Collector:
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
         self._complaints = Complaints(_log)
+        self._arrivals = Arrivals(queue, self._complaints)
         self._thread = threading.Thread(target=self._run, name="metricbus-collector", daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
+
+    @property
+    def unwritable(self) -> int:
+        """Values that no device gave, or that no journal can hold."""
+        return self._unwritable + self._arrivals.lost
 
     @property
     def segment(self) -> str:
@@ -263,10 +143,10 @@ class Collector:
         stop = None
         values: list[Call] = []
         self.taken += sum(map(values_in, calls))  # all: a control may have to wait for the disk
-        self._bring(calls)
+        self._arrivals.bring(calls)
         for call in calls:
             if isinstance(call, Deferred):
-                values += self._resolved(call)
+                values += self._arrivals.resolved(call)
                 continue
             if not isinstance(call, Control):
                 values.append(call)
@@ -280,22 +160,6 @@ class Collector:
                 call.done.set()
         self._take(values, counted=True)
         return stop
-
-    def _bring(self, calls: list[Call | Control]) -> None:
-        """Brings over what these calls wait for; with it, by the same transfer, what comes next."""
-        if _outstanding(calls):
-            bring(_outstanding([*calls, *self._queue.calls.copy()]))
-
-    def _resolved(self, call: Deferred) -> list[Call]:
-        """The call with the numbers themselves; without those that the device did not give."""
-        row: dict[str, Number] = {}
-        for name, value in call.row.items():
-            try:
-                row[name] = value.number() if isinstance(value, Pending) else value
-            except DeviceError as error:
-                self.unwritable += 1
-                self._complaints.warn("%r at step %d is lost: %s", name, call.step, error)
-        return [(row, call.weight, call.step, call.epoch, call.time)] if row else []
 
     def _obey(self, control: Control) -> None:
         if isinstance(control, Flush):
@@ -400,7 +264,7 @@ class Collector:
                 self._append([row])
             return
         values = sum(map(values_of, rows))
-        self.unwritable += values
+        self._unwritable += values
         self._complaints.warn("a row cannot be written and is dropped: %s", error)
 
     def _tell_unmet(self) -> None:
@@ -428,14 +292,3 @@ class Collector:
             "the queue is full: %s values were dropped so far", f"{dropped:,}"
         ):
             self._told_dropped = dropped
-
-
-def _outstanding(calls: Iterable[Call | Control]) -> list[DeviceCopy]:
-    """What these calls wait for."""
-    return [
-        value.snapshot
-        for call in calls
-        if isinstance(call, Deferred)
-        for value in call.row.values()
-        if isinstance(value, Pending) and value.snapshot.numbers is None
-    ]

@@ -204,7 +204,7 @@ class _Tracker:
         Asks the other ranks in any case, even when it is over: they may not know.
         """
         seen = [False, *self.standing] if over else self._looked(value)
-        checked, *standing = agree(seen)
+        checked, *standing = agree(seen, timeout=self._bus._settings.sync_secs)
         self.standing = Standing(*standing)
         if not checked and self.standing == Standing():
             self._complain_of_nothing()

@@ -12,8 +12,8 @@ import msgspec
 
 from metricbus.across import Merged, Parts
 from metricbus.announcing import announce, withdraw
-from metricbus.collector import (
-    Collector,
+from metricbus.collector import Collector
+from metricbus.controls import (
     Define,
     EpochBegins,
     EpochEnds,

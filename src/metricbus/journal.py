@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -71,6 +71,34 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     line: int
     end: int  # the byte after the line
     record: Record | None
+
+
+class Journal(Protocol):
+    """Where a collector's records go."""
+
+    @property
+    def segment(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def lines(self) -> int:
+        """How many lines it has."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """How many bytes of it count."""
+        ...
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Writes the records, all or none; `OSError` if it cannot now."""
+
+    def sync(self) -> None:
+        """Forces what was written onto the disk, if that is wanted."""
+
+    def close(self, status: Status = "finished") -> None:
+        """Marks the end."""
 
 
 class SegmentWriter:

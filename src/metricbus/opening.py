@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from metricbus.announcing import announce, is_own
 from metricbus.attempts import find_run, go_on
-from metricbus.collector import Append, Collector
+from metricbus.collector import Collector
 from metricbus.config import Settings
+from metricbus.controls import Append
 from metricbus.delivery import Delivery
 from metricbus.engine import Engine
 from metricbus.errors import ConfigError, JournalError

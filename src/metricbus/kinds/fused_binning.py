@@ -153,22 +153,17 @@ def _summary(flat: Array, rows: _Rows) -> _Summary:
     total = np.add.reduceat(values.sum(axis=1), starts) - padding * first
     mean = np.clip(total / rows.sizes, minimum, maximum)
     away = np.subtract(values, mean[rows.owners, np.newaxis], out=rows.scratch)
-    deviations = _sums_of_squares(away, starts) - padding * (first - mean) ** 2
+    deviations = np.add.reduceat(np.einsum("ij,ij->i", away, away), starts)
+    deviations = np.maximum(deviations - padding * (first - mean) ** 2, 0.0)
     return _Summary(
         size=rows.sizes,
         minimum=minimum,
         maximum=maximum,
         mean=mean,
-        std=np.sqrt(np.maximum(deviations, 0.0) / rows.sizes),
+        std=np.sqrt(deviations / rows.sizes),
         sum=total,
-        sum_squares=np.maximum(_sums_of_squares(values, starts) - padding * first**2, 0.0),
+        sum_squares=deviations + rows.sizes * mean**2,
     )
-
-
-def _sums_of_squares(values: Numbers, starts: NDArray[np.intp]) -> Numbers:
-    by_row = np.einsum("ij,ij->i", values, values)
-    found: Numbers = np.add.reduceat(by_row, starts)
-    return found
 
 
 def _counts(rows: _Rows, low: Numbers, scale: Numbers, bins: int) -> NDArray[np.int64]:

@@ -217,7 +217,8 @@ def _encode(names: Sequence[str], batches: Sequence[_Batch], work: Work) -> list
         for batch in batches
         for place, one in zip(batch.places, batch.wait(), strict=True)
     }
+    where = work.stamp._asdict()
     return [
-        work.record(HistogramRecord, name=name, **msgspec.structs.asdict(found[place]))
+        HistogramRecord(**where | {"name": name} | msgspec.structs.asdict(found[place]))
         for place, name in enumerate(names)
     ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metricbus.devices import ACCELERATORS
 from metricbus.kinds.histograms import Histograms
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
@@ -120,6 +121,8 @@ class ModelWatch:
 
     def before_step(self, optimizer: Optimizer, *, has_closure: bool) -> None:
         """Counts the step; tells what there is before it, if it is due."""
+        if self._due:
+            self._due.pop(id(optimizer), None)  # of a step that failed
         made = self._made.get(optimizer, 0)
         self._made[optimizer] = made + 1
         if made % self._wanted.every == 0:
@@ -201,12 +204,10 @@ class ModelWatch:
             gradient = parameter.grad
             if gradient is None:
                 continue
-            if gradient.layout == torch.sparse_coo and gradient.device.type == "cpu":
+            if gradient.layout == torch.sparse_coo and gradient.device.type not in ACCELERATORS:
                 gradient = gradient.coalesce().values()
             if gradient.layout != torch.strided:
-                self._tell(
-                    f"the sparse gradient of {name} is left out: it would have to be waited for"
-                )
+                self._tell(f"the gradient of {name} is left out: it is sparse, on an accelerator")
                 continue
             gradients[name] = _plain(gradient)
         return gradients
@@ -238,8 +239,7 @@ def _is_capturing() -> bool:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Without gradient; a complex one as pairs of real numbers."""
-    tensor = tensor.detach()
+    """A complex tensor as pairs of real numbers."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 

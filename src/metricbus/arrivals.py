@@ -1,0 +1,46 @@
+"""Calls whose values are still on a device, and how they get their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from metricbus.complaints import Complaints
+from metricbus.devices import DeviceCopy, Pending, bring
+from metricbus.errors import DeviceError
+from metricbus.queue import Call, CallQueue, Control, Deferred
+from metricbus.records import Number
+
+
+class Arrivals:
+    """Has what the calls wait for come over; `lost` counts the values that no device gave."""
+
+    def __init__(self, queue: CallQueue, complaints: Complaints) -> None:
+        self.lost = 0
+        self._queue = queue
+        self._complaints = complaints
+
+    def bring(self, calls: list[Call | Control]) -> None:
+        """Brings over what these calls wait for; with it, by the same transfer, what comes next."""
+        if _outstanding(calls):
+            bring(_outstanding([*calls, *self._queue.calls.copy()]))
+
+    def resolved(self, call: Deferred) -> list[Call]:
+        """The call with the numbers themselves; without those that the device did not give."""
+        row: dict[str, Number] = {}
+        for name, value in call.row.items():
+            try:
+                row[name] = value.number() if isinstance(value, Pending) else value
+            except DeviceError as error:
+                self.lost += 1
+                self._complaints.warn("%r at step %d is lost: %s", name, call.step, error)
+        return [(row, call.weight, call.step, call.epoch, call.time)] if row else []
+
+
+def _outstanding(calls: Iterable[Call | Control]) -> list[DeviceCopy]:
+    return [
+        value.snapshot
+        for call in calls
+        if isinstance(call, Deferred)
+        for value in call.row.values()
+        if isinstance(value, Pending) and value.snapshot.numbers is None
+    ]
