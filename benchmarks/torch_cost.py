@@ -33,7 +33,7 @@ STEPS = 40
 FEW = 4  # of what takes long
 WIDTH = 128
 LAYERS = 40
-BATCH = 96
+BATCH = 32
 
 
 class Training:

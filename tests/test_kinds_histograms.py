@@ -168,6 +168,13 @@ def test_a_zero_that_lies_on_the_middle_edge_goes_above_it(most: float, bins: in
     assert found.counts[bins // 2] >= 10
 
 
+def test_without_torch_the_counts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = np.random.default_rng(0).normal(size=1000)
+    expected = counted(flat, [300, 700], 8)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert counted(flat, [300, 700], 8) == expected
+
+
 def test_an_array_of_many_blocks_is_counted_as_well() -> None:
     values = np.random.default_rng(0).normal(size=3_000_000).astype(np.float32)
     sizes = [10, 2_500_000, 400_000, 99_990]

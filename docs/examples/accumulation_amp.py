@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import metricbus
 from metricbus import MetricBus
-from metricbus.torch.clipping import clip_grad_norm_
-from metricbus.torch.optimizers import watch_optimizer
+from metricbus.torch import clip_grad_norm_, watch_optimizer
 
 DEVICE, DTYPE = "cpu", torch.bfloat16
 MICRO_BATCH, ACCUMULATE, MAX_NORM, EPOCHS = 16, 4, 1.0, 3

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import metricbus
 from metricbus import MetricBus
-from metricbus.torch.clipping import clip_grad_norm_
+from metricbus.torch import clip_grad_norm_
 
 torch.manual_seed(0)
 digits = load_digits()

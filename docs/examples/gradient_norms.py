@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import metricbus
 from metricbus import MetricBus
-from metricbus.torch.watching import watch
+from metricbus.torch import watch
 
 torch.manual_seed(0)
 digits = load_digits()

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import metricbus
 from metricbus import MetricBus
-from metricbus.torch.optimizers import watch_optimizer
+from metricbus.torch import watch_optimizer
 
 EPOCHS = 3
 

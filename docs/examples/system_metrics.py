@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import metricbus
-from metricbus import MetricBus
-from metricbus.system import SystemMonitor
-from metricbus.torch.step_timer import StepTimer
+from metricbus import MetricBus, SystemMonitor
+from metricbus.torch import StepTimer
 
 torch.manual_seed(0)
 digits = load_digits()

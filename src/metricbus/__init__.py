@@ -23,7 +23,18 @@ from metricbus.errors import (
     Unavailable,
 )
 from metricbus.history import History, Series, read
-from metricbus.kinds import Audio, Box, Chart, File, Histogram, Image, Table, Text, Video
+from metricbus.kinds import (
+    Audio,
+    Box,
+    Chart,
+    File,
+    Histogram,
+    Histograms,
+    Image,
+    Table,
+    Text,
+    Video,
+)
 from metricbus.later import deliver
 from metricbus.metric_bus import MetricBus
 from metricbus.process_wide import bus, configure
@@ -47,6 +58,7 @@ __all__ = [
     "EarlyStopping",
     "File",
     "Histogram",
+    "Histograms",
     "History",
     "Image",
     "JournalError",

@@ -12,6 +12,8 @@ goes above it, as there.
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, compress, pairwise
 from typing import NamedTuple
@@ -23,18 +25,19 @@ from metricbus.kinds.arrays import Array
 from metricbus.kinds.binning import Binned, bin_values
 
 _WIDTH = 256  # a network has many small tensors: wider rows would be padding for the most part
-_GROUP = 1 << 18  # values, or bins, at a time: they should stay in a core's cache
+_GROUP = 1 << 20  # values, or bins, at a time: the fewer calls, the less a training loop waits
 _LARGE = 1 << 21  # an array beyond that is counted in blocks, by itself, and has no rows
 _UP = 1 + 2.0**-50  # more than what rounding can have taken from a place among the bins
 
 Numbers = NDArray[np.float64]
 
+_kept = threading.local()
+
 
 class _Rows(NamedTuple):
     """Some arrays in rows: `owners` says whose each row is, `starts` where each array begins.
 
-    `scratch` is as large as `values`, for what is made of them: fresh memory for each operation
-    would cost more than the operation.
+    `scratch` is as large as `values`, for what is made of them.
     """
 
     values: Numbers
@@ -66,17 +69,24 @@ def bin_each(flat: Array, sizes: Sequence[int], bins: int) -> list[Binned]:
     cuts = list(accumulate(sizes, initial=0))
     arrays = [flat[begin:end] for begin, end in pairwise(cuts)]
     found: list[Binned] = []
-    memory = np.empty((2, 0, _WIDTH))
     for first, last in _groups(sizes, bins):
         group = arrays[first:last]
         if not 0 < group[0].size <= _LARGE:
             found.append(bin_values(group[0], bins))
             continue
         height = sum(-(-array.size // _WIDTH) for array in group)
-        if memory.shape[1] < height:
-            memory = np.empty((2, height, _WIDTH))
-        found += _bin_group(flat[cuts[first] : cuts[last]], group, bins, memory)
+        found += _bin_group(flat[cuts[first] : cuts[last]], group, bins, _memory(height))
     return found
+
+
+def _memory(rows: int) -> Numbers:
+    """Two tables of so many rows at least; what a group needs is kept for the thread's next one."""
+    kept: Numbers | None = getattr(_kept, "memory", None)
+    if kept is None or kept.shape[1] < rows:
+        kept = np.empty((2, rows, _WIDTH))
+        if rows * _WIDTH <= 2 * _GROUP:
+            _kept.memory = kept
+    return kept
 
 
 def _groups(sizes: Sequence[int], bins: int) -> Iterator[tuple[int, int]]:
@@ -174,8 +184,17 @@ def _counts(rows: _Rows, low: Numbers, scale: Numbers, bins: int) -> NDArray[np.
     bin_of = rows.values.reshape(-1).view(np.int32)[: place.size].reshape(place.shape)
     np.copyto(bin_of, place, casting="unsafe")  # to 32 bits, for which there are vectors
     bin_of += (owners * (bins + 1)).astype(np.int32)[:, np.newaxis]
-    found = np.bincount(bin_of.reshape(-1), minlength=low.size * (bins + 1))
+    found = _bincount(bin_of.reshape(-1), low.size * (bins + 1))
     found[bin_of[rows.starts, 0]] -= rows.padding
     counts = found.reshape(low.size, bins + 1)
     counts[:, -2] += counts[:, -1]  # the largest value was counted in a bin of its own
     return counts[:, :-1]
+
+
+def _bincount(numbers: NDArray[np.int32], length: int) -> NDArray[np.int64]:
+    """How often each number comes; by torch where it is, which lets others run meanwhile."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return np.bincount(numbers, minlength=length)
+    found: NDArray[np.int64] = torch.bincount(torch.from_numpy(numbers), minlength=length).numpy()
+    return found

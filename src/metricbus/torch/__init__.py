@@ -1,4 +1,23 @@
-"""Thin hooks that feed a bus from PyTorch; each is one line, and costs next to nothing.
+"""Hooks that feed a bus from PyTorch; each is one line, and costs next to nothing.
 
-The rest of metricbus knows a tensor when it sees one, and never imports torch.
+Everything else in metricbus knows a tensor when it sees one, and never imports torch.
 """
+
+from metricbus.decisions import Best, EarlyStopping
+from metricbus.system import SystemMonitor
+from metricbus.torch.activations import watch_activations
+from metricbus.torch.clipping import clip_grad_norm_
+from metricbus.torch.optimizers import watch_optimizer
+from metricbus.torch.step_timer import StepTimer
+from metricbus.torch.watching import watch
+
+__all__ = [
+    "Best",
+    "EarlyStopping",
+    "StepTimer",
+    "SystemMonitor",
+    "clip_grad_norm_",
+    "watch",
+    "watch_activations",
+    "watch_optimizer",
+]
