@@ -258,3 +258,36 @@ def metric_across(rank: int) -> Any:
             bus.log("acc", accuracy)
         results = bus.sync()
         return [results, accuracy.update_called]
+
+
+def train_together(rank: int) -> Any:
+    """One step of a model under DDP; each rank has its half of the batch."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from metricbus.torch import watch, watch_optimizer
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    batch = torch.randn(8, 4)
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        MetricBus(id="r", dir=".", sinks="") as bus,
+        watch(bus, wrapped, every=1),
+        watch_optimizer(bus, optimizer, advance=True),
+    ):
+        bus.define("loss", across_ranks="mean")
+        loss = wrapped(batch[rank::2]).square().mean()
+        loss.backward()
+        optimizer.step()
+        bus.log("loss", loss, weight=4)
+        alone = torch.nn.Linear(4, 1)
+        torch.manual_seed(0)
+        alone.reset_parameters()
+        whole = alone(batch).square().mean()
+        whole.backward()
+        norm = torch.cat(
+            [p.grad.flatten() for p in alone.parameters() if p.grad is not None]
+        ).norm()
+        return [bus.sync()["loss"], whole.item(), norm.item(), bus.step]

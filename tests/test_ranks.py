@@ -318,3 +318,12 @@ def test_a_torchmetrics_object_is_synchronised_where_the_ranks_meet(tmp_path: Pa
     # rank 0 sees 3 of which 2 are right; rank 1 6 of which 4: macro recalls 3/4, 1, 0 of class 2
     assert said[0] == said[1]
     assert values(tmp_path / "r", "acc") == [pytest.approx(said[0][0]["acc"])]
+
+
+def test_hooks_see_the_gradients_of_all_ranks(tmp_path: Path) -> None:
+    (loss, whole, norm, step), other = run_ranks(tmp_path, 2, scenarios.train_together)
+    assert step == other[3] == 1
+    assert loss == other[0] == pytest.approx(whole, rel=1e-6)
+    assert values(tmp_path / "r", "grad_norm/total") == [pytest.approx(norm, rel=1e-5)]
+    assert "grad_norm/weight" in metricbus.read(tmp_path / "r").names(), "without DDP's prefix"
+    assert values(tmp_path / "r", "lr") == [0.1]
