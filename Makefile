@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check bench bench-delivery bench-media chaos docs clean
+.PHONY: demo test lint types check bench bench-delivery bench-media bench-torch chaos docs clean
 
 demo: .venv/installed-demo  ## Train on real handwritten digits and watch the metrics arrive.
 	$(BIN)/metricbus demo
@@ -28,6 +28,9 @@ bench-delivery: .venv/installed-bench  ## Values a second into each backend; loo
 
 bench-media: .venv/installed-bench  ## What pictures, histograms and sounds cost.
 	$(BIN)/python -W ignore benchmarks/media_cost.py
+
+bench-torch: .venv/installed-bench  ## What watching a network's gradients costs.
+	$(BIN)/python -W ignore benchmarks/torch_cost.py
 
 chaos: .venv/installed-dev  ## Kills at random instants: more of them than the tests have.
 	CHAOS_KILLS=1000 CHAOS_KILLS_WITH_ALL=200 $(BIN)/pytest tests/test_chaos.py
