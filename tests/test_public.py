@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import metricbus
 from metricbus.sinks import find_sink
@@ -15,16 +19,47 @@ HEAVY = ["tensorboard", "google", "torch", "wandb", "mlflow", "typer", "rich", "
 
 
 def test_public_names_are_exactly_all() -> None:
-    public = {
-        name
-        for name, value in vars(metricbus).items()
-        if not name.startswith("_") and not isinstance(value, type(metricbus))
+    assert set(metricbus._MODULE_OF) == set(metricbus.__all__)
+    for name in metricbus.__all__:
+        assert getattr(metricbus, name) is getattr(import_module(metricbus._MODULE_OF[name]), name)
+    with pytest.raises(AttributeError, match="'metricbus' has no attribute 'Buss'"):
+        metricbus.Buss  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_there_are() -> None:
+    tree = ast.parse(Path(metricbus.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    assert public == set(metricbus.__all__)
+    assert seen == metricbus._MODULE_OF
+
+
+def test_a_star_import_has_all_of_them() -> None:
+    names: dict[str, object] = {}
+    exec("from metricbus import *", names)
+    assert names.keys() >= set(metricbus.__all__)
+
+
+def test_importing_imports_neither_a_backend_nor_what_is_not_used() -> None:
+    code = """
+        import sys, metricbus
+        assert "numpy" not in sys.modules
+        from metricbus import MetricBus
+        for unused in ("kinds", "history", "later", "decisions", "system", "engine", "consumer"):
+            assert f"metricbus.{unused}" not in sys.modules, unused
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
 def test_importing_imports_no_backend() -> None:
-    code = "import sys, json, metricbus, metricbus.testing; print(json.dumps(list(sys.modules)))"
+    code = (
+        "import sys, json, metricbus, metricbus.testing; from metricbus import *; "
+        "print(json.dumps(list(sys.modules)))"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

@@ -7,42 +7,46 @@ with MetricBus(run="digits", sinks="logging,csv,tensorboard") as bus:
         bus.log("train/loss", 1 / (step + 1))
 """
 
-from metricbus.decisions import Best, EarlyStopping
-from metricbus.errors import (
-    ClosedError,
-    ConfigError,
-    DeviceError,
-    JournalError,
-    Lost,
-    MediaError,
-    MetricBusError,
-    MissingPackageError,
-    RankError,
-    Rejected,
-    RunExistsError,
-    Unavailable,
-)
-from metricbus.history import History, Series, read
-from metricbus.kinds import (
-    Audio,
-    Box,
-    Chart,
-    File,
-    Histogram,
-    Histograms,
-    Image,
-    Table,
-    Text,
-    Video,
-)
-from metricbus.later import deliver
-from metricbus.metric_bus import MetricBus
-from metricbus.process_wide import bus, configure
-from metricbus.records import Scalars
-from metricbus.report import DeliveryError, Report, SinkCounts
-from metricbus.run import Run
-from metricbus.sinks import Sink
-from metricbus.system import SystemMonitor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metricbus.decisions import Best, EarlyStopping
+    from metricbus.errors import (
+        ClosedError,
+        ConfigError,
+        DeviceError,
+        JournalError,
+        Lost,
+        MediaError,
+        MetricBusError,
+        MissingPackageError,
+        RankError,
+        Rejected,
+        RunExistsError,
+        Unavailable,
+    )
+    from metricbus.history import History, Series, read
+    from metricbus.kinds import (
+        Audio,
+        Box,
+        Chart,
+        File,
+        Histogram,
+        Histograms,
+        Image,
+        Table,
+        Text,
+        Video,
+    )
+    from metricbus.later import deliver
+    from metricbus.metric_bus import MetricBus
+    from metricbus.process_wide import bus, configure
+    from metricbus.records import Scalars
+    from metricbus.report import DeliveryError, Report, SinkCounts
+    from metricbus.run import Run
+    from metricbus.sinks import Sink
+    from metricbus.system import SystemMonitor
 
 __version__ = "0.1.0"
 
@@ -86,3 +90,55 @@ __all__ = [
     "deliver",
     "read",
 ]
+
+# Imported when they are first used: whoever logs numbers does not pay for pictures.
+_FROM = {
+    "metricbus.decisions": ("Best", "EarlyStopping"),
+    "metricbus.errors": (
+        "ClosedError",
+        "ConfigError",
+        "DeviceError",
+        "JournalError",
+        "Lost",
+        "MediaError",
+        "MetricBusError",
+        "MissingPackageError",
+        "RankError",
+        "Rejected",
+        "RunExistsError",
+        "Unavailable",
+    ),
+    "metricbus.history": ("History", "Series", "read"),
+    "metricbus.kinds": (
+        "Audio",
+        "Box",
+        "Chart",
+        "File",
+        "Histogram",
+        "Histograms",
+        "Image",
+        "Table",
+        "Text",
+        "Video",
+    ),
+    "metricbus.later": ("deliver",),
+    "metricbus.metric_bus": ("MetricBus",),
+    "metricbus.process_wide": ("bus", "configure"),
+    "metricbus.records": ("Scalars",),
+    "metricbus.report": ("DeliveryError", "Report", "SinkCounts"),
+    "metricbus.run": ("Run",),
+    "metricbus.sinks": ("Sink",),
+    "metricbus.system": ("SystemMonitor",),
+}
+_MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

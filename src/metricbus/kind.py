@@ -12,12 +12,14 @@ import stat
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from metricbus.errors import MissingPackageError
-from metricbus.media import MediaWriter
 from metricbus.media_records import FileRef, MediumRecord
 from metricbus.records import Medium
+
+if TYPE_CHECKING:
+    from metricbus.media import MediaWriter
 
 R = TypeVar("R", bound=MediumRecord)
 

@@ -11,7 +11,6 @@ NaN. Infinities follow IEEE 754 (inf - inf is NaN).
 
 from __future__ import annotations
 
-import difflib
 import math
 import random
 import re
@@ -398,6 +397,8 @@ def reduction_factory(reduce: Reducer) -> Callable[[], Reduction]:
         return partial(Quantile, float(match[1]) / 100)
     if match := _EMA.fullmatch(reduce):
         return partial(Ema, float(match[1]))
+    import difflib  # whoever makes no mistakes need not wait for it
+
     near = [_OTHER_WORDS.get(reduce, ""), *difflib.get_close_matches(reduce, _SIMPLE, n=1)]
     best = next(filter(None, near), None)
     hint = f"; did you mean {best!r}?" if best else "."

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from metricbus.kinds.arrays import Array
 from metricbus.kinds.binning import Binned, bin_values
 
-_WIDTH = 256  # a network has many small tensors: wider rows would be padding for the most part
+_WIDTH = 128  # many tensors are a multiple of it, and need no padding; many others are small
 _GROUP = 1 << 20  # values, or bins, at a time: the fewer calls, the less a training loop waits
 _LARGE = 1 << 21  # an array beyond that is counted in blocks, by itself, and has no rows
 _UP = 1 + 2.0**-50  # more than what rounding can have taken from a place among the bins
@@ -107,7 +107,7 @@ def _groups(sizes: Sequence[int], bins: int) -> Iterator[tuple[int, int]]:
 
 def _bin_group(flat: Array, arrays: list[Array], bins: int, memory: Numbers) -> list[Binned]:
     with np.errstate(all="ignore"):
-        rows = _in_rows(arrays, memory)
+        rows = _in_rows(flat, np.array([array.size for array in arrays]), memory)
         summary = _summary(flat, rows)
         edges = edges_of(summary.minimum, summary.maximum, bins)
         scale = _UP * bins / (edges[:, -1] - edges[:, 0])
@@ -133,24 +133,32 @@ def edges_of(minimum: Numbers, maximum: Numbers, bins: int) -> Numbers:
     return np.linspace(low * scale, high * scale, bins + 1, axis=1) / scale[:, np.newaxis]
 
 
-def _in_rows(arrays: list[Array], memory: Numbers) -> _Rows:
-    sizes = np.array([array.size for array in arrays])
+def _in_rows(flat: Array, sizes: NDArray[np.int64], memory: Numbers) -> _Rows:
+    """What lies in `flat`, in rows; arrays without padding between them are copied at once, since
+    each copy lets go of the interpreter, which is then not soon to be had again.
+    """
     heights = -(-sizes // _WIDTH)
     ends = np.cumsum(heights)
     values, scratch = memory[:, : ends[-1]]
-    flat = values.reshape(-1)
+    cells = values.reshape(-1)
     begins = (ends - heights) * _WIDTH
-    for array, begin, end in zip(arrays, begins.tolist(), (ends * _WIDTH).tolist(), strict=True):
-        flat[begin : begin + array.size] = array
-        flat[begin + array.size : end] = flat[begin]
+    copied = at = source = 0  # of `flat`; the cells filled; where the next array is in `flat`
+    for size, begin, end in zip(
+        sizes.tolist(), begins.tolist(), (ends * _WIDTH).tolist(), strict=True
+    ):
+        source += size
+        if begin + size < end or source == flat.size:
+            cells[at : begin + size] = flat[copied:source]
+            cells[begin + size : end] = cells[begin]
+            copied, at = source, end
     return _Rows(
         values,
         scratch,
-        owners=np.repeat(np.arange(len(arrays)), heights),
+        owners=np.repeat(np.arange(sizes.size), heights),
         starts=ends - heights,
         sizes=sizes,
         padding=heights * _WIDTH - sizes,
-        first=flat[begins],
+        first=cells[begins],
     )
 
 
