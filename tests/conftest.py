@@ -17,7 +17,11 @@ import pytest
 
 from metricbus import MetricBus, exits
 
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that tests have no use for
+    "WANDB_ERROR_REPORTING": "false",
+}
 
 STAGING = "WANDB_DATA_DIR"
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -141,6 +141,7 @@ def test_doubles_together_give_what_each_gives_alone(parts: list[Array], bins: i
 
 @settings(max_examples=50)
 @given(st.lists(singles | doubles | moderate, min_size=1, max_size=4), some_bins)
+@example([np.array([-LARGEST, LARGEST])], 1)
 def test_counting_on_the_device_gives_the_same(parts: list[Array], bins: int) -> None:
     flat = [torch.from_numpy(part.astype(np.float64)) for part in parts]
     for one, part in zip(on_device(flat, bins), parts, strict=True):

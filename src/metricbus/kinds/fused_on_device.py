@@ -193,7 +193,9 @@ def _binned(totals: Any, counts: Any, edges: Any) -> Binned:
     apart = int(nan), int(infinite), int(minus_infinite)
     if not count:
         return Binned([], [], 0, None, None, None, None, None, None, *apart)
-    if not (np.diff(edges) > 0).all():  # float64 has not so many edges between the two
+    with np.errstate(over="ignore"):  # from one end of float64 to the other
+        grow = (np.diff(edges) > 0).all()
+    if not grow:  # float64 has not so many edges between the two
         counts, edges = counts.sum(keepdims=True), edges[[0, -1]]
     mean = min(max(total / count, minimum), maximum) if isfinite(total) else total
     mean, std, total, squares = (x if isfinite(x) else None for x in (mean, std, total, squares))
