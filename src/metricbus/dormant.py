@@ -46,7 +46,7 @@ class DormantQueue(CallQueue):
         """Joins the run, and hands the medium on."""
         self.crowded()
         if self._joined is None:
-            self.dropped += 1
+            self.dropped += taken.media
         else:
             self._joined.put_medium(stamp, taken)
 

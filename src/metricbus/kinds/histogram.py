@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from metricbus.devices import ACCELERATORS
 from metricbus.kind import Kind, Taken, Work
 from metricbus.kinds.arrays import Array, is_tensor, snapshot, told, view_of
 from metricbus.kinds.binning import Binned, bin_on_device, bin_values, binned
+from metricbus.kinds.fused_on_device import apart_from
 from metricbus.media_records import HistogramRecord
 
 _MOST_BINS = 4096
@@ -56,7 +58,9 @@ class Histogram(Kind):
         if is_tensor(values) and _can_bin(values):
             copied = values.detach().clone()
             nbytes = copied.numel() * copied.element_size()
-            return Taken(nbytes, partial(_from_device, copied, self._bins))
+            accelerator = ACCELERATORS.get(values.device.type)
+            stream = accelerator.stream(values.device) if accelerator else None
+            return Taken(nbytes, partial(_from_device, copied, self._bins, stream))
         if is_tensor(values) and _is_to_be_counted_here(values):
             return Taken(0, partial(_record, bin_values(values.detach(), self._bins)))
         view = view_of(name, values, _ACCEPTED)
@@ -112,8 +116,9 @@ def _from_values(values: Array, bins: int, work: Work) -> HistogramRecord:
     return _record(bin_values(values, bins), work)
 
 
-def _from_device(tensor: Any, bins: int, work: Work) -> HistogramRecord:
-    return _record(bin_on_device(tensor, bins), work)
+def _from_device(tensor: Any, bins: int, stream: Any, work: Work) -> HistogramRecord:
+    with apart_from(stream, tensor.device):
+        return _record(bin_on_device(tensor, bins), work)
 
 
 def _record(found: Binned, work: Work) -> HistogramRecord:
