@@ -263,6 +263,13 @@ def test_a_bad_interval_is_refused(bus: MetricBus, every_secs: float) -> None:
         SystemMonitor(bus, every_secs=every_secs)
 
 
+def test_without_a_bus_it_says_what_comes_first() -> None:
+    given: Any = 5
+    with pytest.raises(TypeError, match=r"is the bus.*not int.*SystemMonitor\(bus, every_secs=5\)"):
+        SystemMonitor(given)
+    assert not runs()
+
+
 def test_removed_it_has_no_thread(bus: MetricBus) -> None:
     monitor = SystemMonitor(bus, gpus=False)
     assert runs()

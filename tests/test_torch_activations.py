@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -397,6 +399,89 @@ def test_a_scripted_model_is_refused_with_the_reason(bus: MetricBus, model: nn.S
         watch_activations(bus, torch.jit.script(model))
 
 
+NO_FORWARD = "watch_activations(): it has seen no forward of the model in training mode"
+
+
+@pytest.mark.parametrize("order", ["compiled later", "compiled before"])
+def test_a_compiled_model_whose_forwards_are_not_seen_is_told_of_once(
+    bus: MetricBus, model: nn.Sequential, caplog: pytest.LogCaptureFixture, order: str
+) -> None:
+    if order == "compiled before":
+        compiled = torch.compile(model, backend="eager")
+    with watch_activations(bus, model) as handle:
+        if order == "compiled later":
+            compiled = torch.compile(model, backend="eager")
+        compiled(torch.ones(2, 3))
+    handle.remove()
+    bus.close()
+    (told,) = caplog.messages
+    assert told.startswith(NO_FORWARD)
+
+
+def test_forwards_that_are_never_seen_are_told_of_when_the_run_is_closed(
+    bus: MetricBus, model: nn.Sequential, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = watch_activations(bus, model)
+    model[0](torch.ones(2, 3))
+    bus.close()
+    handle.remove()
+    (told,) = caplog.messages
+    assert told.startswith(NO_FORWARD)
+
+
+def test_a_watch_that_has_seen_a_forward_ends_in_silence(
+    bus: MetricBus, model: nn.Sequential, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watch_activations(bus, model):
+        model(torch.ones(2, 3))
+    bus.close()
+    assert not caplog.messages
+
+
+def test_a_watch_of_a_bus_that_is_off_ends_in_silence(
+    model: nn.Sequential, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watch_activations(MetricBus(disabled=True), model):
+        model(torch.ones(2, 3))
+    assert not caplog.messages
+
+
+def test_a_bus_keeps_no_watched_model_alive(bus: MetricBus) -> None:
+    model = nn.Linear(3, 1)
+    gone = weakref.ref(model)
+    watch_activations(bus, model)
+    model(torch.ones(2, 3))
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_model_that_is_watched_twice_is_warned_of(
+    bus: MetricBus, model: nn.Sequential, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watch_activations(bus, model), watch_activations(bus, model, modules="0", stats=["std"]):
+        model(torch.ones(2, 3))
+    (told,) = caplog.messages
+    assert told.startswith("watch_activations(): this Sequential is watched already")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [({"modules": "0"}, {"modules": "1"}), ({"stats": ["std"]}, {"stats": ["mean"]})],
+    ids=["modules", "stats"],
+)
+def test_two_watches_that_log_different_names_go_together(
+    bus: MetricBus,
+    model: nn.Sequential,
+    caplog: pytest.LogCaptureFixture,
+    one: dict[str, Any],
+    other: dict[str, Any],
+) -> None:
+    with watch_activations(bus, model, **one), watch_activations(bus, model, **other):
+        model(torch.ones(2, 3))
+    assert not caplog.messages
+
+
 def test_what_cannot_be_logged_is_told_and_training_goes_on(
     bus: MetricBus, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -433,6 +518,19 @@ def test_bad_options_are_refused(
     with pytest.raises(kind, match=message):
         watch_activations(bus, model, **options)
     assert hooks_of(model) == [0, 0, 0, 0, 0]
+
+
+def test_a_model_without_modules_inside_says_so_when_a_name_matches_none(bus: MetricBus) -> None:
+    with pytest.raises(ValueError, match=r"'nosuch\*'.*has no modules inside; leave out modules="):
+        watch_activations(bus, nn.Linear(1, 1), modules=["nosuch*"])
+
+
+def test_swapped_with_the_bus_it_says_what_comes_first(
+    bus: MetricBus, model: nn.Sequential
+) -> None:
+    swapped: Any = (model, bus)
+    with pytest.raises(TypeError, match=r"is the bus.*not Sequential.*watch_activations\(bus, mod"):
+        watch_activations(*swapped)
 
 
 def test_what_is_no_model_is_refused(bus: MetricBus) -> None:

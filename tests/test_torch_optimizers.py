@@ -483,6 +483,23 @@ def test_what_is_no_optimizer_is_refused(bus: MetricBus, given: Any, hint: str) 
         watch_optimizer(bus, given)
 
 
+def test_swapped_with_the_bus_it_says_what_comes_first(bus: MetricBus, model: nn.Linear) -> None:
+    swapped: Any = (SGD(model.parameters(), lr=0.5), bus)
+    with pytest.raises(TypeError, match=r"is the bus.*not SGD.*watch_optimizer\(bus, optimizer\)"):
+        watch_optimizer(*swapped)
+
+
+def test_an_optimizer_that_is_watched_twice_is_warned_of(
+    bus: MetricBus, model: nn.Linear, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = SGD(model.parameters(), lr=0.5)
+    with watch_optimizer(bus, optimizer), watch_optimizer(bus.scope("other"), optimizer):
+        assert not caplog.records
+        with watch_optimizer(bus, optimizer, advance=True):
+            (told,) = caplog.messages
+    assert told.startswith("watch_optimizer(): this SGD is watched already")
+
+
 def test_a_quantity_that_the_optimizer_does_not_have_is_refused(
     bus: MetricBus, model: nn.Linear
 ) -> None:

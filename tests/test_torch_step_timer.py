@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from metricbus import MetricBus
+from metricbus.records import Scalars
 from metricbus.testing import MemorySink
 from metricbus.torch import step_timer
 from metricbus.torch.optimizers import watch_optimizer
@@ -315,6 +317,149 @@ def test_a_step_that_the_optimizer_ends_is_timed_where_it_began(
         for _ in timer(bus.steps(range(2), advance=False)):
             optimizer.step()
     assert [step for step, _ in points(bus, sink, "time/step")] == [0, 1]
+
+
+@pytest.fixture
+def optimizer(bus: MetricBus) -> Iterator[torch.optim.Optimizer]:
+    """It moves the bus's step."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    with watch_optimizer(bus, optimizer, advance=True):
+        yield optimizer
+
+
+def accumulate(
+    bus: MetricBus,
+    timer: StepTimer,
+    device: FakeDevice,
+    optimizer: torch.optim.Optimizer,
+    *,
+    batches: int,
+) -> None:
+    """A loop with a step of the optimizer every two batches; each takes 1 s of data, 6 of work."""
+    for number in timer(bus.steps(loaded(device, range(batches)), advance=False)):
+        with timer.forward():
+            device.work(2.0)
+        with timer.backward():
+            device.work(4.0)
+        timer.count(samples=7)
+        if number % 2:
+            optimizer.step()
+
+
+def test_the_batches_of_a_step_that_the_optimizer_ends_add_up_to_one_row(
+    bus: MetricBus,
+    sink: MemorySink,
+    device: FakeDevice,
+    timer: StepTimer,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    accumulate(bus, timer, device, optimizer, batches=4)
+    bus.flush()
+    times = {"data": 2.0, "forward": 4.0, "backward": 8.0, "other": 0.0, "step": 14.0}
+    row = {f"time/{name}": secs for name, secs in times.items()}
+    row |= {"throughput/samples": 1.0, "memory/peak": 1024}
+    assert [(record.step, record.values) for record in timed(sink)] == [(0, row), (1, row)]
+
+
+def timed(sink: MemorySink) -> list[Scalars]:
+    return [record for record in sink.records if "time/step" in record.values]
+
+
+def test_batches_that_are_left_when_the_loop_ends_are_a_step_too(
+    bus: MetricBus,
+    sink: MemorySink,
+    device: FakeDevice,
+    timer: StepTimer,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    accumulate(bus, timer, device, optimizer, batches=3)
+    assert points(bus, sink, "time/step") == [(0, 14.0), (1, 7.0)]
+
+
+def test_what_the_loader_takes_to_end_counts_for_no_step(
+    bus: MetricBus,
+    sink: MemorySink,
+    device: FakeDevice,
+    timer: StepTimer,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    def loader() -> Iterator[int]:
+        yield 0
+        device.work(8.0)
+
+    for _ in timer(bus.steps(loader(), advance=False)):
+        device.work(1.0)
+    assert points(bus, sink, "time/step") == [(0, 1.0)]
+
+
+def test_a_loop_that_breaks_off_within_a_step_ends_it(
+    bus: MetricBus,
+    sink: MemorySink,
+    device: FakeDevice,
+    timer: StepTimer,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    for number in timer(bus.steps(range(9), advance=False)):
+        device.work(1.0)
+        if number == 2:
+            break
+    assert points(bus, sink, "time/step") == [(0, 3.0)]
+
+
+def test_a_part_that_raises_in_one_batch_has_its_whole_step_left_out(
+    bus: MetricBus,
+    sink: MemorySink,
+    device: FakeDevice,
+    timer: StepTimer,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    for number in timer(bus.steps(range(4), advance=False)):
+        with suppress(ZeroDivisionError), timer.forward():
+            device.work(1.0)
+            if number == 0:
+                raise ZeroDivisionError
+        if number % 2:
+            optimizer.step()
+    assert points(bus, sink, "time/step") == [(1, 2.0)]
+
+
+def test_every_counts_the_steps_that_the_optimizer_makes(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice, optimizer: torch.optim.Optimizer
+) -> None:
+    timer = StepTimer(bus, every=2, device="cpu")
+    accumulate(bus, timer, device, optimizer, batches=10)
+    assert points(bus, sink, "time/step") == [(0, 14.0), (2, 14.0), (4, 14.0)]
+
+
+def test_the_most_memory_of_all_batches_is_told(
+    bus: MetricBus,
+    sink: MemorySink,
+    device: FakeDevice,
+    timer: StepTimer,
+    optimizer: torch.optim.Optimizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peaks = iter([300, 500, 400])
+    monkeypatch.setattr(device, "peak_memory", lambda: next(peaks))
+    for _ in timer(bus.steps(range(3), advance=False)):
+        pass
+    assert points(bus, sink, "memory/peak") == [(0, 500)]
+
+
+def test_every_goes_on_counting_in_the_next_loop(
+    bus: MetricBus, sink: MemorySink, device: FakeDevice
+) -> None:
+    timer = StepTimer(bus, every=2, device="cpu")
+    for _ in range(4):
+        for _ in timer(bus.steps(range(1))):
+            device.work(1.0)
+    assert points(bus, sink, "time/step") == [(0, 1.0), (2, 1.0)]
+
+
+@pytest.mark.parametrize("given", [nn.Linear(1, 1), None], ids=["model", "nothing"])
+def test_without_a_bus_it_says_what_comes_first(given: Any) -> None:
+    with pytest.raises(TypeError, match=rf"is the bus.*not {type(given).__name__}.*StepTimer\(bus"):
+        StepTimer(given)
 
 
 def test_a_scope_prefixes_the_names(bus: MetricBus, sink: MemorySink, device: FakeDevice) -> None:

@@ -6,7 +6,9 @@ import copy
 import gc
 import logging
 import math
+import os
 import pickle
+import signal
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -732,6 +734,159 @@ def test_bad_options_are_refused(
 def test_what_is_no_module_is_refused(bus: MetricBus, model: Net) -> None:
     with pytest.raises(TypeError, match=r"watch\(\) takes a torch.nn.Module, not generator"):
         watch(bus, model.parameters())  # type: ignore[arg-type]
+
+
+def test_swapped_with_the_bus_it_says_what_comes_first(bus: MetricBus, model: Net) -> None:
+    swapped: Any = (model, bus)
+    with pytest.raises(TypeError, match=r"is the bus.*not Net; write watch\(bus, model\)"):
+        watch(*swapped)
+
+
+def test_clipping_without_a_bus_says_what_comes_first(model: Net) -> None:
+    given: Any = (model.parameters(), 1.0)
+    with pytest.raises(TypeError, match=r"is the bus.*not generator; write clip_grad_norm_\(bus, "):
+        clip_grad_norm_(*given)
+
+
+# Silence, and too much
+
+
+NO_STEP = "watch(): no optimizer that has parameters of the model has made a step"
+
+
+def test_a_watch_that_sees_no_step_says_so_once_when_it_ends(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Net()
+    with watch(bus, model) as handle:
+        step(sgd(other), other)
+    (told,) = caplog.messages
+    assert told.startswith(NO_STEP)
+    handle.remove()
+    bus.close()
+    assert len(caplog.messages) == 1
+
+
+def test_a_watch_that_nobody_removes_says_so_when_the_run_is_closed(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = watch(bus.scope("net"), model)
+    bus.close()
+    handle.remove()
+    (told,) = caplog.messages
+    assert told.startswith(NO_STEP)
+
+
+def test_a_model_that_is_gone_is_told_of_too(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    temporary = Net()
+    gone = weakref.ref(temporary)
+    watch(bus, temporary)
+    del temporary
+    gc.collect()
+    assert gone() is None
+    bus.close()
+    assert len(caplog.messages) == 1
+
+
+def test_a_watch_that_has_seen_a_step_ends_in_silence(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watch(bus, model):
+        step(sgd(model), model)
+    bus.close()
+    assert not caplog.messages
+
+
+def test_a_training_that_fails_before_its_first_step_is_not_told_of_silence(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ZeroDivisionError), watch(bus, model):
+        raise ZeroDivisionError
+    bus.close()
+    assert not caplog.messages
+
+
+def test_a_watch_of_a_bus_that_is_off_ends_in_silence(
+    model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    off = MetricBus(disabled=True)
+    with watch(off, model):
+        pass
+    off.close()
+    assert not caplog.messages
+
+
+def test_a_forked_child_says_nothing_of_the_watches_of_its_parent(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = watch(bus, model)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        handle.remove()
+        os._exit(len(caplog.messages))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    handle.remove()
+
+
+def test_a_second_watch_of_a_model_beside_the_first_is_warned_of(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watch(bus, model), watch(bus, torch.nn.DataParallel(model)):
+        (told,) = caplog.messages
+        step(sgd(model), model)
+    assert told.startswith("watch(): this Net is watched already")
+    assert "remove() the first" in told
+
+
+def test_a_second_watch_that_logs_the_same_names_in_part_is_warned_of(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watch(bus, model, log="all"), watch(bus, model, histograms=False):
+        assert len(caplog.messages) == 1
+        step(sgd(model), model)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"log": "gradients"}, {"log": "parameters"}),
+        ({"norms": False}, {"histograms": False}),
+    ],
+    ids=["gradients and parameters", "norms and histograms"],
+)
+def test_watches_of_a_model_that_log_different_names_go_together(
+    bus: MetricBus,
+    model: Net,
+    caplog: pytest.LogCaptureFixture,
+    one: dict[str, Any],
+    other: dict[str, Any],
+) -> None:
+    with watch(bus, model, **one), watch(bus, model, **other):
+        step(sgd(model), model)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("where", ["another model", "another scope", "another bus", "afterwards"])
+def test_a_second_watch_that_doubles_nothing_is_not_warned_of(
+    bus: MetricBus, model: Net, caplog: pytest.LogCaptureFixture, tmp_path: Path, where: str
+) -> None:
+    first = watch(bus, model)
+    step(sgd(model), model)
+    other = Net() if where == "another model" else model
+    place: Any = bus
+    if where == "another scope":
+        place = bus.scope("other")
+    elif where == "another bus":
+        place = MetricBus(disabled=True)
+    elif where == "afterwards":
+        first.remove()
+    with watch(place, other):
+        step(sgd(other), other)
+    first.remove()
+    assert not caplog.messages
 
 
 # Clipping

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from metricbus.errors import RankError
-from metricbus.records import Number
 from metricbus.reductions import Reduction, reduction_factory
 
 Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -25,7 +24,7 @@ class Merged(NamedTuple):
 
     name: str
     emitted_as: str
-    value: Number
+    value: Any  # a number, or one that is still on its way from a device
     step: int
     time: int
 

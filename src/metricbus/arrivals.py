@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from metricbus.complaints import Complaints
 from metricbus.devices import DeviceCopy, Pending, bring
@@ -28,12 +29,21 @@ class Arrivals:
         """The call with the numbers themselves; without those that the device did not give."""
         row: dict[str, Number] = {}
         for name, value in call.row.items():
-            try:
-                row[name] = value.number() if isinstance(value, Pending) else value
-            except DeviceError as error:
+            number = self.number(name, call.step, value)
+            if number is None:
                 self.lost += 1
-                self._complaints.warn("%r at step %d is lost: %s", name, call.step, error)
+            else:
+                row[name] = number
         return [(row, call.weight, call.step, call.epoch, call.time)] if row else []
+
+    def number(self, name: str, step: int, value: Any) -> Number | None:
+        """The value itself; None, and a warning, if the device does not give it."""
+        try:
+            number: Number = value.number() if isinstance(value, Pending) else value
+        except DeviceError as error:
+            self._complaints.warn("%r at step %d is lost: %s", name, step, error)
+            return None
+        return number
 
 
 def _outstanding(calls: Iterable[Call | Control]) -> list[DeviceCopy]:

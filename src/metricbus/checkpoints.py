@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from metricbus.controls import GoBack, Snapshot
 from metricbus.engine import Engine
 from metricbus.journal import JournalReader
@@ -15,6 +17,7 @@ from metricbus.media_records import MediumRecord
 from metricbus.ranks import find_rank
 from metricbus.records import End, Epoch, Rewind, Scalars
 from metricbus.steps import Clock, check_step
+from metricbus.values import INT_MAX
 
 _log = logging.getLogger("metricbus")
 
@@ -70,7 +73,9 @@ def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock, time
             beyond = _end_of_epoch(engine, state)
             if beyond is not None:
                 line, reductions = beyond, []
-            record = _rewind_to(clock, attempt=state["attempt"], segment=segment, line=line)
+            is_own = state.get("rank", 0) == find_rank().number or engine.rank == 0
+            place = {"segment": segment, "line": line} if is_own else {}
+            record = _rewind_to(clock, attempt=state["attempt"], **place)
         elif was_ahead:  # the checkpoint is another run's
             record = _rewind_to(clock)
         _go_back(engine, record, reductions, timeout)
@@ -79,9 +84,13 @@ def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock, time
 def _go_back(
     engine: Engine, record: Rewind | None, reductions: Sequence[Any], timeout: float
 ) -> None:
-    """Where several ranks write, the first one speaks for all: the others may be ahead of it."""
-    if engine.rank > 0:
-        record = None
+    """Where several ranks write, the first one speaks for all of steps: others may be ahead of it.
+
+    They speak of what they themselves had written after the checkpoint.
+    """
+    if engine.rank > 0 and record is not None:
+        own = msgspec.structs.replace(record, step=INT_MAX, attempt=0, rank=engine.rank)
+        record = own if record.segment else None
     engine.order(GoBack(record, reductions), timeout)
 
 

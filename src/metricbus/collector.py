@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from metricbus.across import Merged
 from metricbus.arrivals import Arrivals
 from metricbus.bell import breathe
 from metricbus.complaints import Complaints
@@ -88,7 +89,7 @@ class Collector:
         self._flush_secs = flush_secs
         self._listener = listener
         self.rank = rank
-        self._is_of_several = several
+        self.is_of_several = several
         self._told_dropped = 0
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
@@ -181,20 +182,29 @@ class Collector:
         elif isinstance(control, EpochBegins):
             self._append([control.record])
         elif isinstance(control, TakePart):
-            if not control.withdrawn:
+            if control.claim():
                 control.parts = self.reducing.take_across()
         elif isinstance(control, GiveBack):
             self.reducing.give_back(control.parts)
         elif isinstance(control, Met):
-            self.reducing.newest |= {one.emitted_as: one.value for one in control.results}
             if control.here:
                 epoch, ended = control.epoch, control.ended
-                self._emit(self.reducing.merged(control.results, epoch, ended=ended))
+                self._emit(self.reducing.merged(self._arrived(control), epoch, ended=ended))
         elif isinstance(control, EpochEnds):
             emissions, control.results = self.reducing.end_epoch()
             self._emit(emissions)
             if control.record.seconds is not None:
                 self._append([control.record])
+
+    def _arrived(self, control: Met) -> list[Merged]:
+        """What was computed on a device may still be there; what that does not give is left out."""
+        found = []
+        for one in control.results:
+            number = self._arrivals.number(one.name, one.step, one.value)
+            if number is not None:
+                found.append(one._replace(value=number))
+                self.reducing.newest[one.emitted_as] = number
+        return found
 
     def _take(self, calls: list[Call], *, counted: bool = False) -> None:
         if not calls:
@@ -270,7 +280,7 @@ class Collector:
     def _tell_unmet(self) -> None:
         """Of several ranks, nobody met at the end: that is not for `close()` to do."""
         names = self.reducing.across_ranks()
-        if names and self._is_of_several:
+        if names and self.is_of_several:
             _log.warning(
                 "the ranks have not met since %s was logged: what is written at the end is of this "
                 "rank alone; call bus.end_epoch() or bus.sync() on every rank before bus.close()",

@@ -124,6 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             pattern=r"^(all|local0|\d+)$",
+            title="a rank's number | all | local0",
             description="Which of several ranks write: the one of this number, `all` (each a "
             "segment of its own in one run), or `local0` (one on each machine).",
         ),
@@ -247,13 +248,15 @@ def _convert(value: object, hint: Any, what: str) -> Any:
     try:
         return msgspec.convert(value, hint, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"{redact(f'{what}{value!r}')}: {error}; expected {in_words(hint)}"
-        ) from None
+        why = "" if "matching regex" in str(error) else f"{error}; "
+        raise ConfigError(f"{redact(f'{what}{value!r}')}: {why}expected {in_words(hint)}") from None
 
 
 def in_words(hint: Any) -> str:
     """A type as it is told to people."""
+    for meta in getattr(hint, "__metadata__", ()):
+        if isinstance(meta, Meta) and meta.title:
+            return meta.title
     kind = hint.__origin__ if hasattr(hint, "__metadata__") else hint
     if kind is bool:
         return "1 or 0 (true or false)"

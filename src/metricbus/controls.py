@@ -59,14 +59,21 @@ class GoBack(Control):
 
 
 class TakePart(Control):
-    """Asks for what waits for the ranks to meet, which is open no more; unless it is `withdrawn`
-    first. `parts` has it once it is `done`.
+    """Asks for what waits for the ranks to meet, which is open no more. `parts` has it once it is
+    `done`. Either the collector claims it, to obey, or who asks, to withdraw it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.parts: Parts = {}
-        self.withdrawn = False
+        self._claim = [True]
+
+    def claim(self) -> bool:
+        """Whether it is the caller's now; true once."""
+        try:
+            return self._claim.pop()  # atomic
+        except IndexError:
+            return False
 
 
 class GiveBack(Control):

@@ -18,7 +18,9 @@ from metricbus import exits
 from metricbus.config import Settings
 from metricbus.definitions import Definition, Definitions
 from metricbus.dormant import DormantQueue
+from metricbus.metric_objects import MetricObjects
 from metricbus.queue import CallQueue
+from metricbus.ranks import Rank, find_rank
 from metricbus.recorder import Recorder
 from metricbus.records import Status
 from metricbus.run import Run, RunFolder
@@ -34,6 +36,7 @@ class Copyable(Recorder):
 
     _engine: Engine | None
     _elsewhere: tuple[RunFolder, Run] | None  # the run of which this is a copy
+    _rank: Rank  # of the process that this is a copy from
     _settings: Settings
     _config: Mapping[str, Any]
     _definitions: Definitions
@@ -87,6 +90,8 @@ class Copyable(Recorder):
 
     def sleep_in_child(self) -> None:
         """What a fork does to the child's copy: the threads behind this bus are the parent's."""
+        self._metrics = MetricObjects()  # the parent computes its own
+        self._ends = []
         if self._engine is None:
             return
         folder, run = self._engine.folder, self._engine.run
@@ -94,7 +99,7 @@ class Copyable(Recorder):
             self._engine = None
             self._switch_off()
         else:
-            self._sleep(folder, run)
+            self._sleep(folder, run, self._engine.known_as)
 
     def __copy__(self) -> Self:
         return self
@@ -106,9 +111,10 @@ class Copyable(Recorder):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, it is the run: the same bus in this process, a copy that joins in another."""
         stands = (self._clock.step, self._clock.epoch)
+        rank = self._engine.known_as if self._engine else find_rank()
         config = self.run.config if self.run else {}
         definitions = _picklable(self._definitions)
-        pickled = _Pickled(self.folder, self._settings, config, definitions, stands)
+        pickled = _Pickled(self.folder, self._settings, config, definitions, stands, rank)
         return _unpickled, (type(self), pickled)
 
     def _awake(self) -> Engine | None:
@@ -124,8 +130,9 @@ class Copyable(Recorder):
         """Whether this is a copy that has not joined its run; its queue is a dormant one."""
         return self._engine is None and self._elsewhere is not None
 
-    def _sleep(self, folder: RunFolder, run: Run) -> None:
+    def _sleep(self, folder: RunFolder, run: Run, rank: Rank) -> None:
         self._engine = None
+        self._rank = rank
         self._elsewhere = folder, run
         self._queue = DormantQueue(self._wake)
 
@@ -133,7 +140,7 @@ class Copyable(Recorder):
         assert self._elsewhere is not None
         from metricbus.opening import join_engine
 
-        self._engine = join_engine(self._elsewhere[0], self._settings)
+        self._engine = join_engine(self._elsewhere[0], self._settings, self._rank)
         for definition in self._definitions:
             self._engine.define(definition, default=False)
         self._queue = self._engine.queue
@@ -144,13 +151,14 @@ class Copyable(Recorder):
 
 
 class _Pickled(NamedTuple):
-    """What goes along with a pickled bus; `stands` is its step and epoch."""
+    """What goes along with a pickled bus; `stands` is its step and epoch, `rank` its process's."""
 
     folder: Path | None
     settings: Settings
     config: Mapping[str, Any]
     definitions: Sequence[Definition]
     stands: tuple[int, int]
+    rank: Rank
 
 
 def _unpickled(kind: type[Copyable], pickled: _Pickled) -> Copyable:
@@ -168,7 +176,7 @@ def _unpickled(kind: type[Copyable], pickled: _Pickled) -> Copyable:
     if folder is None:
         bus._switch_off()
     else:
-        bus._sleep(RunFolder(folder), Run(id=folder.name, name=folder.name))
+        bus._sleep(RunFolder(folder), Run(id=folder.name, name=folder.name), pickled.rank)
     return bus
 
 

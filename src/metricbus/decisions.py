@@ -26,6 +26,7 @@ Mode: TypeAlias = Literal["min", "max"]
 _log = logging.getLogger("metricbus.decisions")
 
 _PATIENCE_WITH_NOTHING = 3  # checks that find no value before the first one, until that is told
+_MOST_NAMES = 20  # that a warning tells
 
 
 class Standing(NamedTuple):
@@ -196,6 +197,7 @@ class _Tracker:
         self._mode = mode
         self._min_delta = min_delta
         self._found_nothing = 0
+        self._told_of_lack = False
         self.standing = Standing()
 
     def check(self, value: object, *, over: bool = False) -> bool:
@@ -203,6 +205,8 @@ class _Tracker:
 
         Asks the other ranks in any case, even when it is over: they may not know.
         """
+        if isinstance(value, Mapping) and self.name not in value:
+            self._complain_of_lack(value)
         seen = [False, *self.standing] if over else self._looked(value)
         checked, *standing = agree(seen, timeout=self._bus._settings.sync_secs)
         self.standing = Standing(*standing)
@@ -254,6 +258,21 @@ class _Tracker:
         if self._mode == "min":
             return number < best - self._min_delta
         return number > best + self._min_delta
+
+    def _complain_of_lack(self, values: Mapping[str, Any]) -> None:
+        """Once: what was given does not have the name."""
+        if self._told_of_lack:
+            return
+        self._told_of_lack = True
+        names = ", ".join(map(repr, list(values)[:_MOST_NAMES])) or "nothing"
+        if self._bus.last(self.name) is None:
+            why = "nothing has been logged under it"
+        else:
+            why = (
+                "it is logged, and not reduced over the epoch: call without an argument, or "
+                f"bus.define({self.name!r}, on_epoch=True)"
+            )
+        _log.warning("%r is not in what was given, which has %s; %s", self.name, names, why)
 
     def _complain_of_nothing(self) -> None:
         self._found_nothing += 1

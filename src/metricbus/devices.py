@@ -12,6 +12,7 @@ torch is found in `sys.modules`: who never imported it has no such values.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +81,8 @@ class Cuda:
         """Pinned memory is costly to get, so it is used again."""
         if self._pinned is None or self._pinned.numel() < numbers:
             room = max(1024, 1 << (numbers - 1).bit_length())
-            self._pinned = torch.empty(room, dtype=torch.int64, pin_memory=True)
+            with torch.inference_mode(False):  # whoever asks first may be in it
+                self._pinned = torch.empty(room, dtype=torch.int64, device="cpu", pin_memory=True)
         return self._pinned[:numbers]
 
 
@@ -88,6 +90,14 @@ ACCELERATORS: dict[str, Accelerator] = {"cuda": Cuda()}
 """By torch's name for the type of device."""
 
 _bringing = threading.RLock()  # also who asks for a value back may bring some over
+
+
+def _renew_in_child() -> None:
+    global _bringing
+    _bringing = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_in_child)  # a thread that is not there may hold it
 
 
 class DeviceCopy:
@@ -126,12 +136,15 @@ def is_deferred(value: object) -> bool:
     if torch is None or not isinstance(value, torch.Tensor):
         return False
     return (
-        value.device.type in ACCELERATORS
+        type(value) in (torch.Tensor, torch.nn.Parameter)  # others may not be what they seem
+        and value.device.type in ACCELERATORS
         and value.numel() == 1
         and not value.is_complex()
+        and not value.is_quantized
+        and not value.is_nested
         and value.layout == torch.strided
         and value.dtype != torch.uint64
-        and not hasattr(value, "full_tensor")
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
     )
 
 
@@ -169,13 +182,23 @@ def bring(snapshots: Iterable[DeviceCopy]) -> None:
             if snapshot.numbers is None and snapshot.error is None:
                 by_device.setdefault(snapshot.part.device, []).append(snapshot)
         for device, waiting in by_device.items():
-            try:
-                _bring(device, waiting)
-            except Exception as error:  # whatever a device may raise; the collector lives on
-                for snapshot in waiting:
-                    snapshot.error = error
+            if not _try_to_bring(device, waiting) and len(waiting) > 1:
+                for snapshot in waiting:  # for the sake of those that are all right
+                    _try_to_bring(device, [snapshot])
             for snapshot in waiting:
                 snapshot.part = snapshot.stream = None
+
+
+def _try_to_bring(device: Any, waiting: Sequence[DeviceCopy]) -> bool:
+    try:
+        _bring(device, waiting)
+    except Exception as error:  # whatever a device may raise; the collector lives on
+        for snapshot in waiting:
+            snapshot.error = error
+        return False
+    for snapshot in waiting:
+        snapshot.error = None
+    return True
 
 
 def _bring(device: Any, waiting: Sequence[DeviceCopy]) -> None:

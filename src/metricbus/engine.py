@@ -29,6 +29,7 @@ from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError, JournalError
 from metricbus.kind import Encoder
 from metricbus.queue import CallQueue, Control
+from metricbus.ranks import Rank
 from metricbus.records import Number, Status
 from metricbus.report import Report
 from metricbus.run import Run, RunFolder
@@ -78,9 +79,14 @@ class Engine:
         media: Media,
         delivery: Delivery,
         *,
+        known_as: Rank,
         owner: bool,
     ) -> None:
-        """A rank that does not write has no `place`; only the `owner` ends the run."""
+        """A rank that does not write has no `place`; only the `owner` ends the run.
+
+        `known_as` is the rank as it was known when this began.
+        """
+        self.known_as = known_as
         self.folder = place[0] if place else None
         self.run = place[1] if place else None
         self.queue = queue
@@ -130,9 +136,10 @@ class Engine:
         """What waits for the ranks to meet; nothing, if that cannot be had in time."""
         control = TakePart()
         if not self._collector.obey(control, timeout):
-            control.withdrawn = True
-            if not control.done.is_set():
+            if control.claim():
                 _log.warning("the journal is held up: this rank brings nothing to the others")
+            else:  # it is being obeyed
+                control.done.wait()
         return control.parts
 
     def give_back(self, parts: Parts) -> None:
@@ -141,6 +148,7 @@ class Engine:
 
     def met(self, results: Sequence[Merged], epoch: int, *, ended: bool, here: bool) -> None:
         """The ranks met: this is what they gave together; it is written `here`, or elsewhere."""
+        self._collector.reducing.newest |= {one.emitted_as: one.value for one in results}
         self.queue.put_control(Met(results, epoch, ended=ended, here=here), hurry=False)
 
     def obey(self, control: Control, timeout: float) -> bool:
@@ -200,6 +208,8 @@ class Engine:
                 _log.warning("waiting up to %.0f s for: %s", left, waiting)
             self._complete = self._delivery.wait_until_closed(deadline)
         finally:  # also when the user has lost patience and pressed Ctrl-C
+            if first and self.folder is not None:
+                withdraw(self.folder.path)
             if first and self._owner:
                 self._end_run(self._ended)
         if first:
@@ -249,7 +259,6 @@ class Engine:
     def _end_run(self, status: Status) -> None:
         if self.folder is None or self.run is None:
             return
-        withdraw(self.folder.path)
         ended = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
         try:
             if self.folder.load().attempt == self.run.attempt:

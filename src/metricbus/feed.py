@@ -16,7 +16,7 @@ from metricbus.filters import RowFilter
 from metricbus.journal import NO_LINE, JournalReader, Row
 from metricbus.media_records import MediumRecord
 from metricbus.offsets import Ledger, Progress
-from metricbus.records import Open, Scalars, told_apart
+from metricbus.records import Open, Rewind, Scalars, told_apart
 from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
@@ -177,7 +177,7 @@ class Feed:
                     filtered += 1
             elif record is None:
                 damaged += 1
-            elif isinstance(record, self._kinds):
+            elif isinstance(record, self._kinds) and not _is_of_one_rank(record):
                 records.append(record)
         partial = Counter(row.segment for row in rows if row.line == NO_LINE)
         values = sum(segments.values()) - filtered
@@ -189,3 +189,8 @@ class Feed:
 
     def _is_for_us(self, row: Scalars | MediumRecord) -> bool:
         return not row.sinks or self._kind in row.sinks
+
+
+def _is_of_one_rank(record: object) -> bool:
+    """A rewind that no step has to do with; whoever reads the journal understands it."""
+    return isinstance(record, Rewind) and record.rank > 0

@@ -6,11 +6,10 @@ defined or logged; then every rank has to call them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from time import time_ns
 from typing import Any
-
-import msgspec
 
 from metricbus.across import Merged, merge
 from metricbus.copies import Copyable
@@ -22,18 +21,15 @@ from metricbus.ranks import find_rank, gather
 from metricbus.records import Number
 from metricbus.values import to_number
 
+_log = logging.getLogger("metricbus.ranks")
 
-class Part(msgspec.Struct):
-    """What one rank brings: its reductions; the metric objects it has, and those with data."""
-
-    writes: bool
-    parts: dict[str, Any]
-    metrics: list[str]
-    updated: list[str]
+_LEAST_PATIENCE = 5.0  # seconds
 
 
 class Meeting(Copyable):
     """A bus as far as the ends of epochs, and other ranks, are concerned."""
+
+    _told_late = False
 
     def end_epoch(self) -> dict[str, Number]:
         """Ends the epoch and returns what was reduced over it, by name.
@@ -71,7 +67,7 @@ class Meeting(Copyable):
             self.log(EPOCH_TIME, seconds, step=self._clock.step)
         if self._definitions or seconds is not None:
             results = self._engine.end_epoch(
-                self._clock.step, self._clock.epoch, seconds, self._settings.block_secs
+                self._clock.step, self._clock.epoch, seconds, self._patience()
             )
         return results | self._meet("bus.end_epoch()", None, None, ended=True)
 
@@ -83,23 +79,44 @@ class Meeting(Copyable):
         if engine is None or not (self._definitions.any_across_ranks or self._metrics.were_logged):
             return {}
         metrics = self._metrics
-        open_here = dict(engine.take_part(self._settings.block_secs))
-        own = Part(engine.folder is not None, open_here, metrics.names(), metrics.updated())
+        open_here = dict(engine.take_part(self._patience()))
+        own = {
+            "writes": engine.folder is not None,
+            "parts": open_here,
+            "metrics": metrics.counts(),
+            "updated": metrics.updated(),
+        }
         secs = self._settings.sync_secs if timeout is None else timeout
         try:
-            said = gather(msgspec.msgpack.encode(own), what, group=group, timeout=secs)
-            by_rank = {rank: msgspec.msgpack.decode(part, type=Part) for rank, part in said.items()}
-            merged = merge({rank: part.parts for rank, part in by_rank.items()})
+            by_rank = gather(own, what, group=group, timeout=secs)
+            merged = merge({rank: part["parts"] for rank, part in by_rank.items()})
         except BaseException:
             engine.give_back(open_here)
             raise
         if group is None:
             together = _together(by_rank)
-            merged += _as_merged(metrics.compute(len(by_rank) > 1, together))
-        writer = next((rank for rank, part in by_rank.items() if part.writes), None)
+            computed = _as_merged(metrics.compute(len(by_rank) > 1, together))
+            merged += [one for one in map(_resolved, computed) if one is not None]
+        if len(by_rank) > 1 and engine.known_as.size == 1:
+            self._tell_late()
+        writer = next((rank for rank, part in by_rank.items() if part["writes"]), None)
         here = writer == find_rank().number
         engine.met(merged, self._clock.epoch, ended=ended, here=here)
         return {one.emitted_as: one.value for one in merged}
+
+    def _patience(self) -> float:
+        """How long the collector may take, also where a full queue is not waited for."""
+        return max(self._settings.block_secs, _LEAST_PATIENCE)
+
+    def _tell_late(self) -> None:
+        """Once: this bus was made when nobody could know that there are other ranks."""
+        if not self._told_late:
+            self._told_late = True
+            _log.warning(
+                "this bus was made before torch.distributed was initialised, and without a "
+                "launcher that says which rank it is: each rank has made a run of its own. Make it "
+                "after init_process_group()"
+            )
 
     def _compute_left(self) -> None:
         """At the end, nobody is met: metric objects that are left are computed alone."""
@@ -108,20 +125,29 @@ class Meeting(Copyable):
             self._engine.met(left, self._clock.epoch, ended=True, here=True)
 
 
-def _together(by_rank: Mapping[int, Part]) -> set[str]:
-    """The metric objects that all ranks have, and at least one has data for."""
-    everywhere = set.intersection(*(set(part.metrics) for part in by_rank.values()))
-    return everywhere & {name for part in by_rank.values() for name in part.updated}
+def _together(by_rank: Mapping[int, Mapping[str, Any]]) -> set[str]:
+    """The names of metric objects that all ranks have alike, and at least one has data for."""
+    everyones = [part["metrics"] for part in by_rank.values()]
+    alike = {name for name in everyones[0] if len({one.get(name) for one in everyones}) == 1}
+    return alike & {name for part in by_rank.values() for name in part["updated"]}
 
 
 def _as_merged(computed: list[Computed]) -> list[Merged]:
+    """Values may still be on their way from a device."""
     now = time_ns()
-    found = []
-    for values, step, _ in computed:
-        for name, value in values.items():
-            try:
-                number = value.number() if isinstance(value, Pending) else to_number(name, value)
-            except DeviceError:  # the collector tells of a device that gives nothing
-                continue
-            found.append(Merged(name, name, number, step, now))
-    return found
+    return [
+        Merged(name, name, value if type(value) is Pending else to_number(name, value), step, now)
+        for values, step, _ in computed
+        for name, value in values.items()
+    ]
+
+
+def _resolved(one: Merged) -> Merged | None:
+    """With the number itself; None if the device does not give it."""
+    if type(one.value) is not Pending:
+        return one
+    try:
+        return one._replace(value=one.value.number())
+    except DeviceError as error:
+        _log.warning("%r at step %d is lost: %s", one.name, one.step, error)
+        return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -72,6 +73,10 @@ class MetricObjects:
     def names(self) -> list[str]:
         """The names under which metrics are remembered, sorted."""
         return sorted({name for name, _ in list(self._remembered)})
+
+    def counts(self) -> dict[str, int]:
+        """How many objects are remembered under each name."""
+        return dict(Counter(name for name, _ in list(self._remembered)))
 
     def updated(self) -> list[str]:
         """Those of `names()` whose metric has seen data here."""
@@ -192,7 +197,7 @@ def _named(name: str, result: Any) -> dict[str, Any]:
         raise TypeError(
             f"its result is a tensor of shape {tuple(result.shape)} and {result.dtype}, where a "
             "real number, a vector or a mapping of them is expected; compute() it yourself and log "
-            "it as a Table, a Chart or an Image"
+            "it as Chart(matrix, kind='confusion'), a Table or an Image"
         )
     if result.numel() == 1:
         return {name: result}

@@ -25,12 +25,14 @@ from metricbus.journal import SegmentWriter
 from metricbus.media_worker import MediaBounds, MediaWorker
 from metricbus.queue import Bounds, CallQueue
 from metricbus.ranks import Rank, find_rank, launch, launchers_id, writes
-from metricbus.run import Run, RunFolder, create_run, plain_config
+from metricbus.run import Run, RunFolder, create_run, plain_config, slug_of
 from metricbus.silent import SilentEngine
 from metricbus.sinks import Sink
 from metricbus.specs import SinkSpec, specs_of
 
 _log = logging.getLogger("metricbus.run")
+
+_joined: dict[Path, int] = {}  # the attempts of runs in which this process took part as a rank
 
 _RANK_0_SECS = 60.0  # how long the other ranks wait for the run that it makes
 
@@ -55,13 +57,13 @@ def open_engine(
     """
     rank = find_rank()
     if not writes(settings.ranks, rank):
-        return SilentEngine(settings, several=rank.size > 1)
+        return SilentEngine(settings, rank)
     joined = _run_to_join(settings, about)
     if joined is not None:
         return _engine_of(*joined, settings, rank)
     id = about.id if about.id is not None else settings.run_id
     if settings.ranks in ("all", "local0") and rank.size > 1:
-        id = id or launchers_id()
+        id = id or _id_of_launch(settings)
         if rank.number > 0:
             folder, run = _run_of_rank_0(Path(settings.dir).expanduser().absolute() / id, rank)
             announce(folder.path)
@@ -79,6 +81,21 @@ def open_engine(
         launch=launch(),
     )
     return _engine_of(folder, run, settings, rank, specs, owner=True)
+
+
+def _id_of_launch(settings: Settings) -> str:
+    """An id that all ranks come to by themselves; `ConfigError` if it would split a run in two."""
+    root = Path(settings.dir).expanduser()
+    id = f"{slug_of(settings.run or 'run')}-{launchers_id()}"
+    if settings.resume != "never" and find_run(root, id, None) is None:
+        earlier = find_run(root, None, settings.run)
+        if earlier is not None or settings.resume == "must":
+            raise ConfigError(
+                "resume= with several ranks that write needs id= or METRICBUS_RUN_ID: the "
+                f"launcher's id is another one this time, which makes {id!r}"
+                + (f"; the run to go on with is {earlier.path.name!r}" if earlier else "")
+            )
+    return id
 
 
 def _engine_of(
@@ -102,7 +119,11 @@ def _engine_of(
         ),
         strict=settings.strict,
     )
-    delivery = Delivery(folder, specs, run.attempt, settings.delivery, settings.linger_secs)
+    several = settings.ranks in ("all", "local0") and rank.size > 1
+    hosting = settings.delivery
+    if several and hosting == "auto":
+        hosting = "process"  # which stays until the last rank has ended
+    delivery = Delivery(folder, specs, run.attempt, hosting, settings.linger_secs)
     try:
         journal = SegmentWriter(
             folder.journal, run.id, rank.number, attempt=run.attempt, fsync=settings.fsync
@@ -116,7 +137,7 @@ def _engine_of(
         journal,
         settings.flush_secs,
         delivery,
-        rank=rank.number if settings.ranks in ("all", "local0") else 0,
+        rank=rank.number if several else 0,
         several=rank.size > 1,
     )
     media = MediaWorker(
@@ -126,7 +147,8 @@ def _engine_of(
         lambda record: queue.put_control(Append(record), hurry=False),
     )
     queue.media = media
-    return Engine((folder, run), queue, collector, media, delivery, owner=owner)
+    parts = queue, collector, media, delivery
+    return Engine((folder, run), *parts, known_as=rank, owner=owner)
 
 
 def _run_of_rank_0(path: Path, rank: Rank) -> tuple[RunFolder, Run]:
@@ -138,7 +160,8 @@ def _run_of_rank_0(path: Path, rank: Rank) -> tuple[RunFolder, Run]:
             run = folder.load()
         except JournalError:
             run = None
-        if run is not None and _is_of_this_launch(run):
+        if run is not None and _is_of_this_launch(run) and run.attempt > _joined.get(path, 0):
+            _joined[path] = run.attempt
             return folder, run
         if time.monotonic() > deadline:
             raise ConfigError(
@@ -165,12 +188,12 @@ def _is_of_this_launch(run: Run) -> bool:
     return run.status == "running" and run.launch == launch() and run.process.is_alive()
 
 
-def join_engine(folder: RunFolder, settings: Settings) -> Engine:
+def join_engine(folder: RunFolder, settings: Settings, rank: Rank) -> Engine:
     """A further segment of a run that is on its way; `MetricBusError` if it has ended."""
     run = folder.load()
     if run.status != "running":
         raise ConfigError(f"the run {run.id} has ended; make a new MetricBus()")
-    return _engine_of(folder, run, settings, find_rank())
+    return _engine_of(folder, run, settings, rank)
 
 
 def _run_to_join(settings: Settings, about: About) -> tuple[RunFolder, Run] | None:

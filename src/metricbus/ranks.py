@@ -10,13 +10,12 @@ rank that never comes is an error that names it, and not a collective that hangs
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
-
-import msgspec
 
 from metricbus.errors import ConfigError, RankError
 
@@ -43,6 +42,7 @@ _LAUNCH = (
 _NOBODY = ("", "none")  # what torchrun calls a run without an id
 
 _OPEN = "open"
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05  # seconds between looks at the door
 
 _meetings: dict[str, int] = {}  # of each group so far
 
@@ -77,7 +77,8 @@ def writes(ranks: str, rank: Rank) -> bool:
 def launchers_id(environ: Mapping[str, str] = os.environ) -> str:
     """The id that all ranks of this launch have from who launched them.
 
-    Raises `ConfigError` where there is none.
+    torchrun makes up another one for each launch, unless it was given one. Raises `ConfigError`
+    where there is none.
     """
     for variable in _RUN_IDS:
         if environ.get(variable, "") not in _NOBODY:
@@ -98,18 +99,19 @@ def agree(value: T, *, group: Any = None, timeout: float = SYNC_SECS) -> T:
 
     The value itself where there is one rank. Raises `RankError` if one does not come in time.
     """
-    said = gather(msgspec.msgpack.encode(value), "agree()", group=group, timeout=timeout)
-    first: T = msgspec.msgpack.decode(next(iter(said.values())))
+    first: T = next(iter(gather(value, "agree()", group=group, timeout=timeout).values()))
     return first
 
 
 def gather(
-    payload: bytes, what: str, *, group: Any = None, timeout: float = SYNC_SECS
-) -> dict[int, bytes]:
+    brought: Any, what: str, *, group: Any = None, timeout: float = SYNC_SECS
+) -> dict[int, Any]:
     """What every rank of the group brings, by rank; all of them call this, with the same `what`.
 
-    Raises `RankError` that names the ranks that did not come within `timeout` seconds.
+    It is made of dicts, lists, texts and numbers, and travels as JSON: a stranger's words run no
+    code. Raises `RankError` that names the ranks that did not come within `timeout` seconds.
     """
+    payload = json.dumps([what, brought])  # msgspec's integers end at 64 bits, those of sums do not
     distributed = _distributed()
     if distributed is None:
         rank = find_rank()
@@ -118,20 +120,24 @@ def gather(
                 f"{what} has {rank.size} ranks meet, by the launcher's word, but torch.distributed "
                 "is not initialised; call torch.distributed.init_process_group() first"
             )
-        return {rank.number: payload}
+        return {rank.number: json.loads(payload)[1]}
     members = distributed.get_process_group_ranks(group or distributed.group.WORLD)
     own = distributed.get_rank()
     if own not in members:
         raise RankError(f"{what}: rank {own} is not in the group of {_in_words(members)}")
     if len(members) == 1:
-        return {own: payload}
+        return {own: json.loads(payload)[1]}
     _come_together(distributed, members, own, what, timeout)
     found: list[Any] = [None] * len(members)
     try:
         distributed.all_gather_object(found, payload, group=group)
     except RuntimeError as error:  # torch's word for whatever goes wrong on the way
         raise RankError(f"{what}: a rank died while the ranks met: {error}") from error
-    return dict(zip(members, found, strict=True))
+    said = {rank: json.loads(one) for rank, one in zip(members, found, strict=True)}
+    for rank, (other, _) in said.items():
+        if other != what:
+            raise RankError(f"rank {own} met the others by {what}, rank {rank} by {other}")
+    return {rank: one for rank, (_, one) in said.items()}
 
 
 def _come_together(
@@ -161,8 +167,9 @@ def _come_together(
     if missing:
         raise RankError(
             f"{what}: {_in_words(missing)} did not come within {timeout:g} s, of "
-            f"{_in_words(members)}. Every rank calls it, as many times as the others; to wait "
-            "longer, give timeout= or METRICBUS_SYNC_SECS"
+            f"{_in_words(members)}. Every rank calls it, as many times as the others (the end of "
+            "each turn of bus.epochs() is a call, too); to wait longer, give timeout= or "
+            "METRICBUS_SYNC_SECS"
         )
     if own == members[0]:
         _sweep(store, f"metricbus/{group}/{number - 1}", members)
@@ -171,12 +178,15 @@ def _come_together(
 def _missing_at(store: Any, place: str, members: list[int], timeout: float) -> list[int]:
     """Waits at the door; those that had not come when it was shut, none if it was opened."""
     door = f"{place}/door"
-    try:
-        store.wait([door], timedelta(seconds=max(0.001, timeout)))
-        said = store.get(door)
-    except RuntimeError:  # of which torch's errors of time and of connections are kinds
-        missing = [str(rank) for rank in members if not store.check([f"{place}/{rank}"])]
-        said = store.compare_set(door, "", ",".join(missing) or _OPEN)
+    deadline, pause = time.monotonic() + timeout, _SHORTEST_PAUSE
+    while not store.check([door]):  # its own wait() would hold up signals all the while
+        if time.monotonic() > deadline:
+            missing = [str(rank) for rank in members if not store.check([f"{place}/{rank}"])]
+            store.compare_set(door, "", ",".join(missing) or _OPEN)
+            break
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    said = store.get(door)
     return [] if said == _OPEN.encode() else [int(rank) for rank in said.split(b",")]
 
 

@@ -100,7 +100,8 @@ class Rewind(_Record, frozen=True, tag="rewind"):
 
     "So far" is what stands before it in its segment, and in others what is not younger. Where a run
     goes on from a checkpoint, it also supersedes what stands from `line` on in `segment`, where the
-    checkpoint was taken, and whatever attempts after that `attempt` have logged.
+    checkpoint was taken, and whatever attempts after that `attempt` have logged. That of a `rank`
+    other than the first has its own place alone.
     """
 
     step: int
@@ -109,6 +110,7 @@ class Rewind(_Record, frozen=True, tag="rewind"):
     attempt: int = 0
     segment: str = ""
     line: int = 0
+    rank: int = 0
 
 
 class Open(_Record, frozen=True, tag="open"):

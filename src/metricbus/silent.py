@@ -16,6 +16,7 @@ from metricbus.delivery import Delivery
 from metricbus.engine import Engine
 from metricbus.kind import Stamp, Taken
 from metricbus.queue import Bounds, CallQueue
+from metricbus.ranks import Rank
 from metricbus.records import Record, Status
 from metricbus.report import Report
 from metricbus.run import RunFolder
@@ -59,12 +60,13 @@ class NoMedia:
 class SilentEngine(Engine):
     """What works behind the bus of a rank that does not write."""
 
-    def __init__(self, settings: Settings, *, several: bool) -> None:
+    def __init__(self, settings: Settings, rank: Rank) -> None:
         queue = CallQueue(Bounds(calls=settings.queue_size, nbytes=settings.queue_bytes))
         queue.media = NoMedia()
         nowhere = Delivery(RunFolder(Path()), [], 1, "off", 0.0)
-        collector = Collector(queue, NoJournal(), settings.flush_secs, nowhere, several=several)
-        super().__init__(None, queue, collector, queue.media, nowhere, owner=False)
+        collector = Collector(queue, NoJournal(), settings.flush_secs, nowhere)
+        parts = queue, collector, queue.media, nowhere
+        super().__init__(None, *parts, known_as=rank, owner=False)
 
     def flush(self, timeout: float) -> Report:
         """There is nowhere to bring anything."""

@@ -187,5 +187,8 @@ def _wrapped(value: object) -> str:
     if hasattr(value, "columns"):
         return "Table(…)"
     if isinstance(value, list | tuple) or getattr(value, "shape", None):
-        return "Histogram(…), Image(…), Table(…) or Audio(…)"
+        return (
+            "Histogram(…), Image(…), Table(…), Chart(…) or Audio(…); each of its values has a name "
+            "in log({f'name/{i}': value for i, value in enumerate(values)})"
+        )
     return ""
