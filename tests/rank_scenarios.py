@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 import metricbus
 from metricbus import EarlyStopping, MetricBus, RankError
-from metricbus.ranks import agree
+from metricbus.ranks import Rank, agree
 
 _FORKSERVER = get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(  # each is imported once
@@ -291,3 +291,132 @@ def train_together(rank: int) -> Any:
             [p.grad.flatten() for p in alone.parameters() if p.grad is not None]
         ).norm()
         return [bus.sync()["loss"], whole.item(), norm.item(), bus.step]
+
+
+def with_other_numbers_of_metrics(rank: int) -> Any:
+    """Ranks that logged different numbers of objects under one name; each rank keeps its own."""
+    import torch
+    import torchmetrics
+
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        for _ in range(2 - rank):
+            metric = torchmetrics.MeanMetric()
+            metric.update(torch.tensor(float(rank)))
+            bus.log("m", metric)
+        return bus.sync(timeout=10)
+
+
+def beyond_64_bits(rank: int) -> Any:
+    """Sums of integers that no 64 bits hold."""
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("n", across_ranks="sum")
+        for _ in range(3):
+            bus.log("n", 2**62)
+        return bus.sync()
+
+
+def interrupted(rank: int) -> Any:
+    """A signal while a rank waits for another one."""
+    import signal
+
+    def handle(*_: object) -> None:
+        raise InterruptedError
+
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("n", across_ranks="sum")
+        bus.log("n", 1)
+        if rank == 1:
+            while not Path("interrupted").exists():
+                time.sleep(0.01)
+            return None
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        try:
+            bus.sync(timeout=40)
+        except InterruptedError:
+            Path("interrupted").touch()
+            return bus.stats().dropped
+
+
+def crossed_calls(rank: int) -> Any:
+    """One rank calls another thing than the other."""
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("n", across_ranks="sum")
+        bus.log("n", 1)
+        try:
+            return bus.sync() if rank else agree(1)
+        except RankError as error:
+            return str(error)
+
+
+def close_at_different_times(rank: int) -> Any:
+    """Rank 0 has ended the run when rank 1 logs its last values."""
+    bus = MetricBus(id="r", dir=".", sinks="csv", ranks="all")
+    bus.log("x", rank)
+    dist.barrier()
+    if rank == 0:
+        bus.close()
+        Path("closed").touch()
+        dist.barrier()
+        return None
+    while not Path("closed").exists():
+        time.sleep(0.01)
+    bus.log("last", 1.0)
+    bus.close()
+    dist.barrier()
+    return "METRICBUS_RUN_DIR" in os.environ
+
+
+def go_back_together(rank: int) -> Any:
+    """Every rank goes on from a checkpoint of its own, and does the rest again."""
+    with MetricBus(id="r", dir=".", sinks="", ranks="all") as bus:
+        for _ in bus.steps(range(3)):
+            bus.log("train", rank)
+        state = bus.state_dict()
+        bus.log("val", rank)  # after the checkpoint, at its step
+        bus.flush()
+        dist.barrier()
+        bus.load_state_dict(state)
+        dist.barrier()
+        bus.log("val", 10 + rank)
+    return None
+
+
+def one_after_the_other(rank: int) -> Any:
+    """Two attempts in one process; rank 0 takes its time between them."""
+    for attempt in range(2):
+        if rank == 0 and attempt:
+            time.sleep(0.5)
+        with MetricBus(id="r", dir=".", sinks="", ranks="all", resume=True) as bus:
+            bus.log("x", attempt, step=attempt)
+            bus.flush()
+            dist.barrier()
+    return None
+
+
+def resume_a_launch(rank: int) -> Any:
+    """The launcher has made up another id than the last time."""
+    os.environ["TORCHELASTIC_RUN_ID"] = "first"
+    with MetricBus("Best Run", dir=".", sinks="", ranks="all") as bus:
+        bus.log("x", 1)
+        name = str(bus.folder and bus.folder.name)
+        dist.barrier()
+    os.environ["TORCHELASTIC_RUN_ID"] = "second"
+    dist.barrier()
+    try:
+        MetricBus("Best Run", dir=".", sinks="", ranks="all", resume=True)
+    except metricbus.ConfigError as error:
+        return [name, str(error)]
+
+
+def made_too_early(rank: int) -> Any:
+    """The bus is there before anybody could know of ranks."""
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(variable, None)
+    bus = MetricBus(id=f"r{rank}", dir=".", sinks="", ranks=rank)
+    assert bus._engine is not None
+    bus._engine.known_as = Rank()
+    with bus:
+        bus.define("n", across_ranks="sum")
+        bus.log("n", 1)
+        return [bus.sync(), bus.sync()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from rank_scenarios import run_ranks
 
 import metricbus
 from metricbus import ConfigError, MetricBus, RankError, Series
+from metricbus.controls import TakePart
 from metricbus.journal import JournalReader
 from metricbus.ranks import Rank, find_rank, launchers_id, writes
 from metricbus.records import Header
 from metricbus.reductions import reduction_factory
+
+WaitFor = Callable[[Callable[[], bool]], None]
 
 
 def series(run: Path, name: str) -> Series:
@@ -327,3 +331,84 @@ def test_hooks_see_the_gradients_of_all_ranks(tmp_path: Path) -> None:
     assert values(tmp_path / "r", "grad_norm/total") == [pytest.approx(norm, rel=1e-5)]
     assert "grad_norm/weight" in metricbus.read(tmp_path / "r").names(), "without DDP's prefix"
     assert values(tmp_path / "r", "lr") == [0.1]
+
+
+# What a hunt found
+
+
+def test_metric_objects_that_ranks_have_in_different_numbers_meet_nobody(tmp_path: Path) -> None:
+    said = run_ranks(tmp_path, 2, scenarios.with_other_numbers_of_metrics)
+    assert said == [{"m": 0.0}, {"m": 1.0}]
+    assert "not every rank has logged it" in (tmp_path / "stderr-0.txt").read_text()
+
+
+def test_sums_beyond_64_bits_meet(tmp_path: Path) -> None:
+    assert run_ranks(tmp_path, 2, scenarios.beyond_64_bits) == [{"n": 6 * 2.0**62}] * 2
+
+
+def test_a_signal_is_handled_while_a_rank_waits(tmp_path: Path) -> None:
+    assert run_ranks(tmp_path, 2, scenarios.interrupted) == [0, None]
+
+
+def test_ranks_that_call_different_things_are_told(tmp_path: Path) -> None:
+    said = run_ranks(tmp_path, 2, scenarios.crossed_calls)
+    assert said[0] == "rank 0 met the others by agree(), rank 1 by bus.sync()"
+    assert said[1] == "rank 1 met the others by bus.sync(), rank 0 by agree()"
+
+
+def test_what_a_rank_logs_after_the_first_has_closed_is_delivered(
+    tmp_path: Path, wait_for: WaitFor
+) -> None:
+    assert run_ranks(tmp_path, 2, scenarios.close_at_different_times) == [None, False]
+    file = tmp_path / "r" / "csv" / "metrics.csv"
+    wait_for(lambda: ",rank1/last,1" in file.read_text())
+
+
+def test_after_a_rewind_no_rank_has_a_row_twice(tmp_path: Path) -> None:
+    run_ranks(tmp_path, 2, scenarios.go_back_together)
+    assert values(tmp_path / "r", "val") == [10]
+    assert values(tmp_path / "r", "rank1/val") == [11]
+    assert values(tmp_path / "r", "rank1/train") == [1, 1, 1]
+
+
+def test_a_rank_waits_for_the_next_attempt(tmp_path: Path) -> None:
+    run_ranks(tmp_path, 2, scenarios.one_after_the_other)
+    assert values(tmp_path / "r", "x") == values(tmp_path / "r", "rank1/x") == [0, 1]
+
+
+def test_an_id_that_the_launcher_made_up_anew_does_not_split_a_run(tmp_path: Path) -> None:
+    for name, error in run_ranks(tmp_path, 2, scenarios.resume_a_launch):
+        assert name == "best-run-first"
+        assert "needs id= or METRICBUS_RUN_ID" in error
+        assert "'best-run-first'" in error
+
+
+def test_a_bus_that_was_made_before_there_were_ranks_is_told_of(tmp_path: Path) -> None:
+    said = run_ranks(tmp_path, 2, scenarios.made_too_early)
+    assert said == [[{"n": 2}, {}]] * 2
+    text = (tmp_path / "stderr-1.txt").read_text()
+    assert text.count("Make it after init_process_group()") == 1
+
+
+def test_the_newest_value_is_that_of_the_meeting_at_once(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.define("n", across_ranks="sum")
+        for i in range(100):
+            bus.log("n", i)
+            assert bus.sync() == {"n": bus.last("n")} == {"n": i}
+
+
+def test_a_part_is_taken_or_withdrawn_and_never_both() -> None:
+    control = TakePart()
+    assert control.claim()
+    assert not control.claim()
+
+
+@pytest.mark.parametrize("block_secs", [0, 0.001])
+def test_meetings_do_not_depend_on_how_long_a_full_queue_is_waited_for(
+    tmp_path: Path, block_secs: float
+) -> None:
+    with MetricBus(sinks="", dir=tmp_path, block_secs=block_secs) as bus:
+        bus.define("n", across_ranks="sum")
+        bus.log("n", 1)
+        assert bus.end_epoch() == {"n": 1}
