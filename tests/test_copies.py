@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scripts import run_script
+from torchmetrics import MeanMetric
 
 import metricbus
 from metricbus import MetricBus, Report, Scalars
@@ -289,3 +291,21 @@ def test_a_child_that_begins_after_the_end_has_a_run_of_its_own(tmp_path: Path) 
     done = run_script(tmp_path, code, **late)
     assert done.returncode == 0, done.stderr
     assert "the run r that started this process has ended" in done.stderr
+
+
+def test_a_forked_child_leaves_metric_objects_and_hooks_to_its_parent(tmp_path: Path) -> None:
+    ended: list[int] = []
+    metric = MeanMetric()
+    metric.update(torch.tensor(3.0))
+    with MetricBus(id="r", dir=tmp_path, sinks="") as bus:
+        bus.before_close(lambda: ended.append(os.getpid()))
+        bus.log("m", metric)
+        child = os.fork()
+        if child == 0:
+            bus.log("own", 1.0)
+            bus.close()
+            os._exit(len(ended))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ended == [os.getpid()]
+    assert values(tmp_path / "r", "m") == [3.0]
+    assert values(tmp_path / "r", "own") == [1.0]

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.classification import MulticlassAccuracy
 
 import metricbus
 from metricbus import MetricBus, Scalars
@@ -304,3 +308,77 @@ def test_other_devices_are_waited_for() -> None:
     assert not is_deferred(torch.tensor(1.0, device="meta"))
     assert not is_deferred(1.0)
     assert not is_deferred(np.float32(1.0))
+
+
+def test_one_value_that_cannot_be_had_costs_no_other(
+    device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bring = device.bring
+
+    def fail_on_13(where: Any, parts: Sequence[Any], streams: Iterable[Any]) -> Any:
+        if any(13.0 in part for part in parts):
+            raise RuntimeError("a number of ill luck")
+        return bring(where, parts, streams)
+
+    monkeypatch.setattr(device, "bring", fail_on_13)
+    device.ready.clear()
+    with MetricBus(sinks="") as bus:
+        for i in range(100):
+            bus.log("x", torch.tensor(float(i)))
+        device.ready.set()
+    assert series(bus, "x") == [i for i in range(100) if i != 13]
+    assert bus.stats().dropped == 1
+    assert "a number of ill luck" in caplog.text
+
+
+@pytest.mark.usefixtures("device")
+def test_what_only_looks_like_a_plain_tensor_is_taken_at_the_call() -> None:
+    class Subclass(torch.Tensor):
+        pass
+
+    assert not is_deferred(torch.tensor(1.0).as_subclass(Subclass))
+    assert is_deferred(torch.nn.Parameter(torch.tensor(1.0)))
+
+
+@pytest.mark.usefixtures("device")
+def test_inside_vmap_it_is_refused_in_the_callers_line() -> None:
+    with MetricBus(sinks="") as bus:
+
+        def loss(x: torch.Tensor) -> torch.Tensor:
+            with pytest.raises(TypeError, match="'x'"):
+                bus.log("x", x.sum())
+            return x.sum()
+
+        torch.func.vmap(loss)(torch.ones(2, 3))
+
+
+def test_a_fork_while_values_are_brought_over_holds_up_no_child(device: Device) -> None:
+    device.ready.clear()
+    with MetricBus(sinks="") as bus:
+        bus.log("x", torch.tensor(1.0))
+        bus._queue.hurry()
+        while not device.threads:
+            pass
+        child = os.fork()
+        if child == 0:
+            device.ready.set()
+            signal.alarm(20)
+            bus.log("of child", torch.tensor(2.0))
+            os._exit(0 if bus.flush(10).complete else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        device.ready.set()
+    assert series(bus, "of child") == [2.0]
+
+
+def test_close_returns_in_time_when_a_device_hangs(device: Device) -> None:
+    metric = MulticlassAccuracy(num_classes=3, average=None)
+    metric.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))
+    device.ready.clear()
+    bus = MetricBus(sinks="")
+    bus.log({"loss": torch.tensor(1.0), "acc": metric})
+    began = time.monotonic()
+    bus.close(timeout=0.5)
+    assert time.monotonic() - began < 10
+    device.ready.set()
+    bus.close(timeout=10)
+    assert series(bus, "acc/0") == [1.0]

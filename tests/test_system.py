@@ -265,7 +265,7 @@ def test_a_bad_interval_is_refused(bus: MetricBus, every_secs: float) -> None:
 
 def test_without_a_bus_it_says_what_comes_first() -> None:
     given: Any = 5
-    with pytest.raises(TypeError, match=r"is the bus.*not int.*SystemMonitor\(bus, every_secs=5\)"):
+    with pytest.raises(TypeError, match=r"is the bus.*not int.*SystemMonitor\(bus, every_secs="):
         SystemMonitor(given)
     assert not runs()
 

@@ -200,13 +200,14 @@ class Engine:
         first, self._ended = self._ended is None, self._ended or status
         try:
             self._media.close(_MEDIA_SHARE * max(0.0, deadline - time.monotonic()))
-            self._collector.obey(Stop(self._ended), max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            is_written = self._collector.obey(Stop(self._ended), left)
             patience = min(deadline, time.monotonic() + _PATIENCE)
             if not self._delivery.wait_until_closed(patience) and patience < deadline:
                 waiting = ", ".join(self._delivery.unfinished())
                 left = deadline - time.monotonic()
                 _log.warning("waiting up to %.0f s for: %s", left, waiting)
-            self._complete = self._delivery.wait_until_closed(deadline)
+            self._complete = self._delivery.wait_until_closed(deadline) and is_written
         finally:  # also when the user has lost patience and pressed Ctrl-C
             if first and self.folder is not None:
                 withdraw(self.folder.path)

@@ -46,6 +46,11 @@ class SystemMonitor:
     """
 
     def __init__(self, bus: MetricBus | Scope, every_secs: float = 10.0, gpus: bool = True) -> None:
+        if not isinstance(bus, MetricBus | Scope):
+            raise TypeError(
+                "the first argument is the bus, a MetricBus or a scope of one, "
+                f"not {type(bus).__name__}; write SystemMonitor(bus, every_secs=10.0)"
+            )
         if not 0.0 < every_secs <= _LONGEST_SECS:
             raise ValueError(f"every_secs= is above 0 and at most a day, not {every_secs!r:.60}")
         _check_package("psutil", "psutil", "")

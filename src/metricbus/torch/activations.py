@@ -7,7 +7,7 @@ that is watched, for as long as it lasts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from types import TracebackType
@@ -22,15 +22,23 @@ from metricbus.devices import spread
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.steps import check_every
+from metricbus.torch.arguments import bus_first
 from metricbus.torch.modules import checked, named_modules
+from metricbus.torch.outputs import STATS, is_measurable, measured, tensors_in
+from metricbus.torch.registrations import Registration
 
 _log = logging.getLogger("metricbus.torch")
 
-STATS = ("mean", "std", "zeros", "dead")
-
 _TOLD_NAMES = 8
 
+_SILENCE = (
+    "it has seen no forward of the model in training mode, and has logged nothing: calls that "
+    "torch.compile has compiled, calls of modules inside the model, and calls after model.eval() "
+    "are not seen; call the model itself, in a run without torch.compile"
+)
 
+
+@bus_first("watch_activations(bus, model)")
 def watch_activations(
     bus: MetricBus | Scope,
     model: nn.Module,
@@ -58,6 +66,10 @@ def watch_activations(
 
     Returns a handle: `remove()`, or the end of its `with` block, leaves the model as it was.
 
+    If it has seen no forward by the time it ends or the run is closed, it warns: a model that is
+    compiled elsewhere does not call the hook. So it does when outputs of the same model are watched
+    already.
+
     Raises `TypeError` for a model whose calls are compiled or scripted, since these do not see such
     hooks, or that is spread over ranks; `ValueError` for names that match no module and for
     unknown `stats`.
@@ -68,7 +80,10 @@ def watch_activations(
     if type(unit_dim) is not int or unit_dim == 0:
         raise ValueError(f"unit_dim= is 1, 2, … or -1, -2, …, not {unit_dim!r}; 0 is the batch")
     chosen = _chosen(root, modules)
-    return ActivationWatch(bus, root, chosen, partial(_measured, wanted, unit_dim), every)
+    every = check_every(every)
+    names = [f"{name}/{stat}" for name in chosen for stat in wanted]
+    measure = partial(measured, wanted, unit_dim)
+    return ActivationWatch(bus, root, chosen, measure, every, names=names)
 
 
 class ActivationWatch:
@@ -81,12 +96,15 @@ class ActivationWatch:
         chosen: Mapping[str, nn.Module],
         measure: Callable[[Tensor], dict[str, Tensor]],
         every: int,
+        *,
+        names: Sequence[str],
     ) -> None:
         bus.log({})  # has the process-wide bus look at the environment
         self._bus = bus
         self._chosen = chosen
         self._measure = measure
-        self._every = check_every(every)
+        self._every = every
+        self._registration = Registration("watch_activations()", bus, root, names, _SILENCE)
         self._forwards = 0
         self._found: dict[str, list[Tensor]] = {}  # of this forward, by the metric's name
         self._hooks: list[RemovableHandle] = []  # for this forward
@@ -95,8 +113,7 @@ class ActivationWatch:
 
     def remove(self) -> None:
         """Leaves the model as it was; a second call does nothing."""
-        self._hook.remove()
-        self._unhook()
+        self._end(None)
 
     def __enter__(self) -> ActivationWatch:
         return self
@@ -107,7 +124,12 @@ class ActivationWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.remove()
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._hook.remove()
+        self._unhook()
+        self._registration.end(error)
 
     def _before(self, root: nn.Module, inputs: object) -> None:
         if torch.compiler.is_compiling():  # the model was compiled later: no graph has this hook
@@ -115,6 +137,7 @@ class ActivationWatch:
         self._unhook()  # what is left of a forward that raised
         if not root.training or self._bus.run is None:
             return
+        self._registration.has_seen = True
         self._forwards += 1
         if (self._forwards - 1) % self._every:
             return
@@ -124,17 +147,17 @@ class ActivationWatch:
         self._hooks.append(root.register_forward_hook(_Hook(self._after)))
 
     def _look_at(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
-        tensor = next(_tensors_in(output), None)
-        if tensor is None or not _is_measurable(tensor):
+        tensor = next(tensors_in(output), None)
+        if tensor is None or not is_measurable(tensor):
             return
         try:
             with torch.no_grad():
-                measured = self._measure(tensor.detach())
+                found = self._measure(tensor.detach())
         except Exception as error:  # there are more kinds of tensors than anybody knows
             self._complaints.warn("watch_activations() cannot measure %r: %s", name, error)
             return
         prefix = f"activations/{name}/" if name else "activations/"
-        for stat, value in measured.items():
+        for stat, value in found.items():
             self._found.setdefault(prefix + stat, []).append(value)
 
     def _after(self, root: nn.Module, inputs: object, output: object) -> None:
@@ -211,48 +234,17 @@ def _chosen(root: nn.Module, patterns: str | Collection[str] | None) -> dict[str
             )
         matching = {name: known[name] for name in known if fnmatchcase(name, pattern)}
         if not matching:
-            names = ", ".join(list(filter(None, known))[:_TOLD_NAMES])
-            raise ValueError(
-                f"modules= has {pattern!r}, which no module matches; there is: {names}"
-            )
+            raise ValueError(f"modules= has {pattern!r}, which no module matches; {_told(known)}")
         chosen |= matching
     return chosen
 
 
-def _tensors_in(output: object) -> Iterator[Tensor]:
-    """The tensors in what a module returns, in their order."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from _tensors_among(output.values())
-    elif isinstance(output, list | tuple):
-        yield from _tensors_among(output)
-
-
-def _tensors_among(outputs: Iterable[object]) -> Iterator[Tensor]:
-    for output in outputs:
-        yield from _tensors_in(output)
-
-
-def _is_measurable(tensor: Tensor) -> bool:
-    is_plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
-    return is_plain and not tensor.is_complex() and tensor.numel() > 0
-
-
-def _measured(wanted: Collection[str], unit_dim: int, output: Tensor) -> dict[str, Tensor]:
-    """Each wanted number, as a tensor without dimensions where the output is."""
-    found: dict[str, Tensor] = {}
-    if "mean" in wanted or "std" in wanted:
-        exact = output.is_floating_point() and output.element_size() >= 4
-        std, mean = torch.std_mean(output if exact else output.float(), correction=0)
-        found |= {"mean": mean, "std": std}
-    if "zeros" in wanted:
-        found["zeros"] = (output.numel() - output.count_nonzero()) / output.numel()
-    units = unit_dim + output.ndim if unit_dim < 0 else unit_dim
-    if "dead" in wanted and 0 < units < output.ndim:
-        others = [dim for dim in range(output.ndim) if dim != units]
-        found["dead"] = (output.count_nonzero(others) == 0).float().mean()
-    return {stat: found[stat] for stat in wanted if stat in found}
+def _told(known: Collection[str]) -> str:
+    """What could be asked for instead."""
+    inside = list(filter(None, known))
+    if not inside:
+        return "the model has no modules inside; leave out modules= to watch the model itself"
+    return f"there is: {', '.join(inside[:_TOLD_NAMES])}"
 
 
 def _as_row(found: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:

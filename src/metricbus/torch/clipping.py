@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from metricbus.devices import spread
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
+from metricbus.torch.arguments import bus_first
 from metricbus.torch.modules import refuse_parts, refuse_sharded
 
 _ROOM = 1e-6  # what torch adds to the norm before it divides by it
 
 
+@bus_first("clip_grad_norm_(bus, parameters, max_norm)")
 def clip_grad_norm_(  # noqa: PLR0917  # the order is torch's
     bus: MetricBus | Scope,
     parameters: nn.Module | Tensor | Iterable[Tensor],

@@ -7,13 +7,37 @@ from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metricbus.devices import ACCELERATORS, spread
 from metricbus.kinds.fused_on_device import nonfinite_in
 
 Numbers = dict[str, Any]
 """By the tensors' names: floats, or what `log()` takes of an accelerator."""
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers; others as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def gradients_of(parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], list[str]]:
+    """The gradients that there are, plain, and of sparse ones the values; then the names of those
+    that are left out, since an accelerator would be waited for: sparse ones there.
+    """
+    gradients: dict[str, Tensor] = {}
+    left_out = []
+    for name, parameter in parameters.items():
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.layout == torch.sparse_coo and gradient.device.type not in ACCELERATORS:
+            gradient = gradient.coalesce().values()
+        if gradient.layout == torch.strided:
+            gradients[name] = plain(gradient)
+        else:
+            left_out.append(name)
+    return gradients, left_out
 
 
 def norms_of(tensors: Mapping[str, Tensor], total: str) -> Numbers:

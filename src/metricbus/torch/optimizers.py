@@ -22,6 +22,8 @@ from metricbus.devices import Pending, spread
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.steps import Clock, check_every, clock_of
+from metricbus.torch.arguments import bus_first
+from metricbus.torch.registrations import Registration
 
 _log = logging.getLogger("metricbus.torch")
 
@@ -36,6 +38,7 @@ _MOST_UNKNOWN = 1024  # steps of which the device has not said yet whether they 
 Group: TypeAlias = dict[str, Any]
 
 
+@bus_first("watch_optimizer(bus, optimizer)")
 def watch_optimizer(
     bus: MetricBus | Scope,
     optimizer: Optimizer,
@@ -59,7 +62,8 @@ def watch_optimizer(
 
     Of fused optimizers under `GradScaler`, `amp/skipped` (0 or 1) and `amp/scale` are logged too.
 
-    Returns a handle: `remove()`, or the end of its `with` block, takes the hook away.
+    Returns a handle: `remove()`, or the end of its `with` block, takes the hook away. A second one
+    beside it, for the same optimizer and names, logs all twice, and warns.
 
     Raises `TypeError` for what is no optimizer, `ValueError` for a quantity that it does not have,
     and `RuntimeError` if something else moves the step already.
@@ -90,10 +94,12 @@ class OptimizerWatch:
         # In a compiled step it is called, rather than traced anew whenever a number has changed.
         hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
         self._hook = optimizer.register_step_post_hook(hook)
+        self._registration = Registration("watch_optimizer()", bus, optimizer, wanted)
 
     def remove(self) -> None:
         """Leaves the optimizer as it was, and the step to others; a second call does nothing."""
         self._hook.remove()
+        self._registration.end()
         if self._counter is not None:
             self._counter.stop()
             self._counter = None

@@ -17,8 +17,10 @@ import torch
 
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.steps import check_every, check_step, clock_of
-from metricbus.torch.time_marks import Marks, marks_of
+from metricbus.steps import LOOP, check_every, check_step, clock_of
+from metricbus.torch.arguments import check_bus
+from metricbus.torch.time_marks import marks_of
+from metricbus.torch.timed_step import TimedStep
 
 T = TypeVar("T")
 
@@ -44,6 +46,10 @@ class StepTimer:
     as far as they were counted; and `memory/peak` in bytes: what tensors took on the GPU at most
     since the last time, or on a CPU, what the process has had in memory at most so far.
 
+    A step is one item of the loop, unless `watch_optimizer(advance=True)` moves the bus's step:
+    then it is all items until the step has moved, or the loop ends. Their data, parts and counts
+    add up to one row, and `every` counts steps, not items.
+
     A part that comes several times in a step adds up. Where one is inside another, time counts for
     the inner one alone. Outside of a loop, and in steps that are left out, parts and counts do
     nothing. A step that the loop breaks off ends there; one in which a part raised is not logged.
@@ -62,13 +68,19 @@ class StepTimer:
         every: int = 1,
         device: torch.device | str | None = None,
     ) -> None:
+        check_bus("StepTimer(bus)", bus)
         bus.log({})  # has the process-wide bus look at the environment
         self._bus = bus
         self._every = check_every(every)
         self._marks = marks_of(device)
-        self._taken = 0  # items, of all loops
-        self._step: _Step | None = None  # the one that is measured now
-        self._waiting: deque[_Step] = deque()  # those of which the device has not reached the end
+        self._taken = 0  # steps, of all loops
+        self._number = 0  # the bus's step when the newest of them began
+        self._goes_on = False  # whether the next item belongs to that one, too
+        self._open: TimedStep | None = None  # that one, if it is measured
+        self._step: TimedStep | None = None  # the same, while one of its items is worked on
+        self._waiting: deque[TimedStep] = (
+            deque()
+        )  # those of which the device has not reached the end
         self._is_looping = False
         self._is_removed = False
 
@@ -98,7 +110,7 @@ class StepTimer:
     def remove(self) -> None:
         """Logs what is outstanding, waiting for the device; measures nothing any more."""
         self._is_removed = True
-        self._step = None
+        self._step = self._open = None
         self._log_ready(wait=True)
 
     def __enter__(self) -> StepTimer:
@@ -137,43 +149,59 @@ class StepTimer:
         source = iter(iterable)
         try:
             while True:
-                step = self._begun()
+                step = self._asked()
                 if (item := next(source, _NOTHING)) is _NOTHING:
                     return
                 self._work_on(step)
                 yield item
-                self._end()
+                self._end_item()
         finally:  # also by break, and by an exception in the loop or in what it iterates over
             self._is_looping = False
-            self._end()
+            if self._step is not None:
+                self._end_item()
+            self._end_step()
             self._log_ready(wait=True)
 
-    def _begun(self) -> _Step | None:
-        """The next step, which begins with waiting for its data; None if it is left out."""
+    def _asked(self) -> TimedStep | None:
+        """The step for which an item is waited for; None if it is left out."""
+        if self._goes_on:
+            if self._open is not None:
+                self._open.asked_at = perf_counter()
+            return self._open
         is_due = self._taken % self._every == 0 and not self._is_removed
-        self._taken += 1
         if not is_due or self._bus.run is None:
             return None
-        return _Step(self._marks.mark(), perf_counter())
+        return TimedStep(self._marks.mark(), perf_counter())
 
-    def _work_on(self, step: _Step | None) -> None:
-        """The step's data is there."""
-        self._step = step
+    def _work_on(self, step: TimedStep | None) -> None:
+        """The item is there; a step that goes on with it has its number already."""
+        self._step = self._open = step
+        if not self._goes_on:
+            self._taken += 1
+            self._number = self._bus.step
         if step is not None:
-            step.data = perf_counter() - step.asked_at
-            step.number = self._bus.step
+            step.arrive(perf_counter())
+            step.number = self._number
 
-    def _end(self) -> None:
-        """The current step, if there is one, ends here."""
+    def _end_item(self) -> None:
+        """The item's step ends here, too, unless the next move of the step is still to come."""
         step, self._step = self._step, None
+        if step is not None:
+            step.end_item(self._marks.mark(), self._marks.peak_memory(), self._bus.epoch)
+        clock = clock_of(self._bus)
+        is_moved_by_others = clock.step_driver not in (None, LOOP)
+        self._goes_on = is_moved_by_others and clock.step == self._number
+        if not self._goes_on:
+            self._end_step()
+        self._log_ready()
+
+    def _end_step(self) -> None:
+        """The step that is open, if there is one, is over."""
+        step, self._open, self._goes_on = self._open, None, False
         if step is not None and not step.failed:
             if not clock_of(self._bus).driven:  # then what was logged in the step has moved to it
                 step.number = self._bus.step
-            step.epoch = self._bus.epoch
-            step.end = self._marks.mark()
-            step.peak = self._marks.peak_memory()
             self._waiting.append(step)
-        self._log_ready()
 
     def _log_ready(self, *, wait: bool = False) -> None:
         try:
@@ -198,49 +226,3 @@ class TimedLoop(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return self._items(self._iterable)
-
-
-class _Step:
-    """What was marked in one step. Stretches between marks belong to the innermost part."""
-
-    def __init__(self, start: Any, asked_at: float) -> None:
-        self.start = start
-        self.asked_at = asked_at
-        self.end: Any = None
-        self.data = 0.0
-        self.number = self.epoch = self.peak = 0
-        self.counts = {"samples": 0, "tokens": 0}
-        self.failed = False
-        self._inside: list[str] = []
-        self._since: Any = None
-        self._stretches: list[tuple[str, Any, Any]] = []
-
-    def enter(self, part: str, mark: Any) -> None:
-        """The part begins at this mark."""
-        self._turn(mark)
-        self._inside.append(part)
-
-    def leave(self, mark: Any) -> None:
-        """The innermost part ends at this mark."""
-        self._turn(mark)
-        self._inside.pop()
-
-    def row(self, marks: Marks) -> dict[str, float]:
-        """What is logged of it, once the device has got to its end."""
-        whole = marks.seconds(self.start, self.end)
-        times = {"data": self.data}
-        for part, start, end in self._stretches:
-            times[part] = times.get(part, 0.0) + marks.seconds(start, end)
-        times["other"] = max(0.0, whole - sum(times.values()))
-        times["step"] = whole
-        row = {f"time/{name}": secs for name, secs in times.items()}
-        for what, count in self.counts.items():
-            if count and whole > 0.0:
-                row[f"throughput/{what}"] = count / whole
-        row["memory/peak"] = self.peak
-        return row
-
-    def _turn(self, mark: Any) -> None:
-        if self._inside:
-            self._stretches.append((self._inside[-1], self._since, mark))
-        self._since = mark

@@ -12,21 +12,37 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metricbus.devices import ACCELERATORS
 from metricbus.kinds.histograms import Histograms
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.steps import check_every
-from metricbus.torch.measuring import copies_of, divided, nonfinite_of, norms_of, ratios_of
+from metricbus.torch.arguments import bus_first
+from metricbus.torch.measuring import (
+    copies_of,
+    divided,
+    gradients_of,
+    nonfinite_of,
+    norms_of,
+    plain,
+    ratios_of,
+)
 from metricbus.torch.modules import checked
 from metricbus.torch.optimizer_steps import leave, listen, tidy_up
+from metricbus.torch.registrations import Registration
 from metricbus.torch.shares import Share, Shares
 
 _log = logging.getLogger("metricbus.torch")
 
 _CHOICES = ("gradients", "parameters", "all")
 
+_SILENCE = (
+    "no optimizer that has parameters of the model has made a step through "
+    "torch.optim.Optimizer.step(), and nothing was logged; watch the very model whose parameters "
+    "the optimizer was given, not a copy of it"
+)
 
+
+@bus_first("watch(bus, model)")
 def watch(
     bus: MetricBus | Scope,
     model: nn.Module,
@@ -55,7 +71,9 @@ def watch(
     left out; shared ones come once; complex ones as pairs of numbers. Nobody waits for the device.
 
     The model gets no hook, stays picklable, and is held by a weak reference: when it is gone, the
-    watch ends. A step that fails in here is warned of once, and training goes on.
+    watch ends. A step that fails in here is warned of once, and training goes on. So is a watch for
+    which no optimizer has made a step by the time it ends or the run is closed, and a second one of
+    the same model and names beside it.
 
     Returns a handle: `remove()`, or the end of its `with` block, ends the watch.
 
@@ -89,6 +107,15 @@ class _Wanted(NamedTuple):
     histograms: bool
     bins: int
 
+    def prefixes(self) -> list[str]:
+        """What tells two watches of a model apart: what the names begin with."""
+        return (
+            ["gradients"] * (self.gradients and self.histograms)
+            + ["grad_norm"] * (self.gradients and self.norms)
+            + ["parameters"] * (self.parameters and self.histograms)
+            + ["param_norm"] * (self.parameters and self.norms)
+        )
+
 
 class ModelWatch:
     """What `watch` returns; a context manager."""
@@ -100,13 +127,12 @@ class ModelWatch:
         self._made: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._due: dict[int, _Due] = {}  # by the id of an optimizer that is at work on its step
         self._told: set[str] = set()
+        self._registration = Registration("watch()", bus, model, wanted.prefixes(), _SILENCE)
         listen(self)
 
     def remove(self) -> None:
         """Ends the watch; a second call does nothing."""
-        leave(self)
-        tidy_up()
-        self._due.clear()
+        self._end_watch(None)
 
     def __enter__(self) -> ModelWatch:
         return self
@@ -117,7 +143,7 @@ class ModelWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.remove()
+        self._end_watch(error)
 
     def before_step(self, optimizer: Optimizer, *, has_closure: bool) -> None:
         """Counts the step; tells what there is before it, if it is due."""
@@ -140,18 +166,27 @@ class ModelWatch:
             except Exception as error:
                 self._tell_error(error)
 
+    def _end_watch(self, error: BaseException | None) -> None:
+        leave(self)
+        tidy_up()
+        self._due.clear()
+        self._registration.end(error)
+
     def _begin(self, optimizer: Optimizer, has_closure: bool) -> None:
         if self._shares.are_gone:
             leave(self)
             return
         share = self._shares.of(optimizer)
-        if not share.parameters or not self._is_on():
+        if not share.parameters:
+            return
+        self._registration.has_seen = True
+        if not self._is_on():
             return
         if _is_capturing():
             self._tell("a CUDA graph is being captured, whose replays would log nothing")
             return
         with torch.no_grad():
-            weights = {name: _plain(p) for name, p in share.parameters.items()}
+            weights = {name: plain(p) for name, p in share.parameters.items()}
             before: dict[str, Tensor] = {}
             if self._wanted.parameters:
                 self._log_parameters(weights, share)
@@ -167,11 +202,13 @@ class ModelWatch:
             if due.gradients:
                 self._log_gradients(optimizer, due.share)
             if due.before:
-                weights = {name: _plain(p) for name, p in due.share.parameters.items()}
+                weights = {name: plain(p) for name, p in due.share.parameters.items()}
                 self._put(_prefixed("update_ratio", ratios_of(due.before, weights)))
 
     def _log_gradients(self, optimizer: Optimizer, share: Share) -> None:
-        gradients = self._gradients_of(share)
+        gradients, left_out = gradients_of(share.parameters)
+        for name in left_out:
+            self._tell(f"the gradient of {name} is left out: it is sparse, on an accelerator")
         scale = getattr(optimizer, "grad_scale", None)  # there while a fused optimizer unscales
         if isinstance(scale, Tensor):
             gradients = divided(gradients, scale)
@@ -198,20 +235,6 @@ class ModelWatch:
             self._bus.log({})  # the process-wide bus opens at its first call
         return self._bus.run is not None
 
-    def _gradients_of(self, share: Share) -> dict[str, Tensor]:
-        gradients = {}
-        for name, parameter in share.parameters.items():
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if gradient.layout == torch.sparse_coo and gradient.device.type not in ACCELERATORS:
-                gradient = gradient.coalesce().values()
-            if gradient.layout != torch.strided:
-                self._tell(f"the gradient of {name} is left out: it is sparse, on an accelerator")
-                continue
-            gradients[name] = _plain(gradient)
-        return gradients
-
     def _tell_error(self, error: Exception) -> None:
         kind = type(error).__name__
         self._tell(
@@ -220,6 +243,7 @@ class ModelWatch:
 
     def _tell(self, what: str, about: str = "") -> None:
         """Warns, once about the same."""
+        self._registration.has_seen = True  # or what is told says why not
         if (about or what) not in self._told:
             self._told.add(about or what)
             _log.warning("watch(): %s", what)
@@ -236,11 +260,6 @@ class _Due(NamedTuple):
 def _is_capturing() -> bool:
     cuda: Any = torch.cuda  # not typed; the first question is for builds without CUDA
     return cuda.is_initialized() and bool(cuda.is_current_stream_capturing())
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _prefixed(prefix: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
