@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+import metricbus
 from metricbus import Audio, Chart, File, Image, MetricBus, Table, Text, Video
 from metricbus.kind import Kind
 from metricbus.media_records import (
@@ -495,7 +496,10 @@ def test_rows_appended_after_the_call_are_not_in_the_chart(tmp_path: Path) -> No
         (Chart(TABLE, y=[]), "a line chart needs a y= beside x='epoch'"),
         (Chart(TABLE, y="class"), "the column 'class' has more than numbers; here its cells are"),
         (Chart(TABLE, "histogram", x="class"), "the column 'class' has more than numbers"),
-        (Chart(TABLE, "confusion", y=["class", "guess"]), "has one y=, the guesses"),
+        (
+            Chart(TABLE, "confusion", y=["class", "guess"]),
+            "y= the guesses, or .the guesses",
+        ),
         (Chart({"x": range(201), "y": range(201)}, "confusion"), "of 201 classes .* up to 200"),
         (Chart({"x": [1]}), "a line chart needs a y="),
         (Chart(Table(["x", "y"])), "a chart of a table without rows shows nothing"),
@@ -683,3 +687,48 @@ def test_names_that_look_like_paths_stay_in_the_folder(tmp_path: Path) -> None:
         ref: FileRef = record.file
         assert sink.files.text(ref) == name
         assert (bus.folder / ref.path).resolve().is_relative_to(bus.folder / "media")
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_a_confusion_matrix_is_a_chart_of_counts(tmp_path: Path, make: Any) -> None:
+    counts = np.array([[5, 1, 0], [2, 7, 0], [0, 0, 9]])
+    chart = Chart(make(counts), "confusion", labels=["cat", "ant", "bat"])
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.log("errors", chart)
+    assert bus.folder is not None
+    history = metricbus.read(bus.folder)
+    (record,) = history.media("errors")
+    assert isinstance(record, ChartRecord)
+    assert (record.x_column, record.y_columns) == ("class", ["guess", "count"])
+    rows = history.files.rows(record)
+    assert rows[:4] == [["cat", "cat", 5], ["cat", "ant", 1], ["cat", "bat", 0], ["ant", "cat", 2]]
+
+
+def test_a_matrix_of_two_classes_is_one_and_two_columns_are_examples(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.log("matrix", Chart(np.eye(2), "confusion"))
+        bus.log("examples", Chart(np.array([[0, 1], [1, 1], [0, 0]]), "confusion"))
+    assert bus.folder is not None
+    found = {record.name: record for record in metricbus.read(bus.folder).media()}
+    assert isinstance(found["matrix"], ChartRecord)
+    assert isinstance(found["examples"], ChartRecord)
+    assert found["matrix"].y_columns == ["guess", "count"]
+    assert found["examples"].y_columns == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "options", "error", "told"),
+    [
+        (np.ones((3, 4)), {}, ValueError, "a square matrix of numbers from 0 on"),
+        (-np.eye(3), {}, ValueError, "a square matrix of numbers from 0 on"),
+        (np.full((3, 3), math.nan), {}, ValueError, "a square matrix of numbers from 0 on"),
+        (np.ones((3, 3, 3)), {}, ValueError, "a square matrix of numbers from 0 on"),
+        (np.eye(3), {"labels": ["a"]}, ValueError, "labels= has 1 names for 3 classes"),
+        ({"x": [1], "y": [2]}, {"labels": ["a"]}, TypeError, "labels= goes with a matrix"),
+    ],
+)
+def test_what_is_no_confusion_matrix_is_refused(
+    matrix: Any, options: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        Chart(matrix, "confusion", **options)

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from metricbus.kind import Kind, Taken, Work, check_package, check_text
+from metricbus.kinds.arrays import is_tensor, told, view_of
 from metricbus.kinds.table import Table, check_columns, finish_rows, take_rows
 from metricbus.media_records import ChartRecord, encode_rows
 
@@ -18,9 +21,13 @@ class Chart(Kind):
     """A chart of a table's columns: `Chart(table, kind="line", x="epoch", y=["train", "val"])`.
 
     `table` is a `Table` or what makes one. `kind` is `line`, `scatter`, `bar`, `histogram` (of `x`
-    alone) or `confusion` (a row is one example: `x` its class, `y` the guess). `x` is the first
-    column if left out, and `y`, one column or several, what has numbers beside it. The data are
-    kept beside the picture, which matplotlib draws in the background.
+    alone) or `confusion` (a row is one example: `x` its class, `y` the guess, and a second `y`, if
+    there is one, how many there were of it). `x` is the first column if left out, and `y`, one
+    column or several, what has numbers beside it. The data are kept beside the picture, which
+    matplotlib draws in the background.
+
+    A confusion chart is also made of a matrix, `Chart(matrix, kind="confusion", labels=names)`: an
+    array or tensor with a row for each class and a column for each guess, of numbers from 0 on.
     """
 
     def __init__(
@@ -30,7 +37,13 @@ class Chart(Kind):
         x: str | None = None,
         y: str | Sequence[str] | None = None,
         title: str = "",
+        *,
+        labels: Sequence[Any] | None = None,
     ) -> None:
+        if kind == "confusion" and _is_matrix(table):
+            table, x, y = _counted(table, labels), "class", ["guess", "count"]
+        elif labels is not None:
+            raise TypeError('labels= goes with a matrix: Chart(matrix, kind="confusion", labels=…)')
         self._table = table if isinstance(table, Table) else Table(table)
         self._kind = kind
         self._x = x
@@ -80,8 +93,11 @@ class Chart(Kind):
         if not y and self._kind != "histogram":
             raise ValueError(f"metric {name!r}: a {self._kind} chart needs a y= beside x={x!r}")
         if self._kind == "confusion":
-            if len(y) != 1:
-                raise ValueError(f"metric {name!r}: a confusion chart has one y=, the guesses")
+            if len(y) not in (1, 2) or not set(y[1:]) <= set(numeric):
+                raise ValueError(
+                    f"metric {name!r}: a confusion chart has y= the guesses, or [the guesses, how "
+                    f"many there were of each], not {y}"
+                )
             classes = {str(row[columns.index(one)]) for row in rows for one in (x, y[0])}
             if len(classes) > _MOST_CLASSES:
                 raise ValueError(
@@ -96,6 +112,28 @@ class Chart(Kind):
                     "here its cells are numbers or None"
                 )
         return x, y
+
+
+def _is_matrix(table: Any) -> bool:
+    """Whether it is an array, and not one with the class and the guess of each example."""
+    if not (isinstance(table, np.ndarray) and table.dtype.names is None) and not is_tensor(table):
+        return False
+    return tuple(table.shape[1:]) != (2,) or table.shape[0] == 2
+
+
+def _counted(matrix: Any, labels: Sequence[Any] | None) -> Table:
+    """The counts of a confusion matrix as rows: a class, a guess, and how many there were."""
+    counts = view_of("", matrix, "a confusion matrix of real numbers")
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not (counts >= 0).all():
+        raise ValueError(
+            "a confusion chart takes a square matrix of numbers from 0 on, or a table with a row "
+            f"for each example, its class and the guess; not {told(counts)}"
+        )
+    names = list(range(len(counts))) if labels is None else list(labels)
+    if len(names) != len(counts):
+        raise ValueError(f"labels= has {len(names)} names for {len(counts)} classes")
+    rows = [[names[i], names[j], count.item()] for (i, j), count in np.ndenumerate(counts)]
+    return Table(["class", "guess", "count"], rows)
 
 
 def _is_numeric(rows: list[list[Any]], at: int) -> bool:

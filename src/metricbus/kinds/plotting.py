@@ -82,11 +82,18 @@ def _histogram(axes: Axes, plot: Plot) -> None:
 
 def _confusion(axes: Axes, plot: Plot) -> None:
     actual, guess = plot.columns[plot.x], plot.columns[plot.y[0]]
-    classes = sorted({*actual, *guess}, key=lambda one: (isinstance(one, str), str(type(one)), one))
+    if len(plot.y) > 1:  # in the order of a matrix
+        times, classes = plot.columns[plot.y[1]], list(dict.fromkeys([*actual, *guess]))
+    else:
+        times = [1] * len(actual)
+        classes = sorted(
+            {*actual, *guess}, key=lambda one: (isinstance(one, str), str(type(one)), one)
+        )
     index = {one: number for number, one in enumerate(classes)}
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    for one, other in zip(actual, guess, strict=True):
-        counts[index[one], index[other]] += 1
+    has_shares = any(isinstance(many, float) and not many.is_integer() for many in times)
+    counts = np.zeros((len(classes), len(classes)), np.float64 if has_shares else np.int64)
+    for one, other, many in zip(actual, guess, times, strict=True):
+        counts[index[one], index[other]] += many or 0
     axes.imshow(counts, cmap="Blues")
     labels = [_short(one) for one in classes]
     axes.set_xticks(range(len(labels)), labels, rotation=90 if len(labels) > 12 else 0)
@@ -96,7 +103,8 @@ def _confusion(axes: Axes, plot: Plot) -> None:
     if len(classes) <= _MOST_NUMBERS:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if count > counts.max() / 2 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+            text = f"{count:.3g}" if has_shares else str(count)
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
 
 
 _KINDS = {

@@ -53,6 +53,7 @@ class Registration:
     def end(self, error: BaseException | None = None) -> None:
         """The hook is off; an `error` that ended its block says more than that it saw nothing."""
         _on.discard(self)
+        self._names = frozenset()  # the bus keeps this object until the run is closed
         self.has_seen = self.has_seen or error is not None
         self._tell_silence()
 
