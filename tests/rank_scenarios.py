@@ -420,3 +420,20 @@ def made_too_early(rank: int) -> Any:
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)
         return [bus.sync(), bus.sync()]
+
+
+def time_and_clip(rank: int) -> Any:
+    """What hooks log on a rank that does not write is reduced with the rest."""
+    import torch
+
+    from metricbus.torch import StepTimer, clip_grad_norm_
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    with MetricBus(id="r", dir=".", sinks="") as bus:
+        bus.define("clip/norm_before", across_ranks="sum")
+        bus.define("time/step", across_ranks="count")
+        timer = StepTimer(bus)
+        for _ in timer(bus.steps(range(2))):
+            weight.grad = torch.full((1,), 1.0 + rank)
+            clip_grad_norm_(bus, [weight], 10.0)
+        return bus.sync()

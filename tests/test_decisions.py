@@ -341,3 +341,25 @@ def test_the_first_rank_decides_for_all_whatever_the_others_have(tmp_path: Path)
     ]
     told = [json.loads(rank.communicate(timeout=55)[0]) for rank in ranks]
     assert told == [[4, [True, True, False, False], 2.0, True]] * 2
+
+
+def test_a_name_that_is_not_reduced_over_the_epoch_is_told_at_the_first_check(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.define("val/acc", on_step=False, on_epoch=True)
+        stopping = EarlyStopping(bus, "val/loss")
+        for _ in range(2):
+            bus.log({"val/loss": 0.5, "val/acc": 0.5})
+            assert not stopping(bus.end_epoch())
+    (told,) = (line for line in caplog.messages if "val/loss" in line)
+    assert told.startswith("'val/loss' is not in what was given, which has 'val/acc'")
+    assert "bus.define('val/loss', on_epoch=True)" in told
+
+
+def test_a_misspelt_name_is_told_at_the_first_check(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        Best(bus, "val/los")({"val/loss": 0.5})
+    assert "which has 'val/loss'; nothing has been logged under it" in caplog.text

@@ -412,3 +412,8 @@ def test_meetings_do_not_depend_on_how_long_a_full_queue_is_waited_for(
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)
         assert bus.end_epoch() == {"n": 1}
+
+
+def test_what_hooks_log_on_a_silent_rank_is_reduced_with_the_rest(tmp_path: Path) -> None:
+    said = run_ranks(tmp_path, 2, scenarios.time_and_clip)
+    assert said == [{"clip/norm_before": 6.0, "time/step": 4}] * 2

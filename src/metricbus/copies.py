@@ -57,6 +57,14 @@ class Copyable(Recorder):
             return self._engine.run
         return self._elsewhere[1] if self._elsewhere else None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether what is logged goes anywhere.
+
+        So it does on a rank that does not write, too: it may be reduced across ranks.
+        """
+        return self._engine is not None or self._elsewhere is not None
+
     def _run_id(self) -> str:
         return self.run.id if self.run else ""
 

@@ -21,6 +21,7 @@ from metricbus.scope import Scope
 _log = logging.getLogger("metricbus.system")
 
 _LONGEST_SECS = 86_400.0
+_PATIENCE = 2.0  # seconds for a sample that is on its way
 
 Sensor: TypeAlias = Callable[[], Mapping[str, float | None]]
 """Gives numbers by their names; None for what is not known now."""
@@ -68,12 +69,12 @@ class SystemMonitor:
         bus.before_close(self.remove)
 
     def remove(self) -> None:
-        """Stops it, and waits until a sample that is on its way is logged."""
+        """Stops it, and waits a moment until a sample that is on its way is logged."""
         if os.getpid() != self._pid:  # a forked child has neither the thread nor its locks
             return
         self._stop.set()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(_PATIENCE)  # a sensor may hang
 
     def __enter__(self) -> SystemMonitor:
         return self

@@ -45,9 +45,9 @@ def clip_grad_norm_(  # noqa: PLR0917  # the order is torch's
         parameters = list(parameters)  # an iterator would be used up by the check
         refuse_parts("clip_grad_norm_()", parameters)
     before = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    if bus.run is None:
+    if not bus.is_on:
         bus.log({})  # the process-wide bus opens at its first call
-    if bus.run is not None:
+    if bus.is_on:
         names = [f"{name}/{what}" for what in ("norm_before", "norm_after", "clipped")]
         bus.log(spread(names, _told(before, float(max_norm))), step=bus.step)
     return before

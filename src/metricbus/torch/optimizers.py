@@ -147,7 +147,7 @@ class StepCounter:
         clock = self._take_over()
         self._settle()
         if isinstance(skipped, Pending):
-            if self._bus.run is not None:  # else nothing brings it over
+            if self._bus.is_on:  # else nothing brings it over
                 self._unknown.append(skipped)
         elif skipped:
             return

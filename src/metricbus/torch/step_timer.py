@@ -169,7 +169,7 @@ class StepTimer:
                 self._open.asked_at = perf_counter()
             return self._open
         is_due = self._taken % self._every == 0 and not self._is_removed
-        if not is_due or self._bus.run is None:
+        if not is_due or not self._bus.is_on:
             return None
         return TimedStep(self._marks.mark(), perf_counter())
 
