@@ -79,7 +79,9 @@ class Recorder:
             self._log_mapping(name, value, step, epoch, weight)
             return
         if type(value) is not float:
-            if isinstance(value, Kind) or is_deferred(value) or is_metric(value):
+            if type(value) is not int and (
+                isinstance(value, Kind) or is_deferred(value) or is_metric(value)
+            ):
                 self._log_mapping({name: value}, _MISSING, step, epoch, None)
                 return
             value = to_number(name, value)
