@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from metricbus import MetricBus, exits
+from metricbus.testing import MemorySink
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -53,6 +54,17 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logger = logging.getLogger("metricbus")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    return MemorySink()
+
+
+@pytest.fixture
+def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        yield bus
 
 
 @pytest.fixture(scope="session")

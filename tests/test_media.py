@@ -451,8 +451,8 @@ def test_what_is_dropped_is_told_for_each_name_and_in_all_at_the_end(
     ("value", "wanted"),
     [
         ("a text", r"Text\(…\)"),
-        (np.zeros((4, 4)), r"Histogram\(…\), Image\(…\), Table\(…\) or Audio\(…\)"),
-        ([1.0, 2.0], r"Histogram\(…\), Image\(…\), Table\(…\) or Audio\(…\)"),
+        (np.zeros((4, 4)), r"Histogram\(…\), Image\(…\), Table\(…\), Chart\(…\) or Audio"),
+        ([1.0, 2.0], r"Histogram\(…\), Image\(…\), Table\(…\), Chart\(…\) or Audio"),
         (pd.DataFrame({"a": [1]}), r"Table\(…\)"),
         (PIL.Image.new("L", (2, 2)), r"Image\(…\)"),
     ],

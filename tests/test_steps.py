@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +15,6 @@ from hypothesis import strategies as st
 from metricbus import MetricBus
 from metricbus.steps import Clock, check_step
 from metricbus.testing import MemorySink
-
-
-@pytest.fixture
-def sink() -> MemorySink:
-    return MemorySink()
-
-
-@pytest.fixture
-def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
-    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        yield bus
 
 
 def steps_of(bus: MetricBus, sink: MemorySink, name: str) -> list[int]:

@@ -69,17 +69,6 @@ class Returns(nn.Module):
 
 
 @pytest.fixture
-def sink() -> MemorySink:
-    return MemorySink()
-
-
-@pytest.fixture
-def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
-    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        yield bus
-
-
-@pytest.fixture
 def model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2)))

@@ -43,17 +43,6 @@ class LateDevice:
 
 
 @pytest.fixture
-def sink() -> MemorySink:
-    return MemorySink()
-
-
-@pytest.fixture
-def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
-    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        yield bus
-
-
-@pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, bus: MetricBus) -> Iterator[LateDevice]:
     device = LateDevice()
     monkeypatch.setitem(ACCELERATORS, "cpu", device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,17 +58,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
     monkeypatch.setitem(MARKS, "cpu", lambda _: device)
     monkeypatch.setattr(step_timer, "perf_counter", lambda: device.time)
     return device
-
-
-@pytest.fixture
-def sink() -> MemorySink:
-    return MemorySink()
-
-
-@pytest.fixture
-def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
-    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        yield bus
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
 from metricbus.errors import MissingPackageError
+from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 
@@ -27,7 +27,7 @@ Sensor: TypeAlias = Callable[[], Mapping[str, float | None]]
 """Gives numbers by their names; None for what is not known now."""
 
 
-class SystemMonitor:
+class SystemMonitor(Handle):
     """Logs what the machine and this process are doing, every `every_secs` seconds.
 
     with SystemMonitor(bus):
@@ -68,24 +68,13 @@ class SystemMonitor:
         self._thread.start()
         bus.before_close(self.remove)
 
-    def remove(self) -> None:
+    def _end(self, error: BaseException | None) -> None:
         """Stops it, and waits a moment until a sample that is on its way is logged."""
         if os.getpid() != self._pid:  # a forked child has neither the thread nor its locks
             return
         self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join(_PATIENCE)  # a sensor may hang
-
-    def __enter__(self) -> SystemMonitor:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.remove()
 
     def _run(self) -> None:
         opened: AbstractContextManager[list[Gpu]]

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from metricbus.complaints import Complaints
 from metricbus.devices import spread
+from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.steps import check_every
@@ -86,7 +86,7 @@ def watch_activations(
     return ActivationWatch(bus, root, chosen, measure, every, names=names)
 
 
-class ActivationWatch:
+class ActivationWatch(Handle):
     """What `watch_activations` returns; a context manager."""
 
     def __init__(
@@ -110,21 +110,6 @@ class ActivationWatch:
         self._hooks: list[RemovableHandle] = []  # for this forward
         self._complaints = Complaints(_log)
         self._hook = root.register_forward_pre_hook(_Hook(self._before))
-
-    def remove(self) -> None:
-        """Leaves the model as it was; a second call does nothing."""
-        self._end(None)
-
-    def __enter__(self) -> ActivationWatch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
         self._hook.remove()

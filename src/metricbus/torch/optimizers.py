@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 
 from metricbus.complaints import Complaints
 from metricbus.devices import Pending, spread
+from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.steps import Clock, check_every, clock_of
@@ -74,7 +74,7 @@ def watch_optimizer(
     return OptimizerWatch(bus, optimizer, wanted, every, StepCounter(bus) if advance else None)
 
 
-class OptimizerWatch:
+class OptimizerWatch(Handle):
     """What `watch_optimizer` returns; a context manager."""
 
     def __init__(
@@ -96,24 +96,12 @@ class OptimizerWatch:
         self._hook = optimizer.register_step_post_hook(hook)
         self._registration = Registration("watch_optimizer()", bus, optimizer, wanted)
 
-    def remove(self) -> None:
-        """Leaves the optimizer as it was, and the step to others; a second call does nothing."""
+    def _end(self, error: BaseException | None) -> None:
         self._hook.remove()
         self._registration.end()
         if self._counter is not None:
             self._counter.stop()
             self._counter = None
-
-    def __enter__(self) -> OptimizerWatch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.remove()
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         row = _amp_of(optimizer)

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
 
+from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.steps import LOOP, check_every, check_step, clock_of
@@ -27,7 +27,7 @@ T = TypeVar("T")
 _NOTHING: Any = object()
 
 
-class StepTimer:
+class StepTimer(Handle):
     """Times the steps of a training loop and what they are made of.
 
     timer = StepTimer(bus)
@@ -107,22 +107,11 @@ class StepTimer:
             self._step.counts["samples"] += samples
             self._step.counts["tokens"] += tokens
 
-    def remove(self) -> None:
+    def _end(self, error: BaseException | None) -> None:
         """Logs what is outstanding, waiting for the device; measures nothing any more."""
         self._is_removed = True
         self._step = self._open = None
         self._log_ready(wait=True)
-
-    def __enter__(self) -> StepTimer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.remove()
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metricbus.handles import Handle
 from metricbus.kinds.histograms import Histograms
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
@@ -117,7 +117,7 @@ class _Wanted(NamedTuple):
         )
 
 
-class ModelWatch:
+class ModelWatch(Handle):
     """What `watch` returns; a context manager."""
 
     def __init__(self, bus: MetricBus | Scope, model: nn.Module, wanted: _Wanted) -> None:
@@ -129,21 +129,6 @@ class ModelWatch:
         self._told: set[str] = set()
         self._registration = Registration("watch()", bus, model, wanted.prefixes(), _SILENCE)
         listen(self)
-
-    def remove(self) -> None:
-        """Ends the watch; a second call does nothing."""
-        self._end_watch(None)
-
-    def __enter__(self) -> ModelWatch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end_watch(error)
 
     def before_step(self, optimizer: Optimizer, *, has_closure: bool) -> None:
         """Counts the step; tells what there is before it, if it is due."""
@@ -162,11 +147,11 @@ class ModelWatch:
         due = self._due.pop(id(optimizer), None) if self._due else None
         if due is not None:
             try:
-                self._end(optimizer, due)
+                self._finish(optimizer, due)
             except Exception as error:
                 self._tell_error(error)
 
-    def _end_watch(self, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         leave(self)
         tidy_up()
         self._due.clear()
@@ -197,7 +182,7 @@ class ModelWatch:
         if before or late:
             self._due[id(optimizer)] = _Due(share, before, late)
 
-    def _end(self, optimizer: Optimizer, due: _Due) -> None:
+    def _finish(self, optimizer: Optimizer, due: _Due) -> None:
         with torch.no_grad():
             if due.gradients:
                 self._log_gradients(optimizer, due.share)
