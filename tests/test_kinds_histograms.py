@@ -282,7 +282,7 @@ def test_changes_in_place_after_the_call_do_not_show(
 @pytest.fixture
 def little_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 bytes instead of 64 MiB."""
-    monkeypatch.setattr("metricbus.kinds.histograms._COPIED", 1000)
+    monkeypatch.setattr("metricbus.kinds.histograms.COPIED_BYTES", 1000)
 
 
 @pytest.mark.usefixtures("little_is_copied")

@@ -8,7 +8,7 @@ is logged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from time import time_ns
 from typing import Any, overload
 
@@ -22,6 +22,7 @@ from metricbus.values import INT_MAX, check_name, check_weight, flatten, is_metr
 
 _MISSING: Any = object()
 _FLOAT = frozenset((float,))
+_NUMBERS = frozenset((float, int))
 
 
 class Recorder:
@@ -130,9 +131,9 @@ class Recorder:
                 for name in row:
                     check_name(name)
         else:
-            flat = flatten(row)
-            metrics = {name: value for name, value in flat.items() if is_metric(value)}
-            row, taken, is_late = self._apart(flat, metrics)
+            row = flatten(row)
+            if not _NUMBERS.issuperset(map(type, row.values())):
+                row, taken, metrics, is_late = self._apart(row)
         if not row and not taken and not metrics:
             return
         clock = self._clock
@@ -158,23 +159,24 @@ class Recorder:
             raise closed
 
     def _apart(
-        self, flat: Mapping[str, Any], but: Collection[str]
-    ) -> tuple[dict[str, Any], dict[str, Taken], bool]:
-        """The numbers, and what is taken of the media; nothing of those that have nothing new.
+        self, flat: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Taken], dict[str, Any], bool]:
+        """The numbers; what is taken of the media, nothing of those that have nothing new; metrics.
 
         And whether some of the numbers are still to come over from a device.
         """
         row: dict[str, Any] = {}
         taken: dict[str, Taken] = {}
+        metrics: dict[str, Any] = {}
         on_devices: dict[str, Any] = {}
         run = self._run_id()
         try:
             for name, value in flat.items():
-                if name in but:
-                    continue
-                if not isinstance(value, Kind):
+                if is_metric(value):
+                    metrics[name] = value
+                elif not isinstance(value, Kind):
                     row[name] = value
-                    if type(value) is not float and is_deferred(value):
+                    if is_deferred(value):
                         on_devices[name] = value
                 elif (found := value.take_for(run, name)) is not None:
                     taken[name] = found
@@ -184,7 +186,7 @@ class Recorder:
             for found in taken.values():
                 found.undo()
             raise
-        return row, taken, bool(on_devices)
+        return row, taken, metrics, bool(on_devices)
 
     def _run_id(self) -> str:
         """The run that is logged to."""

@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeAlias
 
+from metricbus.arguments import check_bus
 from metricbus.errors import MissingPackageError
 from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
@@ -47,11 +48,7 @@ class SystemMonitor(Handle):
     """
 
     def __init__(self, bus: MetricBus | Scope, every_secs: float = 10.0, gpus: bool = True) -> None:
-        if not isinstance(bus, MetricBus | Scope):
-            raise TypeError(
-                "the first argument is the bus, a MetricBus or a scope of one, "
-                f"not {type(bus).__name__}; write SystemMonitor(bus, every_secs=10.0)"
-            )
+        check_bus("SystemMonitor(bus, every_secs=10.0)", bus)
         if not 0.0 < every_secs <= _LONGEST_SECS:
             raise ValueError(f"every_secs= is above 0 and at most a day, not {every_secs!r:.60}")
         _check_package("psutil", "psutil", "")

@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 
 from metricbus.kinds.arrays import is_tensor
 
+MOST_BINS = 4096
+COPIED_BYTES = 1 << 26
+"""Of more, the call itself counts, block by block, and copies nothing."""
+ACCEPTED = "an array or tensor of real numbers"
+
 _BLOCK = 1 << 17
 _DEVICE_BLOCK = 1 << 22
 
@@ -71,6 +76,15 @@ class _Totals:
         self.count = count
         self.sums.append(total)
         self.squares.append(float(block @ block))
+
+
+def check_bins(name: str, bins: object, hint: str = "") -> None:
+    """`ValueError` unless it is a number of bins."""
+    if type(bins) is not int or not 1 <= bins <= MOST_BINS:
+        raise ValueError(
+            f"metric {name!r}: bins= is a whole number from 1 to {MOST_BINS:,}, "
+            f"not {bins!r:.60}{hint}"
+        )
 
 
 def bin_values(values: Any, bins: int) -> Binned:

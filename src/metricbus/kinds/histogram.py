@@ -12,14 +12,20 @@ import numpy as np
 from metricbus.devices import ACCELERATORS
 from metricbus.kind import Kind, Taken, Work
 from metricbus.kinds.arrays import Array, is_tensor, snapshot, told, view_of
-from metricbus.kinds.binning import Binned, bin_on_device, bin_values, binned
+from metricbus.kinds.binning import (
+    ACCEPTED,
+    COPIED_BYTES,
+    MOST_BINS,
+    Binned,
+    bin_on_device,
+    bin_values,
+    binned,
+    check_bins,
+)
 from metricbus.kinds.fused_on_device import apart_from
 from metricbus.media_records import HistogramRecord
 
-_MOST_BINS = 4096
 _MOST_VALUES = 2.0**63
-_COPIED = 1 << 26  # bytes; of more, the call itself counts, block by block, and copies nothing
-_ACCEPTED = "an array or tensor of real numbers"
 
 
 class Histogram(Kind):
@@ -49,11 +55,7 @@ class Histogram(Kind):
         """Checks and copies the values."""
         if self._values is None:
             return Taken(0, partial(_record, self._check_counted(name)))
-        if type(self._bins) is not int or not 1 <= self._bins <= _MOST_BINS:
-            raise ValueError(
-                f"metric {name!r}: bins= is a whole number from 1 to {_MOST_BINS:,}, "
-                f"not {self._bins!r:.60}; of counts and edges, write Histogram(counts=, edges=)"
-            )
+        check_bins(name, self._bins, "; of counts and edges, write Histogram(counts=, edges=)")
         values = self._values
         if is_tensor(values) and _can_bin(values):
             copied = values.detach().clone()
@@ -63,8 +65,8 @@ class Histogram(Kind):
             return Taken(nbytes, partial(_from_device, copied, self._bins, stream))
         if is_tensor(values) and _is_to_be_counted_here(values):
             return Taken(0, partial(_record, bin_values(values.detach(), self._bins)))
-        view = view_of(name, values, _ACCEPTED)
-        if view.nbytes > _COPIED:
+        view = view_of(name, values, ACCEPTED)
+        if view.nbytes > COPIED_BYTES:
             return Taken(0, partial(_record, bin_values(view, self._bins)))
         copy = snapshot(view)
         return Taken(copy.nbytes, partial(_from_values, copy, self._bins))
@@ -77,9 +79,9 @@ class Histogram(Kind):
                 f"metric {name!r} was given counts as {told(counts)} and edges as {told(edges)}; "
                 "there is one edge more than there are counts"
             )
-        if counts.size > _MOST_BINS:
+        if counts.size > MOST_BINS:
             raise ValueError(
-                f"metric {name!r} was given {counts.size:,} counts; up to {_MOST_BINS:,} are taken"
+                f"metric {name!r} was given {counts.size:,} counts; up to {MOST_BINS:,} are taken"
             )
         whole = np.rint(counts.astype(np.float64))
         wrong = counts[~((whole == counts) & (whole >= 0))]
@@ -108,7 +110,7 @@ def _can_bin(tensor: Any) -> bool:
 def _is_to_be_counted_here(tensor: Any) -> bool:
     """Whether it is too large for a copy, or for what numpy would make of a bfloat16."""
     is_plain = tensor.device.type == "cpu" and tensor.layout == sys.modules["torch"].strided
-    is_large: bool = tensor.numel() * tensor.element_size() > _COPIED
+    is_large: bool = tensor.numel() * tensor.element_size() > COPIED_BYTES
     return is_plain and not tensor.is_complex() and is_large
 
 

@@ -13,16 +13,13 @@ import numpy as np
 from metricbus.devices import ACCELERATORS
 from metricbus.kind import Kind, Taken, Work
 from metricbus.kinds.arrays import Array, is_tensor, snapshot, told, view_of
-from metricbus.kinds.binning import Binned, bin_values
+from metricbus.kinds.binning import ACCEPTED, COPIED_BYTES, Binned, bin_values, check_bins
 from metricbus.kinds.fused_binning import bin_each
 from metricbus.kinds.fused_on_device import apart_from, start_counting
 from metricbus.media_records import HistogramRecord
 from metricbus.records import Medium
 from metricbus.values import check_name
 
-_MOST_BINS = 4096
-_COPIED = 1 << 26  # bytes; of more, the call itself counts, block by block, and copies nothing
-_ACCEPTED = "an array or tensor of real numbers"
 _IN_NUMPY = frozenset(
     ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 )
@@ -56,16 +53,12 @@ class Histograms(Kind):
 
     def take(self, name: str) -> Taken | None:
         """Checks and copies the values."""
-        if type(self._bins) is not int or not 1 <= self._bins <= _MOST_BINS:
-            raise ValueError(
-                f"metric {name!r}: bins= is a whole number from 1 to {_MOST_BINS:,}, "
-                f"not {self._bins!r:.60}"
-            )
+        check_bins(name, self._bins)
         names = _names(name, tuple(self._tensors))
         if not names:
             return None
         groups = _alike(self._tensors.values())
-        is_large = sum(map(_nbytes, groups)) > _COPIED
+        is_large = sum(map(_nbytes, groups)) > COPIED_BYTES
         batches = [_taken(group, names, self._bins, is_large=is_large) for group in groups]
         nbytes = sum(batch.nbytes for batch in batches)
         return Taken(nbytes, partial(_encode, names, batches), media=len(names))
@@ -139,7 +132,7 @@ def _taken(group: _Group, names: Sequence[str], bins: int, *, is_large: bool) ->
 
 def _taken_of_arrays(group: _Group, names: Sequence[str], bins: int, *, is_large: bool) -> _Batch:
     views = [
-        view_of(names[place], value, _ACCEPTED)
+        view_of(names[place], value, ACCEPTED)
         for place, value in zip(group.places, group.values, strict=True)
     ]
     if is_large:

@@ -61,9 +61,7 @@ class Registration:
         silence, self._silence = self._silence, ""
         if not silence or self.has_seen or self._bus.run is None:
             return
-        if (
-            os.getpid() == self._pid
-        ):  # in a forked child the hook is a copy, which waits for nothing
+        if os.getpid() == self._pid:  # in a forked child it is a copy, which waits for nothing
             _log.warning("%s: %s", self._hook, silence)
 
     def _doubles(self, other: Registration) -> bool:
