@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from metricbus import MetricBus, exits
 from metricbus.testing import MemorySink
@@ -23,6 +24,10 @@ QUIET = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that tests have no use for
     "WANDB_ERROR_REPORTING": "false",
 }
+
+# How long an example takes is no question of right or wrong, and differs with the machine's load.
+settings.register_profile("untimed", parent=settings(), deadline=None)
+settings.load_profile("untimed")
 
 STAGING = "WANDB_DATA_DIR"
 
