@@ -14,7 +14,7 @@ import pytest
 from metricbus import MetricBus
 from metricbus.recorder import Recorder
 
-MOST_INSTRUCTIONS = 100  # of the interpreter, in log() itself; Python 3.11 executes 95
+MOST_INSTRUCTIONS = 90  # of the interpreter, in log() itself; Python 3.11 executes 85
 ROW = {f"train/m{i}": i / 7 for i in range(20)}
 
 
@@ -82,7 +82,7 @@ def test_the_calls_of_a_mapping_do_not_grow_with_it(bus: MetricBus) -> None:
     bus.log(dict(list(ROW.items())[:2]), step=1)
     small = calls_of(lambda: bus.log(dict(list(ROW.items())[:2]), step=2))
     large = calls_of(lambda: bus.log(ROW, step=3))
-    assert sum(large.values()) <= sum(small.values()) <= 25
+    assert sum(large.values()) <= sum(small.values()) <= 14
 
 
 def test_a_value_takes_few_instructions(bus: MetricBus) -> None:

@@ -8,7 +8,8 @@ is logged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from operator import countOf
 from time import time_ns
 from typing import Any, overload
 
@@ -18,10 +19,17 @@ from metricbus.kind import Kind, Stamp, Taken
 from metricbus.metric_objects import MetricObjects
 from metricbus.queue import CallQueue, Deferred
 from metricbus.steps import Clock, check_step
-from metricbus.values import INT_MAX, check_name, check_weight, flatten, is_metric, to_number
+from metricbus.values import (
+    INT_MAX,
+    INT_MIN,
+    check_name,
+    check_weight,
+    flatten,
+    is_metric,
+    to_number,
+)
 
 _MISSING: Any = object()
-_FLOAT = frozenset((float,))
 _NUMBERS = frozenset((float, int))
 
 
@@ -33,7 +41,8 @@ class Recorder:
     def __init__(self) -> None:
         self._clock = Clock()
         self._metrics = MetricObjects()
-        self._newest: dict[str, Any] = {}  # the names that were checked, with their last values
+        self._known: set[str] = set()  # the names that were checked
+        self._newest: dict[str, Any] = {}  # the last values by name
 
     @overload
     def log(
@@ -76,32 +85,89 @@ class Recorder:
         Raises `TypeError` or `ValueError` for a name, value, step, epoch or weight that cannot be
         logged; then nothing of the call is logged, of a mapping neither.
         """
-        if type(name) is not str or value is _MISSING or weight is not None:
-            self._log_mapping(name, value, step, epoch, weight)
+        # What nearly every call is comes first and whole: a float, at a step that is not behind.
+        if (
+            type(value) is not float
+            or type(name) is not str
+            or epoch is not None
+            or weight is not None
+        ):
+            if type(name) is not dict or not self._log_numbers(name, value, step, epoch, weight):
+                self._log_other(name, value, step, epoch, weight)
             return
-        if type(value) is not float:
-            if type(value) is not int and (
-                isinstance(value, Kind) or is_deferred(value) or is_metric(value)
-            ):
-                self._log_mapping({name: value}, _MISSING, step, epoch, None)
-                return
-            value = to_number(name, value)
-        if name not in self._newest:
-            check_name(name)
+        if name not in self._known:
+            self._known.add(check_name(name))
         clock = self._clock
-        epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
-        if step is None:
-            step = clock.step if clock.driven else clock.implied((name,))
-        elif type(step) is not int or step < 0 or step > INT_MAX:
-            step = check_step(step)
-        if step > clock.step:
+        if type(step) is int and clock.step <= step <= INT_MAX:
             clock.step = step
+        elif step is None and clock.driven:
+            step = clock.step
+        else:
+            step = self._see_step(step, (name,))
         self._newest[name] = value
         queue = self._queue
         calls = queue.calls
-        calls.append((name, value, step, epoch, time_ns()))
+        calls.append((name, value, step, clock.epoch, time_ns()))
         if len(calls) > queue.alarm[0]:
             queue.crowded()
+
+    def _log_numbers(
+        self,
+        row: dict[str, Any],
+        value: object,
+        step: int | None,
+        epoch: int | None,
+        weight: float | None,
+    ) -> bool:
+        """Logs what nearly every mapping is, plain numbers and a step at most; whether it was."""
+        row = row.copy()
+        values = len(row)
+        are_floats = countOf(map(type, row.values()), float) == values
+        if (
+            not (are_floats or _are_plain_numbers(row))
+            or not values
+            or value is not _MISSING
+            or epoch is not None
+            or weight is not None
+        ):
+            return False
+        if not self._known.issuperset(row):
+            self._known.update([check_name(name) for name in row])
+        clock = self._clock
+        if type(step) is int and clock.step <= step <= INT_MAX:
+            clock.step = step
+        else:
+            step = self._see_step(step, row)
+        self._newest.update(row)
+        self._queue.put_row((row, 1.0, step, clock.epoch, time_ns()), values)
+        return True
+
+    def _log_other(
+        self,
+        what: object,
+        value: object,
+        step: int | None,
+        epoch: int | None,
+        weight: float | None,
+    ) -> None:
+        """Whatever else there is: another type of number, a medium, a mapping of all that."""
+        is_one_number = type(value) is int or not (
+            value is _MISSING or isinstance(value, Kind) or is_deferred(value) or is_metric(value)
+        )
+        if is_one_number and type(what) is str and weight is None:
+            self._log_number(what, value, step, epoch)
+        else:
+            self._log_mapping(what, value, step, epoch, weight)
+
+    def _log_number(self, name: str, value: object, step: int | None, epoch: int | None) -> None:
+        number = to_number(name, value)
+        if name not in self._known:
+            self._known.add(check_name(name))
+        step = None if step is None else check_step(step)
+        epoch = self._clock.epoch if epoch is None else self._see_epoch(epoch)
+        step = self._see_step(step, (name,))
+        self._newest[name] = number
+        self._queue.put((name, number, step, epoch, time_ns()))
 
     def _log_mapping(
         self,
@@ -126,21 +192,14 @@ class Recorder:
         taken: dict[str, Taken] = {}
         metrics: dict[str, Any] = {}
         is_late = False
-        if type(mapping) is dict and _FLOAT.issuperset(map(type, row.values())):
-            if not row.keys() <= self._newest.keys():
-                for name in row:
-                    check_name(name)
-        else:
-            row = flatten(row)
-            if not _NUMBERS.issuperset(map(type, row.values())):
-                row, taken, metrics, is_late = self._apart(row)
+        row = flatten(row)
+        if not _NUMBERS.issuperset(map(type, row.values())):
+            row, taken, metrics, is_late = self._apart(row)
         if not row and not taken and not metrics:
             return
         clock = self._clock
         epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
-        step = clock.implied([*row, *taken, *metrics]) if step is None else step
-        if step > clock.step:  # a statement with max() in it could be divided
-            clock.step = step
+        step = self._see_step(step, [*row, *taken, *metrics])
         now = time_ns()
         if row:
             self._newest.update(row)
@@ -192,6 +251,16 @@ class Recorder:
         """The run that is logged to."""
         return ""
 
+    def _see_step(self, step: int | None, names: Collection[str]) -> int:
+        """The step of a call that logs `names`, to which the bus moves on if it is behind."""
+        clock = self._clock
+        if step is None:
+            return clock.implied(names)
+        step = check_step(step)
+        if step > clock.step:  # a statement with max() in it could be divided
+            clock.step = step
+        return step
+
     def _see_epoch(self, epoch: object) -> int:
         number = check_step(epoch, "epoch")
         if number > self._clock.epoch:
@@ -214,6 +283,13 @@ class Recorder:
     def _switch_off(self) -> None:
         """Makes `log` cost next to nothing."""
         self.__dict__["log"] = _do_nothing
+
+
+def _are_plain_numbers(row: Mapping[str, Any]) -> bool:
+    types = map(type, row.values())
+    return _NUMBERS.issuperset(types) and all(
+        type(value) is float or INT_MIN <= value <= INT_MAX for value in row.values()
+    )
 
 
 def _do_nothing(*args: object, **kwargs: object) -> None:
