@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -14,7 +13,7 @@ import pytest
 
 from benchmarks import charts, report
 from benchmarks.__main__ import CASES, chosen, draw, main, run
-from benchmarks.harness import Figure, Result, Target, interleaved, ratio
+from benchmarks.harness import Figure, Result, Role, Target, interleaved, ratio
 from benchmarks.machine import Machine, Moment, commit, machine
 from benchmarks.numbers import apart, place, readable, times
 from benchmarks.results import Measured, load, merged, save
@@ -45,9 +44,10 @@ def made_up(case: str = "calls", **given: object) -> Measured:
 
 def growing() -> Result:
     """Lines at so many places that a table cannot hold them all."""
+    roles: dict[str, Role] = {"ours": "ours", "theirs": "peer"}
     figures = [
         Figure(name, [at, 2 * at], role, at=at, complete=f"{at:.0f} of {at:.0f}")
-        for name, role in [("ours", "ours"), ("theirs", "peer")]
+        for name, role in roles.items()
         for at in (10.0**power for power in range(13))
     ]
     return Result("growth", "Growth", "", "ns", figures, chart="lines", x="values")
@@ -55,8 +55,9 @@ def growing() -> Result:
 
 def table_rows(text: str) -> list[list[str]]:
     """The cells of all tables, a list for each row, without what is between head and body."""
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row] for row in rows if not row[0].startswith("---")]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
+    return [row for row in rows if not row[0].startswith("---")]
 
 
 def test_arms_are_measured_there_and_back() -> None:
@@ -73,9 +74,13 @@ def test_arms_are_measured_there_and_back() -> None:
 
 def test_a_warm_up_counts_for_nothing() -> None:
     rounds: list[int] = []
-    seen = interleaved({"a": lambda number: rounds.append(number) or 1.0}, 2, warm_up=True)
+
+    def arm(number: int) -> float:
+        rounds.append(number)
+        return float(number)
+
+    assert interleaved({"a": arm}, 2, warm_up=True) == {"a": [0.0, 1.0]}
     assert rounds == [-1, 0, 1]
-    assert seen == {"a": [1.0, 1.0]}
 
 
 def test_a_ratio_is_that_of_rounds_and_not_of_medians() -> None:
@@ -112,8 +117,8 @@ def test_numbers_that_are_close_look_different() -> None:
 def test_a_table_has_medians_spread_ratios_and_what_was_read_back() -> None:
     section = report.section(made_up().results[0])
     head, floor, ours = table_rows(section)
-    assert head == ["", "median, ns", "least to most", "times append", "read back"][-len(head) :]
-    assert floor[:4] == ["append (floor)", "20.0", "10.0 to 30.0", "1.000"]
+    assert head == ["", "median, ns", "least to most", "times append", "read back"]
+    assert floor == ["append (floor)", "20.0", "10.0 to 30.0", "1.000", ""]
     assert ours == ["**log(a\\|b)**", "60.0", "40.0 to 240", "4.00", "3 of 3"]
 
 
@@ -209,8 +214,7 @@ def test_a_picture_takes_any_number(tmp_path: Path, samples: list[float]) -> Non
 def test_the_page_is_what_its_results_say(tmp_path: Path) -> None:
     measured = load(ROOT / "docs" / "benchmarks" / "results.json")
     page = (ROOT / "docs" / "benchmarks.md").read_text()
-    if measured:
-        assert report.replaced(page, report.page(measured)) == page, "make bench, or --report"
+    assert report.replaced(page, report.page(measured)) == page, "python -m benchmarks --report"
     draw(tmp_path, measured)
     names = {path.name for path in (ROOT / "docs" / "benchmarks").glob("*.svg")}
     assert {path.name for path in (tmp_path / "benchmarks").glob("*.svg")} == names
@@ -306,10 +310,7 @@ def test_nothing_that_a_case_started_stays(modules: dict[str, str]) -> None:
     with pytest.raises(CaseError, match="sleeper") as error:
         run_case("bad", modules["bad"], quick=True)
     pid = int(str(error.value).split("sleeper ")[1].split()[0])
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_command_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,6 +320,6 @@ def test_the_command_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_the_command_refuses_what_it_does_not_know() -> None:
     command = [sys.executable, "-m", "benchmarks", "--only", "nonsense"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no case is named nonsense" in done.stderr

@@ -7,7 +7,6 @@ nothing: no thread, no file.
 from __future__ import annotations
 
 import logging
-import pickle
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -190,6 +189,8 @@ def _unpickled(kind: type[Copyable], pickled: _Pickled) -> Copyable:
 
 def _picklable(definitions: Iterable[Definition]) -> list[Definition]:
     """Those that can be taken along: a function must have a name that others can import."""
+    import pickle  # nearly no run needs it
+
     found = []
     for definition in definitions:
         try:

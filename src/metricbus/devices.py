@@ -16,13 +16,13 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from metricbus.errors import DeviceError
 from metricbus.records import Number
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Tensor: TypeAlias = Any
 
@@ -209,7 +209,7 @@ def _bring(device: Any, waiting: Sequence[DeviceCopy]) -> None:
     for snapshot, part in zip(waiting, parts, strict=True):
         bits = numbers[at : at + part.numel()]
         at += part.numel()
-        snapshot.numbers = (bits.view(np.float64) if part.is_floating_point() else bits).tolist()
+        snapshot.numbers = (bits.view("float64") if part.is_floating_point() else bits).tolist()
 
 
 def as_64_bits(part: Tensor) -> Tensor:

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
+from numbers import Integral
 from typing import Any
-
-import numpy as np
 
 from metricbus.values import INT_MAX
 
@@ -31,7 +30,7 @@ def check_step(step: object, what: str = "step") -> int:
     """`step` as a plain int from 0 to 2**63-1; else `TypeError` or `ValueError` saying why not."""
     if type(step) is int:
         number = step
-    elif isinstance(step, int | np.integer) and not isinstance(step, bool):
+    elif isinstance(step, Integral) and not isinstance(step, bool):
         number = int(step)
     else:
         raise TypeError(

@@ -25,8 +25,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from metricbus.devices import is_deferred
 from metricbus.kind import Kind
 from metricbus.records import Number
@@ -138,9 +136,16 @@ def _fit(name: str, value: int) -> Number:
 
 def _is_refused_numpy(value: object) -> bool:
     """Dates and times have an `item()` that may give a bare integer, masked values one of 0.0."""
-    if not isinstance(value, np.generic | np.ndarray):
+    if not (_is_numpy(value, "generic") or _is_numpy(value, "ndarray")):
         return False
-    return value.dtype.kind in "mMcSU" or bool(np.ma.is_masked(value))
+    numpy: Any = sys.modules["numpy"]
+    dtype: Any = getattr(value, "dtype", None)
+    return dtype.kind in "mMcSU" or bool(numpy.ma.is_masked(value))
+
+
+def _is_numpy(value: object, kind: str) -> bool:
+    """Whether it is of this class of numpy, which is not imported for that."""
+    return isinstance(value, getattr(sys.modules.get("numpy"), kind, ()))
 
 
 def _from_item(name: str, value: object, item: Callable[[], object]) -> Number:
@@ -153,8 +158,8 @@ def _from_item(name: str, value: object, item: Callable[[], object]) -> Number:
         inner = item()
     except Exception as error:  # numpy, torch and jax each raise their own for longer arrays
         raise _not_a_number(name, value) from error
-    if isinstance(inner, np.longdouble):
-        return float(inner)
+    if _is_numpy(inner, "longdouble"):
+        return float(inner)  # type: ignore[arg-type]
     if type(inner) is type(value):
         raise _not_a_number(name, value)
     try:
