@@ -52,6 +52,30 @@ def test_delivering_again_doubles_nothing(folder: RunFolder) -> None:
     assert len(lines(folder)) == 100
 
 
+class Measuring(Sink):
+    """Remembers how many values it got at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        self.batches.append(sum(len(record.values) for record in records))
+
+
+def test_a_batch_of_very_wide_rows_is_no_larger_than_memory_bears(tmp_path: Path) -> None:
+    row = {f"layer{i}/norm": 0.5 for i in range(10_000)}
+    with MetricBus(id="wide", sinks="", dir=tmp_path) as bus:
+        for step in range(12):
+            bus.log(row, step=step)
+    sink = Measuring()
+    consumer = Consumer(RunFolder(tmp_path / "wide"), spec_of(sink))
+    consumer.end("finished")
+    consumer.run()
+    assert consumer.tally().delivered == sum(sink.batches) == 120_000
+    assert max(sink.batches) == 50_000
+
+
 @pytest.mark.parametrize("killed_after", range(0, 101, 10))
 def test_after_a_kill_between_write_and_save_nothing_is_doubled_or_missing(
     folder: RunFolder, killed_after: int

@@ -16,12 +16,13 @@ from metricbus.filters import RowFilter
 from metricbus.journal import NO_LINE, JournalReader, Row
 from metricbus.media_records import MediumRecord
 from metricbus.offsets import Ledger, Progress
-from metricbus.records import Open, Rewind, Scalars, told_apart
+from metricbus.records import Open, Rewind, Scalars, told_apart, values_of
 from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
 
 _NOTHING = Open(time=0, rows=[])
+_MOST_VALUES = 50_000  # in a batch: a thousand rows of ten thousand names would take a gigabyte
 
 
 class Batch(NamedTuple):
@@ -76,7 +77,7 @@ class Feed:
 
     def _next(self, *, ended: bool) -> list[Row]:
         ahead = self._reader.ahead
-        rows = list(self._reader.read(self._limit))
+        rows = self._read()
         if not rows and ahead and ahead[0].partial:
             span = ahead.pop(0)
             rows = self._left_open(span.segment)[: span.line - self._partial(span.segment)]
@@ -84,6 +85,16 @@ class Feed:
             segments = endings(self._journal)
             if not any(ending.is_open for ending in segments.values()):
                 rows = self.left_open()[: self._limit]
+        return rows
+
+    def _read(self) -> list[Row]:
+        rows = []
+        values = 0
+        for row in self._reader.read(self._limit):
+            rows.append(row)
+            values += 0 if row.record is None else values_of(row.record)
+            if values >= _MOST_VALUES:
+                break
         return rows
 
     def left_open(self) -> list[Row]:
