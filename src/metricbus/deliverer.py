@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from metricbus.delivery_threads import ThreadDelivery
+from metricbus.doorbell import Listener
 from metricbus.endings import endings
 from metricbus.errors import JournalError
 from metricbus.exchange import TOLD_VARIABLE, DeliveryStatus, Saying, Told, orders_of, status_of
@@ -37,6 +38,8 @@ _log = logging.getLogger("metricbus.delivery")
 _NOT_INHERITED = ("WANDB_SERVICE", "METRICBUS_RUN_DIR", "METRICBUS_SINKS")
 _HANDOVER_SECS = 5.0
 _LOOK_EVERY = 0.05
+_LOOK_WHEN_AWAITED = 0.005
+_AWAITED_SECS = 1.0  # after it was asked for something
 _LOOK_AROUND_EVERY = 1.0  # at other processes
 _SAID_AT_MOST = 50
 _NICENESS = 19
@@ -70,6 +73,8 @@ class Deliverer:
         self._orders, self._status = orders_of(folder, attempt), status_of(folder, attempt)
         self._sayings = Sayings()
         logging.getLogger("metricbus").addHandler(self._sayings)
+        self._listener = Listener()
+        self._awaited_until = 0.0
         self._hurries = 0
         self._grown_to = -1
         self._ended: Status | None = None
@@ -86,7 +91,8 @@ class Deliverer:
             self._obey()
             self._look_around()
             self._publish()
-            time.sleep(_LOOK_EVERY)
+            is_awaited = self._closing or time.monotonic() < self._awaited_until
+            self._listener.wait(_LOOK_WHEN_AWAITED if is_awaited else _LOOK_EVERY)
         left = self._delivery.unfinished()
         if left:
             _log.warning(
@@ -104,6 +110,7 @@ class Deliverer:
         if orders is not None:
             if orders.hurries > self._hurries:
                 self._hurries = orders.hurries
+                self._awaited_until = time.monotonic() + _AWAITED_SECS
                 self._delivery.hurry()
             if orders.ended is not None:
                 self._end(orders.ended)

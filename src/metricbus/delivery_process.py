@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from metricbus.delivery_threads import ThreadDelivery
+from metricbus.doorbell import Doorbell
 from metricbus.exchange import (
     TOLD_VARIABLE,
     DeliveryStatus,
@@ -33,7 +34,7 @@ from metricbus.specs import SinkSpec
 _log = logging.getLogger("metricbus.delivery")
 
 _LOOK_EVERY = 0.5
-_LOOK_WHEN_AWAITED = 0.01
+_LOOK_WHEN_AWAITED = 0.005
 _STARTS = 5  # in a row
 _STARTS_IN_VAIN = 2  # of a process that never came up
 _ENOUGH_SECS = 60.0  # a process that lived that long makes up for those before it
@@ -67,6 +68,7 @@ class ProcessDelivery:
         self._orders = Orders()
         self._ordered = True  # whether the file has the orders
         self._ordering = threading.RLock()
+        self._doorbell = Doorbell()
         self._status: DeliveryStatus | None = None
         self._pids: set[int] = set()
         self._told = 0
@@ -145,6 +147,7 @@ class ProcessDelivery:
                 try:
                     self._orders_file.write(self._orders)
                     self._ordered = True
+                    self._doorbell.ring()
                 except OSError as error:
                     _log.debug("the delivery process does not know the orders yet: %s", error)
 
@@ -186,21 +189,31 @@ class ProcessDelivery:
         told = Told(urls, [str(argument) for argument in sys.argv], self._attempt)
         arguments = [json.dumps(_import_path()), str(self._folder.path), str(self._linger_secs)]
         with open(log_of(self._folder), "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _COMMAND, *arguments],
-                cwd=self._directory,
-                env={**os.environ, TOLD_VARIABLE: json.dumps(msgspec.to_builtins(told))},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            bell = self._doorbell.connect()
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _COMMAND, *arguments],
+                    cwd=self._directory,
+                    env={**os.environ, TOLD_VARIABLE: json.dumps(msgspec.to_builtins(told))},
+                    stdin=bell,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(bell)
         self._pids.add(process.pid)
         return process
 
     # The thread that watches.
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        try:
+            self._watch_over(process)
+        finally:
+            self._doorbell.disconnect()
+
+    def _watch_over(self, process: subprocess.Popen[bytes]) -> None:
         starts, started = 1, time.monotonic()
         while True:
             time.sleep(_LOOK_EVERY)

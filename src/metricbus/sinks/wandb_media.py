@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from metricbus.errors import Rejected
 from metricbus.media import MediaFolder, safe_name
@@ -46,6 +45,7 @@ from metricbus.sinks.wandb_tables import Tables
 
 if TYPE_CHECKING:
     import wandb
+    from numpy.typing import NDArray
 
 _MOST_BINS = 512
 _HIGHEST_CLASS = 255  # in a mask
@@ -138,7 +138,7 @@ class MediaColumns:
                 masks={
                     name: {
                         "mask_data": mask,
-                        "class_labels": class_names(np.unique(mask), record.class_labels),
+                        "class_labels": class_names(_classes(mask), record.class_labels),
                     }
                     for name, mask in masks.items()
                 }
@@ -152,7 +152,8 @@ class MediaColumns:
         with _readable(ref):
             return wandb.Image(str(self._paths[ref]), caption=caption or None, **about)
 
-    def _mask(self, ref: FileRef) -> np.ndarray[Any, Any]:
+    def _mask(self, ref: FileRef) -> NDArray[Any]:
+        import numpy as np
         from PIL import Image
 
         with _readable(ref), Image.open(self._paths[ref]) as picture:
@@ -256,3 +257,11 @@ def _link(source: Path, path: Path) -> None:
             continue
         return
     shutil.copyfile(source, path)
+
+
+def _classes(mask: NDArray[Any]) -> list[int]:
+    """The numbers in the mask."""
+    import numpy as np  # in the delivery process alone, which numbers do not need
+
+    found: list[int] = np.unique(mask).tolist()
+    return found

@@ -1,0 +1,81 @@
+"""Waking the delivery process by a pipe."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from metricbus.doorbell import Doorbell, Listener
+
+
+@pytest.fixture
+def doorbell() -> Iterator[Doorbell]:
+    bell = Doorbell()
+    yield bell
+    bell.disconnect()
+
+
+def seconds_of_a_wait(listener: Listener, secs: float) -> float:
+    started = time.monotonic()
+    listener.wait(secs)
+    return time.monotonic() - started
+
+
+def test_a_ring_before_the_wait_ends_it_at_once(doorbell: Doorbell) -> None:
+    listener = Listener(doorbell.connect())
+    doorbell.ring()
+    doorbell.ring()
+    assert seconds_of_a_wait(listener, 60) < 30
+    assert seconds_of_a_wait(listener, 0.01) >= 0.01  # both were heard
+
+
+def test_a_ring_ends_a_wait(doorbell: Doorbell) -> None:
+    listener = Listener(doorbell.connect())
+    waits = threading.Thread(target=listener.wait, args=(60,))
+    waits.start()
+    doorbell.ring()
+    waits.join(30)
+    assert not waits.is_alive()
+
+
+def test_when_nobody_can_ring_any_more_waits_take_their_time(doorbell: Doorbell) -> None:
+    listener = Listener(doorbell.connect())
+    doorbell.disconnect()
+    listener.wait(60)  # finds that out
+    assert seconds_of_a_wait(listener, 0.01) >= 0.01
+
+
+def test_ringing_where_nobody_listens_raises_nothing(doorbell: Doorbell) -> None:
+    doorbell.ring()
+    os.close(doorbell.connect())
+    doorbell.ring()
+    doorbell.disconnect()
+    doorbell.ring()
+
+
+def test_ringing_does_not_wait_for_who_does_not_listen(doorbell: Doorbell) -> None:
+    end = doorbell.connect()
+    for _ in range(100_000):  # more than a pipe holds
+        doorbell.ring()
+    os.close(end)
+
+
+def test_connecting_again_closes_the_first_pipe(doorbell: Doorbell) -> None:
+    first = doorbell.connect()
+    second = doorbell.connect()
+    assert os.read(first, 1) == b""
+    doorbell.ring()
+    assert os.read(second, 1) == b"!"
+
+
+def test_a_standard_input_that_is_closed_is_no_bell() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    os.close(write)
+    listener = Listener(read)
+    listener.wait(60)
+    assert seconds_of_a_wait(listener, 0.01) >= 0.01
