@@ -15,6 +15,7 @@ import pytest
 import wandb
 from hypothesis import given
 from hypothesis import strategies as st
+from wandb.sdk.interface.interface_sock import InterfaceSock
 from wandb_reader import wandb_files, wandb_records, wandb_rows
 
 from metricbus import ConfigError, MetricBus, deliver
@@ -111,6 +112,47 @@ def test_names_that_come_together_are_one_history_row(tmp_path: Path) -> None:
     assert all(row.keys() >= {"a", "b", "c"} for row in rows)
     assert rows[0]["metricbus/epoch"] == 7
     assert rows[0]["_timestamp"] == pytest.approx(rows[0]["metricbus/time"])
+
+
+def delivered_from_a_journal_of(
+    rows: int, folder: Path, monkeypatch: pytest.MonkeyPatch, publish: Any
+) -> list[dict[str, Any]]:
+    """What W&B has of so many rows, by a consumer in this process."""
+    monkeypatch.setattr(InterfaceSock, "_publish", publish)
+    with MetricBus(id="r", sinks="", dir=folder) as bus:
+        for step in range(rows):
+            bus.log("x", float(step), step=step)
+    deliver(made(bus.folder), "wandb?mode=offline", timeout=60)
+    return list(wandb_rows(made(bus.folder)))
+
+
+def test_a_batch_of_rows_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_for: list[bool] = []
+
+    def publish(self: Any, record: Any, *, nowait: bool = False) -> None:
+        if record.request.HasField("partial_history"):
+            waited_for.append(not nowait)
+        original(self, record, nowait=nowait)
+
+    original = InterfaceSock._publish
+    rows = delivered_from_a_journal_of(50, tmp_path, monkeypatch, publish)
+    assert [row["x"] for row in rows] == list(range(50))
+    assert waited_for == [False] * 49 + [True]
+
+
+def test_a_wandb_that_waits_for_each_row_gets_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(self: Any, record: Any) -> None:
+        original(self, record)
+
+    original = InterfaceSock._publish
+    monkeypatch.setattr(InterfaceSock, "publish_output", lambda *_, **__: None)
+    monkeypatch.setattr(InterfaceSock, "publish_output_raw", lambda *_, **__: None)
+    rows = delivered_from_a_journal_of(50, tmp_path, monkeypatch, publish)
+    assert [row["x"] for row in rows] == list(range(50))
 
 
 def test_charts_stand_on_our_step_or_on_the_axis_that_was_defined(tmp_path: Path) -> None:

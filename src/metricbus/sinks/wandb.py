@@ -42,7 +42,7 @@ from metricbus.sinks.wandb_names import (
     check_project,
     key_of,
 )
-from metricbus.sinks.wandb_process import WandbProcess
+from metricbus.sinks.wandb_process import WandbProcess, without_waiting
 
 if TYPE_CHECKING:
     import wandb
@@ -146,10 +146,19 @@ class WandbSink(Sink):
         new = [] if self._run.disabled else records[max(0, self._next - first) :]
         self._media.check(record for record in new if isinstance(record, MediumRecord))
         with self._process.alive():
-            for number, record in enumerate(new, first + len(records) - len(new)):
-                self._run.log(self._row(record, number), step=number, commit=True)
-                self._logged, self._next = number, number + 1
+            number = first + len(records) - len(new)
+            with without_waiting(self._run):
+                for record in new[:-1]:
+                    self._log(record, number)
+                    number += 1
+            for record in new[-1:]:  # waits for all of them
+                self._log(record, number)
         self._given += len(records)
+
+    def _log(self, record: Scalars | Rewind | MediumRecord, number: int) -> None:
+        assert self._run is not None
+        self._run.log(self._row(record, number), step=number, commit=True)
+        self._logged, self._next = number, number + 1
 
     def pass_over(self, count: int) -> None:
         """A rejected record has a number too: so it is the same when records come again."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from metricbus.errors import Lost, Rejected
+
+if TYPE_CHECKING:
+    import wandb
 
 _OF_THE_DEAD = frozenset(  # errors of W&B that mean that the connection to its process is gone
     (
@@ -57,3 +63,25 @@ class WandbProcess:
             if type(error).__name__ == "UsageError" and "is finished" in str(error):
                 raise Lost(f"somebody else has ended the run ({error})") from error
             raise
+
+
+@contextmanager
+def without_waiting(run: wandb.Run) -> Iterator[None]:
+    """What is logged inside goes to W&B's process in its order, but is not waited for.
+
+    `Run.log()` waits each time until another thread has written to the socket, which takes longer
+    than all else that it does. What W&B logs of the console is not waited for; this uses the same
+    way. The next call outside waits for everything before it, and raises if that failed.
+
+    It is no public part of W&B: in a version that does not have it, each row is waited for.
+    """
+    interface: Any = getattr(run, "_interface", None)
+    publish = getattr(interface, "_publish", None)
+    if publish is None or "nowait" not in inspect.signature(publish).parameters:
+        yield
+        return
+    interface._publish = partial(publish, nowait=True)
+    try:
+        yield
+    finally:
+        del interface._publish
