@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check bench bench-delivery bench-media bench-torch chaos docs clean
+.PHONY: demo test lint types check bench bench-quick bench-media bench-torch chaos docs clean
 
 demo: .venv/installed-demo  ## Train on real handwritten digits and watch the metrics arrive.
 	$(BIN)/metricbus demo
@@ -20,11 +20,11 @@ types: .venv/installed-dev
 check: .venv/installed-dev  ## By as many processes as there are cores; each file stays in one.
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-bench: .venv/installed-bench  ## What logging costs, beside what people use today.
-	$(BIN)/python -W ignore benchmarks/log_cost.py
+bench: .venv/installed-bench .venv/peers/installed  ## What it costs, beside what people use today.
+	$(BIN)/python -W ignore -m benchmarks
 
-bench-delivery: .venv/installed-bench  ## Values a second into each backend; loops with all five.
-	$(BIN)/python -W ignore benchmarks/delivery.py
+bench-quick: .venv/installed-bench  ## The same in a minute, to see that it works; tells no figures to keep.
+	$(BIN)/python -W ignore -m benchmarks --quick
 
 bench-media: .venv/installed-bench  ## What pictures, histograms and sounds cost.
 	$(BIN)/python -W ignore benchmarks/media_cost.py
@@ -55,4 +55,10 @@ clean:
 
 .venv/installed-bench: .venv/installed-dev
 	$(PIP) --group bench
+	touch $@
+
+.venv/peers/installed: constraints-peers.txt  ## Peers that do not go together with the others.
+	$(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints-peers.txt clu tensorflow-cpu tensorboard trackio pyperf
 	touch $@

@@ -203,6 +203,11 @@ def test_pictures_of_results_that_are_gone_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calls.svg", "other.txt"]
 
 
+def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one id"):
+        charts.draw_all([growing(), growing()], tmp_path)
+
+
 @pytest.mark.parametrize("samples", [[0.0], [-3.0, -1.0], [0.0, 5.0]])
 def test_a_picture_takes_any_number(tmp_path: Path, samples: list[float]) -> None:
     figures = [Figure("one", samples, at=1.0), Figure("other", [0.0], at=2.0)]

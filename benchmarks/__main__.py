@@ -1,0 +1,127 @@
+"""The command: `python -W ignore -m benchmarks`, or `make bench` and `make bench-quick`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks import charts, report
+from benchmarks.machine import ROOT
+from benchmarks.results import Measured, load, merged, save
+from benchmarks.running import CaseError, run_case
+
+CASES = {  # in the order of the report
+    "calls": "benchmarks.cases.calls",
+    "latency": "benchmarks.cases.latency",
+    "loops": "benchmarks.cases.loops",
+    "delivery": "benchmarks.cases.delivery",
+    "growth": "benchmarks.cases.growth",
+    "journal": "benchmarks.cases.journal",
+    "ends": "benchmarks.cases.ends",
+    "starting": "benchmarks.cases.starting",
+    "footprint": "benchmarks.cases.footprint",
+    "bad": "benchmarks.cases.bad",
+}
+LEAST_WIDTH = 110  # of the tables on the terminal
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only show that everything works; no figure counts.")
+    ] = False,
+    only: Annotated[str, typer.Option(metavar="NAME,NAME", help="These cases alone.")] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where page, results and charts go.  [default: docs]"),
+    ] = None,
+    list_cases: Annotated[bool, typer.Option("--list", help="Name the cases.")] = False,
+    redraw: Annotated[
+        bool, typer.Option("--report", help="Draw the page again, without measuring.")
+    ] = False,
+) -> None:
+    """Measure what metricbus costs, beside what people use today.
+
+    A quick run writes nothing unless --out says where.
+    """
+    if list_cases:
+        print(*CASES, sep="\n")
+        return
+    cases = chosen(only)
+    with tempfile.TemporaryDirectory(prefix="bench-page-") as nowhere:
+        folder = out or (Path(nowhere) if quick else ROOT / "docs")
+        if redraw:
+            draw(folder, load(results_in(folder)))
+            return
+        failed = run(cases, folder, quick=quick)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def chosen(only: str) -> dict[str, str]:
+    """The cases of these names, or all; in the order of the report."""
+    names = {name.strip() for name in only.split(",") if name.strip()}
+    if unknown := sorted(names - set(CASES)):
+        raise typer.BadParameter(f"no case is named {', '.join(unknown)}; see --list")
+    return {name: module for name, module in CASES.items() if not names or name in names}
+
+
+def run(
+    cases: Mapping[str, str],
+    folder: Path,
+    *,
+    quick: bool,
+    order: Iterable[str] = CASES,
+) -> list[str]:
+    """Measures case by case, keeps what each gave, draws the page; returns those that failed."""
+    failed, seen = [], []
+    for number, (case, module) in enumerate(cases.items(), 1):
+        head = f"[{number}/{len(cases)}] {case}"
+        print(head, file=sys.stderr)
+        start = time.monotonic()
+        try:
+            (kept := folder / "benchmarks").mkdir(parents=True, exist_ok=True)
+            seen.append(run_case(case, module, quick=quick, keep=kept))
+        except CaseError as error:
+            failed.append(case)
+            print(f"{head}: FAILED: {error}", file=sys.stderr)
+        else:
+            results = results_in(folder)
+            save(results, merged(load(results), seen, list(order)))
+            print(f"{head}: {time.monotonic() - start:.1f} s", file=sys.stderr)
+    draw(folder, load(results_in(folder)))
+    show(seen)
+    return failed
+
+
+def draw(folder: Path, measured: list[Measured]) -> None:
+    """The page's results and the charts, from what was measured."""
+    charts.draw_all([result for one in measured for result in one.results], folder / "benchmarks")
+    report.write(folder / "benchmarks.md", measured)
+
+
+def show(measured: list[Measured]) -> None:
+    """The tables, on the terminal."""
+    console = Console()
+    console.width = max(console.width, LEAST_WIDTH)
+    console.print(Markdown(report.page(measured, charts=False)))
+
+
+def results_in(folder: Path) -> Path:
+    """Where the figures are kept."""
+    return folder / "benchmarks" / "results.json"
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

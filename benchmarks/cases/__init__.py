@@ -1,0 +1,1 @@
+"""The cases, in the order of the report: each module's `measure` is one."""
