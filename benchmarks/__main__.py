@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -30,7 +31,10 @@ CASES = {  # in the order of the report
     "footprint": "benchmarks.cases.footprint",
     "bad": "benchmarks.cases.bad",
 }
+TOGETHER = 3
 LEAST_WIDTH = 110  # of the tables on the terminal
+
+T = TypeVar("T")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,25 +88,43 @@ def run(
     quick: bool,
     order: Iterable[str] = CASES,
 ) -> list[str]:
-    """Measures case by case, keeps what each gave, draws the page; returns those that failed."""
+    """Measures case by case, keeps what each gave, draws the page; returns those that failed.
+
+    A quick run measures some at the same time, since its figures do not count.
+    """
     failed, seen = [], []
-    for number, (case, module) in enumerate(cases.items(), 1):
-        head = f"[{number}/{len(cases)}] {case}"
-        print(head, file=sys.stderr)
+    (kept := folder / "benchmarks").mkdir(parents=True, exist_ok=True)
+
+    def measure(case: str) -> Measured | CaseError:
+        print(f"{case} …", file=sys.stderr)
         start = time.monotonic()
         try:
-            (kept := folder / "benchmarks").mkdir(parents=True, exist_ok=True)
-            seen.append(run_case(case, module, quick=quick, keep=kept))
+            measured = run_case(case, cases[case], quick=quick, keep=kept)
         except CaseError as error:
+            print(f"{case}: FAILED: {error}", file=sys.stderr)
+            return error
+        print(f"{case}: {time.monotonic() - start:.1f} s", file=sys.stderr)
+        return measured
+
+    for case, measured in zip(cases, in_order(measure, cases, together=quick), strict=True):
+        if isinstance(measured, CaseError):
             failed.append(case)
-            print(f"{head}: FAILED: {error}", file=sys.stderr)
         else:
+            seen.append(measured)
             results = results_in(folder)
             save(results, merged(load(results), seen, list(order)))
-            print(f"{head}: {time.monotonic() - start:.1f} s", file=sys.stderr)
     draw(folder, load(results_in(folder)))
     show(seen)
     return failed
+
+
+def in_order(measure: Callable[[str], T], cases: Iterable[str], *, together: bool) -> Iterator[T]:
+    """What each case gave; three at a time if `together`, which share the cores."""
+    if not together:
+        yield from map(measure, cases)
+        return
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        yield from pool.map(measure, cases)
 
 
 def draw(folder: Path, measured: list[Measured]) -> None:

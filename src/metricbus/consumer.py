@@ -34,14 +34,15 @@ _LOOK_EVERY = 1.0  # other processes write segments too, and ring no bell here
 class Consumer:
     """Feeds one sink; `run` is the body of its thread."""
 
-    def __init__(self, folder: RunFolder, spec: SinkSpec) -> None:
+    def __init__(self, folder: RunFolder, spec: SinkSpec, *, beside_training: bool = False) -> None:
         self.spec = spec
         self.finished = False
         self.changed = threading.Condition()  # told at each step that somebody may wait for
         self._folder = folder
         self._sink = spec.sink
         self._lease = Lease(folder.offsets / spec.place)
-        self._feed = Feed(folder, spec)
+        self._beside_training = beside_training
+        self._feed = self._new_feed()
         self._given = 0  # records that the sink was given since it was opened
         self._bell = Bell()
         self._in_a_hurry = False
@@ -130,11 +131,14 @@ class Consumer:
     def _take_lease(self) -> None:
         if self._number is None:
             self._number = self._lease.acquire(above=self._feed.progress.lease)
-            self._feed = Feed(self._folder, self.spec)  # another process may have gone on
+            self._feed = self._new_feed()  # another process may have gone on
             self._check_place()
             self._where, self._command = self._feed.progress.where, self._feed.progress.command
             self._failures.forget()
             self._tell()
+
+    def _new_feed(self) -> Feed:
+        return Feed(self._folder, self.spec, gently=self._beside_training)
 
     def _check_place(self) -> None:
         """A sink that knows rows by their place in the order cannot take others in between."""

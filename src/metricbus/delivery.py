@@ -38,7 +38,9 @@ class Delivery:
         self._folder = folder
         apart = _apart(specs, hosting)
         here = [spec for spec in specs if spec not in apart and hosting != "off"]
-        self._hosts: list[Host] = [ThreadDelivery(folder, here)] if here else []
+        self._hosts: list[Host] = (
+            [ThreadDelivery(folder, here, beside_training=True)] if here else []
+        )
         if apart:
             self._hosts.append(ProcessDelivery(folder, apart, attempt, linger_secs))
         self._apart = apart
@@ -50,7 +52,7 @@ class Delivery:
                 host.start()
             except Exception as error:  # whatever it is, the training goes on
                 _log.warning("no delivery process (%s): threads deliver instead", error)
-                self._hosts[at] = ThreadDelivery(self._folder, self._apart)
+                self._hosts[at] = ThreadDelivery(self._folder, self._apart, beside_training=True)
                 self._hosts[at].start()
 
     def wake(self) -> None:

@@ -34,7 +34,7 @@ from metricbus.specs import SinkSpec
 _log = logging.getLogger("metricbus.delivery")
 
 _LOOK_EVERY = 0.5
-_LOOK_WHEN_AWAITED = 0.005
+_LOOK_WHEN_AWAITED = 0.003
 _STARTS = 5  # in a row
 _STARTS_IN_VAIN = 2  # of a process that never came up
 _ENOUGH_SECS = 60.0  # a process that lived that long makes up for those before it
@@ -262,7 +262,9 @@ class ProcessDelivery:
                 _in_words(code),
                 log_of(self._folder),
             )
-            self._instead = instead = ThreadDelivery(self._folder, self._specs)
+            self._instead = instead = ThreadDelivery(
+                self._folder, self._specs, beside_training=True
+            )
             instead.start()
             if self._orders.ended:
                 instead.end(self._orders.ended)

@@ -14,10 +14,14 @@ from metricbus.specs import SinkSpec
 
 
 class ThreadDelivery:
-    """Brings one run's journal to its sinks."""
+    """Brings one run's journal to its sinks; `beside_training` if a training goes on here, too."""
 
-    def __init__(self, folder: RunFolder, specs: Sequence[SinkSpec]) -> None:
-        self._consumers = [Consumer(folder, spec) for spec in specs]
+    def __init__(
+        self, folder: RunFolder, specs: Sequence[SinkSpec], *, beside_training: bool = False
+    ) -> None:
+        self._consumers = [
+            Consumer(folder, spec, beside_training=beside_training) for spec in specs
+        ]
 
     def start(self) -> None:
         """Starts a thread for each sink; they open their sinks there."""

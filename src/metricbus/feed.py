@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricbus.bell import breathe
 from metricbus.endings import endings, left_open
 from metricbus.filters import RowFilter
 from metricbus.journal import NO_LINE, JournalReader, Row
@@ -21,6 +22,7 @@ from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
 
+_ROWS_A_BREATH = 100
 _NOTHING = Open(time=0, rows=[])
 _MOST_VALUES = 50_000  # in a batch: a thousand rows of ten thousand names would take a gigabyte
 
@@ -43,9 +45,13 @@ class Batch(NamedTuple):
 
 
 class Feed:
-    """Reads one sink's batches, and keeps the ledger."""
+    """Reads one sink's batches, and keeps the ledger.
 
-    def __init__(self, folder: RunFolder, spec: SinkSpec) -> None:
+    If `gently`, it lets go of the interpreter now and then, for the training in the same process.
+    """
+
+    def __init__(self, folder: RunFolder, spec: SinkSpec, *, gently: bool = False) -> None:
+        self._gently = gently
         self._journal = folder.journal
         self._options = spec.options
         self._kind = spec.kind
@@ -88,14 +94,19 @@ class Feed:
         return rows
 
     def _read(self) -> list[Row]:
-        rows = []
+        rows: list[Row] = []
         values = 0
         for row in self._reader.read(self._limit):
+            self._breathe(len(rows))
             rows.append(row)
             values += 0 if row.record is None else values_of(row.record)
             if values >= _MOST_VALUES:
                 break
         return rows
+
+    def _breathe(self, number: int) -> None:
+        if self._gently and number % _ROWS_A_BREATH == _ROWS_A_BREATH - 1:
+            breathe()
 
     def left_open(self) -> list[Row]:
         """What was in open reductions when a process died, and has not been delivered yet."""
@@ -171,7 +182,8 @@ class Feed:
         records: list[Any] = []
         filtered = damaged = 0
         segments: dict[str, int] = {}
-        for row in rows:
+        for number, row in enumerate(rows):
+            self._breathe(number)
             record = told_apart(row.record)
             if isinstance(record, Scalars):
                 values = len(record.values)

@@ -136,20 +136,16 @@ def _fit(name: str, value: int) -> Number:
 
 def _is_refused_numpy(value: object) -> bool:
     """Dates and times have an `item()` that may give a bare integer, masked values one of 0.0."""
-    if not (_is_numpy(value, "generic") or _is_numpy(value, "ndarray")):
+    numpy: Any = sys.modules.get("numpy")  # not imported for that
+    kinds = getattr(numpy, "generic", ()), getattr(numpy, "ndarray", ())
+    if not isinstance(value, kinds):
         return False
-    numpy: Any = sys.modules["numpy"]
     dtype: Any = getattr(value, "dtype", None)
     return dtype.kind in "mMcSU" or bool(numpy.ma.is_masked(value))
 
 
-def _is_numpy(value: object, kind: str) -> bool:
-    """Whether it is of this class of numpy, which is not imported for that."""
-    return isinstance(value, getattr(sys.modules.get("numpy"), kind, ()))
-
-
 def _from_item(name: str, value: object, item: Callable[[], object]) -> Number:
-    if hasattr(value, "full_tensor"):  # torch's DTensor, whose item() may have to meet other ranks
+    if hasattr(type(value), "full_tensor"):  # a DTensor's item() may have to meet other ranks
         raise TypeError(
             f"metric {name!r} was given a {type(value).__name__}, which is spread over ranks; "
             "log value.full_tensor() or value.to_local()"
@@ -158,7 +154,9 @@ def _from_item(name: str, value: object, item: Callable[[], object]) -> Number:
         inner = item()
     except Exception as error:  # numpy, torch and jax each raise their own for longer arrays
         raise _not_a_number(name, value) from error
-    if _is_numpy(inner, "longdouble"):
+    if type(inner) is float:
+        return inner
+    if isinstance(inner, getattr(sys.modules.get("numpy"), "longdouble", ())):
         return float(inner)  # type: ignore[arg-type]
     if type(inner) is type(value):
         raise _not_a_number(name, value)

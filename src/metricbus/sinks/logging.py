@@ -31,7 +31,7 @@ from metricbus.sinks.base import Sink
 from metricbus.sinks.logging_media import MediaLines
 
 _TEMPLATES = 256  # rows with different names at a time
-_ROWS_A_BREATH = 4  # in the training's process, which gets the interpreter in between
+_ROWS_A_BREATH = 16  # in the training's process, which gets the interpreter in between
 
 
 class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
