@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pyperf
 
 from benchmarks.call_worker import PROCESSOR, WALL
@@ -17,6 +20,7 @@ from benchmarks.peers import APART
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ENDS_WITHIN = 240.0
+_WAKING_SECS = 0.05  # for timers that ran out while it stood still
 _LEAST_CALLS = 5
 
 
@@ -77,6 +81,20 @@ class Worker:
         self.wait()
         return 0.0
 
+    def freeze(self) -> None:
+        """Stops it and all that it has started, so that nothing of it disturbs another."""
+        self._signal(psutil.Process.suspend)
+
+    def thaw(self) -> None:
+        """Has all of that go on."""
+        self._signal(psutil.Process.resume)
+
+    def _signal(self, send: Callable[[psutil.Process], None]) -> None:
+        worker = psutil.Process(self._process.pid)
+        for process in (worker, *worker.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                send(process)
+
     def suite(self) -> pyperf.BenchmarkSuite:
         """What it gave, once it has closed its arm."""
         if self._process.wait(_ENDS_WITHIN) != 0:
@@ -95,14 +113,22 @@ class Worker:
 
 
 def measure_together(workers: Mapping[str, Worker], rounds: int) -> dict[str, Any]:
-    """The suite of each arm: opened together, measured one at a time, closed together."""
+    """The suite of each arm: opened together, measured one at a time, closed together.
+
+    While one is measured, all others stand still.
+    """
     try:
         for worker in workers.values():
             worker.wait()
+            worker.freeze()
         arms = {arm: worker.take for arm, worker in workers.items()}
-        for number, _, take in turns(arms, rounds, warm_up=True):
+        for number, arm, take in turns(arms, rounds, warm_up=True):
+            workers[arm].thaw()
+            time.sleep(_WAKING_SECS)
             take(number)
+            workers[arm].freeze()
         for worker in workers.values():
+            worker.thaw()
             worker.tell()
         return {arm: worker.suite() for arm, worker in workers.items()}
     finally:

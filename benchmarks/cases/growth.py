@@ -278,7 +278,7 @@ def measure(context: Context) -> list[Result]:
     sizes = [10**3, 10**4] if quick else [10**4, 10**5, 10**6, 10**7]
     values, many = context.pick(10**5, 2_000), context.pick(10**4, 1_000)
     shapes = {size: Shape(size) for size in sizes if _has_room(context, size)}
-    by_size = _run(context, "values", shapes, lambda size: {10**6: 2, 10**7: 1}.get(size, 7))
+    by_size = _run(context, "values", shapes, lambda size: {10**6: 2, 10**7: 1}.get(size, 5))
     names = [1, 100, 1_000] if quick else [1, 10, 100, 1_000, 10_000]
     by_names = {count: Shape(values, names=count, together=False) for count in names}
     threads = [1, 4] if quick else [1, 2, 4, 8, 16]
@@ -289,7 +289,7 @@ def measure(context: Context) -> list[Result]:
         _costs("values", "values in one run", by_size, _MAPPING + _LARGE),
         _memory(by_size),
         _costs("names", "names", _run(context, "names", by_names), _NAMES, beside=100),
-        _costs("sinks", "sinks", _run(context, "sinks", by_sinks, lambda _: 2), _MAPPING + _SINKS),
+        _costs("sinks", "sinks", _run(context, "sinks", by_sinks), _MAPPING + _SINKS),
         _costs("threads", "threads", _run(context, "threads", by_threads), _SINGLE),
     ]
 
@@ -318,7 +318,7 @@ def _run(
     context: Context,
     what: str,
     shapes: Mapping[int, Shape],
-    rounds: Callable[[int], int] = lambda _: 3,
+    rounds: Callable[[int], int] = lambda _: 2,
 ) -> dict[int, list[Seen]]:
     """Each shape in a process of its own, in rounds there and back; some sit out later rounds."""
     seen: dict[int, list[Seen]] = {at: [] for at in shapes}

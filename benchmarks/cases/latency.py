@@ -489,7 +489,7 @@ def _measure_arms(context: Context, rate: float) -> list[Seen]:
             turns[name].append(workers[name].do(_turn, rates[name], min(calls, int(rates[name]))))
             return turns[name][-1].took[-1]
 
-        interleaved({name: partial(measure_one, name) for name in workers}, context.pick(5, 2))
+        interleaved({name: partial(measure_one, name) for name in workers}, context.pick(3, 2))
         context.tell("reading back")
         closing = {name: worker.begin(_close) for name, worker in workers.items()}
         complete = {name: one.result(2 * PATIENCE) for name, one in closing.items()}

@@ -161,7 +161,7 @@ def _imports(context: Context) -> Result:
     bare = "python -c pass, the whole process"
     light = interleaved(
         {bare: lambda _: _whole_process(place), **_importing(LIGHT, place)},
-        context.pick(15, 1),
+        context.pick(9, 1),
         warm_up=not context.quick,
     )
     context.tell("imports: those of the backends")
