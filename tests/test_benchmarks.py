@@ -298,7 +298,7 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(
     failed = run(modules, tmp_path, quick=True, order=["kept", "bad", "good"])
     out, err = capfd.readouterr()
     assert failed == ["bad"]
-    assert "[1/2] bad: FAILED" in err
+    assert "bad: FAILED: it ended with 1" in err
     assert "2 of 3 values came back" in err
     assert "told 1" in err
     assert "Made up" in out

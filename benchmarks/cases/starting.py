@@ -115,7 +115,9 @@ OPENINGS: dict[str, tuple[Role, str]] = {
         run.finish()
         from pathlib import Path
         from benchmarks.reading import wandb_values
-        count = wandb_values(Path())
+        deadline = time.monotonic() + 20  # its process may write a little after that
+        while not (count := wandb_values(Path())) and time.monotonic() < deadline:
+            time.sleep(0.01)
         """,
     ),
     "mlflow.start_run and log_metric": (
