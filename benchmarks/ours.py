@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 SINKS = ("logging", "csv", "tensorboard", "wandb?mode=offline", "mlflow")
 ALL = ",".join(SINKS)
 RUN = "run"  # the id, and so the name of the run's folder
+LOG = "log.txt"
 PATIENCE = 120.0  # seconds for delivery
 
-_LOG = "log.txt"
 _DATABASE = "mlflow.db"
 
 
@@ -38,7 +38,7 @@ def opened_bus(folder: Path, sinks: str, **settings: Any) -> Iterator[MetricBus]
     folder.mkdir(parents=True, exist_ok=True)
     if "mlflow" in sinks:
         empty_database(folder / _DATABASE)
-    with _log_file(folder / _LOG):
+    with log_file(folder / LOG):
         bus = MetricBus(id=RUN, dir=folder, sinks=sinks, close_timeout=PATIENCE, **settings)
         yield bus
         report = bus.close()
@@ -47,7 +47,7 @@ def opened_bus(folder: Path, sinks: str, **settings: Any) -> Iterator[MetricBus]
 
 
 @contextmanager
-def _log_file(file: Path) -> Iterator[None]:
+def log_file(file: Path) -> Iterator[None]:
     """Gives the logger `metricbus` a file, as applications do, and nothing else."""
     logger = logging.getLogger("metricbus")
     handler = logging.FileHandler(file)
@@ -68,7 +68,7 @@ def values_by_sink(folder: Path, sinks: str) -> Mapping[str, int]:
     """What the journal and each sink have, counted by the backend's own reader."""
     run = folder / RUN
     readers = {
-        "logging": lambda: log_values(folder / _LOG),
+        "logging": lambda: log_values(folder / LOG),
         "csv": lambda: tidy_csv_values(run / "csv" / "metrics.csv"),
         "tensorboard": lambda: tensorboard_values(run / "tensorboard"),
         "wandb?mode=offline": lambda: wandb_values(run),
@@ -82,7 +82,7 @@ def own_files(folder: Path, sink: str) -> list[Path]:
     """The files that a sink has written, of a run that `opened_bus` made."""
     run = folder / RUN
     places = {
-        "logging": folder / _LOG,
+        "logging": folder / LOG,
         "csv": run / "csv",
         "tensorboard": run / "tensorboard",
         "wandb?mode=offline": run / "wandb",

@@ -13,11 +13,13 @@ import pytest
 
 from benchmarks import charts, report
 from benchmarks.__main__ import CASES, chosen, draw, main, run
+from benchmarks.fresh import fresh
 from benchmarks.harness import Figure, Result, Role, Target, interleaved, ratio
 from benchmarks.machine import Machine, Moment, commit, machine
 from benchmarks.numbers import apart, place, readable, times
 from benchmarks.results import Measured, load, merged, save
 from benchmarks.running import CaseError, run_case
+from benchmarks.spawned import Worker
 
 ROOT = Path(__file__).parent.parent
 HERE = Machine("A processor", 2, "8 GiB", "Linux 6", "CPython 3.11", {"numpy": "2.0"})
@@ -316,6 +318,27 @@ def test_nothing_that_a_case_started_stays(modules: dict[str, str]) -> None:
         run_case("bad", modules["bad"], quick=True)
     pid = int(str(error.value).split("sleeper ")[1].split()[0])
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_worker_that_fails_ends_with_what_it_has_started() -> None:
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(ValueError, match="nothing"), Worker() as worker:
+        assert worker.do(os.getpid) == worker.process.pid != os.getpid()
+        pid = worker.do(os.spawnv, os.P_NOWAIT, sys.executable, sleeps)
+        sleeper = psutil.Process(pid)
+        worker.do(int, "nothing")
+    psutil.wait_procs([sleeper], timeout=1)
+    assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_new_interpreter_has_only_what_is_meant_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METRICBUS_SINKS", "csv")
+    code = "import os, sys; print(os.getcwd(), 'METRICBUS_SINKS' in os.environ, *sys.argv[1:])"
+    assert fresh(["-c", code, "given"], tmp_path) == f"{tmp_path} False given\n"
+    with pytest.raises(RuntimeError, match="2 of 3"):
+        fresh(["-c", "raise SystemExit('2 of 3')"], tmp_path)
 
 
 def test_the_command_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:

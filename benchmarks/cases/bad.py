@@ -6,56 +6,23 @@ the same loop without it. The counts of every run must add up, and are read back
 
 from __future__ import annotations
 
-import csv
-import logging
-import math
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil
 
-import metricbus
-from benchmarks.broken import SwitchedSink, refusing_server, slow_disk
-from benchmarks.cases.latency import Worker
+from benchmarks import bad_worker
+from benchmarks.bad_runs import DISK, NAMES, PICTURE, SHORT_QUEUE, STEP_SECS, Plan, plans
 from benchmarks.harness import Context, Figure, Result, interleaved, ratios
-from benchmarks.reading import complete, journal_values
-from metricbus import Image, MetricBus, Report
+from benchmarks.spawned import Worker
+from metricbus import Report
 
-NAMES = [f"train/metric{i}" for i in range(20)]
-MANY_NAMES = [f"layer{i // 100}/unit{i % 100}/gradient" for i in range(10_000)]
-PICTURE = np.random.default_rng(0).integers(0, 256, (1024, 1024, 4), dtype=np.uint8)  # 4 MiB
-STEP_SECS = 0.05  # a training step that waits for a device, where pictures are logged
-DISK = 1e6  # bytes a second
-SHORT_QUEUE = 1_000
-PATIENCE = 60.0
 LOOK_EVERY = 0.005
-
-Log = Callable[[MetricBus, int], int]
-
-
-class Plan(NamedTuple):
-    """One run: its loop, its bus, and what is wrong.
-
-    `loop` logs about so many values and returns how many it were. `beside` names the run without
-    the trouble, and is empty for such a run itself. `down` is how the name of the sink begins that
-    is down. `drops` says whether values are lost: they never may, they must (or nothing was wrong
-    with the run), or they may.
-    """
-
-    name: str
-    beside: str
-    loop: Log
-    values: int
-    open: Callable[[ExitStack, Path], MetricBus]
-    down: str = ""
-    drops: bool | None = False
 
 
 class Outcome(NamedTuple):
@@ -65,214 +32,6 @@ class Outcome(NamedTuple):
     peak: int
     left: int
     report: Report
-
-
-# The loops
-
-
-def log_scalars(bus: MetricBus, values: int, names: list[str] = NAMES, value: float = 0.5) -> int:
-    """A value for each name a step, as fast as possible."""
-    steps = math.ceil(values / len(names))
-    for step in range(steps):
-        for name in names:
-            bus.log(name, value, step=step)
-    return steps * len(names)
-
-
-def log_many_names(bus: MetricBus, values: int) -> int:
-    """10,000 values a step, each with a name of its own."""
-    return log_scalars(bus, values, MANY_NAMES)
-
-
-def log_nan(bus: MetricBus, values: int) -> int:
-    """Every value is NaN."""
-    return log_scalars(bus, values, value=math.nan)
-
-
-def log_steps(bus: MetricBus, values: int, last: Callable[[], object] = float) -> int:
-    """21 values a step, which takes a while."""
-    steps = math.ceil(values / (len(NAMES) + 1))
-    for step in range(steps):
-        time.sleep(STEP_SECS)
-        for name in NAMES:
-            bus.log(name, 0.5, step=step)
-        bus.log("sample", last(), step=step)
-    return steps * (len(NAMES) + 1)
-
-
-def log_pictures(bus: MetricBus, values: int) -> int:
-    """The same, the 21st of them a picture."""
-    return log_steps(bus, values, lambda: Image(PICTURE))
-
-
-# The buses
-
-
-def open_bus(exits: ExitStack, folder: Path, **settings: Any) -> MetricBus:
-    """Nothing is wrong."""
-    return MetricBus(dir=folder, **settings)
-
-
-def open_with_object(exits: ExitStack, folder: Path, *, up: bool) -> MetricBus:
-    """Two sinks in this process, one of which may be down for the whole run."""
-    _Running.switched = SwitchedSink(up=up)
-    return MetricBus(dir=folder, sinks=["csv", _Running.switched])
-
-
-def open_with_dead_server(exits: ExitStack, folder: Path) -> MetricBus:
-    """Two sinks in the delivery process; the server of one of them refuses connections."""
-    server = exits.enter_context(refusing_server())
-    sinks = f"csv,mlflow+{server}"
-    return MetricBus(dir=folder, sinks=sinks, delivery="process", linger_secs=1)
-
-
-def open_on_slow_disk(exits: ExitStack, folder: Path, **settings: Any) -> MetricBus:
-    """The journal alone, on a disk that takes its time."""
-    exits.enter_context(slow_disk(DISK))
-    return MetricBus(dir=folder, sinks="", **settings)
-
-
-def plans(context: Context) -> list[Plan]:
-    """The runs without trouble, each before the troubles that are compared with it."""
-    return [
-        *_with_sinks_in_threads(context.pick(300_000, 10_000)),
-        *_with_delivery_process(context.pick(300_000, 10_000)),
-        *_with_slow_disk(context.pick(120_000, 4_000), context.pick(40_000, 4_000)),
-        *_with_pictures(context.pick(30, 3) * (len(NAMES) + 1)),
-    ]
-
-
-def _with_sinks_in_threads(values: int) -> list[Plan]:
-    floor, up = "two sinks in threads", partial(open_with_object, up=True)
-    down = partial(open_with_object, up=False)
-    return [
-        Plan(floor, "", log_scalars, values, up),
-        Plan("a sink is down", floor, log_scalars, values, down, down="SwitchedSink"),
-        Plan("10,000 names", floor, log_many_names, values, up),
-        Plan("every value is NaN", floor, log_nan, values, up),
-    ]
-
-
-def _with_delivery_process(values: int) -> list[Plan]:
-    floor, up = "csv in the delivery process", partial(open_bus, sinks="csv", delivery="process")
-    dead = "csv, and MLflow's server is down"
-    return [
-        Plan(floor, "", log_scalars, values, up),
-        Plan(dead, floor, log_scalars, values, open_with_dead_server, down="mlflow"),
-    ]
-
-
-def _with_slow_disk(values: int, fewer: int) -> list[Plan]:
-    floor, full = "the journal alone", "a queue of 1,000"
-    short = partial(open_bus, sinks="", queue_size=SHORT_QUEUE)
-    plans = [
-        Plan(floor, "", log_scalars, values, partial(open_bus, sinks="")),
-        Plan("a disk at 1 MB/s", floor, log_scalars, values, open_on_slow_disk),
-        Plan(full, "", log_scalars, fewer, short),
-    ]
-    for overflow in ("block", "drop_newest", "drop_oldest"):
-        opened = partial(open_on_slow_disk, queue_size=SHORT_QUEUE, overflow=overflow)
-        drops = overflow != "block"
-        name = f"{full} is full, overflow={overflow}"
-        plans.append(Plan(name, full, log_scalars, fewer, opened, drops=drops))
-    return plans
-
-
-def _with_pictures(values: int) -> list[Plan]:
-    floor, picture = "steps of 50 ms", "a 4-MiB picture every step"
-    waits, drops = partial(open_bus, sinks="csv"), "drop_newest"
-    lossy = partial(open_bus, sinks="csv", overflow=drops)
-    return [
-        Plan(floor, "", log_steps, values, waits),
-        Plan(picture, floor, log_pictures, values, waits),
-        Plan(f"{picture}, overflow={drops}", floor, log_pictures, values, lossy, drops=None),
-    ]
-
-
-# In a run's process
-
-
-class _Running:
-    """What a run's process keeps between its parts."""
-
-    plan: Plan
-    bus: MetricBus
-    switched: SwitchedSink
-    exits = ExitStack()
-    logged = 0
-
-
-def _open(plan: Plan, folder: Path) -> None:
-    """Opens the bus and has everything work once."""
-    logging.basicConfig(filename=folder / "log.txt", level=logging.INFO)
-    _Running.plan = plan
-    _Running.bus = plan.open(_Running.exits, folder)
-    _Running.logged = log_scalars(_Running.bus, 1)
-    _settle()
-
-
-def _loop() -> float:
-    """Values a second, as the training sees it."""
-    start = time.perf_counter()
-    logged = _Running.plan.loop(_Running.bus, _Running.plan.values)
-    seconds = time.perf_counter() - start
-    _Running.logged += logged
-    return logged / seconds
-
-
-def _settle() -> None:
-    """Waits until all that works has everything, and what is down has been tried."""
-    deadline = time.monotonic() + PATIENCE
-    while not _is_settled(report := _Running.bus.stats()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not everything arrives:\n{report}")
-        time.sleep(0.01)
-
-
-def _is_settled(report: Report) -> bool:
-    return not report.waiting and all(
-        sink.error if _is_down(name) else not sink.pending for name, sink in report.sinks.items()
-    )
-
-
-def _is_down(sink: str) -> bool:
-    return bool(_Running.plan.down) and sink.startswith(_Running.plan.down)
-
-
-def _close() -> Report:
-    """Ends the run; there is no use in waiting for what is down."""
-    with _Running.exits:
-        _settle()
-        return _Running.bus.close(timeout=1 if _Running.plan.down else PATIENCE)
-
-
-def _check() -> None:
-    """Every value that was logged is where the report says, or this raises."""
-    bus, plan, report = _Running.bus, _Running.plan, _Running.bus.stats()
-    if bus.folder is None:
-        raise RuntimeError("the run has no folder")
-    complete("the report", report.logged, _Running.logged)
-    complete("in the end", report.journalled + report.dropped, _Running.logged)
-    pictures = len(metricbus.read(bus.folder).media())
-    complete("the journal", journal_values(bus.folder) + pictures, report.journalled)
-    if plan.drops is not None and bool(report.dropped) != plan.drops:
-        raise RuntimeError(f"{plan.name}: {report.dropped:,} values were dropped\n{report}")
-    for name, sink in report.sinks.items():
-        expected = (0, report.journalled) if _is_down(name) else (report.journalled, 0)
-        if (sink.delivered, sink.pending) != expected:
-            raise RuntimeError(f"{plan.name}: {name} was to have {expected}:\n{report}")
-        if name == "csv":
-            complete(name, _rows(bus.folder / "csv" / "metrics.csv"), sink.delivered)
-        if name == "SwitchedSink":
-            complete(name, _Running.switched.values, sink.delivered)
-
-
-def _rows(file: Path) -> int:
-    with open(file, newline="", encoding="utf-8") as lines:
-        return sum(1 for _ in csv.DictReader(lines))
-
-
-# The measurement
 
 
 def measure(context: Context) -> list[Result]:
@@ -292,13 +51,13 @@ def measure(context: Context) -> list[Result]:
 def _run(plan: Plan, folder: Path) -> Outcome:
     with Worker() as worker:
         process = worker.process
-        worker.do(_open, plan, folder)
+        worker.do(bad_worker.open_run, plan, folder)
         before = process.memory_info().rss
-        looping = worker.begin(_loop)
+        looping = worker.begin(bad_worker.log_all)
         peak = _peak(process, looping)
-        closing = worker.begin(_close)
+        closing = worker.begin(bad_worker.close_run)
         peak = max(peak, _peak(process, closing), left := process.memory_info().rss)
-        worker.do(_check)
+        worker.do(bad_worker.check_run)
         return Outcome(looping.result(), peak - before, left - before, closing.result())
 
 

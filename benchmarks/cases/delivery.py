@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -61,16 +62,15 @@ class Backend(NamedTuple):
 
 
 def measure(context: Context) -> list[Result]:
-    """A result for each backend; MLflow has two, by where it is."""
-    with mlflow_server(context.place("server")) as server:
-        backends = [
-            into_csv(),
-            into_logs(),
-            into_tensorboard(),
-            into_wandb(),
-            into_mlflow_file(),
-            into_mlflow_server(server),
-        ]
+    """A result for each backend; MLflow has two, by where it is.
+
+    A quick run has no server, which takes long to come up.
+    """
+    backends = [into_csv(), into_logs(), into_tensorboard(), into_wandb(), into_mlflow_file()]
+    with ExitStack() as exits:
+        if not context.quick:
+            server = exits.enter_context(mlflow_server(context.place("server")))
+            backends.append(into_mlflow_server(server))
         return [measure_backend(context, backend) for backend in backends]
 
 

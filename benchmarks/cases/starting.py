@@ -9,19 +9,16 @@ does not count, warms the page cache.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
+from benchmarks.fresh import fresh
 from benchmarks.harness import Context, Figure, Result, Role, Target, interleaved, ratio
 
-ROOT = Path(__file__).parents[2]
 NUMPY = "import numpy"
 OURS = "from metricbus import MetricBus"
 LIGHT: dict[str, Role] = {
@@ -199,7 +196,7 @@ def _openings(context: Context) -> list[Result]:
     fresh(["-c", _PREPARE], place)  # the database: a new one takes seconds, once
     context.tell("opening a run, each way")
     whole: dict[str, list[float]] = {}
-    wanted = list(OPENINGS)[: context.pick(len(OPENINGS), 4)]
+    wanted = list(OPENINGS)[: context.pick(len(OPENINGS), 2)]
     arms = {name: _opening(name, OPENINGS[name][1], place, whole) for name in wanted}
     seen = interleaved(arms, context.pick(4, 1), warm_up=not context.quick)
     alone = Result(
@@ -265,42 +262,3 @@ def _whole_process(place: Path) -> float:
     start = time.perf_counter()
     fresh(["-c", "pass"], place)
     return (time.perf_counter() - start) * 1e3
-
-
-def fresh(arguments: Sequence[str], folder: Path, timeout: float = 300.0) -> str:
-    """What a new interpreter that works in `folder` prints; `RuntimeError` if it fails.
-
-    It writes to files, not to pipes: a backend's own process may outlive it, and hold a pipe open.
-    """
-    command = [sys.executable, "-W", "ignore", *arguments]
-    said, complaints = folder / "stdout.txt", folder / "stderr.txt"
-    with open(said, "wb") as out, open(complaints, "wb") as err:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=_environment(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            timeout=timeout,
-            check=False,
-        )
-    if done.returncode:
-        last_words = complaints.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"a worker ended with {done.returncode}:\n{last_words}")
-    return said.read_text()
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """Ours without what would change the buses' settings; the backends keep to the folder."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("METRICBUS_")}
-    return kept | {
-        "PYTHONPATH": str(ROOT),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "WANDB_ERROR_REPORTING": "false",
-        "WANDB_SILENT": "true",
-        "WANDB_DIR": str(folder),
-        "WANDB_CACHE_DIR": str(folder),
-        "WANDB_CONFIG_DIR": str(folder),
-        "WANDB_DATA_DIR": str(folder),
-    }

@@ -1,0 +1,80 @@
+"""One close for the case `ends`, in a process of its own: of a bus, or of a backend by itself.
+
+The process is `python -m benchmarks.closing NAME SINKS`, in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from benchmarks.flushing import NAMES, row
+from benchmarks.fresh import fresh
+from benchmarks.ours import LOG, RUN, log_file, values_by_sink
+from benchmarks.own_sinks import complete
+from benchmarks.peers import PEERS
+from benchmarks.peers.services import empty_database
+from metricbus import MetricBus
+
+AT_CLOSE = 2_000
+CLOSE = "MetricBus.close(), five sinks"
+CLOSE_PENDING = f"the same, none of {AT_CLOSE:,} values delivered yet"
+
+
+def close_apart(name: str, sinks: str, folder: Path) -> float:
+    """Has a new interpreter do it, which works in the folder."""
+    return float(fresh(["-m", __name__, name, sinks], folder).split()[-1])
+
+
+def close_here(name: str, sinks: str, folder: Path) -> float:
+    """Logs, and closes: a peer of this name, or a bus with these sinks; the close's milliseconds.
+
+    Raises unless all that was logged is there.
+    """
+    return _close_peer(name, folder) if name in PEERS else _close_bus(name, sinks, folder)
+
+
+def _close_peer(name: str, folder: Path) -> float:
+    peer = PEERS[name](folder / "peer")
+    for step in range(AT_CLOSE // len(NAMES)):
+        peer.log_row(row(step), step)
+    peer.flush()
+    milliseconds = _timed(peer.close)
+    complete(name, peer.count, AT_CLOSE)
+    return milliseconds
+
+
+def _close_bus(name: str, sinks: str, folder: Path) -> float:
+    if "mlflow" in sinks:
+        empty_database(folder / "mlflow.db")
+    with log_file(folder / LOG):
+        bus = MetricBus(id=RUN, sinks=sinks, dir=folder, close_timeout=120)
+        bus.log(row(0), step=0)
+        bus.flush()  # all backends are open
+        for step in range(1, AT_CLOSE // len(NAMES)):
+            bus.log(row(step), step=step)
+        if name == CLOSE:
+            bus.flush()
+        milliseconds = _timed(bus.close)
+    if not bus.stats().complete:
+        raise RuntimeError(str(bus.stats()))
+    for sink in sinks.split(","):
+        complete(sink, partial(_values_in, sink, folder), AT_CLOSE)
+    return milliseconds
+
+
+def _values_in(sink: str, folder: Path) -> int:
+    return values_by_sink(folder, sink)[sink]
+
+
+def _timed(close: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    close()
+    return (time.perf_counter() - start) * 1e3
+
+
+if __name__ == "__main__":
+    print(close_here(sys.argv[1], sys.argv[2], Path.cwd()))
