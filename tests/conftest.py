@@ -48,6 +48,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in list(os.environ):
         if variable.startswith(("METRICBUS_", "MLFLOW_", "WANDB_")) and variable != STAGING:
             monkeypatch.delenv(variable)
+    monkeypatch.delenv("COLUMNS", raising=False)  # the workers of pytest-xdist set it
     for name, value in {**QUIET, **HERE}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))  # W&B looks for a key there

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from metricbus.columns import Columns, PlainRow, Series
 from metricbus.endings import left_open
-from metricbus.journal import JournalReader
+from metricbus.errors import JournalError
+from metricbus.journal import JournalReader, Row
 from metricbus.media import MediaFolder
 from metricbus.media_records import Cell, MediumRecord, TableRecord
-from metricbus.records import Number, Scalars, told_apart
-from metricbus.rewinding import Rewinds, without_superseded
+from metricbus.records import Header, Number, Rewind, Scalars, told_apart
+from metricbus.rewinding import Rewinds
 from metricbus.run import Run, RunFolder
 from metricbus.sinks.csv import safe_cell
 
-Ints: TypeAlias = NDArray[np.int64]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-_EXACT = 2**53  # integers up to here are exact as float64
-
-
-class Series(NamedTuple):
-    """One name's values in the order of the journal, as columns of equal length.
-
-    `time` is in nanoseconds since 1970-01-01 UTC. `value` is int64 if all values are integers and
-    float64 otherwise; where that would change an integer, it holds Python's own numbers instead.
-    """
-
-    step: Ints
-    epoch: Ints
-    time: Ints
-    value: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.step)
+__all__ = ["History", "Series", "TableRows", "Wide", "read"]
 
 
 class TableRows(NamedTuple):
@@ -72,6 +58,57 @@ class Wide(NamedTuple):
             writer.writerows(self.rows)
 
 
+class _Reading:
+    """One pass over a journal: what is not needed as an object goes into columns as it comes."""
+
+    def __init__(self, reader: JournalReader) -> None:
+        self.columns = Columns()
+        self.media: list[tuple[Row, MediumRecord]] = []
+        self.places: list[tuple[int, str]] = []  # at which place each segment begins
+        self._marks: list[Row] = []  # what rewinds are known from
+        self.partial = left_open(self._taken(reader.read()))
+        self.columns.pack()
+
+    def _taken(self, rows: Iterable[Row]) -> Iterator[Row]:
+        segment = ""
+        for place, row in enumerate(rows):
+            if row.segment != segment:
+                segment = row.segment
+                self.places.append((place - row.line, segment))
+            record = row.record
+            if isinstance(record, Scalars):
+                self.columns.add(place, record)
+            elif isinstance(record, MediumRecord):
+                self.media.append((row, record))
+            elif isinstance(record, Header | Rewind):
+                self._marks.append(row)
+            yield row
+
+    def leave_out_superseded(self) -> None:
+        """Lets go of what a rewind goes back before."""
+        rewinds = Rewinds(self._marks)
+        if not rewinds:
+            return
+        starts = np.array([place for place, _ in self.places])
+
+        def counts(row: PlainRow) -> bool:
+            place, segment = self.places[int(np.searchsorted(starts, row.place, "right")) - 1]
+            stands = Scalars(row.step, row.epoch, row.time, {})
+            return not rewinds.supersede(segment, row.place - place, stands)
+
+        self.columns.keep(counts)
+        self.media = [
+            (row, record)
+            for row, record in self.media
+            if not rewinds.supersede(row.segment, row.line, record)
+        ]
+        self.partial = [
+            (segment, row)
+            for segment, row in self.partial
+            if not rewinds.supersede_partial(segment, row)
+        ]
+
+
 class History:
     """What a run logged.
 
@@ -85,50 +122,57 @@ class History:
         self.folder = folder.path
         self.run: Run = folder.load()
         reader = JournalReader(folder.journal)
-        rows = list(reader.read())
-        rewinds = Rewinds(() if superseded else rows)
-        partial = left_open(rows)
+        try:
+            read = _Reading(reader)
+        except OverflowError:
+            raise JournalError(
+                f"{folder.journal} has a step, an epoch or a time beyond 64 bits"
+            ) from None
         if not superseded:
-            rows = without_superseded(rows)
-        records = [told_apart(row.record) for row in rows]
-        self._rows = [record for record in records if isinstance(record, Scalars)]
-        self._media = [record for record in records if isinstance(record, MediumRecord)]
+            read.leave_out_superseded()
+        self._columns = read.columns
+        self._media = [told_apart(record) for _, record in read.media]
         self.files = MediaFolder(folder.path)
-        self.partial = [
-            told_apart(row)
-            for segment, row in partial
-            if not rewinds.supersede_partial(segment, row)
-        ]
+        self.partial = [told_apart(row) for _, row in read.partial]
         self.damaged = reader.damaged
         self.torn = reader.unread_bytes()
-        self._groups: dict[tuple[str, ...], list[int]] = {}
-        for index, row in enumerate(self._rows):
-            self._groups.setdefault(tuple(row.values), []).append(index)
 
     def __len__(self) -> int:
         """The number of rows of numbers."""
-        return len(self._rows)
+        return len(self._columns)
+
+    def __repr__(self) -> str:
+        return (
+            f"<History of {self.run.id!r}, {self.run.status}: "
+            f"{len(self):,} rows, {len(self.names()):,} names>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from metricbus.notebook import html_of_history
+
+        return html_of_history(self)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """When the first and the last row were logged, in nanoseconds since 1970-01-01 UTC.
+
+        Of a run without numbers it is twice the time at which the run began.
+        """
+        return self._columns.span() or (self.run.started, self.run.started)
 
     def names(self) -> list[str]:
         """All names of numbers, in the order in which they first came."""
-        return list(dict.fromkeys(name for group in self._groups for name in group))
+        return self._columns.names()
 
     def series(self, name: str) -> Series:
         """One name's values; `KeyError` if it was never logged."""
-        where = sorted(
-            index for names, indices in self._groups.items() if name in names for index in indices
-        )
-        if not where:
+        series = self._columns.series(name)
+        if series is None:
             if self.media(name):
                 raise KeyError(f"{name!r} has no numbers: see history.media({name!r})")
             raise KeyError(f"{name!r} was never logged; there are: {', '.join(self.names())}")
-        rows = [self._rows[index] for index in where]
-        return Series(
-            step=np.array([row.step for row in rows], dtype=np.int64),
-            epoch=np.array([row.epoch for row in rows], dtype=np.int64),
-            time=np.array([row.time for row in rows], dtype=np.int64),
-            value=_column([row.values[name] for row in rows]),
-        )
+        return series
 
     def media(self, name: str | None = None) -> list[MediumRecord]:
         """Histograms, images and the like, of one name or of all, in the order of the journal."""
@@ -155,7 +199,7 @@ class History:
         """The scalars as one table, ordered by step and epoch."""
         names = self.names()
         lines: dict[tuple[int, int], list[dict[str, Number]]] = {}
-        for row in self._rows:
+        for row in self._columns.rows():
             merged = lines.setdefault((row.step, row.epoch), [{}])
             if not merged[-1].keys().isdisjoint(row.values):
                 merged.append({})
@@ -169,6 +213,39 @@ class History:
             ],
         )
 
+    def frame(self, kind: Literal["pandas", "polars"] | None = None, *, wide: bool = False) -> Any:
+        """The numbers as a DataFrame of pandas or polars, of whichever is installed.
+
+        One line a value, in the order of the journal, with the columns step, epoch, time (in UTC,
+        to the nanosecond), name and value; or, with `wide=True`, what `wide()` has. Numbers come
+        exactly: a column in which float64 would change an integer holds Python's own numbers.
+        Raises `MissingPackageError` where neither is installed, or not the one that was asked for.
+        """
+        from metricbus.frames import long_frame, wide_frame
+
+        return wide_frame(*self.wide(), kind) if wide else long_frame(self._columns, kind)
+
+    def plot(
+        self,
+        *names: str,
+        x: str = "step",
+        smooth: float = 0.0,
+        ax: Axes | None = None,
+        log: bool = False,
+    ) -> Axes:
+        """Draws series into `ax`, or into a new figure, by matplotlib; returns the Axes.
+
+        `names` are names or globs; without any, all series are drawn. `x` is `step`, `epoch`,
+        `time` (since the run began) or the name of a series. `smooth` is the weight of the past in
+        an exponential mean, from 0 to below 1; the values themselves stay behind it, faint.
+
+        Raises `KeyError` for a name that was never logged, `ValueError` for another wrong argument,
+        `MissingPackageError` without matplotlib.
+        """
+        from metricbus.pictures.figures import draw_on_axes
+
+        return draw_on_axes(self, names, x=x, smooth=smooth, ax=ax, log=log)
+
 
 def read(folder: str | os.PathLike[str], *, superseded: bool = False) -> History:
     """What the run in this folder logged, live or ended; `JournalError` if it is no run.
@@ -176,12 +253,3 @@ def read(folder: str | os.PathLike[str], *, superseded: bool = False) -> History
     What a rewind went back before is left out, unless `superseded` asks for it.
     """
     return History(RunFolder(Path(folder)), superseded=superseded)
-
-
-def _column(values: Sequence[Number]) -> NDArray[Any]:
-    kinds = set(map(type, values))
-    if kinds == {int}:
-        return np.array(values, dtype=np.int64)
-    if int in kinds and any(type(value) is int and abs(value) > _EXACT for value in values):
-        return np.array(values, dtype=object)
-    return np.array(values, dtype=np.float64)

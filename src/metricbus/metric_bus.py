@@ -335,6 +335,16 @@ class MetricBus(Meeting):
         """
         self._ends.append(end)
 
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        return f"<{kind} of {self._run_id()!r}>" if self._run_id() else f"<{kind} without a run>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from metricbus.notebook import html_of_bus
+
+        return html_of_bus(self)
+
     def __enter__(self) -> MetricBus:
         return self
 

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import metricbus
 from metricbus import __version__
+from metricbus.cli.compare import compare
+from metricbus.cli.export import export
+from metricbus.cli.importing import import_
+from metricbus.cli.ls import ls
+from metricbus.cli.plot import plot
+from metricbus.cli.show import show
+from metricbus.cli.tail import tail
+from metricbus.cli.terminal import console, fail
 from metricbus.config import Settings, declared, reference, resolve
 from metricbus.errors import ConfigError, JournalError
 from metricbus.report import Report, SinkCounts
@@ -29,8 +36,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console()
-_err = Console(stderr=True)
+app.command()(ls)
+app.command()(show)
+app.command()(tail)
+app.command()(plot)
+app.command()(compare)
+app.command()(export)
+app.command("import")(import_)
 
 
 @app.callback(invoke_without_command=True)
@@ -57,13 +69,13 @@ def demo(
     needed = {"torch": "torch", "sklearn": "scikit-learn", "tqdm": "tqdm"}
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
-        _fail(f"the demo needs {', '.join(missing)}: pip install 'metricbus[demo]'")
+        fail(f"the demo needs {', '.join(missing)}: pip install 'metricbus[demo]'")
     from metricbus.cli.demo import run_demo
 
     try:
         report, folder = run_demo(sinks=sinks, dir=dir, epochs=epochs)
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     _print_report(report, folder)
     if not report.complete:
         raise typer.Exit(1)
@@ -85,14 +97,14 @@ def doctor(
     try:
         settings, in_force = resolve({})
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     table = Table("variable", "from", "meaning")
     table.add_column("in force", overflow="fold")
     for setting, value, source in in_force:
         shown = "" if value is None else str(value)
         style = "bold" if source == "environment" else ""
         table.add_row(setting.variable, source, setting.doc, shown, style=style)
-    _out.print(table)
+    console().print(table)
     problems = _problems(settings)
     for problem in problems:
         print(problem)
@@ -113,7 +125,7 @@ def sinks() -> None:
             table.add_row(name, "yes", doc[0] if doc else "")
         except ConfigError as error:
             table.add_row(name, "no", str(error))
-    _out.print(table)
+    console().print(table)
 
 
 @app.command()
@@ -140,7 +152,7 @@ def deliver(
         try:
             counts = metricbus.deliver(run, sinks, follow=follow, timeout=timeout)
         except (ConfigError, JournalError) as error:
-            _fail(str(error))
+            fail(str(error))
         _print_counts(counts)
         complete &= not any(sink.pending or sink.rejected for sink in counts.values())
     if not complete:
@@ -182,12 +194,7 @@ def _print_counts(sinks: Mapping[str, SinkCounts]) -> None:
     for name, sink in sinks.items():
         counts = (sink.delivered, sink.rejected, sink.filtered, sink.pending)
         table.add_row(name, *(f"{count:,}" for count in counts))
-    _out.print(table)
+    console().print(table)
     for name, sink in sinks.items():
         if sink.error:
             print(f"{name}: {sink.error}")
-
-
-def _fail(message: str) -> None:
-    _err.print(f"metricbus: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(2)

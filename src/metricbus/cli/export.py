@@ -1,0 +1,85 @@
+"""The command `metricbus export`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metricbus.cli.terminal import fail, find_run
+from metricbus.errors import JournalError, MissingPackageError
+from metricbus.exports import Format, Numbers, check_parquet, write
+from metricbus.wanted import Wanted
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its id.")],
+    format: Annotated[
+        Format, typer.Option(help="A line a value (csv, json, parquet) or a step (csv-wide).")
+    ] = Format.CSV,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; else standard output.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Series to take, as 'val/*'; several times for more.")
+    ] = None,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Keep what a rewind went back before.")
+    ] = False,
+) -> None:
+    """Write a run's numbers as CSV, JSON or Parquet, exactly.
+
+    Example: metricbus export runs/digits-20260131-142530-k3x9a --format parquet --out a.parquet
+    """
+    folder = find_run(run)
+    if format is Format.PARQUET and out is None:
+        fail("Parquet is no text: give a file by --out, such as --out run.parquet")
+    try:
+        if format is Format.PARQUET:
+            check_parquet()
+        numbers = Numbers(folder, Wanted(name or ()), superseded=superseded)
+        if out is None:
+            _write_out(numbers, format)
+        else:
+            _write_file(numbers, format, out)
+    except (JournalError, MissingPackageError) as error:
+        fail(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"{error.filename or folder.path}: {error.strerror}")
+    if name and not numbers.values:
+        fail(numbers.wanted.unfound())
+    _tell(numbers, out)
+
+
+def _write_out(numbers: Numbers, format: Format) -> None:
+    write(numbers, format, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+def _write_file(numbers: Numbers, format: Format, out: Path) -> None:
+    """The file is there as a whole or as it was."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(numbers, format, file)
+        if numbers.values or not numbers.wanted.globs:
+            os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tell(numbers: Numbers, out: Path | None) -> None:
+    """How much it was, if that does not come between; and what could not be read."""
+    if numbers.damaged:
+        print(
+            f"metricbus: lines of the journal that cannot be read: {numbers.damaged:,}",
+            file=sys.stderr,
+        )
+    if out is not None:
+        series = len(numbers.wanted.found())
+        print(f"{numbers.values:,} values of {series:,} series in {out}")

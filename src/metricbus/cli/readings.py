@@ -1,0 +1,95 @@
+"""A run as `show` and `compare` read it, and what they say where that cannot be done."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import msgspec
+
+from metricbus.cli.terminal import fail
+from metricbus.cli.words import reading
+from metricbus.errors import ConfigError, JournalError
+from metricbus.glances import Condition, condition
+from metricbus.run import Run, RunFolder, flat_config
+from metricbus.standings import Standing, progress_in, standings
+from metricbus.summaries import RunSummary, summarise
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as it was read."""
+
+    folder: RunFolder
+    run: Run
+    status: Condition
+    summary: RunSummary
+    sinks: list[Standing]
+
+
+def read_run(folder: RunFolder) -> Reading:
+    """Reads all of a run, with a bar where that takes its time; fails where it cannot be read."""
+    try:
+        run = folder.load()
+        with reading(f"reading {run.id}") as tell:
+            summary = summarise(folder, tell)
+        sinks = standings(folder, run, progress_in(folder), summary.lengths)
+        return Reading(
+            folder=folder,
+            run=run,
+            status=condition(folder, run),
+            summary=summary,
+            sinks=sinks,
+        )
+    except JournalError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename} cannot be read: {error.strerror}")
+
+
+def fail_for_name(glob: str, names: Iterable[str]) -> NoReturn:
+    """Says that nothing has a name of this kind, and which ones are near."""
+    known = sorted(set(names))
+    near = difflib.get_close_matches(glob, known, n=3)
+    if near:
+        fail(f"nothing is called {glob!r}; did you mean {' or '.join(near)}?")
+    listed = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+    fail(f"nothing is called {glob!r}; there is: {listed or 'nothing yet'}")
+
+
+def config_of(run: Run) -> dict[str, Any]:
+    """The config without nesting, as far as that can be had."""
+    try:
+        return flat_config(run.config)
+    except ConfigError:
+        return run.config
+
+
+def seconds_of(read: Reading) -> float | None:
+    """How long the run has taken, or takes."""
+    run, last = read.run, read.summary.last_time
+    until = run.ended or last
+    return (until - run.started) / 1e9 if until and run.started else None
+
+
+def pending(read: Reading, sink: Standing) -> int:
+    """Values that the sink has not dealt with, in one way or another."""
+    summary = read.summary
+    total = summary.journalled + (0 if read.status == "running" else summary.pending_open)
+    return max(0, total - sink.done)
+
+
+def why(read: Reading, sink: Standing) -> str:
+    """Why something is pending or was rejected, as far as that is known; empty if nothing is."""
+    is_behind = pending(read, sink) > 0
+    parts = [sink.error] if sink.error and (is_behind or sink.rejected) else []
+    if is_behind:
+        if sink.deliverer:
+            parts.append(f"{sink.deliverer} delivers to it now")
+        elif read.status != "running":
+            command = f"metricbus deliver {read.folder.path}"
+            own = sink.sink in read.run.sinks
+            parts.append("nobody delivers to it; " + (command if own else f"{command} --sinks …"))
+    if sink.rejected and not sink.error:
+        parts.append(f"it refused {sink.rejected:,} values; the log of the delivery says why")
+    return "; ".join(parts)

@@ -1,0 +1,207 @@
+"""What can be told of a run at a glance: from run.json, progress files, and the segments' ends.
+
+However long a run is, a glance reads some 64 KiB of each of its segments. So the newest values are
+exact, and the number of all values is either known or an estimate that says so.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from metricbus.endings import endings
+from metricbus.errors import JournalError
+from metricbus.journal import NOT_A_LINE, SUFFIX, Position
+from metricbus.offsets import Progress
+from metricbus.records import (
+    End,
+    Header,
+    Number,
+    Open,
+    Record,
+    Rewind,
+    Scalars,
+    decode,
+    told_apart,
+    values_of,
+)
+from metricbus.run import Run, RunFolder
+from metricbus.standings import Standing, progress_in, standings
+
+Condition: TypeAlias = Literal["running", "silent", "finished", "failed", "killed"]
+"""A run's status as it is now, whatever run.json says: a dead process cannot correct that.
+
+`silent` is a run of another machine (or of an unknown writer) that has not ended and has written
+nothing for a minute: whether it lives cannot be seen from here.
+"""
+
+_END_BYTES = 1 << 16
+_SILENT_SECS = 60.0
+
+
+class Glance(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a run without reading all of it.
+
+    `step`, `epoch` and `last` (the newest value of each name that is near the end) are None or
+    empty where nothing was logged. `values` counts what is in the journal, superseded values too;
+    it is an estimate unless `is_exact`. `changed` is when the journal was written to last, in
+    nanoseconds since 1970-01-01 UTC.
+    """
+
+    status: Condition
+    step: int | None
+    epoch: int | None
+    values: int
+    is_exact: bool
+    last: dict[str, Number]
+    changed: int
+    sinks: list[Standing]
+
+
+class _Tail(NamedTuple):
+    """The last records of a segment, from its last `read` bytes.
+
+    `length` is that of its whole lines, `is_whole` says that those are all of its records.
+    """
+
+    header: Header | None
+    records: list[Record]
+    read: int
+    length: int
+    is_whole: bool
+
+    @property
+    def values(self) -> int:
+        """In these records."""
+        return sum(map(values_of, self.records))
+
+    @property
+    def attempt(self) -> int:
+        """At the run."""
+        return self.header.attempt if self.header else 1
+
+
+def glance(folder: RunFolder, run: Run) -> Glance:
+    """A look at the run; `JournalError` or `OSError` where its folder cannot be read."""
+    paths = _segments(folder)
+    tails = {path.stem: _read_tail(path) for path in paths}
+    changed = max((path.stat().st_mtime_ns for path in paths), default=run.started)
+    progress = progress_in(folder)
+    counts = [_count(segment, tail, progress) for segment, tail in tails.items()]
+    step, epoch, last = _newest(tails.values())
+    lengths = {segment: tail.length for segment, tail in tails.items()}
+    return Glance(
+        status=condition(folder, run),
+        step=step,
+        epoch=epoch,
+        values=sum(values for values, _ in counts),
+        is_exact=all(exact for _, exact in counts),
+        last=last,
+        changed=changed,
+        sinks=standings(folder, run, progress, lengths),
+    )
+
+
+def condition(folder: RunFolder, run: Run) -> Condition:
+    """How it stands with the run now; writes nothing."""
+    if run.status != "running":
+        return run.status
+    ends = endings(folder.journal)
+    if run.process.is_here:
+        if run.process.is_alive():
+            return "running"
+        ends = {name: end for name, end in ends.items() if end.writer == run.process}
+        said = [end.status for end in ends.values() if end.status]
+        return said[-1] if said else "killed"
+    last = list(ends.values())[-1].status if ends else None
+    if last and all(end.status for end in ends.values()):
+        return last
+    newest = max((path.stat().st_mtime for path in _segments(folder)), default=0.0)
+    return "silent" if time.time() - newest > _SILENT_SECS else "running"
+
+
+def _segments(folder: RunFolder) -> list[Path]:
+    try:
+        names = os.listdir(folder.journal)
+    except FileNotFoundError:
+        raise JournalError(f"the journal {folder.journal} is missing") from None
+    return [folder.journal / name for name in sorted(names) if name.endswith(SUFFIX)]
+
+
+def _read_tail(path: Path) -> _Tail:
+    """At least one value, if there is any: a single row may be longer than the first look."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        block = _END_BYTES
+        while True:
+            start = max(0, size - block)
+            lines, length = _whole_lines(file, start, size)
+            records = [record for record in map(_decoded, lines) if record is not None]
+            if start == 0 or any(map(values_of, records)):
+                break
+            block *= 8
+        file.seek(0)
+        header = _decoded(file.readline(_END_BYTES))
+    return _Tail(
+        header if isinstance(header, Header) else None,
+        records,
+        sum(len(line) + 1 for line in lines),
+        length,
+        start == 0,
+    )
+
+
+def _whole_lines(file: BinaryIO, start: int, size: int) -> tuple[list[bytes], int]:
+    """Those that begin and end between the two places; and where the last one ends."""
+    file.seek(start)
+    text = file.read(size - start)
+    length = text.rfind(b"\n") + 1
+    lines = text[:length].split(b"\n")[:-1]
+    return lines[1:] if start else lines, start + length if length else 0
+
+
+def _decoded(line: bytes) -> Record | None:
+    try:
+        return decode(line)
+    except NOT_A_LINE:
+        return None
+
+
+def _count(segment: str, tail: _Tail, found: Sequence[Progress]) -> tuple[int, bool]:
+    """A segment's values, and whether that is exact; the sink that is furthest has counted most."""
+    if tail.is_whole:
+        return tail.values, True
+    places = [
+        (progress.positions.get(segment, Position()).offset, progress.values.get(segment, 0))
+        for progress in found
+    ]
+    offset, seen = max(places, default=(0, 0))
+    density = tail.values / tail.read
+    return round(seen + density * max(0, tail.length - offset)), offset >= tail.length
+
+
+def _newest(tails: Iterable[_Tail]) -> tuple[int | None, int | None, dict[str, Number]]:
+    """Step and epoch of the newest record, and each name's newest value among the last records.
+
+    A rewind takes back what stands at greater steps.
+    """
+    records = [(tail.attempt, record) for tail in tails for record in tail.records]
+    placed = [(attempt, r) for attempt, r in records if not isinstance(r, Header | Open | End)]
+    placed.sort(key=lambda pair: (pair[0], pair[1].time))  # stable: a segment keeps its order
+    last: dict[str, tuple[int, Number]] = {}
+    step = epoch = None
+    for _, record in placed:
+        if isinstance(record, Rewind) and record.rank:
+            continue  # tells of its own place in the journal alone
+        step, epoch = record.step, record.epoch
+        if isinstance(record, Rewind):
+            last = {name: at for name, at in last.items() if at[0] <= record.step}
+        elif isinstance(record, Scalars):
+            values = told_apart(record).values
+            last.update({name: (record.step, value) for name, value in values.items()})
+    return step, epoch, {name: value for name, (_, value) in last.items()}

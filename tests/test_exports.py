@@ -1,0 +1,290 @@
+"""`metricbus export`: numbers in other formats, exactly."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+import metricbus
+from metricbus import MetricBus, Scalars, exports
+from metricbus.cli.app import app
+from metricbus.exports import Format, Numbers, write
+from metricbus.journal import SegmentWriter
+from metricbus.records import Number, Rewind
+from metricbus.run import RunFolder, create_run
+from metricbus.wanted import Wanted
+
+TIME = 1_769_869_530_123_456_789
+NUMBERS: dict[str, Number] = {
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "minus zero": -0.0,
+    "largest": 2**63 - 1,
+    "smallest": -(2**63),
+    "odd": 2**53 + 1,
+    "tenth": 0.1,
+    "tiny": 5e-324,
+    'a "quoted", name': 1,
+    "=formula()": 2.0,
+    "Ünïcödé\nline": 3,
+}
+
+numbers = st.floats() | st.integers(-(2**63), 2**63 - 1)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+
+
+def export(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def row(step: int, values: dict[str, Number], **more: Any) -> Scalars:
+    return Scalars(step=step, epoch=0, time=TIME + step, values=values, **more)
+
+
+def run_of(root: Path, *rows: Scalars | Rewind, id: str = "r") -> RunFolder:
+    folder, run = create_run(root, id=id, name="r", config={}, sinks=[])
+    writer = SegmentWriter(folder.journal, run.id)
+    writer.append(rows)
+    writer.close()
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return run_of(tmp_path, row(0, NUMBERS), row(7, {"tenth": 0.2}))
+
+
+def same(found: Any, expected: Number) -> bool:
+    """Equal, of one type, and with the same sign of zero."""
+    return type(found) is type(expected) and repr(found) == repr(expected)
+
+
+def cells(text: str) -> list[list[str]]:
+    return list(csv.reader(text.splitlines(keepends=True)))
+
+
+def test_csv_has_a_line_a_value_and_reads_back_exactly(run: RunFolder) -> None:
+    done = export(run.path)
+    assert done.exit_code == 0, done.output
+    header, *lines = cells(done.stdout_bytes.decode())
+    assert header == ["step", "epoch", "time", "name", "value"]
+    assert lines[0][:3] == ["0", "0", "1769869530.123456789"]
+    assert lines[-1] == ["7", "0", "1769869530.123456796", "tenth", "0.2"]
+    for line, (name, value) in zip(lines, NUMBERS.items(), strict=False):
+        assert line[3] == (f"'{name}" if name[0] in "=-" else name)
+        assert same(int(line[4]) if type(value) is int else float(line[4]), value)
+
+
+def test_pandas_reads_the_csv(run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    assert export(run.path, "--name", "tenth", "--name", "nan", "--out", out).exit_code == 0
+    frame = pd.read_csv(out)
+    assert frame["value"].tolist()[1:] == [0.1, 0.2]
+    assert math.isnan(frame["value"][0])
+    assert frame["step"].tolist() == [0, 0, 7]
+
+
+def test_json_is_one_document_and_reads_back_exactly(run: RunFolder) -> None:
+    found = json.loads(export(run.path, "--format", "json").stdout)
+    assert [one["name"] for one in found] == [*NUMBERS, "tenth"]
+    assert found[-1] == {"step": 7, "epoch": 0, "time": TIME + 7, "name": "tenth", "value": 0.2}
+    for one, value in zip(found, NUMBERS.values(), strict=False):
+        spelled = isinstance(one["value"], str)
+        assert same(float(one["value"]) if spelled else one["value"], value)
+
+
+def test_json_of_nothing_is_an_empty_array(tmp_path: Path) -> None:
+    assert json.loads(export(run_of(tmp_path).path, "--format", "json").stdout) == []
+
+
+@pytest.fixture
+def parquet(run: RunFolder, tmp_path: Path) -> Path:
+    out = tmp_path / "out.parquet"
+    done = export(run.path, "--format", "parquet", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"13 values of 12 series in {out}\n"
+    return out
+
+
+def test_parquet_has_types_and_reads_back_exactly(parquet: Path) -> None:
+    table = pq.read_table(parquet)
+    assert [(field.name, str(field.type)) for field in table.schema] == [
+        ("step", "int64"),
+        ("epoch", "int64"),
+        ("time", "timestamp[ns, tz=UTC]"),
+        ("name", "dictionary<values=string, indices=int32, ordered=0>"),
+        ("value", "double"),
+        ("integer", "int64"),
+    ]
+    rows = table.to_pylist()
+    for one, (name, value) in zip(rows, NUMBERS.items(), strict=False):
+        assert one["name"] == name
+        assert same(one["value"], float(value))
+        assert one["integer"] == (value if type(value) is int else None)
+    assert table["time"].cast("int64").to_pylist()[-1] == TIME + 7
+
+
+def test_pandas_and_polars_read_the_parquet(parquet: Path) -> None:
+    frame = pd.read_parquet(parquet)
+    assert frame.loc[frame["name"] == "tenth", "value"].tolist() == [0.1, 0.2]
+    assert frame["time"].iloc[0].value == TIME
+    other = pl.read_parquet(parquet)
+    assert other.filter(pl.col("name").cast(pl.String) == "largest")["integer"].to_list() == [
+        2**63 - 1
+    ]
+
+
+def test_parquet_of_many_values_is_written_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "_BATCH", 100)
+    folder = run_of(tmp_path, *(row(step, {f"n{step}": step, "x": 0.5}) for step in range(500)))
+    out = tmp_path / "out.parquet"
+    assert export(folder.path, "--format", "parquet", "--out", out).exit_code == 0
+    table = pq.read_table(out)
+    assert pq.ParquetFile(out).num_row_groups == 10
+    assert table["name"].to_pylist()[:4] == ["n0", "x", "n1", "x"]
+    assert table["integer"].to_pylist()[::2] == list(range(500))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(rows=st.lists(st.dictionaries(names, numbers, min_size=1, max_size=4), max_size=6))
+def test_whatever_was_logged_comes_out_of_csv_and_json(
+    rows: list[dict[str, Number]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("run")
+    folder = run_of(root, *(row(step, values) for step, values in enumerate(rows)))
+    logged = [(name, value) for values in rows for name, value in values.items()]
+    for format in (Format.CSV, Format.JSON):
+        with open(root / "out", "wb") as file:
+            write(Numbers(folder, Wanted()), format, file)
+        if format is Format.JSON:
+            found = [(one["name"], one["value"]) for one in json.loads((root / "out").read_bytes())]
+        else:
+            with open(root / "out", newline="", encoding="utf-8") as file_:
+                lines = list(csv.reader(file_))[1:]
+            found = [(metricbus_name(line[3]), line[4]) for line in lines]
+        assert len(found) == len(logged)
+        for (found_name, found_value), (name, value) in zip(found, logged, strict=True):
+            assert found_name == name
+            assert same(type(value)(found_value), value)
+
+
+def metricbus_name(cell: str) -> str:
+    from metricbus.imports.csv import plain_name
+
+    return plain_name(cell)
+
+
+def wide(folder: RunFolder) -> list[list[str]]:
+    return cells(export(folder.path, "--format", "csv-wide").stdout_bytes.decode())
+
+
+@pytest.mark.parametrize("last_step", [9, 0])
+def test_the_wide_csv_is_that_of_a_history(tmp_path: Path, last_step: int) -> None:
+    folder = run_of(
+        tmp_path,
+        row(0, {"a": 1, "b": 0.5}),
+        row(0, {"c": math.nan}),
+        row(1, {"a": 2}),
+        row(1, {"a": 3}),
+        row(last_step, {"b": 2**63 - 1}),
+    )
+    history = metricbus.read(folder.path).wide()
+    lines = [["" if cell is None else str(cell) for cell in line] for line in history.rows]
+    assert wide(folder) == [history.columns, *lines]
+
+
+def test_what_a_rewind_superseded_is_left_out_unless_it_is_asked_for(tmp_path: Path) -> None:
+    folder = run_of(
+        tmp_path,
+        *(row(step, {"x": step}) for step in range(4)),
+        Rewind(step=1, epoch=0, time=TIME + 10),
+        row(2, {"x": 20}),
+    )
+    for arguments, expected in (([], [0, 1, 20]), (["--superseded"], [0, 1, 2, 3, 20])):
+        found = json.loads(export(folder.path, "--format", "json", *arguments).stdout)
+        assert [one["value"] for one in found] == expected
+
+
+def test_the_ranks_are_told_apart(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, row(0, {"x": 1}), row(0, {"x": 2}, rank=1))
+    found = json.loads(export(folder.path, "--format", "json", "--name", "x").stdout)
+    assert [one["name"] for one in found] == ["x", "rank1/x"]
+
+
+def test_a_live_run_comes_out_as_far_as_it_is(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+        bus.flush()
+        assert len(json.loads(export(tmp_path / "r", "--format", "json").stdout)) == 1
+
+
+def test_lines_that_cannot_be_read_are_told(run: RunFolder) -> None:
+    with open(run.journal / "0001.jsonl", "ab") as file:
+        file.write(b"no line\n{torn")
+    done = export(run.path)
+    assert done.exit_code == 0
+    assert done.stderr == "metricbus: lines of the journal that cannot be read: 1\n"
+
+
+def test_a_name_that_never_came_leaves_the_file_as_it_was(run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    out.write_text("mine")
+    done = export(run.path, "--name", "tent", "--out", out)
+    assert done.exit_code == 2
+    assert "no series is called 'tent'; did you mean tenth" in done.stderr
+    assert out.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_file_that_cannot_be_written_is_told(run: RunFolder, tmp_path: Path) -> None:
+    done = export(run.path, "--out", tmp_path / "no" / "folder.csv")
+    assert done.exit_code == 2
+    assert "No such file or directory" in done.stderr
+
+
+def test_parquet_wants_a_file(run: RunFolder) -> None:
+    done = export(run.path, "--format", "parquet")
+    assert done.exit_code == 2
+    assert "--out run.parquet" in done.stderr
+
+
+def test_without_pyarrow_it_says_what_to_install(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "find_spec", lambda name: None)
+    done = export(run.path, "--format", "parquet", "--out", tmp_path / "out.parquet")
+    assert done.exit_code == 2
+    assert "pip install pyarrow" in done.stderr
+
+
+def test_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, *(row(step, {"a name": step}) for step in range(20_000)))
+    command = f"{sys.executable} -m metricbus export {folder.path} | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("step,epoch,time,name,value\n", "")
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    done = export(tmp_path)
+    assert done.exit_code == 2
+    assert "is no run" in done.stderr
+
+
+def test_the_help_has_an_example() -> None:
+    assert "Example: metricbus export" in export("--help").stdout
