@@ -110,7 +110,7 @@ def measure(context: Context) -> list[Result]:
 
 def launched(context: Context, ways: Sequence[Way]) -> dict[str, Told]:
     """What each arm gave, in all launches; pyperf's own file of it stands in the folder."""
-    launches, rounds = context.pick(1, 1), context.pick(7, 2)
+    launches, rounds = context.pick(1, 1), context.pick(5, 2)
     place = context.place("calls")
     make_template(place)
     told: dict[str, list[Told]] = {way.arm: [] for way in ways}

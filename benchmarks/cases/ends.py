@@ -49,7 +49,7 @@ def _flushes(context: Context) -> Result:
     }
     gc.collect()
     context.tell("ends: flush()")
-    seen = interleaved(ways, context.pick(100, 5), warm_up=True)
+    seen = interleaved(ways, context.pick(60, 5), warm_up=True)
     seen |= interleaved(slow, context.pick(5, 1))  # 10,000 calls take them up to half a second
     figures = []
     for name, way in (ways | slow).items():
@@ -87,7 +87,7 @@ def _closes(context: Context) -> Result:
     ours = (CLOSE, CLOSE_PENDING)[: context.pick(2, 1)]
     arms = {name: _closing(context, name) for name in (*ours, *own)}
     context.tell(f"ends: close(), {len(arms)} ways")
-    seen = interleaved(arms, context.pick(3, 1))
+    seen = interleaved(arms, context.pick(2, 1))
     whole = f"{AT_CLOSE:,} of {AT_CLOSE:,}"
     figures = [Figure(name, seen[name], "ours", complete=whole) for name in ours]
     figures += [Figure(title, seen[name], complete=whole) for name, title in own.items()]

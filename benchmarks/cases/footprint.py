@@ -68,7 +68,6 @@ WAYS = [
     Way("logging.info", "logging", 10_000, quick=True),
     Way("Lightning CSVLogger", "Lightning CSVLogger", 20_000),
     Way("SummaryWriter", "SummaryWriter", 1_500),
-    Way("CLU", "CLU", 1_500),
     Way("wandb, a mapping a call", "wandb, a mapping a call", 4_000),
     Way("mlflow log_batch, sqlite", "mlflow, sqlite, log_batch", 500),
     Way("mlflow log_metric, server", SERVER, 15),

@@ -160,7 +160,7 @@ def _imports(context: Context) -> Result:
     bare = "python -c pass, the whole process"
     light = interleaved(
         {bare: lambda _: _whole_process(place), **_importing(LIGHT, place)},
-        context.pick(9, 1),
+        context.pick(7, 1),
         warm_up=not context.quick,
     )
     context.tell("imports: those of the backends")
@@ -198,7 +198,7 @@ def _openings(context: Context) -> list[Result]:
     whole: dict[str, list[float]] = {}
     wanted = list(OPENINGS)[: context.pick(len(OPENINGS), 2)]
     arms = {name: _opening(name, OPENINGS[name][1], place, whole) for name in wanted}
-    seen = interleaved(arms, context.pick(4, 1), warm_up=not context.quick)
+    seen = interleaved(arms, context.pick(3, 1), warm_up=not context.quick)
     alone = Result(
         id="starting-first-log",
         title="From opening a run to the first value logged",
