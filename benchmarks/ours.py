@@ -52,7 +52,7 @@ def log_file(file: Path) -> Iterator[None]:
     logger = logging.getLogger("metricbus")
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    before = logger.level, logger.propagate
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -61,7 +61,8 @@ def log_file(file: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
-        logger.level, logger.propagate = before
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def values_by_sink(folder: Path, sinks: str) -> Mapping[str, int]:

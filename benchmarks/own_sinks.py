@@ -5,36 +5,22 @@ All runs of a bus lie in one folder, `place`; so does what they have in common.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from benchmarks import reading
+from benchmarks.ours import log_file
 
 LOG = "metricbus.log"
 DATABASE = "mlflow.db"
 LATEST_SECS = 10.0
 
 
-@contextmanager
-def lines_in(place: Path) -> Iterator[None]:
+def lines_in(place: Path) -> AbstractContextManager[None]:
     """Has what metricbus logs for people in a file, and not on the terminal."""
-    logger = logging.getLogger("metricbus")
-    level, propagate = logger.level, logger.propagate
-    handler = logging.FileHandler(place / LOG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-        logger.setLevel(level)
-        logger.propagate = propagate
+    return log_file(place / LOG)
 
 
 def complete(name: str, count: Callable[[], int], logged: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -117,7 +118,7 @@ def _header(first: Line, path: Path, step: str, time: str | None) -> Header:
     )
 
 
-class _Reader:
+class _Reader(ABC):
     """Brings lines into a run. What stands where is the same in both forms."""
 
     def __init__(self, header: Header, run: RunWriter, changed: int) -> None:
@@ -138,8 +139,9 @@ class _Reader:
         if place is not None:
             self._take(line, *place)
 
+    @abstractmethod
     def _take(self, line: Line, step: int, epoch: int, time: int) -> None:
-        raise NotImplementedError
+        """The values of a line that stands at this place."""
 
     def finish(self) -> None:
         """There are no more lines."""
