@@ -1,13 +1,13 @@
 """What a call costs on the caller's thread: `log(name, value)` and `log(mapping of 20)`.
 
-Each arm has a worker process of pyperf (`benchmarks.call_worker`). All workers of a launch are
-opened together; then they are measured one at a time, in rounds there and back.
+Each arm has a worker process of pyperf (`benchmarks.call_worker`). All workers are opened
+together; then they are measured one at a time, in rounds there and back.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ OWN_SINKS = ("log", "log, in steps", "log, tensor", "log, mapping", "log, at wor
 
 
 class Told(NamedTuple):
-    """What one arm gave over all launches: nanoseconds a call, and what was read back."""
+    """What one arm gave: nanoseconds a call, and what was read back."""
 
     wall: list[float]
     processor: list[float]
@@ -109,30 +109,29 @@ def measure(context: Context) -> list[Result]:
 
 
 def launched(context: Context, ways: Sequence[Way]) -> dict[str, Told]:
-    """What each arm gave, in all launches; pyperf's own file of it stands in the folder."""
-    launches, rounds = context.pick(1, 1), context.pick(5, 2)
+    """What each arm gave; pyperf's own file of it stands in the folder."""
+    rounds = context.pick(4, 2)
     place = context.place("calls")
     make_template(place)
-    told: dict[str, list[Told]] = {way.arm: [] for way in ways}
-    suites: list[Any] = []
     with _server(place, ways) as uri:
-        for launch in range(launches):
-            context.tell(f"launch {launch + 1} of {launches}: {len(ways)} arms, {rounds} rounds")
-            workers = {
-                way.arm: Worker(
-                    way.arm,
-                    place / f"{launch}-{number}",
-                    calls=way.calls // context.pick(1, 5),
-                    rounds=rounds,
-                    uri=uri if way.arm == SERVER else "",
-                )
-                for number, way in enumerate(ways)
-            }
-            for arm, suite in measure_together(workers, rounds).items():
-                suites.append(suite)
-                told[arm].append(_read_back(arm, seen_in(suite), workers[arm].folder))
-    _keep(suites, context.folder / "calls.pyperf.json")
-    return {arm: _joined(parts) for arm, parts in told.items()}
+        context.tell(f"{len(ways)} arms, {rounds} rounds")
+        workers = {
+            way.arm: Worker(
+                way.arm,
+                place / str(number),
+                calls=way.calls // context.pick(1, 5),
+                rounds=rounds,
+                uri=uri if way.arm == SERVER else "",
+            )
+            for number, way in enumerate(ways)
+        }
+        suites = measure_together(workers, rounds)
+        told = {
+            arm: _read_back(arm, seen_in(suite), workers[arm].folder)
+            for arm, suite in suites.items()
+        }
+    _keep(suites.values(), context.folder / "calls.pyperf.json")
+    return told
 
 
 @contextlib.contextmanager
@@ -153,14 +152,7 @@ def _read_back(arm: str, seen: Seen, run: Path) -> Told:
     return Told(wall, processor, note)
 
 
-def _joined(parts: Sequence[Told]) -> Told:
-    """The rounds of all launches, one after the other."""
-    wall = [value for part in parts for value in part.wall]
-    processor = [value for part in parts for value in part.processor]
-    return Told(wall, processor, parts[0].complete)
-
-
-def _keep(suites: Sequence[Any], file: Path) -> None:
+def _keep(suites: Iterable[Any], file: Path) -> None:
     """All runs in pyperf's format, each with the arm's name in front."""
     runs: dict[str, list[Any]] = {}
     for suite in suites:

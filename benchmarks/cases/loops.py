@@ -23,7 +23,7 @@ from benchmarks.training import Arm, Log, Loop, make_training
 from metricbus import MetricBus
 from metricbus.config import Hosting
 
-BLOCKS, ROUNDS_A_BLOCK = 3, 3
+BLOCKS, ROUNDS_A_BLOCK = 3, 2
 QUICK = 0.1  # of the seconds of a full run
 CORES = 2
 LONGEST_WAIT = 120.0  # seconds
