@@ -85,8 +85,8 @@ def core(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
 
 @pytest.fixture(scope="session")
 def with_cli(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
-    """The wheel with the command line."""
-    return _installed(wheel, ("cli",), tmp_path_factory.mktemp("cli"))
+    """The wheel with the command line, and what it draws with."""
+    return _installed(wheel, ("cli", "media"), tmp_path_factory.mktemp("cli"))
 
 
 # What is in it
@@ -262,7 +262,8 @@ def test_doctor_finds_nothing_wrong(with_cli: Clean) -> None:
     assert "METRICBUS_SINKS" in done.stdout
 
 
-def test_ls_and_show_tell_of_a_run(with_cli: Clean) -> None:
+def test_a_run_is_listed_shown_and_plotted(with_cli: Clean) -> None:
+    """What a person does first."""
     with_cli.python(
         """
         from metricbus import MetricBus
@@ -276,6 +277,9 @@ def test_ls_and_show_tell_of_a_run(with_cli: Clean) -> None:
     shown = with_cli.run("metricbus", "show", "runs/listed")
     assert shown.returncode == 0, shown.stderr
     assert "loss" in shown.stdout
+    plotted = with_cli.run("metricbus", "plot", "runs/listed", "--out", "loss.png")
+    assert plotted.returncode == 0, plotted.stderr
+    assert (with_cli.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_python_m_is_the_same_command(with_cli: Clean) -> None:
