@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,18 +20,85 @@ from metricbus.sinks import find_sink
 
 HEAVY = ["tensorboard", "google", "torch", "wandb", "mlflow", "typer", "rich", "tqdm", "matplotlib"]
 
+FACES = ["metricbus", "metricbus.imports", "metricbus.kinds", "metricbus.torch"]
+"""Packages that do nothing but name what others are to use."""
+
+PUBLIC = [
+    *FACES,
+    "metricbus.history",
+    "metricbus.sinks",
+    "metricbus.sinks.csv",
+    "metricbus.testing",
+]
+"""The modules that say by `__all__` what is public."""
+
+TOOLS = {"TYPE_CHECKING", "Any", "import_module", "annotations"}  # what a face itself works with
+
 
 def test_public_names_are_exactly_all() -> None:
     assert set(metricbus._MODULE_OF) == set(metricbus.__all__)
     for name in metricbus.__all__:
         assert getattr(metricbus, name) is getattr(import_module(metricbus._MODULE_OF[name]), name)
     with pytest.raises(AttributeError, match="'metricbus' has no attribute 'Buss'"):
-        metricbus.Buss  # noqa: B018
+        import_module("metricbus").Buss  # noqa: B018
+
+
+def test_every_module_with_an_all_is_held_to_it() -> None:
+    package = Path(metricbus.__file__).parent
+    found = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in package.rglob("*.py")
+        if "\n__all__ = " in path.read_text()
+    }
+    assert found == set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_all_names_is_there_once(name: str) -> None:
+    module = import_module(name)
+    assert sorted(set(module.__all__)) == sorted(module.__all__)
+    for public in module.__all__:
+        assert hasattr(module, public), public
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_a_face_shows_nothing_else(name: str) -> None:
+    module = import_module(name)
+    shown = {
+        public
+        for public in dir(module)
+        if not public.startswith("_") and not isinstance(getattr(module, public), ModuleType)
+    }
+    assert shown - TOOLS == set(module.__all__)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_a_module_defines_is_public_or_has_an_underscore(name: str) -> None:
+    module = import_module(name)
+    assert module.__file__
+    defined = {one for one in _defined_in(Path(module.__file__)) if not one.startswith("_")}
+    assert defined <= set(module.__all__)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_says_what_it_is(name: str) -> None:
+    module = import_module(name)
+    assert module.__doc__
+    for public in module.__all__:
+        value = getattr(module, public)
+        owner = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+        assert _tells(owner), public
+        silent = [what for what, method in _methods_of(owner) if not inspect.getdoc(method)]
+        assert not silent, public
 
 
 def test_type_checkers_see_the_names_that_there_are() -> None:
     tree = ast.parse(Path(metricbus.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    (block,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     seen = {
         alias.name: node.module
         for node in block.body
@@ -134,3 +204,29 @@ def test_every_sink_of_ours_documents_itself() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (Path(metricbus.__file__).parent / "py.typed").exists()
+
+
+def _defined_in(path: Path) -> Iterator[str]:
+    """What a module's own statements name, but for imports."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def _tells(owner: Callable[..., object]) -> bool:
+    """Whether it has a text of its own, and not the one that a NamedTuple is given."""
+    text = owner.__doc__ or ""
+    return bool(text) and not text.startswith(f"{owner.__name__}(")
+
+
+def _methods_of(owner: object) -> Iterator[tuple[str, object]]:
+    """Public methods and properties that metricbus itself defines."""
+    for name, member in inspect.getmembers_static(owner):
+        function = member.fget if isinstance(member, property) else member
+        function = getattr(function, "__func__", function)
+        ours = (getattr(function, "__module__", None) or "").startswith("metricbus")
+        if not name.startswith("_") and inspect.isfunction(function) and ours:
+            yield name, getattr(owner, name)

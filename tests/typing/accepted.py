@@ -1,0 +1,169 @@
+"""Right uses: mypy --strict has nothing to say, and finds the types that are asserted.
+
+Nothing here runs; `test_api_types.py` has it checked.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, assert_type
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+import metricbus
+from metricbus import (
+    Audio,
+    Best,
+    Box,
+    EarlyStopping,
+    Histogram,
+    History,
+    Image,
+    MetricBus,
+    Rejected,
+    Report,
+    Run,
+    Scalars,
+    Series,
+    Sink,
+    SinkCounts,
+    Table,
+    Text,
+    Unavailable,
+    bus,
+)
+from metricbus.testing import MemorySink, Point
+
+
+def a_bus_is_made_in_many_ways(folder: Path) -> None:
+    MetricBus()
+    MetricBus("digits", id="digits-1", config={"lr": 3e-4, "layers": [64, 10]}, tags=["baseline"])
+    MetricBus(sinks="csv,tensorboard:logs?flush_secs=5", dir=folder)
+    MetricBus(sinks=["csv", MemorySink()], dir="runs", resume="must", ranks="all")
+    MetricBus(overflow="drop_oldest", delivery="process", fsync="flush", close_timeout=3)
+    with MetricBus() as opened:
+        assert_type(opened, MetricBus)
+
+
+def numbers_and_mappings_are_logged(array: NDArray[np.float32], row: Mapping[str, float]) -> None:
+    bus.log("loss", 0.5)
+    bus.log("loss", array.mean(), step=3, epoch=1, weight=32)
+    bus.log("correct", True)
+    bus.log({"loss": 0.5, "val": {"acc": 0.9, "n": 10}}, step=3)
+    bus.log(row)
+
+
+def media_are_logged(array: NDArray[np.float32]) -> None:
+    bus.log("weights", Histogram(array))
+    bus.log("weights", Histogram(counts=[1, 2], edges=[0.0, 0.5, 1.0]))
+    bus.log("sample", Image(array, "a seven", boxes=[Box(1, 2, 3, 4, label="seven")]))
+    bus.log("samples", Image([array, array], columns=2))
+    bus.log("sound", Audio(array, 16_000))
+    bus.log({"note": Text("**good**"), "loss": 0.5})
+    table = Table(columns=["id", "guess"], rows=[[7, "one"]])
+    table.append([8, "two"])
+    bus.log("errors", table)
+
+
+def loops_keep_the_types_of_their_items(pairs: list[tuple[str, int]]) -> None:
+    for epoch in bus.epochs(3):
+        assert_type(epoch, int)
+        for name, number in bus.steps(pairs):
+            assert_type(name, str)
+            assert_type(number, int)
+    for item in bus.steps((str(number) for number in range(3)), advance=False, progress=False):
+        assert_type(item, str)
+    assert_type(len(bus.steps(pairs)), int)
+    assert_type(list(enumerate(bus.steps(pairs))), list[tuple[int, tuple[str, int]]])
+
+
+def names_are_defined() -> None:
+    bus.define("train/*", every=10, reduce="mean")
+    bus.define("val/*", on_step=False, on_epoch=True, across_ranks="mean", sinks=["csv"])
+    bus.define("spread", every=10, reduce=lambda values: max(values) - min(values))
+    bus.define("late", axis="tokens")
+    with_prefix = bus.scope("val").scope("seen")
+    with_prefix.log("loss", 0.5, weight=8)
+    bus.phase("train").log({"loss": 0.5})
+
+
+def what_comes_back_has_a_type() -> None:
+    assert_type(bus.step, int)
+    assert_type(bus.last("loss"), int | float | None)
+    assert_type(bus.end_epoch(), dict[str, int | float])
+    assert_type(bus.config, Mapping[str, Any])
+    report = bus.flush(timeout=1.5)
+    assert_type(report, Report)
+    assert_type(report.sinks, dict[str, SinkCounts])
+    assert_type(report.sinks["csv"].delivered, int)
+    assert_type(bus.close("failed").complete, bool)
+    state = bus.state_dict()
+    bus.load_state_dict(state)
+
+
+def the_process_wide_bus_is_a_bus() -> None:
+    assert_type(metricbus.configure(run="digits", sinks="csv"), MetricBus)
+    anybodys: MetricBus = bus
+    anybodys.log("loss", 0.5)
+
+
+def a_run_is_read(folder: Path) -> None:
+    history = metricbus.read(folder)
+    assert_type(history, History)
+    assert_type(history.run, Run)
+    assert_type(history.names(), list[str])
+    loss = history.series("loss")
+    assert_type(loss, Series)
+    assert_type(loss.step, NDArray[np.int64])
+    assert_type(loss.time, NDArray[np.int64])
+    assert_type(loss.value, NDArray[Any])
+    step, _epoch, _time, _value = loss
+    assert_type(step, NDArray[np.int64])
+    assert_type(history.wide().columns, list[str])
+    history.frame("polars", wide=True)
+    history.plot("train/*", x="epoch", smooth=0.9, log=True).set_title("loss")
+    assert_type(metricbus.deliver(folder, "csv", timeout=3), dict[str, SinkCounts])
+
+
+def training_is_decided() -> None:
+    stopping = EarlyStopping(bus, "loss_epoch", patience=3, mode="min")
+    best = Best(bus.scope("val"), "acc")
+    assert_type(stopping(bus.end_epoch()), bool)
+    assert_type(best(0.9), bool)
+    assert_type(best.step, int | None)
+
+
+def a_test_reads_what_was_logged() -> None:
+    sink = MemorySink()
+    assert_type(sink.series("loss"), list[Point])
+    assert_type(sink.series("loss")[-1].value, int | float)
+    assert_type(sink.records[0].values["loss"], int | float)
+
+
+class LinesOptions(msgspec.Struct):
+    prefix: str = ""
+
+
+class LinesSink(Sink):
+    """A sink as docs/sinks.md has it, with types."""
+
+    Options = LinesOptions
+    kinds = (Scalars,)
+    requires = ("json",)
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        self.path = folder / f"{run.id}.txt"
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        if not self.path.parent.exists():
+            raise Unavailable("the folder is gone", retry_after=2.0)
+        if any(record.step < 0 for record in records):
+            raise Rejected("steps count from 0")
+
+    def flush(self) -> Mapping[str, Any]:
+        return {"length": self.path.stat().st_size}
+
+
+def a_sink_is_given_as_an_object() -> None:
+    MetricBus(sinks=["csv", LinesSink("lines.txt", LinesOptions(prefix="run 1: "))])

@@ -1,0 +1,100 @@
+"""Wrong uses: mypy --strict must find each of them, under the code that stands at its line.
+
+Nothing here runs; `test_api_types.py` has it checked, and that there is no further error.
+"""
+
+import metricbus
+from metricbus import Best, Box, EarlyStopping, Image, MetricBus, Sink, Table, bus
+from metricbus.testing import MemorySink
+
+
+def a_bus_is_made() -> None:
+    MetricBus(run=3)  # E: arg-type
+    MetricBus("digits", "digits-1")  # E: call-arg
+    MetricBus(sink="csv")  # E: call-arg
+    MetricBus(sinks=MemorySink())  # E: arg-type
+    MetricBus(sinks=[3])  # E: list-item
+    MetricBus(config="lr=0.1")  # E: arg-type
+    MetricBus(overflow="explode")  # E: arg-type
+    MetricBus(delivery="elsewhere")  # E: arg-type
+    MetricBus(resume="perhaps")  # E: arg-type
+    MetricBus(flush_secs="0.2")  # E: arg-type
+
+
+def something_is_logged() -> None:
+    bus.log()  # E: call-overload
+    bus.log("loss")  # E: call-overload
+    bus.log(3, 0.5)  # E: call-overload
+    bus.log(loss=0.5)  # E: call-overload
+    bus.log({"loss": 0.5}, 0.5)  # E: call-overload
+    bus.log({3: 0.5})  # E: dict-item
+    bus.log("loss", 0.5, 3)  # E: call-overload
+    bus.log("loss", 0.5, step="3")  # E: call-overload
+    bus.log("loss", 0.5, step=1.5)  # E: call-overload
+    bus.log("loss", 0.5, epoch=0.5)  # E: call-overload
+    bus.log("loss", 0.5, weight="8")  # E: call-overload
+    bus.log("loss", 0.5, commit=True)  # E: call-overload
+    bus.scope("val").log("loss", 0.5, step="3")  # E: arg-type
+
+
+def media_are_made(pixels: object) -> None:
+    Image()  # E: call-arg
+    Image(pixels, layout="sideways")  # E: arg-type
+    Image(pixels, boxes=[(1, 2, 3, 4)])  # E: list-item
+    Box(1, 2, 3)  # E: call-arg
+    Table(["id"], [[7]]).append(7)  # E: arg-type
+
+
+def a_loop_runs(names: list[str]) -> None:
+    bus.steps(5)  # E: arg-type
+    bus.steps(names, progress="yes")  # E: arg-type
+    bus.epochs(names)  # E: arg-type
+    for epoch in bus.epochs(3):
+        epoch.upper()  # E: attr-defined
+    for name in bus.steps(names):
+        name + 1  # E: operator
+    bus.step = 3  # E: misc
+
+
+def names_are_defined() -> None:
+    bus.define("loss", every="10")  # E: arg-type
+    bus.define("loss", reduce=3)  # E: arg-type
+    bus.define("loss", reduce=lambda: 0.5)  # E: arg-type
+    bus.define("loss", across_ranks="median")  # E: arg-type
+    bus.define(reduce="mean")  # E: call-arg
+
+
+def what_comes_back_is_used() -> None:
+    bus.last("loss") + 1  # E: operator
+    bus.close("done")  # E: arg-type
+    _ = bus.flush().sinks["csv"].lost  # E: attr-defined
+    bus.config["lr"] = 0.1  # E: index
+
+
+def a_run_is_read() -> None:
+    metricbus.read()  # E: call-arg
+    history = metricbus.read("runs/1")
+    _ = history.series("loss").steps  # E: attr-defined
+    history.frame("excel")  # E: arg-type
+    history.plot("loss", smooth="0.9")  # E: arg-type
+    history.plot(3)  # E: arg-type
+    metricbus.deliver("runs/1", 3)  # E: arg-type
+
+
+def training_is_decided() -> None:
+    EarlyStopping("loss", patience=3)  # E: call-arg, arg-type
+    EarlyStopping(bus, "loss", patience="3")  # E: arg-type
+    Best(bus, "acc", mode="highest")  # E: arg-type
+
+
+class NoWrite(Sink):
+    """Lacks the one method that a sink must have."""
+
+
+class WriteOfOne(Sink):
+    """Takes a record where records are given."""
+
+    def write(self, records: str) -> None: ...  # E: override
+
+
+NoWrite()  # E: abstract
