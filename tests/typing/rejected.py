@@ -8,6 +8,10 @@ from metricbus import Best, Box, EarlyStopping, Image, MetricBus, Sink, Table, b
 from metricbus.testing import MemorySink
 
 
+def a_name_is_mistyped() -> None:
+    metricbus.Buss()  # E: attr-defined
+
+
 def a_bus_is_made() -> None:
     MetricBus(run=3)  # E: arg-type
     MetricBus("digits", "digits-1")  # E: call-arg
