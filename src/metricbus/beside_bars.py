@@ -20,8 +20,12 @@ def beside_bars(stream: object) -> Iterator[None]:
     if std is None or not len(std.tqdm._instances):
         yield
         return
-    with lock_of_bars(std), std.tqdm.external_write_mode(file=stream, nolock=True):
-        yield
+    with lock_of_bars(std):
+        if all(getattr(bar, "gui", True) for bar in std.tqdm._instances):  # a notebook's
+            yield
+        else:
+            with std.tqdm.external_write_mode(file=stream, nolock=True):
+                yield
 
 
 def lock_of_bars(std: Any) -> Any:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol, TypeVar
 
+from metricbus.beside_bars import lock_of_bars
 from metricbus.config import Bars
 from metricbus.errors import MissingPackageError
 from metricbus.ranks import find_rank
@@ -132,6 +133,7 @@ def _has_a_bar(iterable: object, loop: object) -> bool:
     std = sys.modules.get("tqdm.std")
     if std is None:
         return False
-    return isinstance(iterable, std.tqdm) or any(
-        getattr(bar, "iterable", None) is loop for bar in list(std.tqdm._instances)
-    )
+    with lock_of_bars(std):
+        return isinstance(iterable, std.tqdm) or any(
+            getattr(bar, "iterable", None) is loop for bar in std.tqdm._instances
+        )
