@@ -521,7 +521,7 @@ def test_what_epochs_give_stands_beside_their_bar(
                 assert epochs.endswith("epoch/s, acc=0]")
                 assert steps.endswith("step/s, loss=0.5]")
     (last,) = terminal.screen()
-    assert last.endswith("acc=0.25, loss=0.5]")
+    assert last.endswith("loss=0.5, acc=0.25]")
 
 
 def test_without_a_bar_of_epochs_steps_have_it_all(bus: MetricBus, terminal: Terminal) -> None:

@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Any
 
-from metricbus.config import Bars, from_environment, variable_of
+from metricbus.config import Bars, Settings, from_environment, variable_of
 from metricbus.definitions import Definition
 from metricbus.errors import ConfigError
 from metricbus.metric_bus import MetricBus
@@ -73,7 +73,7 @@ class ProcessBus(MetricBus):
             self.log(*args, **kwargs)
 
     def _bar_setting(self) -> Bars:
-        if self._engine is not None:
+        if self._settings != Settings():
             return super()._bar_setting()
         setting: Bars = from_environment("progress")
         return setting
