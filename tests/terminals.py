@@ -53,6 +53,7 @@ class Terminal:
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.stream: TextIO = os.fdopen(self.slave, "w", encoding="utf-8", closefd=False)
         self._columns = columns
+        self._is_hung_up = False
         self._read = bytearray()
         self._reader = threading.Thread(target=self._read_on, daemon=True)
         self._reader.start()
@@ -64,8 +65,9 @@ class Terminal:
 
     def hang_up(self) -> None:
         """Nobody is there any more: what is read by now is all that there will be."""
-        if not self.stream.closed:
-            self.stream.close()
+        self.stream.close()
+        if not self._is_hung_up:
+            self._is_hung_up = True
             os.close(self.slave)
         self._reader.join(10)
 

@@ -22,6 +22,8 @@ import torch
 import tqdm
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.logging import RichHandler
 from scripts import run_script
 from terminals import Terminal, screen_of, start_in_terminal
 from test_hot_path import calls_of
@@ -416,6 +418,19 @@ def test_bars_settle_nothing_for_multiprocessing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_without_a_stderr_there_is_no_bar(bus: MetricBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(bus.steps(range(3), progress=True)) == [0, 1, 2]
+
+
+def test_a_stderr_that_was_closed_gets_no_bar(bus: MetricBus, terminal: Terminal) -> None:
+    for step in bus.steps(range(3), progress=True):
+        if step == 1:
+            terminal.stream.close()
+    assert sum(1 for _ in bus.steps(range(3))) == 3
+    assert sum(1 for _ in bus.steps(range(3), progress=True)) == 3
+
+
 def test_a_terminal_that_is_gone_does_not_end_the_training(
     bus: MetricBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -644,6 +659,45 @@ def test_lines_of_log_stand_above_the_bars(
     assert lines == expected
     assert bar.startswith("epochs: 100%")
     assert after == "after"
+
+
+def test_richs_lines_stand_above_the_bars(
+    bus: MetricBus, terminal: Terminal, logger: logging.Logger
+) -> None:
+    console = Console(stderr=True, width=60)
+    logger.addHandler(RichHandler(console=console, show_path=False, show_time=False))
+    for step in bus.steps(range(2)):
+        logger.warning("a line in step %d", step)
+    first, second, bar = terminal.screen()
+    assert first.endswith("a line in step 0")
+    assert second.endswith("a line in step 1")
+    assert bar.startswith("100%")
+
+
+def test_lines_of_many_threads_stay_whole(
+    bus: MetricBus, terminal: Terminal, logger: logging.Logger
+) -> None:
+    logger.addHandler(logging.StreamHandler(terminal.stream))
+
+    def log_lines() -> None:
+        for _ in range(50):
+            logger.warning("a line of another thread")
+
+    bus.define("loss", progress=True)
+    threads = [threading.Thread(target=log_lines) for _ in range(4)]
+    for _ in bus.epochs(1):
+        for step in bus.steps(range(100)):
+            bus.log("loss", step)
+            if step == 1:
+                for thread in threads:
+                    thread.start()
+            if step == 50:
+                for thread in threads:
+                    thread.join()
+    *lines, bar = terminal.screen()
+    assert lines == ["a line of another thread"] * 200
+    assert bar.startswith("epochs: 100%")
+    assert bar.endswith("loss=99]")
 
 
 def test_what_is_configured_in_a_loop_stays(

@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
-from metricbus.beside_bars import ConsoleHandlers, lock_of_bars, renew_lock_in_child
+from metricbus.beside_bars import (
+    ConsoleHandlers,
+    is_terminal,
+    lock_of_bars,
+    renew_lock_in_child,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # in a notebook without ipywidgets, bars are text; that is all
@@ -48,7 +53,7 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         self._text = ""
         self._form = (0, 0)  # how narrow the format is, and for how many columns that is so
         self._thread = threading.get_ident()
-        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._is_terminal = is_terminal(sys.stderr)
         super().__init__(iterable, miniters=1, dynamic_ncols=self._is_terminal, **looks)
         self.leave = self.pos == 0
 
@@ -84,13 +89,13 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
                 return bool(super().refresh(nolock=True))
             with self._lock:
                 return bool(super().refresh(nolock=True))
-        except OSError:
+        except (OSError, ValueError):  # the latter where it was closed
             self.disable = True
             return False
 
     def close(self) -> None:
         """Draws it for the last time, or takes it away."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             if self._is_terminal and not self.disable and not self.gui and self.pos == 0:
                 self.fp.write(_ERASE_LINE)  # what Ctrl-C echoes may have moved the cursor
             super().close()

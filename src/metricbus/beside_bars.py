@@ -44,6 +44,14 @@ def renew_lock_in_child() -> None:
         std.TqdmDefaultWriteLock.th_lock = threading.RLock()
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether this stream, such as `sys.stderr`, is a terminal; it may be none, or closed."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
 class BesideBars(logging.StreamHandler[TextIO]):
     """Writes to stderr, above the progress bars if there are any."""
 

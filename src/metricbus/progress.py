@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol, TypeVar
 
-from metricbus.beside_bars import lock_of_bars
+from metricbus.beside_bars import is_terminal, lock_of_bars
 from metricbus.config import Bars
 from metricbus.errors import MissingPackageError
 from metricbus.ranks import find_rank
@@ -83,7 +83,7 @@ class Progress:
         return _bar(iterable, _Shown(self._bus, False, metrics), desc, "step" if drives else "it")
 
     def _is_shown(self, iterable: object, loop: object) -> bool:
-        if find_rank().number != 0:
+        if find_rank().number != 0 or getattr(sys.stderr, "closed", sys.stderr is None):
             return False
         return self._is_asked_for() or self._is_welcome(iterable, loop)
 
@@ -118,14 +118,9 @@ def _bar(iterable: Iterable[T], shown: _Shown, desc: str, unit: str) -> Iterator
 
 def _somebody_looks() -> bool:
     """Whether there is a terminal, or a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if getattr(shell, "kernel", None) is not None:
-        return True
-    try:
-        return sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # it was closed
-        return False
+    find_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = find_shell() if find_shell is not None else None
+    return getattr(shell, "kernel", None) is not None or is_terminal(sys.stderr)
 
 
 def _has_a_bar(iterable: object, loop: object) -> bool:
