@@ -121,6 +121,21 @@ def test_a_loop_that_does_not_advance_moves_nothing(bus: MetricBus) -> None:
     assert bus.step == 0
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_progress_bar_changes_nothing_of_what_moves(
+    bus: MetricBus, sink: MemorySink, progress: bool
+) -> None:
+    for _ in bus.epochs(2, progress=progress):
+        for batch in bus.steps("abc", progress=progress):
+            bus.log("x", 1.0)
+            for _ in bus.steps(range(2), progress=progress):
+                pass
+            if batch == "b":
+                break
+    assert steps_of(bus, sink, "x") == [0, 1, 2, 3]
+    assert (bus.step, bus.epoch) == (3, 1)
+
+
 def test_after_break_the_next_loop_drives_again(bus: MetricBus) -> None:
     for _ in bus.steps(range(100)):
         break

@@ -13,10 +13,14 @@ from metricbus.records import Number
 
 
 class Arrivals:
-    """Has what the calls wait for come over; `lost` counts the values that no device gave."""
+    """Has what the calls wait for come over.
+
+    `lost` counts the values that no device gave, `newest` has the last of those that came, by name.
+    """
 
     def __init__(self, queue: CallQueue, complaints: Complaints) -> None:
         self.lost = 0
+        self.newest: dict[str, Number] = {}
         self._queue = queue
         self._complaints = complaints
 
@@ -34,6 +38,7 @@ class Arrivals:
                 self.lost += 1
             else:
                 row[name] = number
+        self.newest |= row
         return [(row, call.weight, call.step, call.epoch, call.time)] if row else []
 
     def number(self, name: str, step: int, value: Any) -> Number | None:

@@ -98,7 +98,7 @@ class Collector:
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
         self._complaints = Complaints(_log)
-        self._arrivals = Arrivals(queue, self._complaints)
+        self.arrivals = Arrivals(queue, self._complaints)
         self._thread = threading.Thread(target=self._run, name="metricbus-collector", daemon=True)
 
     def start(self) -> None:
@@ -108,7 +108,7 @@ class Collector:
     @property
     def unwritable(self) -> int:
         """Values that no device gave, or that no journal can hold."""
-        return self._unwritable + self._arrivals.lost
+        return self._unwritable + self.arrivals.lost
 
     @property
     def segment(self) -> str:
@@ -159,10 +159,10 @@ class Collector:
         stop = None
         values: list[Call] = []
         self.taken += sum(map(values_in, calls))  # all: a control may have to wait for the disk
-        self._arrivals.bring(calls)
+        self.arrivals.bring(calls)
         for call in calls:
             if isinstance(call, Deferred):
-                values += self._arrivals.resolved(call)
+                values += self.arrivals.resolved(call)
                 continue
             if not isinstance(call, Control):
                 values.append(call)
@@ -192,6 +192,7 @@ class Collector:
             if control.record is not None:
                 self._append([control.record])
             self.reducing.restore(control.state)
+            self.arrivals.newest.clear()
         elif isinstance(control, Append):
             self._append([self.reducing.marked(record) for record in control.records])
         elif isinstance(control, EpochBegins):
@@ -215,7 +216,7 @@ class Collector:
         """What was computed on a device may still be there; what that does not give is left out."""
         found = []
         for one in control.results:
-            number = self._arrivals.number(one.name, one.step, one.value)
+            number = self.arrivals.number(one.name, one.step, one.value)
             if number is not None:
                 found.append(one._replace(value=number))
                 self.reducing.newest[one.emitted_as] = number

@@ -19,6 +19,7 @@ from metricbus.urls import redact
 
 Hosting: TypeAlias = Literal["auto", "process", "thread", "off"]
 Fsync: TypeAlias = Literal["never", "flush", "always"]
+Bars: TypeAlias = Literal["auto", "on", "off"]
 Positive = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -133,6 +134,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Seconds,
         Meta(description="How long ranks that meet wait for one that does not come."),
     ] = 300.0
+    progress: Annotated[
+        Bars,
+        Meta(
+            description="Whether `steps()` and `epochs()` show progress bars where their own "
+            "`progress=` is left out: in a terminal or a notebook if tqdm is installed, always, or "
+            "never. `off` wins over `progress=True`, too."
+        ),
+    ] = "auto"
     strict: Annotated[
         bool,
         Meta(
@@ -212,6 +221,16 @@ def resolve(
         chosen[name] = value
         told.append(InForce(setting, redact(value) if isinstance(value, str) else value, source))
     return Settings(**chosen), told
+
+
+def from_environment(name: str, environ: Mapping[str, str] = os.environ) -> Any:
+    """One setting as a bus that is given no arguments would have it; `ConfigError` as there."""
+    (setting,) = (one for one in declared() if one.name == name)
+    text = environ.get(setting.variable)
+    if not text:
+        return setting.default
+    hint = get_type_hints(Settings, include_extras=True)[name]
+    return _convert(text, hint, f"{setting.variable}=")
 
 
 def reference() -> str:

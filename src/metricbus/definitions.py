@@ -32,6 +32,12 @@ class Definition(msgspec.Struct, frozen=True):
     sinks: tuple[str, ...] | None = None
     axis: str | None = None
     across_ranks: str | None = None
+    progress: bool | None = None
+
+    @property
+    def only_shows(self) -> bool:
+        """Whether it speaks of progress bars alone, and so of nothing that is written."""
+        return self == Definition(self.pattern, progress=self.progress)
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -46,6 +52,12 @@ class Rule(msgspec.Struct, frozen=True):
     sinks: tuple[str, ...]
     axis: str
     across_ranks: bool  # what is reduced over the epoch waits until the ranks meet
+    progress: bool  # its newest value stands beside progress bars
+
+    @property
+    def only_on_epoch(self) -> bool:
+        """Whether nothing is emitted on steps."""
+        return self.on_step is None and not self.as_it_is
 
 
 def checked(definition: Definition) -> Definition:
@@ -60,7 +72,7 @@ def checked(definition: Definition) -> Definition:
             reduction_factory(definition.reduce)
         except ConfigError as error:
             raise ConfigError(f"{what}: {error}") from None
-    for name in ("on_step", "on_epoch"):
+    for name in ("on_step", "on_epoch", "progress"):
         if not isinstance(getattr(definition, name), bool | None):
             given = getattr(definition, name)
             raise ConfigError(f"{what}: {name}= takes True or False, not {given!r:.40}")
@@ -96,6 +108,7 @@ class Definitions:
 
     def __init__(self, *, tell: bool = False) -> None:
         """With `tell`, warns of what does not go together, when a name comes that it concerns."""
+        self.version = 0  # grows with each definition
         self._all: list[Definition] = []
         self._rules: dict[str, Rule | None] = {}
         self._tell = tell
@@ -117,6 +130,7 @@ class Definitions:
     def add(self, definition: Definition, *, default: bool = False) -> None:
         """Adds a definition, as the latest; or, as a default, before all that were ever made."""
         self._all.insert(0 if default else len(self._all), definition)
+        self.version += 1
         self._rules.clear()
 
     def rule(self, name: str) -> Rule | None:
@@ -186,4 +200,5 @@ class Definitions:
             sinks=said.sinks or (),
             axis=said.axis or "",
             across_ranks=across is not None,
+            progress=bool(said.progress),
         )

@@ -109,6 +109,8 @@ class Engine:
 
     def define(self, definition: Definition, *, default: bool) -> None:
         """Has a definition hold for everything that is logged from now on."""
+        if definition.only_shows:  # which is nothing to the collector, and costs it nothing
+            return
         known = self._delivery.names()
         for sink in definition.sinks or ():
             if known and sink not in known:
@@ -165,6 +167,14 @@ class Engine:
     def newest(self, name: str) -> Number | None:
         """The newest value that a reduction gave under this name."""
         return self._collector.reducing.newest.get(name)
+
+    def reduced_names(self) -> list[str]:
+        """The names that there is a `newest` value for."""
+        return list(self._collector.reducing.newest)
+
+    def arrived(self, name: str) -> Number | None:
+        """The newest value under this name that has come over from a device."""
+        return self._collector.arrivals.newest.get(name)
 
     def save(self) -> None:
         """Brings into the journal what has been logged and what is open; for a signal handler."""

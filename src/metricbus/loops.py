@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from importlib.util import find_spec
 from typing import Generic, TypeVar
 
-from metricbus.errors import MissingPackageError
+from metricbus.progress import Progress
 from metricbus.steps import LOOP, Clock, both_drive, check_step
 
 T = TypeVar("T")
@@ -18,10 +16,15 @@ EPOCH_TIME = "time/epoch"
 
 
 class Steps(Generic[T]):
-    """Iterates like what it wraps; taking an item moves the step, if nobody else is moving it."""
+    """Iterates like what it wraps; taking an item moves the step, if nobody else is moving it.
+
+    `phase` is the scope whose loop it is, if it is one's.
+    """
+
+    phase = ""
 
     def __init__(
-        self, clock: Clock, iterable: Iterable[T], *, advance: bool, progress: bool | None
+        self, clock: Clock, iterable: Iterable[T], progress: Progress, *, advance: bool
     ) -> None:
         if not isinstance(iterable, Iterable) and not hasattr(iterable, "__getitem__"):
             raise TypeError(
@@ -45,14 +48,28 @@ class Steps(Generic[T]):
             clock.step_driver = LOOP
         clock.loops += 1
         try:
-            for item in _with_bar(self._iterable, "step", self._progress):
-                if drives:
-                    clock.enter_step()
-                yield item
+            with self._progress.over_steps(
+                self._iterable, self, self._described(), below=self._below(), drives=drives
+            ) as items:
+                for item in items:
+                    if drives:
+                        clock.enter_step()
+                    yield item
         finally:
             clock.loops -= 1
             if drives:
                 clock.step_driver = None
+
+    def _described(self) -> str:
+        """What stands before its bar: the phase, or the epoch by the number that is logged."""
+        clock = self._clock
+        if self.phase:
+            return self.phase
+        return f"epoch {clock.epoch}" if clock.epoch_driver or clock.epoch else ""
+
+    def _below(self) -> str:
+        """The prefix of the metrics beside its bar; a loop that trains has them all."""
+        return f"{self.phase}/" if self.phase and not self._advance else ""
 
 
 class Epochs:
@@ -64,8 +81,7 @@ class Epochs:
         n: int,
         begins: Callable[[], object],
         ends: Callable[[float], object],
-        *,
-        progress: bool | None,
+        progress: Progress,
     ) -> None:
         self._clock = clock
         self._n = check_step(n, "n")
@@ -85,25 +101,12 @@ class Epochs:
             )
         clock.epoch_driver = "bus.epochs()"
         try:
-            for _ in _with_bar(range(self._n), "epoch", self._progress):
-                clock.enter_epoch()
-                started = time.perf_counter()
-                self._begins()
-                yield clock.epoch
-                self._ends(time.perf_counter() - started)
+            with self._progress.over_epochs(self._n, self) as turns:
+                for _ in turns:
+                    clock.enter_epoch()
+                    started = time.perf_counter()
+                    self._begins()
+                    yield clock.epoch
+                    self._ends(time.perf_counter() - started)
         finally:
             clock.epoch_driver = None
-
-
-def _with_bar(iterable: Iterable[T], unit: str, progress: bool | None) -> Iterable[T]:
-    """The iterable behind a progress bar: when asked for, or on a terminal where tqdm is there."""
-    if progress is False or (progress is None and not sys.stderr.isatty()):
-        return iterable
-    if find_spec("tqdm") is None:
-        if progress:
-            raise MissingPackageError("progress=True needs tqdm: pip install 'metricbus[cli]'")
-        return iterable
-    from tqdm import tqdm
-
-    bar: Iterable[T] = tqdm(iterable, unit=unit, leave=unit == "epoch")
-    return bar

@@ -12,11 +12,12 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from metricbus import exits
-from metricbus.config import Fsync, Hosting, Settings, resolve
+from metricbus.config import Bars, Fsync, Hosting, Settings, resolve
 from metricbus.definitions import Definition, Definitions, checked
 from metricbus.devices import Pending
 from metricbus.loops import Epochs, Steps
 from metricbus.meeting import Meeting
+from metricbus.progress import Progress
 from metricbus.queue import Overflow
 from metricbus.records import Number, Status
 from metricbus.reductions import Reducer
@@ -83,6 +84,7 @@ class MetricBus(Meeting):
         sigterm: Literal["default", "flush"] | None = None,
         ranks: int | Literal["all", "local0"] | None = None,
         sync_secs: float | None = None,
+        progress: Bars | None = None,
         strict: bool | None = None,
         disabled: bool | None = None,
     ) -> None:
@@ -116,6 +118,7 @@ class MetricBus(Meeting):
                 "sigterm": sigterm,
                 "ranks": None if ranks is None else str(ranks),
                 "sync_secs": sync_secs,
+                "progress": progress,
                 "strict": strict,
                 "disabled": disabled,
             }
@@ -160,6 +163,7 @@ class MetricBus(Meeting):
         sinks: Sequence[str] | None = None,
         axis: str | None = None,
         across_ranks: AcrossRanks | None = None,
+        progress: bool | None = None,
     ) -> None:
         """Says what becomes of the values of names that a glob matches; see docs/definitions.md.
 
@@ -167,17 +171,17 @@ class MetricBus(Meeting):
         left out). `on_epoch` emits one at the end of each epoch, by `reduce` (`mean`), under the
         name with `_epoch` added if `on_step` is not False. `sinks` names those that get them,
         `axis` the series that is their x axis. `across_ranks` has `end_epoch()` and `sync()` reduce
-        what all ranks have logged: mean (weighted), sum, min, max, count or std. Later definitions
-        win in what they say.
+        what all ranks have logged: mean (weighted), sum, min, max, count or std. `progress=True`
+        shows the newest value beside the progress bars of `steps()` and `epochs()`. Later
+        definitions win in what they say.
 
         Raises `ConfigError` for a definition that makes no sense.
         """
         if isinstance(sinks, str):
             sinks = [sinks]
         told = tuple(sinks) if sinks is not None else None
-        self._define(
-            Definition(pattern, every, reduce, on_step, on_epoch, told, axis, across_ranks)
-        )
+        rest = told, axis, across_ranks, progress
+        self._define(Definition(pattern, every, reduce, on_step, on_epoch, *rest))
 
     def phase(self, name: str) -> Scope:
         """A scope with a default: what is logged in `train` is emitted on steps, in every other
@@ -219,13 +223,27 @@ class MetricBus(Meeting):
         """Iterates, moving the step when the next item is taken; the first one is the run's step.
 
         With `advance=False`, and inside another `steps()`, nothing is moved. A progress bar shows
-        on a terminal where tqdm is installed, or as `progress` says.
-        """
-        return Steps(self._clock, iterable, advance=advance, progress=progress)
+        in a terminal or a notebook where tqdm is installed, or as `progress` says; with the metrics
+        that `define(..., progress=True)` chose.
 
-    def epochs(self, n: int, *, progress: bool | None = False) -> Epochs:
-        """Yields the numbers of the next `n` epochs, ending each one after its turn."""
-        return Epochs(self._clock, n, self._begin_epoch, self._end_epoch, progress=progress)
+        Raises `MissingPackageError` if a bar is asked for and tqdm is not installed.
+        """
+        return Steps(self._clock, iterable, Progress(self, progress), advance=advance)
+
+    def epochs(self, n: int, *, progress: bool | None = None) -> Epochs:
+        """Yields the numbers of the next `n` epochs, ending each one after its turn.
+
+        With a progress bar like that of `steps()`, which stands below it.
+        """
+        shown = Progress(self, progress)
+        return Epochs(self._clock, n, self._begin_epoch, self._end_epoch, shown)
+
+    def _bar_setting(self) -> Bars:
+        return self._settings.progress
+
+    def _will_log(self) -> bool:
+        """Whether this bus does anything, or will when it is first logged to."""
+        return self.is_on
 
     def advance(self, n: int = 1) -> None:
         """Moves the step by `n`: by one for a step, by the batch size to count examples.

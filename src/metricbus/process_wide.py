@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Any
 
-from metricbus.config import variable_of
+from metricbus.config import Bars, Settings, from_environment, variable_of
 from metricbus.definitions import Definition
 from metricbus.errors import ConfigError
 from metricbus.metric_bus import MetricBus
@@ -65,12 +65,22 @@ class ProcessBus(MetricBus):
         """What `log` is until a run is open; others may have kept it beyond that."""
         with self._opening:
             if self.__dict__.get("log") == self._log_when_open and self._engine is None:
-                if any(variable in os.environ for variable in _SPEAKS):
+                if _is_spoken_of():
                     self.open()
                 else:
                     self._switch_off()
         if self._engine is not None:
             self.log(*args, **kwargs)
+
+    def _bar_setting(self) -> Bars:
+        if self._settings != Settings():
+            return super()._bar_setting()
+        setting: Bars = from_environment("progress")
+        return setting
+
+    def _will_log(self) -> bool:
+        waits = self.__dict__.get("log") == self._log_when_open
+        return self.is_on or (waits and _is_spoken_of())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, it is the process-wide bus of wherever it arrives."""
@@ -79,6 +89,11 @@ class ProcessBus(MetricBus):
     def renew_in_child(self) -> None:
         """What a fork does to the child's copy: a thread that is not there may hold the lock."""
         self._opening = threading.RLock()
+
+
+def _is_spoken_of() -> bool:
+    """Whether the environment says where metrics go."""
+    return any(variable in os.environ for variable in _SPEAKS)
 
 
 bus = ProcessBus()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
 
+from metricbus.loops import Steps
 from metricbus.values import check_name
+
+T = TypeVar("T")
 
 _MISSING: Any = object()
 
@@ -19,6 +22,11 @@ class Logs(Protocol):
     @property
     def define(self) -> Callable[..., None]:
         """Says what becomes of names."""
+        ...
+
+    @property
+    def steps(self) -> Callable[..., Steps[Any]]:
+        """Iterates, and moves the step."""
         ...
 
     def last(self, name: str) -> int | float | None:
@@ -60,6 +68,14 @@ class Scope:
     def define(self, pattern: str, **rule: Any) -> None:
         """Defines names below the prefix."""
         self._bus.define(self._prefix + check_name(pattern), **rule)
+
+    def steps(
+        self, iterable: Iterable[T], advance: bool = True, *, progress: bool | None = None
+    ) -> Steps[T]:
+        """Iterates like the bus; the progress bar has the prefix before it."""
+        steps = self._bus.steps(iterable, advance, progress=progress)
+        steps.phase = self._prefix.rstrip("/")
+        return steps
 
     def last(self, name: str) -> int | float | None:
         """The newest value of a name below the prefix."""

@@ -14,7 +14,6 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metricbus import (
     Audio,
@@ -45,13 +44,12 @@ def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
         optimizer, max_lr=MAX_LR, total_steps=epochs * len(train)
     )
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level=logging.INFO)
-    with (
-        logging_redirect_tqdm(),
-        MetricBus(run="digits", project="demo", config=CONFIG, sinks=sinks, dir=dir) as bus,
-    ):
+    with MetricBus(run="digits", project="demo", config=CONFIG, sinks=sinks, dir=dir) as bus:
         bus.define("train/*", every=WINDOW, reduce="mean")
         bus.define("val/*", on_step=False, on_epoch=True)
-        for _ in bus.epochs(epochs, progress=None):
+        for shown in ("train/loss", "val/accuracy"):
+            bus.define(shown, progress=True)  # beside the progress bars
+        for _ in bus.epochs(epochs):
             model.train()
             for images, labels in bus.steps(train):
                 logits = model(images)

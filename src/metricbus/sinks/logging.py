@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import msgspec
 
 from metricbus.bell import breathe
+from metricbus.beside_bars import BesideBars
 from metricbus.media_records import MEDIA, MediumRecord
 from metricbus.records import Epoch, Rewind, Scalars, Status
 from metricbus.run import Run
@@ -55,7 +55,7 @@ class LoggingSink(Sink):
         self._logger = logging.getLogger("metricbus")
         self._level = logging.getLevelNamesMapping()[self.options.level]
         if not self._logger.hasHandlers():
-            handler = _BesideBars()
+            handler = BesideBars()
             handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
             self._logger.addHandler(handler)
             self._logger.setLevel(self._level)
@@ -97,18 +97,6 @@ class LoggingSink(Sink):
     def where(self) -> str:
         """The logger."""
         return 'logging.getLogger("metricbus")'
-
-
-class _BesideBars(logging.StreamHandler[TextIO]):
-    """Writes to stderr, above the progress bars if tqdm shows any."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm = sys.modules.get("tqdm")
-        if tqdm is None:
-            super().emit(record)
-        else:
-            with tqdm.tqdm.external_write_mode(file=self.stream):
-                super().emit(record)
 
 
 def line_of(record: Scalars | Epoch | Rewind) -> str:
