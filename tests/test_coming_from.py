@@ -130,16 +130,16 @@ def test_tensorboard_shows_the_same_media_and_forgets_the_same(
 
 
 def test_tensorboardx_has_the_same_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorboardX
     import torch.utils.tensorboard
 
-    tensorboardx = pytest.importorskip("tensorboardX", reason="it is in the group `bench`")
     number = itertools.count()  # it names files by the second, and would overwrite the first one
 
     def writer(*args: Any, **options: Any) -> Any:
-        return tensorboardx.SummaryWriter(*args, filename_suffix=f".{next(number)}", **options)
+        return tensorboardX.SummaryWriter(*args, filename_suffix=f".{next(number)}", **options)
 
     monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", writer)
-    monkeypatch.setattr(tensorboardx.SummaryWriter, "add_audio", Mock())  # it needs soundfile
+    monkeypatch.setattr(tensorboardX.SummaryWriter, "add_audio", Mock())  # it needs soundfile
     run("summarywriter.md", "# SummaryWriter")
     assert events(Path("logs/digits")).keys() >= {("train/loss", 0), ("val/acc", 4), ("late", 10)}
 
@@ -267,7 +267,6 @@ def series(folder: Path) -> dict[tuple[str, int, int], float]:
 @pytest.fixture
 def names() -> Iterator[dict[str, Any]]:
     """What Lightning's side of the page leaves: the model, their logger, ours."""
-    pytest.importorskip("lightning", reason="it is in the group `bench`")
     found = run("lightning.md", "# Lightning", "# the logger")
     yield found
     found["our_logger"].bus.close()

@@ -19,7 +19,6 @@ def test_a_kill_takes_a_moment_of_the_journal_and_the_sinks_have_the_rest(
 
 
 def test_lightnings_csv_logger_by_itself_has_whole_hundreds(tmp_path: Path) -> None:
-    pytest.importorskip("lightning", reason="it is in the group `bench`")
     name = "Lightning CSVLogger, by itself"
     assert kept(name, tmp_path, calls=150, pace=0.0, everything=True) == 100
 
