@@ -167,6 +167,14 @@ def test_a_name_that_is_not_logged_is_absent(bus: MetricBus, sink: MemorySink) -
     assert points(bus, sink, "val/a") == [(0, 1.0)]
 
 
+def test_in_a_mapping_an_axis_counts_wherever_it_stands(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("loss", axis="tokens")
+    bus.log({"loss": 0.5, "tokens": 100}, step=0)
+    bus.log({"loss": 0.25, "tokens": 200}, step=1)
+    bus.flush()
+    assert [record.at for record in sink.records if "loss" in record.values] == [100, 200]
+
+
 def test_another_series_can_be_the_axis(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("loss", axis="tokens")
     for step in range(3):

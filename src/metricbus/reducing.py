@@ -143,6 +143,8 @@ class Reducing:
             if isinstance(what, str):
                 yield from self._take(what, weight, 1.0, place)
             else:
+                for axis in self._axes.keys() & what.keys():  # wherever in the mapping they stand
+                    self._axes[axis] = what[axis]
                 for name, value in what.items():
                     yield from self._take(name, value, weight, place)
 
