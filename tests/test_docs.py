@@ -17,6 +17,7 @@ from markdown_it.token import Token
 from typer.main import get_command
 
 from metricbus.cli.app import app
+from metricbus.process_wide import ProcessBus
 from metricbus.records import End, Header, Scalars, decode
 
 ROOT = Path(__file__).parent.parent
@@ -69,8 +70,20 @@ STORIES = [
 ]
 
 
+@pytest.fixture
+def process_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process-wide bus to whom nobody has spoken."""
+    fresh = ProcessBus()
+    monkeypatch.setattr("metricbus.process_wide.bus", fresh)
+    monkeypatch.setattr("metricbus.bus", fresh)
+    yield
+    fresh.close()
+
+
 @pytest.mark.parametrize(("page", "story"), STORIES)
-def test_a_code_block_runs(page: Path, story: list[Block], tmp_path: Path) -> None:
+def test_a_code_block_runs(
+    page: Path, story: list[Block], tmp_path: Path, process_wide: None
+) -> None:
     names: dict[str, Any] = {"__name__": "__docs__"}
     for block in story:
         padded = "\n" * (block.line - 1) + block.code  # errors show the page's own line
