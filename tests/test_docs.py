@@ -16,6 +16,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from typer.main import get_command
 
+import metricbus.testing
+import metricbus.torch
 from metricbus.cli.app import app
 from metricbus.process_wide import ProcessBus
 from metricbus.records import End, Header, Scalars, decode
@@ -160,6 +162,20 @@ def test_every_command_is_told_on_the_command_lines_page() -> None:
     text = (DOCS / "cli.md").read_text() + (DOCS / "guide.md").read_text()
     told = [name for name in get_command(app).commands if f"metricbus {name}" in text]  # type: ignore[attr-defined]
     assert set(told) >= {"ls", "show", "compare", "tail", "plot", "import", "deliver"}
+
+
+def test_the_api_pages_have_the_public_names_and_no_others() -> None:
+    text = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
+    shown = re.findall(r"^::: (metricbus[\w.]*)$", text, re.MULTILINE)
+    whole = {"metricbus.testing": metricbus.testing.__all__, "metricbus.sinks.base": []}
+    public = {f"metricbus.{name}" for name in metricbus.__all__}
+    hooks = {f"metricbus.torch.{name}" for name in metricbus.torch.__all__}
+    again = {name for name in hooks if name.replace(".torch", "") in public}  # under both names
+    below = {"metricbus.scope.Scope", *whole}  # what methods give; modules that stand as one
+    inside = {"metricbus.Sink"}  # in the page of metricbus.sinks.base
+    assert sorted(shown) == sorted((public | hooks | below) - again - inside)
+    for names in whole.values():
+        assert all(name in text for name in names)
 
 
 def test_every_page_is_in_the_sites_nav() -> None:

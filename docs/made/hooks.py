@@ -6,17 +6,21 @@ pages, with their links seen from there. Of the built pages none may fetch anyth
 
 from __future__ import annotations
 
+import posixpath
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
+_BARE = re.compile(r"\[(?:[\w/.-]+\.md)\]\(([\w/.-]+\.md)(#[\w-]*)?\)")
 _ELSEWHERE = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))"""
@@ -45,6 +49,18 @@ def _seen_from_docs(link: re.Match[str]) -> str:
     if path.startswith("docs/"):
         return f"[{text}]({target.removeprefix('docs/')})"
     return text
+
+
+def on_page_markdown(markdown: str, files: Files, page: Page, **kwargs: Any) -> str:
+    """Links that show a file's name, as they do where files are read, show the page's title."""
+
+    def titled(link: re.Match[str]) -> str:
+        path = (PurePosixPath(page.file.src_uri).parent / link[1]).as_posix()
+        target = files.get_file_from_path(posixpath.normpath(path))
+        heading = target and re.search(r"^# (.+)$", target.content_string, re.MULTILINE)
+        return f"[{heading[1]}]({link[1]}{link[2] or ''})" if heading else link[0]
+
+    return _BARE.sub(titled, markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
