@@ -91,7 +91,7 @@ def section(name: str, function: Callable[..., Any]) -> str:
         lines += ["```sh", " ".join(example.split()), "```", ""]
     lines += [f"`{usage}`", ""]
     if declared:
-        lines += ["| | takes | default | |", "|---|---|---|---|"]
+        lines += ["| what | takes | default | meaning |", "|---|---|---|---|"]
         lines += [_row(one.usage, one) for one in arguments]
         lines += [_row(one.spelled, one) for one in options]
         lines += [""]

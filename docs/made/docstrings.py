@@ -1,7 +1,8 @@
 """Docstrings as pages want them: their code in fences, their links as links.
 
-In the source, code in a docstring stands as plain text, like everything else in it. Here a paragraph
-that is Python, and more than a word of it, gets a fence; and `docs/steps.md` becomes a link.
+In the source, code in a docstring stands as plain text, like everything else in it. Here a
+paragraph that is Python, and more than a word of it, gets a fence; and `docs/steps.md` becomes a
+link.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ def as_markdown(text: str) -> str:
 def _is_code(paragraph: str) -> bool:
     """Whether this is Python that does something: a call, an assignment, a statement."""
     try:
-        statements = ast.parse(paragraph).body
+        body = ast.parse(paragraph).body
     except SyntaxError:
         return False
-    return any(
-        not isinstance(one, ast.Expr) or isinstance(one.value, ast.Call) for one in statements
-    )
+    return any(not isinstance(one, ast.Expr) or isinstance(one.value, ast.Call) for one in body)
