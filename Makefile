@@ -41,7 +41,7 @@ pages: .venv/installed-docs  ## The pages that are made from code.
 	$(BIN)/python docs/made/commands.py > docs/commands.md
 
 docs: pages  ## The site of the documentation, in site/; any warning fails.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "the site is in site/: open site/index.html by a web server, or make docs-serve"
 
 docs-serve: pages  ## The same at http://127.0.0.1:8000, made again whenever a page changes.
