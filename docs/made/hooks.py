@@ -19,8 +19,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
+_IN_ROOT = {f"../{source}": page for page, source in FROM_ROOT.items()}
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
-_BARE = re.compile(r"\[(?:[\w/.-]+\.md)\]\(([\w/.-]+\.md)(#[\w-]*)?\)")
 _ELSEWHERE = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))"""
@@ -52,15 +52,25 @@ def _seen_from_docs(link: re.Match[str]) -> str:
 
 
 def on_page_markdown(markdown: str, files: Files, page: Page, **kwargs: Any) -> str:
-    """Links that show a file's name, as they do where files are read, show the page's title."""
+    """Links as a page wants them, where they are written for those who read the files.
 
-    def titled(link: re.Match[str]) -> str:
-        path = (PurePosixPath(page.file.src_uri).parent / link[1]).as_posix()
-        target = files.get_file_from_path(posixpath.normpath(path))
-        heading = target and re.search(r"^# (.+)$", target.content_string, re.MULTILINE)
-        return f"[{heading[1]}]({link[1]}{link[2] or ''})" if heading else link[0]
+    One whose text is a file's name shows the title; one to a file of the root goes to its page.
+    """
+    here = PurePosixPath(page.file.src_uri).parent
 
-    return _BARE.sub(titled, markdown)
+    def on_the_site(link: re.Match[str]) -> str:
+        text, target = link.groups()
+        path, mark, anchor = target.partition("#")
+        found = posixpath.normpath((here / path).as_posix())
+        if found in _IN_ROOT:
+            target = posixpath.relpath(_IN_ROOT[found], here) + mark + anchor
+        file = files.get_file_from_path(found)
+        if file is not None and text.endswith(".md"):
+            heading = re.search(r"^# (.+)$", file.content_string, re.MULTILINE)
+            text = heading[1] if heading else text
+        return f"[{text}]({target})"
+
+    return _LINK.sub(on_the_site, markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
