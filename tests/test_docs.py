@@ -76,8 +76,8 @@ STORIES = [
 def process_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process-wide bus to whom nobody has spoken."""
     fresh = ProcessBus()
+    monkeypatch.setattr("metricbus.bus", fresh)  # first: it comes from the other when first asked
     monkeypatch.setattr("metricbus.process_wide.bus", fresh)
-    monkeypatch.setattr("metricbus.bus", fresh)
     yield
     fresh.close()
 
