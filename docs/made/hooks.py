@@ -19,7 +19,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
-_IN_ROOT = {f"../{source}": page for page, source in FROM_ROOT.items()}
+_IN_ROOT = {f"../{source}": page for page, source in FROM_ROOT.items()} | {
+    "../README.md": "index.md"
+}
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 _ELSEWHERE = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
