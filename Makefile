@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check bench bench-quick bench-media bench-torch chaos docs clean
+.PHONY: demo test lint types check bench bench-quick bench-media bench-torch chaos docs docs-serve \
+	pages clean
 
 demo: .venv/installed-demo  ## Train on real handwritten digits and watch the metrics arrive.
 	$(BIN)/metricbus demo
@@ -35,11 +36,19 @@ bench-torch: .venv/installed-bench  ## What watching a network's gradients costs
 chaos: .venv/installed-dev  ## Kills at random instants: more of them than the tests have.
 	CHAOS_KILLS=1000 CHAOS_KILLS_WITH_ALL=200 $(BIN)/pytest tests/test_chaos.py
 
-docs: .venv/installed-dev  ## The pages that are made from code.
+pages: .venv/installed-docs  ## The pages that are made from code.
 	$(BIN)/metricbus doctor --markdown > docs/environment.md
+	$(BIN)/python docs/made/commands.py > docs/commands.md
+
+docs: pages  ## The site of the documentation, in site/; any warning fails.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "the site is in site/: open site/index.html by a web server, or make docs-serve"
+
+docs-serve: pages  ## The same at http://127.0.0.1:8000, made again whenever a page changes.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -51,6 +60,11 @@ clean:
 
 .venv/installed-dev: .venv/installed-demo
 	$(PIP) --group dev
+	touch $@
+
+.venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[cli]'
+	$(PIP) --group docs
 	touch $@
 
 .venv/installed-bench: .venv/installed-dev

@@ -169,10 +169,10 @@ def test_making_a_bus_with_tensorboard_imports_it_in_its_consumer_alone() -> Non
 
 
 def test_a_third_party_sink_is_installed_and_used(tmp_path: Path) -> None:
-    """The package of docs/sinks.md, installed by pip and named by its URL."""
+    """The package of docs/writing-a-sink.md, installed by pip and named by its URL."""
     project = tmp_path / "project"
     project.mkdir()
-    page = (Path(__file__).parent.parent / "docs" / "sinks.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "writing-a-sink.md").read_text()
     for name in ("metricbus_lines.py", "pyproject.toml"):
         block = page.split(f"`{name}`:\n\n```", 1)[1].split("\n", 1)[1].split("\n```", 1)[0]
         (project / name).write_text(block + "\n")
