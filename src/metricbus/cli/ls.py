@@ -11,8 +11,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from metricbus.cli.safe import path_text
 from metricbus.cli.tables import Column, print_table
-from metricbus.cli.terminal import console, fail, print_json, runs_folder
+from metricbus.cli.terminal import console, fail, load_run, print_json, runs_folder
 from metricbus.cli.words import ABSENT, STATUS_STYLES, number, reading, span
 from metricbus.errors import JournalError
 from metricbus.glances import Glance, glance
@@ -177,7 +178,7 @@ def _look_at(folders: Sequence[RunFolder]) -> list[_Entry]:
 def _entry(folder: RunFolder) -> _Entry:
     run = None
     try:
-        run = folder.load()
+        run = load_run(folder)
         return _Entry(folder, run, glance(folder, run), "")
     except JournalError as error:
         return _Entry(folder, run, None, str(error))
@@ -246,7 +247,7 @@ def _lag(sink: Standing) -> str:
 
 
 def _as_json(entry: _Entry) -> dict[str, Any]:
-    about: dict[str, Any] = {"folder": str(entry.folder.path), "status": entry.status}
+    about: dict[str, Any] = {"folder": path_text(entry.folder.path), "status": entry.status}
     if entry.run:
         run = entry.run
         about |= {"id": run.id, "name": run.name, "project": run.project}

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from metricbus.cli.terminal import console, fail, find_run
-from metricbus.errors import JournalError, MissingPackageError
+from metricbus.cli.terminal import console, fail, failing, find_run
+from metricbus.errors import MissingPackageError
 from metricbus.history import History, read
 
 _MOST_PANELS = 24  # more is no picture that anybody reads
@@ -77,12 +77,9 @@ def _waiting() -> AbstractContextManager[object]:
 
 
 def _history(run: Path) -> History:
-    try:
-        return read(find_run(run).path)
-    except JournalError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{error.filename or run} cannot be read: {error.strerror}")
+    folder = find_run(run).path
+    with failing(folder):
+        return read(folder)
 
 
 def _draw(

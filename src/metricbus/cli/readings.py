@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from metricbus.cli.terminal import fail
+from metricbus.cli.terminal import fail, failing
 from metricbus.cli.words import reading
-from metricbus.errors import ConfigError, JournalError
+from metricbus.errors import ConfigError
 from metricbus.glances import Condition, condition
 from metricbus.run import Run, RunFolder, flat_config
 from metricbus.standings import Standing, progress_in, standings
@@ -29,7 +29,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_run(folder: RunFolder) -> Reading:
     """Reads all of a run, with a bar where that takes its time; fails where it cannot be read."""
-    try:
+    with failing(folder.path):
         run = folder.load()
         with reading(f"reading {run.id}") as tell:
             summary = summarise(folder, tell)
@@ -41,10 +41,6 @@ def read_run(folder: RunFolder) -> Reading:
             summary=summary,
             sinks=sinks,
         )
-    except JournalError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def fail_for_name(glob: str, names: Iterable[str]) -> NoReturn:

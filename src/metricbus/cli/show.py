@@ -21,9 +21,10 @@ from metricbus.cli.readings import (
     seconds_of,
     why,
 )
+from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, print_table
 from metricbus.cli.terminal import console, find_run, print_json
-from metricbus.cli.words import STATUS_STYLES, about, moment, number, printable, span, sparkline
+from metricbus.cli.words import STATUS_STYLES, about, moment, number, span, sparkline
 from metricbus.run import Run
 from metricbus.series_summaries import SeriesSummary
 from metricbus.sinks.media_words import kind_of
@@ -75,7 +76,7 @@ def _print_run(out: Console, read: Reading) -> None:
         "tags": ", ".join(run.tags),
         "notes": run.notes,
         "process": f"{run.pid} on {run.host}" if run.host else "",
-        "folder": str(read.folder.path),
+        "folder": path_text(read.folder.path),
     }
     for title, text in (facts | _oddities(read.summary)).items():
         if text:
@@ -184,7 +185,7 @@ def _as_json(
     about_run = msgspec.structs.asdict(run) | {"status": read.status, "sinks": run.sinks}
     counts = ("rows", "values", "superseded", "left_open", "last_step", "epochs", "damaged", "torn")
     return {
-        "folder": str(read.folder.path),
+        "folder": path_text(read.folder.path),
         "run": about_run,
         **{name: getattr(summary, name) for name in counts},
         "series": [_without(one, "curve") for one in series],

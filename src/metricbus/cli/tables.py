@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from metricbus.cli.words import printable
+from metricbus.cli.safe import printable
 
 _BETWEEN = 2
 _NARROWEST = 16  # to which a column is folded before another one is left out

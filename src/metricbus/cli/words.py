@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,14 +69,6 @@ def size(count: int) -> str:
         if count >= length:
             return f"{count / length:.1f} {unit}"
     return f"{count} B"
-
-
-def printable(value: Any) -> str:
-    """The value as text, on one line: what would move the cursor is spelled out."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in str(value)
-    )
 
 
 def sparkline(low: NDArray[np.float64], high: NDArray[np.float64], width: int) -> str:
