@@ -60,18 +60,17 @@ def _write_file(numbers: Numbers, format: Format, out: Path) -> None:
     """The file is there as a whole or as it was; what is no file (a pipe, say) is written into."""
     if out.is_dir():
         fail(f"--out {out} is a folder: give a file, such as --out {out / 'run.csv'}")
-    if out.exists() and not out.is_file():
-        with open(out, "wb") as file:
-            write(numbers, format, file)
-        return
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    into = out if out.exists() and not out.is_file() else temporary
     try:
-        with open(temporary, "wb") as file:
+        with open(into, "wb") as file:
             write(numbers, format, file)
-        if numbers.values or not numbers.wanted.globs:
+        if into == temporary and (numbers.values or not numbers.wanted.globs):
             os.replace(temporary, out)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if error.filename is not None and Path(error.filename) != temporary:
+        if error.filename is not None and Path(error.filename) != into:
             raise  # it is the journal that cannot be read
         fail(f"--out {out} cannot be written: {error.strerror}")
     finally:

@@ -107,7 +107,8 @@ def _draw(
         from metricbus.pictures.terminal import text_of
 
         size = shutil.get_terminal_size((100, 24))
-        colour = sys.stdout.isatty()
+        out_there = console()
+        colour = out_there.is_terminal and not out_there.no_color
         print(
             text_of(panels, width=size.columns, height=size.lines, log=log, colour=colour), end=""
         )

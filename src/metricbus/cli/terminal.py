@@ -53,7 +53,7 @@ def failing(what: object) -> Iterator[None]:
     except BrokenPipeError:  # nobody reads any more: no failure
         raise
     except OSError as error:
-        fail(f"{error.filename or what}: {error.strerror or error}")
+        fail(f"{error.filename or what} cannot be read: {error.strerror or error}")
     except OverflowError:  # in a journal that somebody else wrote
         fail(f"{what} has a step, an epoch or a time beyond 64 bits")
 
