@@ -233,10 +233,12 @@ def _delivery(entry: _Entry) -> str:
     """What is not as it should be; else that all is there."""
     if entry.seen is None:
         return entry.problem
+    total = entry.seen.dropped.total
+    dropped = [f"{total:,} dropped"] if total else []
     if not entry.seen.sinks:
-        return ABSENT
+        return dropped[0] if dropped else ABSENT
     late = [_lag(sink) for sink in entry.seen.sinks if not sink.is_complete]
-    return ", ".join(late) if late else "all"
+    return ", ".join([*late, *dropped]) or "all"
 
 
 def _lag(sink: Standing) -> str:
@@ -257,5 +259,5 @@ def _as_json(entry: _Entry) -> dict[str, Any]:
         seen = entry.seen
         about |= {"step": seen.step, "epoch": seen.epoch, "changed": seen.changed}
         about |= {"values": seen.values, "values_are_exact": seen.is_exact}
-        about |= {"last": seen.last, "sinks": seen.sinks}
+        about |= {"last": seen.last, "dropped": seen.dropped, "sinks": seen.sinks}
     return about | ({"problem": entry.problem} if entry.problem else {})

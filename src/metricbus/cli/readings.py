@@ -68,6 +68,23 @@ def seconds_of(read: Reading) -> float | None:
     return (until - run.started) / 1e9 if until and run.started else None
 
 
+def dropped_in_words(read: Reading) -> str:
+    """How many values are in no file, and why; empty if there is nothing to tell."""
+    told = read.summary.dropped
+    reasons = (
+        (told.queue, "met a full queue"),
+        (told.media, "were media that could not be encoded in time"),
+        (told.unwritable, "could not be had or written"),
+    )
+    why = ", ".join(f"{count:,} {reason}" for count, reason in reasons if count)
+    if told.is_final:
+        return f"{told.total:,} ({why})" if told.total else ""
+    if read.status == "running":
+        return f"{told.total:,} so far ({why})" if told.total else ""
+    unknown = "whether there were more is not known: nobody ended the journal and said so"
+    return f"{told.total:,} ({why}); {unknown}" if told.total else "not known; nobody said"
+
+
 def pending(read: Reading, sink: Standing) -> int:
     """Values that the sink has not dealt with, in one way or another."""
     summary = read.summary

@@ -15,6 +15,7 @@ from rich.text import Text
 from metricbus.cli.readings import (
     Reading,
     config_of,
+    dropped_in_words,
     fail_for_name,
     pending,
     read_run,
@@ -78,7 +79,8 @@ def _print_run(out: Console, read: Reading) -> None:
         "process": f"{run.pid} on {run.host}" if run.host else "",
         "folder": path_text(read.folder.path),
     }
-    for title, text in (facts | _oddities(read.summary)).items():
+    facts |= _oddities(read.summary) | {"values dropped": dropped_in_words(read)}
+    for title, text in facts.items():
         if text:
             _print(out, Text(f"{title}: ", style="dim"), Text(printable(text)))
 
@@ -188,6 +190,7 @@ def _as_json(
         "folder": path_text(read.folder.path),
         "run": about_run,
         **{name: getattr(summary, name) for name in counts},
+        "dropped": summary.dropped,
         "series": [_without(one, "curve") for one in series],
         "media": [
             _without(one, "newest") | {"kind": kind_of(one.newest), "about": about(one.newest)}

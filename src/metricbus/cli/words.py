@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from metricbus.cli.safe import printable
 from metricbus.cli.terminal import console
 from metricbus.media_records import (
     AudioRecord,
@@ -134,9 +135,14 @@ def reading(what: str) -> Iterator[Callable[[int, int], None]]:
     Where somebody looks, and it takes longer than a moment, there is a bar.
     """
     out = console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     progress = Progress(*columns, console=out, transient=True)
-    task = progress.add_task(what, total=None)
+    task = progress.add_task(printable(what), total=None)
     began = time.monotonic()
     is_shown = False
 
