@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Annotated, cast
 
@@ -11,7 +13,9 @@ import typer
 
 from metricbus.cli.safe import Screen
 from metricbus.cli.terminal import fail, failing, find_run
+from metricbus.cli.words import reading
 from metricbus.exports import Format, Numbers, check_parquet, write
+from metricbus.run import RunFolder
 from metricbus.wanted import Wanted
 
 
@@ -37,10 +41,10 @@ def export(
     folder = find_run(run)
     if format is Format.PARQUET and out is None:
         fail("Parquet is no text: give a file by --out, such as --out run.parquet")
-    with failing(folder.path):
+    with failing(folder.path), _reading(folder, out) as tell:
         if format is Format.PARQUET:
             check_parquet()
-        numbers = Numbers(folder, Wanted(name or ()), superseded=superseded)
+        numbers = Numbers(folder, Wanted(name or ()), superseded=superseded, on_progress=tell)
         if out is None:
             _write_out(numbers, format)
         else:
@@ -48,6 +52,15 @@ def export(
     if name and not numbers.values:
         fail(numbers.wanted.unfound())
     _tell(numbers, out)
+
+
+def _reading(
+    folder: RunFolder, out: Path | None
+) -> AbstractContextManager[Callable[[int, int], None]]:
+    """A bar; not where it would come between the lines on a terminal."""
+    if out is None and sys.stdout.isatty():
+        return nullcontext(lambda done, total: None)
+    return reading(f"reading {folder.path.name}")
 
 
 def _write_out(numbers: Numbers, format: Format) -> None:
