@@ -111,7 +111,7 @@ def photograph_notebook(run: Path, picture: Path) -> None:
     style = "body { font: 13px sans-serif; margin: 12px; background: white }"
     page.write_text(f"<meta charset=utf-8><style>{style}</style>{shown}")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    size = "--window-size=620,310"
+    size = "--window-size=720,330"
     subprocess.run(
         ["chromium", *options, size, f"--screenshot={picture}", page.as_uri()],
         check=True,
