@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from metricbus import Image, MetricBus, Table
 from metricbus.cli.app import app
-from metricbus.cli.words import number, printable, size, span, sparkline
+from metricbus.cli.safe import printable
+from metricbus.cli.words import number, size, span, sparkline
 from metricbus.exchange import DeliveryStatus, status_of
 from metricbus.lease import Lease
 from metricbus.offsets import Progress, save_progress

@@ -230,7 +230,7 @@ def test_ctrl_c_ends_following_quietly(tmp_path: Path, wait_for: WaitFor) -> Non
             wait_for(lambda: steps(out.read_text()) == [1])
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=30)
-            assert (process.returncode, said) == (0, "")
+            assert (process.returncode, said) == (130, "")
 
 
 def test_a_closed_pipe_ends_it_quietly(finished: Path) -> None:

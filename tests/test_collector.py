@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from metricbus.collector import Collector
 from metricbus.controls import Stop
 from metricbus.queue import Bounds, Call, CallQueue
-from metricbus.records import Record, Status
+from metricbus.records import Drops, Record, Status
 
 
 class Counting:
@@ -23,7 +23,7 @@ class Counting:
 
     def sync(self) -> None: ...
 
-    def close(self, status: Status = "finished") -> None: ...
+    def close(self, status: Status = "finished", dropped: Drops | None = None) -> None: ...
 
 
 class Nobody:

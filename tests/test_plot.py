@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 import metricbus
 from metricbus import History, MetricBus
 from metricbus.cli.app import app
+from metricbus.history import Series
+from metricbus.pictures.epochs import on_epochs
 from metricbus.pictures.figures import figure_of
 from metricbus.pictures.lines import matching, panels_of
 from metricbus.pictures.smoothing import smoothed
@@ -424,3 +426,49 @@ def test_without_matplotlib_it_says_what_to_install(
     done = plot(run)
     assert done.exit_code == 2
     assert "plot needs matplotlib: pip install 'metricbus[media]'" in done.stderr
+
+
+def steps_and_epochs(*pairs: tuple[int, int]) -> Series:
+    step, epoch = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+    return Series(step, epoch, step, step.astype(np.float64))
+
+
+def test_on_epochs_values_of_steps_are_spread_over_theirs() -> None:
+    series = steps_and_epochs((0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 1))
+    assert on_epochs(series).tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
+
+
+def test_on_epochs_a_value_an_epoch_stands_on_the_epoch() -> None:
+    assert on_epochs(steps_and_epochs((9, 0), (19, 1), (29, 2))).tolist() == [0, 1, 2]
+
+
+def test_on_epochs_nothing_is_nowhere() -> None:
+    nothing = np.zeros(0, dtype=np.int64)
+    assert len(on_epochs(Series(nothing, nothing, nothing, nothing))) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**62), st.integers(0, 2**50)), min_size=1, max_size=30))
+def test_on_epochs_no_value_leaves_its_epoch(pairs: list[tuple[int, int]]) -> None:
+    series = steps_and_epochs(*pairs)
+    x = on_epochs(series)
+    assert (x >= series.epoch).all()
+    assert (x <= series.epoch + 1).all()
+
+
+def test_a_single_outlier_is_in_the_picture(tmp_path: Path) -> None:
+    """One value of 200,000: its pixels are red in the uppermost part of the axes."""
+    with MetricBus(id="r", sinks=[], dir=tmp_path, block_secs=60) as bus:
+        for step in range(200_000):
+            bus.log("loss", 100.0 if step == 123_456 else 1.0, step=step)
+    panels = panels_of([metricbus.read(tmp_path / "r")], ["loss"])
+    figure = figure_of(panels, title="r")
+    canvas = figure.canvas
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)  # type: ignore[attr-defined]
+    blue = (abs(pixels - [31, 119, 180]).sum(axis=2) < 120).nonzero()
+    box = figure.axes[0].get_window_extent()
+    rows_from_below = pixels.shape[0] - blue[0]
+    high = rows_from_below > box.y0 + 0.8 * box.height
+    assert high.any(), "the peak is not drawn"
+    where = (blue[1][high].mean() - box.x0) / box.width
+    assert abs(where - (0.045 + 0.91 * 123_456 / 200_000)) < 0.02

@@ -12,9 +12,10 @@ the queue is left alone meanwhile, and its policy decides what becomes of new ca
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from metricbus.across import Merged
@@ -38,6 +39,8 @@ from metricbus.controls import (
 from metricbus.journal import Journal
 from metricbus.queue import Call, CallQueue, Control, Deferred, values_in
 from metricbus.records import (
+    Dropped,
+    Drops,
     Open,
     Record,
     Status,
@@ -94,7 +97,10 @@ class Collector:
         self._listener = listener
         self.rank = rank
         self.is_of_several = several
+        self.dropped_media: Callable[[], int] = lambda: 0
         self._told_dropped = 0
+        self._wrote_dropped = Drops()
+        self._wrote_dropped_at = -math.inf
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
         self._complaints = Complaints(_log)
@@ -129,6 +135,7 @@ class Collector:
                 breathe()
             self._checkpoint()
             self._tell_dropped()
+            self._write_dropped()
         self._queue.close()
         while calls := self._queue.take(_CHUNK):
             again = self._collect(calls)
@@ -305,12 +312,25 @@ class Collector:
 
     def _close(self, stop: Stop) -> None:
         try:
-            self._journal.close(stop.status)
+            self._journal.close(stop.status, self._drops())
         except OSError as error:
             self.error = f"{type(error).__name__}: {error}"
         self.written = self._journal.length
         self._listener.end(stop.status)
         stop.done.set()
+
+    def _drops(self) -> Drops:
+        """What was dropped so far."""
+        return Drops(
+            queue=self._queue.dropped, media=self.dropped_media(), unwritable=self.unwritable
+        )
+
+    def _write_dropped(self) -> None:
+        """Writes down what was dropped, now and then: a run that lives can tell, or has told."""
+        drops, now = self._drops(), time.monotonic()
+        if drops != self._wrote_dropped and now - self._wrote_dropped_at >= _CHECKPOINT_EVERY:
+            self._wrote_dropped, self._wrote_dropped_at = drops, now
+            self._append([Dropped(time=time.time_ns(), dropped=drops)])
 
     def _tell_dropped(self) -> None:
         dropped = self._queue.dropped

@@ -99,6 +99,7 @@ class Engine:
         self._complete = False
         if owner and self.folder is not None:
             announce(self.folder.path)
+        self._collector.dropped_media = lambda: media.dropped
         self._collector.start()
         self._delivery.start()
 

@@ -29,6 +29,7 @@ from typing import IO, Any, TypeAlias
 import msgspec
 
 from metricbus.errors import MissingPackageError
+from metricbus.history import OnProgress
 from metricbus.journal import SUFFIX, JournalReader
 from metricbus.records import Number, Scalars, told_apart
 from metricbus.rewinding import Rewinds
@@ -41,6 +42,7 @@ Key: TypeAlias = tuple[int, int]  # step and epoch
 COLUMNS = ("step", "epoch", "time", "name", "value")
 _BATCH = 1 << 16  # values
 _BLOCK = 1 << 20  # bytes
+_ROWS_A_REPORT = 5_000
 
 
 class Format(StrEnum):
@@ -59,8 +61,16 @@ class Numbers:
     count the values, and the lines that could not be read, of the last time.
     """
 
-    def __init__(self, folder: RunFolder, wanted: Wanted, *, superseded: bool = False) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        wanted: Wanted,
+        *,
+        superseded: bool = False,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> None:
         """Raises `JournalError` for what is no run."""
+        self._on_progress = on_progress
         self.run = folder.load()
         self.wanted = wanted
         self.values = self.damaged = 0
@@ -73,8 +83,11 @@ class Numbers:
         """The rows in the order of the journal; of a live run, as far as it was at first."""
         reader = JournalReader(self._journal)
         self.values = 0
-        for row in reader.read():
+        total = sum(self._sizes.values())
+        for count, row in enumerate(reader.read()):
             self.damaged = reader.damaged
+            if count % _ROWS_A_REPORT == 0:
+                self._on_progress(sum(at.offset for at in reader.positions.values()), total)
             record = row.record
             if not isinstance(record, Scalars) or row.end > self._sizes.get(row.segment, 0):
                 continue

@@ -14,11 +14,13 @@ from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from metricbus.drops import SegmentDrops, Told, in_all
 from metricbus.endings import endings
 from metricbus.errors import JournalError
 from metricbus.journal import NOT_A_LINE, SUFFIX, Position
 from metricbus.offsets import Progress
 from metricbus.records import (
+    Dropped,
     End,
     Header,
     Number,
@@ -50,7 +52,8 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     `step`, `epoch` and `last` (the newest value of each name that is near the end) are None or
     empty where nothing was logged. `values` counts what is in the journal, superseded values too;
     it is an estimate unless `is_exact`. `changed` is when the journal was written to last, in
-    nanoseconds since 1970-01-01 UTC.
+    nanoseconds since 1970-01-01 UTC. Of a run that has not ended, `dropped` is what was written
+    down lately.
     """
 
     status: Condition
@@ -60,6 +63,7 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     is_exact: bool
     last: dict[str, Number]
     changed: int
+    dropped: Told
     sinks: list[Standing]
 
 
@@ -103,6 +107,7 @@ def glance(folder: RunFolder, run: Run) -> Glance:
         is_exact=all(exact for _, exact in counts),
         last=last,
         changed=changed,
+        dropped=in_all(SegmentDrops(tail.records) for tail in tails.values()),
         sinks=standings(folder, run, progress, lengths),
     )
 
@@ -191,7 +196,9 @@ def _newest(tails: Iterable[_Tail]) -> tuple[int | None, int | None, dict[str, N
     A rewind takes back what stands at greater steps.
     """
     records = [(tail.attempt, record) for tail in tails for record in tail.records]
-    placed = [(attempt, r) for attempt, r in records if not isinstance(r, Header | Open | End)]
+    placed = [
+        (attempt, r) for attempt, r in records if not isinstance(r, Header | Open | Dropped | End)
+    ]
     placed.sort(key=lambda pair: (pair[0], pair[1].time))  # stable: a segment keeps its order
     last: dict[str, tuple[int, Number]] = {}
     step = epoch = None

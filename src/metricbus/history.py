@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["History", "Series", "TableRows", "Wide", "read"]
+
+
+OnProgress: TypeAlias = Callable[[int, int], None]
+"""Is told now and then how many bytes have been read, and of how many."""
+
+_ROWS_A_REPORT = 5_000
 
 
 class TableRows(NamedTuple):
@@ -61,7 +67,9 @@ class Wide(NamedTuple):
 class _Reading:
     """One pass over a journal: what is not needed as an object goes into columns as it comes."""
 
-    def __init__(self, reader: JournalReader) -> None:
+    def __init__(self, reader: JournalReader, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self._bytes = reader.unread_bytes()
         self.columns = Columns()
         self.media: list[tuple[Row, MediumRecord]] = []
         self.places: list[tuple[int, str]] = []  # at which place each segment begins
@@ -70,12 +78,15 @@ class _Reading:
         self.columns.pack()
 
     def _taken(self, rows: Iterable[Row]) -> Iterator[Row]:
-        segment = ""
+        segment, before, end = "", 0, 0
         for place, row in enumerate(rows):
             if row.segment != segment:
                 segment = row.segment
+                before += end
                 self.places.append((place - row.line, segment))
-            record = row.record
+            record, end = row.record, row.end
+            if place % _ROWS_A_REPORT == 0:
+                self._on_progress(before + end, self._bytes)
             if isinstance(record, Scalars):
                 self.columns.add(place, record)
             elif isinstance(record, MediumRecord):
@@ -118,12 +129,18 @@ class History:
     of media, and says so if one is missing or was changed.
     """
 
-    def __init__(self, folder: RunFolder, *, superseded: bool = False) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        superseded: bool = False,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> None:
         self.folder = folder.path
         self.run: Run = folder.load()
         reader = JournalReader(folder.journal)
         try:
-            read = _Reading(reader)
+            read = _Reading(reader, on_progress)
         except OverflowError:
             raise JournalError(
                 f"{folder.journal} has a step, an epoch or a time beyond 64 bits"

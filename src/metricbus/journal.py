@@ -30,6 +30,7 @@ from metricbus.files import AppendFile
 from metricbus.processes import this_process
 from metricbus.records import (
     FORMAT_VERSION,
+    Drops,
     End,
     Header,
     Record,
@@ -97,8 +98,8 @@ class Journal(Protocol):
     def sync(self) -> None:
         """Forces what was written onto the disk, if that is wanted."""
 
-    def close(self, status: Status = "finished") -> None:
-        """Marks the end."""
+    def close(self, status: Status = "finished", dropped: Drops | None = None) -> None:
+        """Marks the end, and says what was dropped, where that is known."""
 
 
 class SegmentWriter:
@@ -158,10 +159,10 @@ class SegmentWriter:
         """The bytes that count: what a reader has when it has read everything."""
         return self._file.length
 
-    def close(self, status: Status = "finished") -> None:
+    def close(self, status: Status = "finished", dropped: Drops | None = None) -> None:
         """Marks the segment as ended, where that can still be written, and lets go of the file."""
         try:
-            self.append([End(status=status, time=time.time_ns())])
+            self.append([End(status=status, time=time.time_ns(), dropped=dropped)])
             self.sync()
         finally:
             self._file.close()

@@ -124,11 +124,39 @@ class Open(_Record, frozen=True, tag="open"):
     rows: list[Scalars]
 
 
+class Drops(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """How many values a writer has taken and never written down, and why.
+
+    They met a full `queue`; were `media` that could not be encoded, or not in time; or were
+    `unwritable`: no device gave them, or no journal can hold them.
+    """
+
+    queue: int = 0
+    media: int = 0
+    unwritable: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.queue + self.media + self.unwritable
+
+
+class Dropped(_Record, frozen=True, tag="dropped"):
+    """What this segment's writer has dropped so far; it replaces the one before it."""
+
+    time: int
+    dropped: Drops
+
+
 class End(_Record, frozen=True, tag="end"):
-    """The last line of a segment whose writer closed it properly."""
+    """The last line of a segment whose writer closed it properly.
+
+    `dropped` is all that its writer has dropped; None where an older one did not say.
+    """
 
     status: Status
     time: int
+    dropped: Drops | None = None
 
 
 Medium: TypeAlias = (
@@ -144,7 +172,7 @@ Medium: TypeAlias = (
 
 R = TypeVar("R")
 
-Record: TypeAlias = Header | Scalars | Epoch | Rewind | Open | End | Medium
+Record: TypeAlias = Header | Scalars | Epoch | Rewind | Open | Dropped | End | Medium
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)

@@ -17,7 +17,7 @@ from metricbus.engine import Engine
 from metricbus.kind import Stamp, Taken
 from metricbus.queue import Bounds, CallQueue
 from metricbus.ranks import Rank
-from metricbus.records import Record, Status
+from metricbus.records import Drops, Record, Status
 from metricbus.report import Report
 from metricbus.run import RunFolder
 
@@ -35,7 +35,7 @@ class NoJournal:
     def sync(self) -> None:
         """There is nothing to force onto a disk."""
 
-    def close(self, status: Status = "finished") -> None:
+    def close(self, status: Status = "finished", dropped: Drops | None = None) -> None:
         """There is nothing to end."""
 
 

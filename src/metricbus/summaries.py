@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from metricbus.drops import SegmentDrops, Told, in_all
 from metricbus.endings import endings, left_open
 from metricbus.journal import NOT_A_LINE, SUFFIX, JournalReader, Row
 from metricbus.media_records import MediumRecord, TableRecord
@@ -58,6 +59,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     first_time: int | None
     last_time: int | None
+    dropped: Told
     damaged: int
     torn: int
     lengths: dict[str, int]
@@ -90,6 +92,7 @@ class _Reading:
         self._last_step = self._last_epoch = -1
         self._first_time, self._last_time = 1 << 63, -1
         self._lengths: dict[str, int] = {}
+        self._drops = {segment: SegmentDrops() for segment in self._segments}
 
     def summary(self) -> RunSummary:
         """Reads everything."""
@@ -113,6 +116,7 @@ class _Reading:
             epochs=self._last_epoch + 1,
             first_time=self._first_time if began else None,
             last_time=self._last_time if began else None,
+            dropped=in_all(self._drops.values()),
             damaged=self._reader.damaged,
             torn=max(0, self._bytes - sum(self._lengths.values())),
             lengths=self._lengths,
@@ -138,6 +142,7 @@ class _Reading:
         if isinstance(record, Epoch):
             self._last_epoch = max(self._last_epoch, record.epoch)
         if not isinstance(record, Scalars | MediumRecord):
+            self._drops[row.segment].take(record)
             return
         values = values_of(record)
         if self._has_rewinds and self._rewinds.supersede(row.segment, row.line, record):

@@ -1,4 +1,4 @@
-"""The command line: `metricbus demo | deliver | doctor | sinks`.
+"""The command line: `metricbus ls | show | tail | plot | …`.
 
 The entry point works with the core package alone: where typer or rich is missing, it says which
 extra has them.
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Runs the command line; exit status 2 when it is not installed or misused."""
+    """Runs the command line; exit status 2 if it is not installed or misused, 130 after Ctrl-C."""
     missing = [name for name in ("typer", "rich") if find_spec(name) is None]
     if missing:
         print(
@@ -19,6 +19,9 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from metricbus.cli.app import app
+    try:
+        from metricbus.cli.app import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # while it imports; after that, typer sees to it
+        raise SystemExit(130) from None

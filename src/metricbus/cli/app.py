@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-import metricbus
 from metricbus import __version__
 from metricbus.cli.compare import compare
+from metricbus.cli.deliver import deliver, print_report
 from metricbus.cli.export import export
 from metricbus.cli.importing import import_
 from metricbus.cli.ls import ls
 from metricbus.cli.plot import plot
+from metricbus.cli.safe import printable
 from metricbus.cli.show import show
 from metricbus.cli.tail import tail
 from metricbus.cli.terminal import console, fail
 from metricbus.config import Settings, declared, reference, resolve
-from metricbus.errors import ConfigError, JournalError
-from metricbus.report import Report, SinkCounts
+from metricbus.errors import ConfigError
 from metricbus.sinks import find_sink, make_sink, sink_names
 from metricbus.urls import parse_sinks
 
@@ -42,6 +41,7 @@ app.command()(tail)
 app.command()(plot)
 app.command()(compare)
 app.command()(export)
+app.command()(deliver)
 app.command("import")(import_)
 
 
@@ -76,7 +76,7 @@ def demo(
         report, folder = run_demo(sinks=sinks, dir=dir, epochs=epochs)
     except ConfigError as error:
         fail(str(error))
-    _print_report(report, folder)
+    print_report(report, folder)
     if not report.complete:
         raise typer.Exit(1)
 
@@ -103,11 +103,12 @@ def doctor(
     for setting, value, source in in_force:
         shown = "" if value is None else str(value)
         style = "bold" if source == "environment" else ""
-        table.add_row(setting.variable, source, setting.doc, shown, style=style)
+        cells = (setting.variable, source, setting.doc, printable(shown))
+        table.add_row(*map(Text, cells), style=style)
     console().print(table)
     problems = _problems(settings)
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     if problems:
         raise typer.Exit(1)
 
@@ -118,45 +119,17 @@ def sinks() -> None:
 
     Example: metricbus sinks
     """
-    table = Table("sink", "ready", "what it is")
+    rows = []
     for name in sink_names():
         try:
             doc = (find_sink(name).__doc__ or "").strip().splitlines()
-            table.add_row(name, "yes", doc[0] if doc else "")
+            rows.append((name, "yes", doc[0] if doc else ""))
         except ConfigError as error:
-            table.add_row(name, "no", str(error))
+            rows.append((name, "no", str(error)))
+    table = Table("sink", "ready", "what it is")
+    for row in rows:
+        table.add_row(*map(Text, row))
     console().print(table)
-
-
-@app.command()
-def deliver(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
-    sinks: Annotated[
-        str | None, typer.Option(help="Sink URLs, separated by commas; else the run's own.")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Go on until a run that lives has ended.")
-    ] = False,
-    timeout: Annotated[
-        float | None, typer.Option(min=0, help="Give up after so many seconds; else never.")
-    ] = None,
-) -> None:
-    """Bring what runs have logged to sinks: now, later, or after a crash. Nothing comes twice.
-
-    Example: metricbus deliver runs/digits-20260131-142530-k3x9a --sinks wandb://team/digits
-    """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("metricbus").setLevel(logging.INFO)  # for the sink `logging`
-    complete = True
-    for run in runs:
-        try:
-            counts = metricbus.deliver(run, sinks, follow=follow, timeout=timeout)
-        except (ConfigError, JournalError) as error:
-            fail(str(error))
-        _print_counts(counts)
-        complete &= not any(sink.pending or sink.rejected for sink in counts.values())
-    if not complete:
-        raise typer.Exit(1)
 
 
 def _problems(settings: Settings) -> list[str]:
@@ -174,27 +147,3 @@ def _problems(settings: Settings) -> list[str]:
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{variable} is set, but there is no such setting{hint}")
     return problems
-
-
-def _print_report(report: Report, folder: Path) -> None:
-    reduced = (
-        f"{report.reduced:,} of them reduced to {report.derived:,}, " if report.reduced else ""
-    )
-    print(f"{report.logged:,} values logged, {reduced}{report.dropped:,} dropped. Where they are:")
-    print(f"  journal: {folder / 'journal'}")
-    _print_counts(report.sinks)
-
-
-def _print_counts(sinks: Mapping[str, SinkCounts]) -> None:
-    for name, sink in sinks.items():
-        print(f"  {name}: {sink.where}")
-        if sink.command:
-            print(f"    {sink.command}")
-    table = Table("sink", "delivered", "rejected", "filtered", "pending")
-    for name, sink in sinks.items():
-        counts = (sink.delivered, sink.rejected, sink.filtered, sink.pending)
-        table.add_row(name, *(f"{count:,}" for count in counts))
-    console().print(table)
-    for name, sink in sinks.items():
-        if sink.error:
-            print(f"{name}: {sink.error}")

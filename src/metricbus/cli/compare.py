@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from metricbus.cli.readings import Reading, config_of, fail_for_name, read_run, seconds_of
+from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, fits, print_table
 from metricbus.cli.terminal import console, fail, find_run, print_json
-from metricbus.cli.words import ABSENT, number, printable, span
+from metricbus.cli.words import ABSENT, number, span
 from metricbus.records import Number
 
 _MISSING = object()
@@ -172,7 +173,7 @@ def _as_json(
             {
                 "id": one.run.id,
                 "name": one.run.name,
-                "folder": str(one.folder.path),
+                "folder": path_text(one.folder.path),
                 "status": one.status,
                 "last_step": one.summary.last_step,
                 "values": one.summary.values,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, cast
 
 import typer
 
-from metricbus.cli.terminal import fail, find_run
-from metricbus.errors import JournalError, MissingPackageError
+from metricbus.cli.safe import Screen
+from metricbus.cli.terminal import fail, failing, find_run
+from metricbus.cli.words import reading
 from metricbus.exports import Format, Numbers, check_parquet, write
+from metricbus.run import RunFolder
 from metricbus.wanted import Wanted
 
 
@@ -37,38 +41,51 @@ def export(
     folder = find_run(run)
     if format is Format.PARQUET and out is None:
         fail("Parquet is no text: give a file by --out, such as --out run.parquet")
-    try:
+    with failing(folder.path), _reading(folder, out) as tell:
         if format is Format.PARQUET:
             check_parquet()
-        numbers = Numbers(folder, Wanted(name or ()), superseded=superseded)
+        numbers = Numbers(folder, Wanted(name or ()), superseded=superseded, on_progress=tell)
         if out is None:
             _write_out(numbers, format)
         else:
             _write_file(numbers, format, out)
-    except (JournalError, MissingPackageError) as error:
-        fail(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        fail(f"{error.filename or folder.path}: {error.strerror}")
     if name and not numbers.values:
         fail(numbers.wanted.unfound())
     _tell(numbers, out)
 
 
+def _reading(
+    folder: RunFolder, out: Path | None
+) -> AbstractContextManager[Callable[[int, int], None]]:
+    """A bar; not where it would come between the lines on a terminal."""
+    if out is None and sys.stdout.isatty():
+        return nullcontext(lambda done, total: None)
+    return reading(f"reading {folder.path.name}")
+
+
 def _write_out(numbers: Numbers, format: Format) -> None:
-    write(numbers, format, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+    out = sys.stdout.buffer
+    write(numbers, format, cast(IO[bytes], Screen(out)) if sys.stdout.isatty() else out)
+    out.flush()
 
 
 def _write_file(numbers: Numbers, format: Format, out: Path) -> None:
-    """The file is there as a whole or as it was."""
+    """The file is there as a whole or as it was; what is no file (a pipe, say) is written into."""
+    if out.is_dir():
+        fail(f"--out {out} is a folder: give a file, such as --out {out / 'run.csv'}")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    into = out if out.exists() and not out.is_file() else temporary
     try:
-        with open(temporary, "wb") as file:
+        with open(into, "wb") as file:
             write(numbers, format, file)
-        if numbers.values or not numbers.wanted.globs:
+        if into == temporary and (numbers.values or not numbers.wanted.globs):
             os.replace(temporary, out)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is not None and Path(error.filename) != into:
+            raise  # it is the journal that cannot be read
+        fail(f"--out {out} cannot be written: {error.strerror}")
     finally:
         temporary.unlink(missing_ok=True)
 

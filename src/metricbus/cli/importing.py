@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from metricbus.cli.terminal import fail, print_json, runs_folder
+from metricbus.cli.words import reading
 from metricbus.errors import MetricBusError
 from metricbus.imports import Destination, Imported, import_csv, import_tensorboard
 
@@ -51,10 +52,11 @@ def import_(
     name = run or path.absolute().name.removesuffix(".csv")
     to = Destination(runs_folder(dir).expanduser(), name, id, project)
     try:
-        if format is Source.TENSORBOARD:
-            made = import_tensorboard(path, to, each=each)
-        else:
-            made = [import_csv(path, to, step=step or "step", time=time)]
+        with reading(f"reading {path.name}") as tell:
+            if format is Source.TENSORBOARD:
+                made = import_tensorboard(path, to, each=each, on_progress=tell)
+            else:
+                made = [import_csv(path, to, step=step or "step", time=time, on_progress=tell)]
     except MetricBusError as error:
         fail(str(error))
     except OSError as error:

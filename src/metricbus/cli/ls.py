@@ -11,8 +11,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from metricbus.cli.safe import path_text
 from metricbus.cli.tables import Column, print_table
-from metricbus.cli.terminal import console, fail, print_json, runs_folder
+from metricbus.cli.terminal import console, fail, load_run, print_json, runs_folder
 from metricbus.cli.words import ABSENT, STATUS_STYLES, number, reading, span
 from metricbus.errors import JournalError
 from metricbus.glances import Glance, glance
@@ -177,7 +178,7 @@ def _look_at(folders: Sequence[RunFolder]) -> list[_Entry]:
 def _entry(folder: RunFolder) -> _Entry:
     run = None
     try:
-        run = folder.load()
+        run = load_run(folder)
         return _Entry(folder, run, glance(folder, run), "")
     except JournalError as error:
         return _Entry(folder, run, None, str(error))
@@ -232,10 +233,12 @@ def _delivery(entry: _Entry) -> str:
     """What is not as it should be; else that all is there."""
     if entry.seen is None:
         return entry.problem
+    total = entry.seen.dropped.total
+    dropped = [f"{total:,} dropped"] if total else []
     if not entry.seen.sinks:
-        return ABSENT
+        return dropped[0] if dropped else ABSENT
     late = [_lag(sink) for sink in entry.seen.sinks if not sink.is_complete]
-    return ", ".join(late) if late else "all"
+    return ", ".join([*late, *dropped]) or "all"
 
 
 def _lag(sink: Standing) -> str:
@@ -246,7 +249,7 @@ def _lag(sink: Standing) -> str:
 
 
 def _as_json(entry: _Entry) -> dict[str, Any]:
-    about: dict[str, Any] = {"folder": str(entry.folder.path), "status": entry.status}
+    about: dict[str, Any] = {"folder": path_text(entry.folder.path), "status": entry.status}
     if entry.run:
         run = entry.run
         about |= {"id": run.id, "name": run.name, "project": run.project}
@@ -256,5 +259,5 @@ def _as_json(entry: _Entry) -> dict[str, Any]:
         seen = entry.seen
         about |= {"step": seen.step, "epoch": seen.epoch, "changed": seen.changed}
         about |= {"values": seen.values, "values_are_exact": seen.is_exact}
-        about |= {"last": seen.last, "sinks": seen.sinks}
+        about |= {"last": seen.last, "dropped": seen.dropped, "sinks": seen.sinks}
     return about | ({"problem": entry.problem} if entry.problem else {})

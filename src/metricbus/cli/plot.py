@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from metricbus.cli.terminal import console, fail, find_run
-from metricbus.errors import JournalError, MissingPackageError
-from metricbus.history import History, read
+from metricbus.cli.terminal import console, fail, failing, find_run
+from metricbus.cli.words import reading
+from metricbus.errors import MissingPackageError
+from metricbus.history import History
 
 _MOST_PANELS = 24  # more is no picture that anybody reads
 
@@ -45,7 +45,8 @@ def plot(
     """Draw series of one or more runs, laid over each other, into a picture.
 
     No peak is lost, however long the run. NaN and infinities are gaps, with a cross at the edge.
-    `time/epoch` is drawn as bars.
+    How long epochs took is in `time/epoch`, drawn as bars: metricbus plot RUN --name time/epoch.
+    With --x epoch, what was logged on steps is spread over its epoch.
 
     Example: metricbus plot runs/a runs/b --name 'val/*' --smooth 0.9 --out val.png
     """
@@ -54,8 +55,7 @@ def plot(
     if out is not None and out.suffix.lower() not in FORMATS:
         fail(f"--out {out}: a picture's name ends with {', '.join(FORMATS)}")
     try:
-        with _waiting():
-            histories = [_history(run) for run in runs]
+        histories = [_history(run) for run in runs]
         _draw(
             histories,
             name or [],
@@ -70,19 +70,10 @@ def plot(
         fail(str(error))
 
 
-def _waiting() -> AbstractContextManager[object]:
-    """Says that something is being read, where somebody may wonder: 10^7 values take seconds."""
-    stderr = console(stderr=True)
-    return stderr.status("reading…") if stderr.is_terminal else nullcontext()
-
-
 def _history(run: Path) -> History:
-    try:
-        return read(find_run(run).path)
-    except JournalError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{error.filename or run} cannot be read: {error.strerror}")
+    folder = find_run(run)
+    with failing(folder.path), reading(f"reading {folder.path.name}") as tell:
+        return History(folder, on_progress=tell)
 
 
 def _draw(
@@ -110,7 +101,8 @@ def _draw(
         from metricbus.pictures.terminal import text_of
 
         size = shutil.get_terminal_size((100, 24))
-        colour = sys.stdout.isatty()
+        out_there = console()
+        colour = out_there.is_terminal and not out_there.no_color
         print(
             text_of(panels, width=size.columns, height=size.lines, log=log, colour=colour), end=""
         )

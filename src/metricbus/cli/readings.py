@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from metricbus.cli.terminal import fail
+from metricbus.cli.terminal import fail, failing
 from metricbus.cli.words import reading
-from metricbus.errors import ConfigError, JournalError
+from metricbus.errors import ConfigError
 from metricbus.glances import Condition, condition
 from metricbus.run import Run, RunFolder, flat_config
 from metricbus.standings import Standing, progress_in, standings
@@ -29,7 +29,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_run(folder: RunFolder) -> Reading:
     """Reads all of a run, with a bar where that takes its time; fails where it cannot be read."""
-    try:
+    with failing(folder.path):
         run = folder.load()
         with reading(f"reading {run.id}") as tell:
             summary = summarise(folder, tell)
@@ -41,10 +41,6 @@ def read_run(folder: RunFolder) -> Reading:
             summary=summary,
             sinks=sinks,
         )
-    except JournalError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def fail_for_name(glob: str, names: Iterable[str]) -> NoReturn:
@@ -70,6 +66,23 @@ def seconds_of(read: Reading) -> float | None:
     run, last = read.run, read.summary.last_time
     until = run.ended or last
     return (until - run.started) / 1e9 if until and run.started else None
+
+
+def dropped_in_words(read: Reading) -> str:
+    """How many values are in no file, and why; empty if there is nothing to tell."""
+    told = read.summary.dropped
+    reasons = (
+        (told.queue, "met a full queue"),
+        (told.media, "were media that could not be encoded in time"),
+        (told.unwritable, "could not be had or written"),
+    )
+    why = ", ".join(f"{count:,} {reason}" for count, reason in reasons if count)
+    if told.is_final:
+        return f"{told.total:,} ({why})" if told.total else ""
+    if read.status == "running":
+        return f"{told.total:,} so far ({why})" if told.total else ""
+    unknown = "whether there were more is not known: nobody ended the journal and said so"
+    return f"{told.total:,} ({why}); {unknown}" if told.total else "not known; nobody said"
 
 
 def pending(read: Reading, sink: Standing) -> int:

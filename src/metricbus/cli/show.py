@@ -15,15 +15,17 @@ from rich.text import Text
 from metricbus.cli.readings import (
     Reading,
     config_of,
+    dropped_in_words,
     fail_for_name,
     pending,
     read_run,
     seconds_of,
     why,
 )
+from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, print_table
 from metricbus.cli.terminal import console, find_run, print_json
-from metricbus.cli.words import STATUS_STYLES, about, moment, number, printable, span, sparkline
+from metricbus.cli.words import STATUS_STYLES, about, moment, number, span, sparkline
 from metricbus.run import Run
 from metricbus.series_summaries import SeriesSummary
 from metricbus.sinks.media_words import kind_of
@@ -75,9 +77,10 @@ def _print_run(out: Console, read: Reading) -> None:
         "tags": ", ".join(run.tags),
         "notes": run.notes,
         "process": f"{run.pid} on {run.host}" if run.host else "",
-        "folder": str(read.folder.path),
+        "folder": path_text(read.folder.path),
     }
-    for title, text in (facts | _oddities(read.summary)).items():
+    facts |= _oddities(read.summary) | {"values dropped": dropped_in_words(read)}
+    for title, text in facts.items():
         if text:
             _print(out, Text(f"{title}: ", style="dim"), Text(printable(text)))
 
@@ -184,9 +187,10 @@ def _as_json(
     about_run = msgspec.structs.asdict(run) | {"status": read.status, "sinks": run.sinks}
     counts = ("rows", "values", "superseded", "left_open", "last_step", "epochs", "damaged", "torn")
     return {
-        "folder": str(read.folder.path),
+        "folder": path_text(read.folder.path),
         "run": about_run,
         **{name: getattr(summary, name) for name in counts},
+        "dropped": summary.dropped,
         "series": [_without(one, "curve") for one in series],
         "media": [
             _without(one, "newest") | {"kind": kind_of(one.newest), "about": about(one.newest)}

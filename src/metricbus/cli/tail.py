@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from metricbus.cli.terminal import fail, find_run
+from metricbus.cli.safe import json_text
+from metricbus.cli.terminal import fail, failing, find_run
 from metricbus.endings import endings
 from metricbus.ends import Shown, last_rows, shown
-from metricbus.errors import JournalError, MediaError
+from metricbus.errors import MediaError
 from metricbus.journal import JournalReader
 from metricbus.media_records import MediumRecord
 from metricbus.records import encode
@@ -46,8 +47,7 @@ def tail(
     folder = find_run(run)
     wanted = Wanted(name or ())
     show = _json_line if json else _Lines(folder)
-    try:
-        folder.load()
+    with failing(folder.path):
         rows, positions = last_rows(folder.journal, lines, wanted)
         _print(rows, show)
         if follow:
@@ -56,14 +56,6 @@ def tail(
             fail(wanted.unfound())
         elif lines and not rows:
             print(f"metricbus: the run in {folder.path} has no rows yet", file=sys.stderr)
-    except JournalError as error:
-        fail(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        fail(f"{error.filename or folder.path}: {error.strerror}")
-    except KeyboardInterrupt:  # how one stops following
-        pass
 
 
 def _coming(folder: RunFolder, reader: JournalReader, wanted: Wanted) -> Iterator[Shown | None]:
@@ -103,7 +95,7 @@ def _print(rows: Iterable[Shown | None], show: Callable[[Shown], str]) -> None:
 
 
 def _json_line(row: Shown) -> str:
-    return encode([row]).decode().rstrip("\n")  # type: ignore[list-item]  # media: a closed set
+    return json_text(encode([row])).rstrip("\n")  # type: ignore[list-item]  # media: a closed set
 
 
 class _Lines:

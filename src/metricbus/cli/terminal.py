@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +14,11 @@ import msgspec
 import typer
 from rich.console import Console
 
+from metricbus.cli.safe import json_text, printable
 from metricbus.config import resolve
-from metricbus.errors import ConfigError
-from metricbus.run import RunFolder
+from metricbus.errors import ConfigError, JournalError, MetricBusError
+from metricbus.records import FORMAT_VERSION
+from metricbus.run import Run, RunFolder
 
 _WIDE = 10_000  # where nobody looks at lines: a table that is piped is not to be cut
 
@@ -30,14 +34,33 @@ def console(*, stderr: bool = False) -> Console:
 def fail(message: str) -> NoReturn:
     """Says on standard error what is wrong, and ends with exit status 2."""
     Console(stderr=True).print(
-        f"metricbus: {message}", style="red", markup=False, highlight=False, soft_wrap=True
+        "metricbus: " + "\n".join(map(printable, message.split("\n"))),
+        style="red",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     raise typer.Exit(2)
 
 
+@contextmanager
+def failing(what: object) -> Iterator[None]:
+    """Has what goes wrong with a run or a file end in words, and exit status 2."""
+    try:
+        yield
+    except MetricBusError as error:
+        fail(str(error))
+    except BrokenPipeError:  # nobody reads any more: no failure
+        raise
+    except OSError as error:
+        fail(f"{error.filename or what} cannot be read: {error.strerror or error}")
+    except OverflowError:  # in a journal that somebody else wrote
+        fail(f"{what} has a step, an epoch or a time beyond 64 bits")
+
+
 def print_json(value: Any) -> None:
     """One JSON document, indented; NaN and infinities are null, as JSON has it."""
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print(json_text(msgspec.json.format(msgspec.json.encode(value), indent=2)))
 
 
 def runs_folder(given: Path | None = None) -> Path:
@@ -54,17 +77,42 @@ def runs_folder(given: Path | None = None) -> Path:
 def find_run(given: Path) -> RunFolder:
     """The run of this folder, or of this id in the folder of the runs; else it fails."""
     for path in (given, runs_folder() / given):
-        if (path / "run.json").is_file():
-            return RunFolder(path)
+        if _has_run(path):
+            folder = RunFolder(path)
+            with failing(path):
+                load_run(folder)
+            return folder
     if given.is_dir():
         fail(f"{given} is no run: it has no run.json; metricbus ls {given} lists the runs in it")
     fail(f"there is no run {str(given)!r}{_near(given)}; metricbus ls lists those there are")
 
 
-def _near(given: Path) -> str:
+def load_run(folder: RunFolder) -> Run:
+    """What run.json says; `JournalError` also for one of a newer format."""
+    run = folder.load()
+    if run.format > FORMAT_VERSION:
+        raise JournalError(
+            f"{folder.path / 'run.json'} is in format {run.format}, this metricbus reads up to "
+            f"{FORMAT_VERSION}: pip install --upgrade metricbus"
+        )
+    return run
+
+
+def _has_run(path: Path) -> bool:
     try:
-        there = [entry.name for entry in os.scandir(runs_folder())]
-    except OSError:
-        return ""
-    near = difflib.get_close_matches(given.name, there, n=3)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+        return (path / "run.json").is_file()
+    except OSError as error:  # such as a folder without permission
+        fail(f"{path} cannot be read: {error.strerror}")
+
+
+def _near(given: Path) -> str:
+    """Names like it in the folder where it was looked for, or else in that of the runs."""
+    for folder in (given.parent, runs_folder()):
+        try:
+            there = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+        except OSError:
+            continue
+        near = difflib.get_close_matches(given.name, there, n=3)
+        if near:
+            return f"; did you mean {' or '.join(near)}?"
+    return ""

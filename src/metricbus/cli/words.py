@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from metricbus.cli.safe import printable
 from metricbus.cli.terminal import console
 from metricbus.media_records import (
     AudioRecord,
@@ -70,14 +70,6 @@ def size(count: int) -> str:
         if count >= length:
             return f"{count / length:.1f} {unit}"
     return f"{count} B"
-
-
-def printable(value: Any) -> str:
-    """The value as text, on one line: what would move the cursor is spelled out."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in str(value)
-    )
 
 
 def sparkline(low: NDArray[np.float64], high: NDArray[np.float64], width: int) -> str:
@@ -143,9 +135,14 @@ def reading(what: str) -> Iterator[Callable[[int, int], None]]:
     Where somebody looks, and it takes longer than a moment, there is a bar.
     """
     out = console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     progress = Progress(*columns, console=out, transient=True)
-    task = progress.add_task(what, total=None)
+    task = progress.add_task(printable(what), total=None)
     began = time.monotonic()
     is_shown = False
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from metricbus.errors import ConfigError
+from metricbus.history import OnProgress
 from metricbus.imports.cells import number_in, step_in, time_in
 from metricbus.imports.writing import Destination, Imported, LeftOut, RunWriter, new_run
 from metricbus.records import Number, Rewind, Scalars
@@ -23,6 +25,7 @@ from metricbus.values import check_name
 
 _DELIMITERS = ",;\t"
 _LONG = ("name", "value")
+_LINES_A_REPORT = 5_000
 
 
 class Line(NamedTuple):
@@ -44,7 +47,12 @@ class Header(NamedTuple):
 
 
 def import_csv(
-    path: Path, to: Destination, *, step: str = "step", time: str | None = None
+    path: Path,
+    to: Destination,
+    *,
+    step: str = "step",
+    time: str | None = None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Imported:
     """Makes a run of a CSV file, line by line.
 
@@ -62,10 +70,13 @@ def import_csv(
         lines = _lines(file, path)
         header = _header(next(lines, Line(1, [])), path, step, time)
         with new_run(to, path) as run:
-            changed = path.stat().st_mtime_ns
+            about = path.stat()
+            changed = about.st_mtime_ns
             reader = (_Long if header.is_long else _Wide)(header, run, changed)
             for line in lines:
                 reader.take(line)
+                if line.number % _LINES_A_REPORT == 0:
+                    on_progress(os.lseek(file.fileno(), 0, os.SEEK_CUR), about.st_size)
             reader.finish()
             return run.end()
 

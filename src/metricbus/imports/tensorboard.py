@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricbus.errors import ConfigError, MissingPackageError
+from metricbus.history import OnProgress
 from metricbus.imports.writing import Destination, Imported, RunWriter, new_run
 from metricbus.kind import Stamp
 from metricbus.records import Number, Rewind, Scalars
@@ -29,11 +30,18 @@ if TYPE_CHECKING:
 _PATTERN = "*tfevents*"
 _DIGITS = re.compile(r"(\d+)", re.ASCII)
 _FRAME = 16  # bytes of a record beside its data
+_EVENTS_A_REPORT = 5_000
 _MEDIA = ("histograms", "images", "audio", "text")
 _QUIET = ("file_version", None)  # events that say nothing of a run
 
 
-def import_tensorboard(path: Path, to: Destination, *, each: bool = False) -> list[Imported]:
+def import_tensorboard(
+    path: Path,
+    to: Destination,
+    *,
+    each: bool = False,
+    on_progress: OnProgress = lambda done, total: None,
+) -> list[Imported]:
     """Makes a run of the event files in or below `path`; if `each`, one of every folder of them.
 
     Scalars, histograms, images, audio, texts and hyperparameters are taken.
@@ -49,9 +57,10 @@ def import_tensorboard(path: Path, to: Destination, *, each: bool = False) -> li
     folders = event_files(path)
     root = path if path.is_dir() else path.parent
     if not each:
-        return [_import({_prefix(one, root): files for one, files in folders.items()}, to, path)]
+        by_prefix = {_prefix(one, root): files for one, files in folders.items()}
+        return [_import(by_prefix, to, path, on_progress)]
     return [
-        _import({"": files}, to._replace(name=_prefix(one, root)[:-1] or to.name), one)
+        _import({"": files}, to._replace(name=_prefix(one, root)[:-1] or to.name), one, on_progress)
         for one, files in folders.items()
     ]
 
@@ -89,13 +98,19 @@ def _prefix(folder: Path, root: Path) -> str:
     return "" if below == "." else f"{below}/"
 
 
-def _import(folders: Mapping[str, list[Path]], to: Destination, source: Path) -> Imported:
+def _import(
+    folders: Mapping[str, list[Path]], to: Destination, source: Path, on_progress: OnProgress
+) -> Imported:
+    total = sum(file.stat().st_size for files in folders.values() for file in files)
     with new_run(to, source) as run:
         alone = len(folders) == 1
         readers = [_Folder(prefix, run, alone=alone) for prefix in folders]
         streams = map(_Folder.events, readers, folders.values())
-        for event, reader in heapq.merge(*streams, key=lambda pair: pair[0].wall_time):
+        merged = heapq.merge(*streams, key=lambda pair: pair[0].wall_time)
+        for number, (event, reader) in enumerate(merged):
             reader.take(event)
+            if number % _EVENTS_A_REPORT == 0:
+                on_progress(sum(one.read for one in readers), total)
         configs = {reader.prefix: reader.config for reader in readers if reader.config}
         if len(configs) == 1:
             (run.config,) = configs.values()
@@ -113,6 +128,7 @@ class _Folder:
     def __init__(self, prefix: str, run: RunWriter, *, alone: bool) -> None:
         self.prefix = prefix
         self.config: dict[str, Any] = {}
+        self.read = 0  # bytes
         self._run = run
         self._alone = alone
         self._plugins: dict[str, str] = {}  # by tag: only its first value has to tell
@@ -131,6 +147,7 @@ class _Folder:
             read = 0
             for data in RawEventFileLoader(str(file)).Load():
                 read += len(data) + _FRAME
+                self.read += len(data) + _FRAME
                 try:
                     yield Event.FromString(data), self
                 except DecodeError:

@@ -15,7 +15,7 @@ from metricbus.journal import SegmentWriter
 from metricbus.kind import Stamp, Work
 from metricbus.media import MediaWriter
 from metricbus.media_records import MediumRecord
-from metricbus.records import Medium, Record, Rewind, Scalars, Status
+from metricbus.records import Drops, Medium, Record, Rewind, Scalars, Status
 from metricbus.run import create_run, plain_config
 
 _BATCH = 1000  # records that are written at once
@@ -123,7 +123,7 @@ class RunWriter:
             told = "; ".join(self.left_out.told())
             raise ConfigError(f"there is nothing to import{f' ({told})' if told else ''}")
         self._write()
-        self._journal.close(self.status)
+        self._journal.close(self.status, Drops())
         started, ended = self._times
         run = msgspec.structs.replace(
             self._run,

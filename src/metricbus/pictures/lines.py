@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from metricbus.history import History, Series
 from metricbus.loops import EPOCH_TIME
+from metricbus.pictures.epochs import on_epochs
 from metricbus.pictures.smoothing import checked_weight, smoothed
 
 Floats = NDArray[np.float64]
@@ -182,7 +183,7 @@ class _Axis:
         if self._x == "step":
             return series.step.astype(np.float64)
         if self._x == "epoch":
-            return series.epoch.astype(np.float64)
+            return on_epochs(series)
         if self._x == "time":
             return (series.time - self._starts[id(history)]) / 1e9 / self._unit
         return _standing_on(history, self._x, series)

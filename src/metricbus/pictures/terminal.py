@@ -26,7 +26,10 @@ def text_of(
     height = max(_LOWEST, min(_TALLEST, height - 2))
     drawn = [_drawn(plotext, panel, width, height, log=log) for panel in panels]
     text = "\n".join(drawn)
-    return text if colour else str(plotext.uncolorize(text))
+    if colour:
+        return text
+    lines = str(plotext.uncolorize(text)).split("\n")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _drawn(plotext: Any, panel: Panel, width: int, height: int, *, log: bool) -> str:

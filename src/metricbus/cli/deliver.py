@@ -1,0 +1,85 @@
+"""The command `metricbus deliver`, and the counts with which it and the demo end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+import metricbus
+from metricbus.cli.safe import printable
+from metricbus.cli.terminal import console, failing, find_run
+from metricbus.journal import JournalReader
+from metricbus.report import Report, SinkCounts
+from metricbus.run import RunFolder
+
+
+def deliver(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    sinks: Annotated[
+        str | None, typer.Option(help="Sink URLs, separated by commas; else the run's own.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until a run that lives has ended.")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Give up after so many seconds; else never.")
+    ] = None,
+) -> None:
+    """Bring what runs have logged to sinks: now, later, or after a crash. Nothing comes twice.
+
+    Example: metricbus deliver runs/digits-20260131-142530-k3x9a --sinks wandb://team/digits
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("metricbus").setLevel(logging.INFO)  # for the sink `logging`
+    complete = True
+    for folder in [find_run(run) for run in runs]:
+        with failing(folder.path):
+            _check(folder)
+            counts = metricbus.deliver(folder.path, sinks, follow=follow, timeout=timeout)
+        print_counts(counts)
+        complete &= not any(sink.pending or sink.rejected for sink in counts.values())
+    if not complete:
+        raise typer.Exit(1)
+
+
+def _check(folder: RunFolder) -> None:
+    """Fails where delivery would try again and again; makes the folder that only we write.
+
+    A run that somebody else wrote has a journal, and no place for the sinks' progress yet.
+    """
+    reader = JournalReader(folder.journal)
+    for segment in reader.segments():
+        next(reader.read_segment(segment), None)
+    folder.offsets.mkdir(exist_ok=True)
+
+
+def print_report(report: Report, folder: Path) -> None:
+    """What became of a run's values, and where they are."""
+    reduced = (
+        f"{report.reduced:,} of them reduced to {report.derived:,}, " if report.reduced else ""
+    )
+    print(f"{report.logged:,} values logged, {reduced}{report.dropped:,} dropped. Where they are:")
+    print(f"  journal: {folder / 'journal'}")
+    print_counts(report.sinks)
+
+
+def print_counts(sinks: Mapping[str, SinkCounts]) -> None:
+    """What each sink has, where that is, and what went wrong."""
+    for name, sink in sinks.items():
+        print(printable(f"  {name}: {sink.where}"))
+        if sink.command:
+            print(printable(f"    {sink.command}"))
+    table = Table("sink", "delivered", "rejected", "filtered", "pending")
+    for name, sink in sinks.items():
+        counts = (sink.delivered, sink.rejected, sink.filtered, sink.pending)
+        table.add_row(Text(printable(name)), *(f"{count:,}" for count in counts))
+    console().print(table)
+    for name, sink in sinks.items():
+        if sink.error:
+            print(printable(f"{name}: {sink.error}"))
