@@ -250,7 +250,6 @@ def test_sinks_lists_all_and_which_can_be_used(with_cli: Clean) -> None:
     assert [name for name, answer in ready.items() if answer == "yes"] == ["csv", "logging"]
 
 
-@pytest.mark.xfail(strict=True, reason="`metricbus sinks` takes [wandb] for markup and drops it")
 def test_sinks_tells_the_command_that_installs_a_missing_one(with_cli: Clean) -> None:
     done = with_cli.run("metricbus", "sinks")
     assert "pip install 'metricbus[wandb]'" in done.stdout

@@ -58,15 +58,15 @@ class Way(NamedTuple):
 
 
 WAYS = [
-    Way(JOURNAL, OURS, 20_000, "ours", quick=True),
+    Way(JOURNAL, OURS, 10_000, "ours", quick=True),
     Way("metricbus to logging", f"{OURS}logging", 10_000, "ours"),
     Way("metricbus to csv", f"{OURS}csv", 10_000, "ours", quick=True),
-    Way("metricbus to tensorboard", f"{OURS}tensorboard", 20_000, "ours"),
+    Way("metricbus to tensorboard", f"{OURS}tensorboard", 10_000, "ours"),
     Way("metricbus to wandb", f"{OURS}wandb?mode=offline", 4_000, "ours"),
     Way("metricbus to mlflow, sqlite", f"{OURS}mlflow", 1_000, "ours"),
     Way("metricbus to all five", f"{OURS}{ALL}", 1_000, "ours"),
     Way("logging.info", "logging", 10_000, quick=True),
-    Way("Lightning CSVLogger", "Lightning CSVLogger", 20_000),
+    Way("Lightning CSVLogger", "Lightning CSVLogger", 10_000),
     Way("SummaryWriter", "SummaryWriter", 1_500),
     Way("wandb, a mapping a call", "wandb, a mapping a call", 4_000),
     Way("mlflow log_batch, sqlite", "mlflow, sqlite, log_batch", 500),

@@ -9,6 +9,7 @@ pages into pictures. Everything it makes in between is in /tmp/digits, which mus
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,14 +95,16 @@ def screen_of(command: str) -> str:
 
 
 def svg_of(command: str, screen: str) -> str:
-    """The screen as a picture."""
+    """The screen as a picture, in a font that whoever looks at it has; it fetches none."""
     with open(os.devnull, "w") as nowhere:
         console = Console(
             record=True, width=WIDTH, file=nowhere, force_terminal=True, color_system="truecolor"
         )
         console.print(Text(f"$ {command}", style="bold"))
         console.print(Text.from_ansi(screen), soft_wrap=True)
-        return console.export_svg(title=command.split(" --", maxsplit=1)[0])
+        console.print()  # or underscores of the last line are cut off
+        picture = console.export_svg(title=command.split(" --", maxsplit=1)[0])
+        return re.sub(r"\s*@font-face \{[^}]*\}", "", picture)
 
 
 def photograph_notebook(run: Path, picture: Path) -> None:

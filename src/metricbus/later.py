@@ -40,13 +40,15 @@ def deliver(
     what is there now. Gives up after `timeout` seconds, if that is given: `pending` tells what is
     left. A run whose process has died is marked as killed.
 
-    Raises `JournalError` if there is no run, and `ConfigError` for sinks that cannot work.
+    Raises `JournalError` if there is no run, or one of a newer format, and `ConfigError` for sinks
+    that cannot work.
     """
     run_folder = RunFolder(Path(folder))
     run = bury(run_folder)
     specs = specs_of(_sinks_of(run) if sinks is None else sinks)
     if not specs:
         raise ConfigError(f"the run {run.id} names no sink to deliver to; name some by sinks=")
+    _make_ready(run_folder)
     deadline = None if timeout is None else time.monotonic() + timeout
     delivery = ThreadDelivery(run_folder, specs)
     if not follow:
@@ -61,6 +63,17 @@ def deliver(
     delivery.wait_until_closed(float("inf") if deadline is None else deadline)
     journalled = _values_in(run_folder, ended=run.status != "running")
     return {name: tally.counts(journalled) for name, tally in delivery.tallies().items()}
+
+
+def _make_ready(folder: RunFolder) -> None:
+    """Raises where delivery would try again and again; makes the folder that only we write.
+
+    A run that somebody else wrote has a journal, and no place for the sinks' progress yet.
+    """
+    reader = JournalReader(folder.journal)
+    for segment in reader.segments():
+        next(reader.read_segment(segment), None)
+    folder.offsets.mkdir(exist_ok=True)
 
 
 def _is_over(deadline: float | None) -> bool:

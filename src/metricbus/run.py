@@ -87,7 +87,7 @@ class RunFolder:
         """What run.json says; `JournalError` when there is none that can be read."""
         file = self.path / "run.json"
         try:
-            return msgspec.json.decode(file.read_bytes(), type=Run)
+            run = msgspec.json.decode(file.read_bytes(), type=Run)
         except (FileNotFoundError, NotADirectoryError):
             raise JournalError(
                 f"{self.path} is no run's folder: there is no run.json in it; give a folder such "
@@ -95,6 +95,12 @@ class RunFolder:
             ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise JournalError(f"{file} cannot be read: {error}") from error
+        if run.format > FORMAT_VERSION:
+            raise JournalError(
+                f"{file} is in format {run.format}, this metricbus reads up to {FORMAT_VERSION}: "
+                "pip install --upgrade metricbus"
+            )
+        return run
 
     def save(self, run: Run) -> None:
         """Replaces run.json as a whole."""

@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from metricbus.cli.finding import find_run
 from metricbus.cli.readings import Reading, config_of, fail_for_name, read_run, seconds_of
 from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, fits, print_table
-from metricbus.cli.terminal import console, fail, find_run, print_json
+from metricbus.cli.terminal import console, fail, print_json
 from metricbus.cli.words import ABSENT, number, span
 from metricbus.records import Number
 
@@ -33,7 +34,9 @@ class Which(StrEnum):
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders or ids of runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs: folders, ids or names.")
+    ],
     name: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Only series of this name.")
     ] = None,

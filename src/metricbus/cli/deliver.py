@@ -12,15 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 import metricbus
+from metricbus.cli.finding import find_run
 from metricbus.cli.safe import printable
-from metricbus.cli.terminal import console, failing, find_run
-from metricbus.journal import JournalReader
+from metricbus.cli.terminal import console, failing
 from metricbus.report import Report, SinkCounts
-from metricbus.run import RunFolder
 
 
 def deliver(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs: folders, ids or names.")
+    ],
     sinks: Annotated[
         str | None, typer.Option(help="Sink URLs, separated by commas; else the run's own.")
     ] = None,
@@ -40,23 +41,11 @@ def deliver(
     complete = True
     for folder in [find_run(run) for run in runs]:
         with failing(folder.path):
-            _check(folder)
             counts = metricbus.deliver(folder.path, sinks, follow=follow, timeout=timeout)
         print_counts(counts)
         complete &= not any(sink.pending or sink.rejected for sink in counts.values())
     if not complete:
         raise typer.Exit(1)
-
-
-def _check(folder: RunFolder) -> None:
-    """Fails where delivery would try again and again; makes the folder that only we write.
-
-    A run that somebody else wrote has a journal, and no place for the sinks' progress yet.
-    """
-    reader = JournalReader(folder.journal)
-    for segment in reader.segments():
-        next(reader.read_segment(segment), None)
-    folder.offsets.mkdir(exist_ok=True)
 
 
 def print_report(report: Report, folder: Path) -> None:

@@ -11,8 +11,9 @@ from typing import IO, Annotated, cast
 
 import typer
 
+from metricbus.cli.finding import find_run
 from metricbus.cli.safe import Screen
-from metricbus.cli.terminal import fail, failing, find_run
+from metricbus.cli.terminal import fail, failing
 from metricbus.cli.words import reading
 from metricbus.exports import Format, Numbers, check_parquet, write
 from metricbus.run import RunFolder
@@ -20,7 +21,7 @@ from metricbus.wanted import Wanted
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its id.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run: its folder, id or name.")],
     format: Annotated[
         Format, typer.Option(help="A line a value (csv, json, parquet) or a step (csv-wide).")
     ] = Format.CSV,

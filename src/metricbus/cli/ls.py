@@ -13,7 +13,7 @@ import typer
 
 from metricbus.cli.safe import path_text
 from metricbus.cli.tables import Column, print_table
-from metricbus.cli.terminal import console, fail, load_run, print_json, runs_folder
+from metricbus.cli.terminal import console, fail, print_json, runs_folder
 from metricbus.cli.words import ABSENT, STATUS_STYLES, number, reading, span
 from metricbus.errors import JournalError
 from metricbus.glances import Glance, glance
@@ -178,7 +178,7 @@ def _look_at(folders: Sequence[RunFolder]) -> list[_Entry]:
 def _entry(folder: RunFolder) -> _Entry:
     run = None
     try:
-        run = load_run(folder)
+        run = folder.load()
         return _Entry(folder, run, glance(folder, run), "")
     except JournalError as error:
         return _Entry(folder, run, None, str(error))
@@ -190,10 +190,11 @@ def _print(entries: Sequence[_Entry], values: str | None) -> None:
     out = console()
     statuses = [entry.status for entry in entries]
     shown = _MANY_VALUES if out.width >= _WIDE else 1
+    names = [entry.name for entry in entries]
     print_table(
         out,
         [
-            Column("run", [entry.name for entry in entries], 9, folded=True),
+            Column("run", names, 9, folded=max(map(len, names)) > out.width // 2),
             Column("status", statuses, 8, styles=[STATUS_STYLES[status] for status in statuses]),
             Column("age", [_age(entry) for entry in entries], 6, right=True),
             Column("step", [_step(entry) for entry in entries], 7, right=True),

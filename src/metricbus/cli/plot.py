@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from metricbus.cli.terminal import console, fail, failing, find_run
+from metricbus.cli.finding import find_run
+from metricbus.cli.terminal import console, fail, failing
 from metricbus.cli.words import reading
 from metricbus.errors import MissingPackageError
 from metricbus.history import History
@@ -19,7 +20,9 @@ _MOST_PANELS = 24  # more is no picture that anybody reads
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders or ids of runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Runs: folders, ids or names.")
+    ],
     *,
     name: Annotated[
         list[str] | None,

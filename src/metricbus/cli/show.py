@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from metricbus.cli.finding import find_run
 from metricbus.cli.readings import (
     Reading,
     config_of,
@@ -24,7 +25,7 @@ from metricbus.cli.readings import (
 )
 from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, print_table
-from metricbus.cli.terminal import console, find_run, print_json
+from metricbus.cli.terminal import console, print_json
 from metricbus.cli.words import STATUS_STYLES, about, moment, number, span, sparkline
 from metricbus.run import Run
 from metricbus.series_summaries import SeriesSummary
@@ -35,7 +36,7 @@ _WIDE_TREND, _NARROW_TREND, _NARROW = 32, 10, 80
 
 
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its id.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run: its folder, id or name.")],
     name: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Only series and media of this name.")
     ] = None,

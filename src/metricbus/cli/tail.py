@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from metricbus.cli.finding import find_run
 from metricbus.cli.safe import json_text
-from metricbus.cli.terminal import fail, failing, find_run
+from metricbus.cli.terminal import fail, failing
 from metricbus.endings import endings
 from metricbus.ends import Shown, last_rows, shown
 from metricbus.errors import MediaError
@@ -28,7 +29,7 @@ _LOOK_EVERY = 0.2
 
 
 def tail(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its id.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run: its folder, id or name.")],
     name: Annotated[
         list[str] | None, typer.Option(help="Series to show, as 'train/*'; several times for more.")
     ] = None,

@@ -1,8 +1,7 @@
-"""What the commands share: where they print, how a run is named, how they say what is wrong."""
+"""What the commands share: where they print, and how they say what is wrong."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -16,9 +15,7 @@ from rich.console import Console
 
 from metricbus.cli.safe import json_text, printable
 from metricbus.config import resolve
-from metricbus.errors import ConfigError, JournalError, MetricBusError
-from metricbus.records import FORMAT_VERSION
-from metricbus.run import Run, RunFolder
+from metricbus.errors import ConfigError, MetricBusError
 
 _WIDE = 10_000  # where nobody looks at lines: a table that is piped is not to be cut
 
@@ -72,47 +69,3 @@ def runs_folder(given: Path | None = None) -> Path:
     except ConfigError as error:
         fail(str(error))
     return Path(settings.dir)
-
-
-def find_run(given: Path) -> RunFolder:
-    """The run of this folder, or of this id in the folder of the runs; else it fails."""
-    for path in (given, runs_folder() / given):
-        if _has_run(path):
-            folder = RunFolder(path)
-            with failing(path):
-                load_run(folder)
-            return folder
-    if given.is_dir():
-        fail(f"{given} is no run: it has no run.json; metricbus ls {given} lists the runs in it")
-    fail(f"there is no run {str(given)!r}{_near(given)}; metricbus ls lists those there are")
-
-
-def load_run(folder: RunFolder) -> Run:
-    """What run.json says; `JournalError` also for one of a newer format."""
-    run = folder.load()
-    if run.format > FORMAT_VERSION:
-        raise JournalError(
-            f"{folder.path / 'run.json'} is in format {run.format}, this metricbus reads up to "
-            f"{FORMAT_VERSION}: pip install --upgrade metricbus"
-        )
-    return run
-
-
-def _has_run(path: Path) -> bool:
-    try:
-        return (path / "run.json").is_file()
-    except OSError as error:  # such as a folder without permission
-        fail(f"{path} cannot be read: {error.strerror}")
-
-
-def _near(given: Path) -> str:
-    """Names like it in the folder where it was looked for, or else in that of the runs."""
-    for folder in (given.parent, runs_folder()):
-        try:
-            there = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-        except OSError:
-            continue
-        near = difflib.get_close_matches(given.name, there, n=3)
-        if near:
-            return f"; did you mean {' or '.join(near)}?"
-    return ""
