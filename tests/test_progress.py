@@ -714,6 +714,19 @@ def test_what_is_configured_in_a_loop_stays(
     assert bar.startswith("epochs: 100%")
 
 
+def test_a_handler_that_the_first_line_makes_is_one_of_them(
+    bus: MetricBus, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    for step in bus.steps(range(2)):
+        logging.warning("a line in step %d", step)
+    assert terminal.screen()[:2] == [
+        "WARNING:root:a line in step 0",
+        "WARNING:root:a line in step 1",
+    ]
+    assert logging.StreamHandler.emit.__module__ == "logging"
+
+
 def test_the_logging_sink_does_not_tear_the_bars(tmp_path: Path, terminal: Terminal) -> None:
     logger = logging.getLogger("metricbus")
     logger.propagate = False  # pytest's own handlers, which are no terminal's

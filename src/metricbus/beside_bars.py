@@ -52,19 +52,24 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
+_emit = logging.StreamHandler.emit
+
+
 class BesideBars(logging.StreamHandler[TextIO]):
     """Writes to stderr, above the progress bars if there are any."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the record's line."""
         with beside_bars(self.stream):
-            super().emit(record)
+            _emit(self, record)
 
 
 class ConsoleHandlers:
     """Has all logging handlers that write to the terminal write above the bars, for a while.
 
     It does not replace them, so that what is configured meanwhile stays: their `emit` is wrapped.
+    That of all `StreamHandler`s is, at their class: `logging.warning()` may make one and write to
+    it at once. Of others, those that there are.
     """
 
     def __init__(self) -> None:
@@ -72,18 +77,29 @@ class ConsoleHandlers:
 
     def wrap(self) -> None:
         """Wraps those that there are now and that are not wrapped yet."""
+        logging.StreamHandler.emit = _emit_above_bars  # type: ignore[assignment,method-assign]
         for handler in _handlers():
-            if "emit" not in vars(handler) and not isinstance(handler, BesideBars):
+            if "emit" not in vars(handler) and type(handler).emit is not _emit_above_bars:
                 wrapper = _above_bars(handler)
                 vars(handler)["emit"] = wrapper
                 self._wrapped.append((handler, wrapper))
 
     def unwrap(self) -> None:
         """Leaves all of them as they were."""
+        if logging.StreamHandler.emit is _emit_above_bars:
+            logging.StreamHandler.emit = _emit  # type: ignore[method-assign]
         while self._wrapped:
             handler, wrapper = self._wrapped.pop()
             if vars(handler).get("emit") is wrapper:
                 del vars(handler)["emit"]
+
+
+def _emit_above_bars(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
+    if handler.stream in (sys.stderr, sys.stdout):
+        with beside_bars(handler.stream):
+            _emit(handler, record)
+    else:
+        _emit(handler, record)
 
 
 def _above_bars(handler: logging.Handler) -> Any:
