@@ -29,7 +29,7 @@ SCREENS = {
     "cli-ls": "metricbus ls",
     "cli-show": "metricbus show digits-base",
     "cli-compare": "metricbus compare digits-slow digits-base digits-fast",
-    "cli-tail": "metricbus tail digits-base --name 'train/*' -n 8",
+    "cli-tail": "metricbus tail digits-base --name 'train/*' -n 5",
     "cli-plot-term": "metricbus plot digits-slow digits-base --name val/accuracy --term",
 }
 
