@@ -182,6 +182,20 @@ def test_logging_tells_the_runs_name_config_and_end(
     assert lines == [f'run "my\\nrun" (r) in {tmp_path}/r', 'config {"lr":0.1}', "run finished"]
 
 
+def test_every_leaves_what_is_given_once_an_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level("INFO", logger="metricbus"),
+        MetricBus(sinks="logging?every=10", dir=tmp_path) as bus,
+    ):
+        bus.define("val", on_step=False, on_epoch=True)
+        for _ in bus.epochs(3):
+            bus.log("val", 0.5)
+        bus.flush()
+    assert len([record for record in caplog.records if "val=" in record.getMessage()]) == 3
+
+
 def test_logging_thins_by_every(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.INFO, "metricbus"),

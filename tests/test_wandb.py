@@ -67,6 +67,7 @@ def test_without_a_key_a_run_is_offline_and_nobody_is_asked(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["x"] for row in wandb_rows(tmp_path / "runs" / "r")] == [1]
+    assert "W&B has no API key, so this run is offline" in done.stdout
 
 
 def test_online_without_a_key_is_told_and_costs_the_others_nothing(

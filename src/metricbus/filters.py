@@ -25,10 +25,14 @@ class RowFilter:
         self.takes_all = not options.include and not options.exclude and options.every == 1
 
     def apply(self, row: Scalars) -> Scalars | None:
-        """The row with the wanted values alone; None if none is left."""
+        """The row with the wanted values alone; None if none is left.
+
+        `every` thins what comes step by step, and not what is given once an epoch.
+        """
         if self.takes_all:
             return row
-        values = {name: value for name, value in row.values.items() if self._take(name)}
+        take = self._wants if row.axis == "epoch" else self._take
+        values = {name: value for name, value in row.values.items() if take(name)}
         if len(values) == len(row.values):
             return row
         return msgspec.structs.replace(row, values=values) if values else None
@@ -38,16 +42,19 @@ class RowFilter:
         return self.takes_all or self._take(name)
 
     def _take(self, name: str) -> bool:
-        wanted = self._wanted.get(name)
-        if wanted is None:
-            wanted = self._wanted[name] = self._matches(name)
-        if not wanted:
+        if not self._wants(name):
             return False
         if self._options.every == 1:
             return True
         times = self.seen.get(name, 0)
         self.seen[name] = (times + 1) % self._options.every
         return times == 0
+
+    def _wants(self, name: str) -> bool:
+        wanted = self._wanted.get(name)
+        if wanted is None:
+            wanted = self._wanted[name] = self._matches(name)
+        return wanted
 
     def _matches(self, name: str) -> bool:
         """A glob speaks of a name on all ranks, or with `rank1/` in front on that one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import wandb
 
 Mode: TypeAlias = Literal["online", "offline"] | None
+
+_log = logging.getLogger("metricbus.sinks.wandb")
 
 
 def begin(
@@ -77,6 +80,10 @@ def choose_mode(wanted: Mode) -> Mode:
             "W&B is to be online, but has no API key: run 'wandb login', set WANDB_API_KEY, or "
             "choose wandb?mode=offline"
         )
+    _log.warning(
+        "W&B has no API key, so this run is offline, until 'wandb sync' sends it; for the next "
+        "one, run 'wandb login', or choose wandb?mode=offline"
+    )
     return "offline"
 
 
