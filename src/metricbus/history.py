@@ -19,7 +19,7 @@ from metricbus.media_records import Cell, MediumRecord, TableRecord
 from metricbus.records import Header, Number, Rewind, Scalars, told_apart
 from metricbus.rewinding import Rewinds
 from metricbus.run import Run, RunFolder
-from metricbus.sinks.csv import safe_cell
+from metricbus.sinks.csv_cells import safe_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
