@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from metricbus.columns import Columns, PlainRow, Series
 from metricbus.endings import left_open
 from metricbus.errors import JournalError
-from metricbus.journal import JournalReader, Row
+from metricbus.journal import JournalReader, OnProgress, Row
 from metricbus.media import MediaFolder
 from metricbus.media_records import Cell, MediumRecord, TableRecord
 from metricbus.records import Header, Number, Rewind, Scalars, told_apart
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["History", "Series", "TableRows", "Wide", "read"]
-
-
-OnProgress: TypeAlias = Callable[[int, int], None]
-"""Is told now and then how many bytes have been read, and of how many."""
 
 _ROWS_A_REPORT = 5_000
 
