@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import typing
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import TypeAlias
+from runpy import run_path
+from typing import Any, TypeAlias
 
 import pytest
 from mypy import api
+
+from metricbus import MetricBus, scope
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "tests" / "typing"
@@ -54,3 +60,28 @@ def test_wrong_uses_are_rejected_and_for_the_right_reason(found: Found) -> None:
     wanted = expected("rejected.py")
     assert len(wanted) >= 40
     assert {one for one in found if one[0] == "rejected.py"} == wanted
+
+
+def test_a_scope_is_said_to_have_what_its_bus_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(typing, "TYPE_CHECKING", True)
+    seen = run_path(scope.__file__)["_BusBehind"]
+    of_bus, own = dict(_signatures(MetricBus)), dict(_signatures(scope.Scope))
+    assert dict(_signatures(seen)) == {
+        name: signature for name, signature in of_bus.items() if name not in own
+    }
+
+
+def test_a_scope_defines_by_what_its_bus_takes() -> None:
+    taken = list(inspect.signature(MetricBus.define).parameters.values())[2:]
+    said = {
+        name: kind.__forward_arg__ for name, kind in scope.DefineArguments.__annotations__.items()
+    }
+    assert said == {parameter.name: parameter.annotation for parameter in taken}
+
+
+def _signatures(kind: type) -> Iterator[tuple[str, inspect.Signature]]:
+    """Those of public methods and properties."""
+    for name, member in inspect.getmembers_static(kind):
+        function: Any = member.fget if isinstance(member, property) else member
+        if not name.startswith("_") and inspect.isfunction(function):
+            yield name, inspect.signature(function)

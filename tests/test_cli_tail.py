@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from metricbus import Histogram, MetricBus, Scalars, Table, Text, ends
+from metricbus import Histogram, MetricBus, Scalars, Table, Text, backwards
+from metricbus.backwards import lines_backwards
 from metricbus.cli.app import app
-from metricbus.ends import last_rows, lines_backwards
+from metricbus.ends import last_rows
 from metricbus.journal import JournalReader, SegmentWriter
 from metricbus.records import Rewind
 from metricbus.run import RunFolder, create_run
@@ -150,7 +151,7 @@ def test_torn_and_damaged_lines_are_passed_over(run: RunFolder) -> None:
 def test_lines_backwards_are_the_lines(lines: list[bytes]) -> None:
     content = b"".join(line + b"\n" for line in lines)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ends, "_BLOCK", 7)
+        patch.setattr(backwards, "_BLOCK", 7)
         found = list(lines_backwards(io.BytesIO(content), len(content)))
     assert found == lines[::-1]
 

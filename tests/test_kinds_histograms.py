@@ -296,7 +296,7 @@ def test_too_many_values_for_a_copy_are_counted_at_the_call(
         "list": [1.0, 2.0],
         "strided": np.arange(100.0)[::2],
     }
-    taken = Histograms(parts).take("g")
+    taken = Histograms(parts)._take("g")
     assert taken is not None
     assert (taken.nbytes, taken.media) == (0, 4)
     (found,) = logged(tmp_path, Histograms(parts))
@@ -310,7 +310,7 @@ def test_too_many_values_on_an_accelerator_are_counted_at_the_call_without_a_wai
     tmp_path: Path, accelerator: InMemory
 ) -> None:
     parts = {"many": torch.arange(2000.0)}
-    taken = Histograms(parts).take("g")
+    taken = Histograms(parts)._take("g")
     assert taken is not None
     assert (taken.nbytes, accelerator.transfers) == (0, 0)
     (found,) = logged(tmp_path, Histograms(parts))
@@ -341,7 +341,7 @@ def test_an_accelerator_that_fails_drops_them_with_the_reason(
 
 
 def test_an_empty_mapping_logs_nothing(tmp_path: Path) -> None:
-    assert Histograms({}).take("g") is None
+    assert Histograms({})._take("g") is None
     assert logged(tmp_path, Histograms({})) == [{}]
 
 
@@ -387,7 +387,7 @@ class Held(Kind):
         self._gate = gate
         self.begun = threading.Event()
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         return Taken(400_000, self._encode, media=2)
 
     def _encode(self, work: Work) -> list[Medium]:
@@ -443,7 +443,7 @@ def test_what_comes_after_close_is_counted_as_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bins", [0, -1, 4097, 2.0, True, "8", None])
 def test_bad_bins_are_refused(bins: Any) -> None:
     with pytest.raises(ValueError, match=r"metric 'g': bins= is .* 1 to 4,096, not "):
-        Histograms({"a": [1.0]}, bins).take("g")
+        Histograms({"a": [1.0]}, bins)._take("g")
 
 
 def test_what_is_no_mapping_is_refused() -> None:
@@ -456,7 +456,7 @@ def test_what_is_no_mapping_is_refused() -> None:
 )
 def test_bad_names_are_refused(key: Any, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=told):
-        Histograms({key: [1.0]}).take("g")
+        Histograms({key: [1.0]})._take("g")
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_bad_names_are_refused(key: Any, told: str) -> None:
 )
 def test_what_has_no_real_numbers_is_refused_by_its_full_name(values: Any, told: str) -> None:
     with pytest.raises(TypeError, match=f"metric 'g/bad' was given {told}"):
-        Histograms({"good": [1.0], "bad": values}).take("g")
+        Histograms({"good": [1.0], "bad": values})._take("g")
 
 
 # On CUDA

@@ -62,7 +62,7 @@ def report_of(folder: Path, medium: Kind) -> Report:
 
 def refused(medium: Kind, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{told}"):
-        medium.take("a/b")
+        medium._take("a/b")
 
 
 def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -582,8 +582,8 @@ def test_a_file_that_changes_before_it_was_read_is_rejected(
     class Changed(File):
         """The file changes when `log()` has seen it."""
 
-        def take(self, name: str) -> Any:
-            taken = super().take(name)
+        def _take(self, name: str) -> Any:
+            taken = super()._take(name)
             change(path)
             return taken
 

@@ -50,7 +50,7 @@ class Held(Kind):
         self._nbytes = nbytes
         self.begun = threading.Event()
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         return Taken(self._nbytes, self._encode)
 
     def _encode(self, work: Work) -> TextRecord:
@@ -66,7 +66,7 @@ class Breaks(Kind):
     def __init__(self, error: BaseException) -> None:
         self._error = error
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         return Taken(0, self._encode)
 
     def _encode(self, work: Work) -> TextRecord:

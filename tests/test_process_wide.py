@@ -45,7 +45,7 @@ def test_a_loop_that_is_on_its_way_goes_on_when_it_is_opened(
     sink = MemorySink()
     for step in bus.steps(range(4)):
         if step == 2:
-            bus.open(sinks=[sink], dir=tmp_path)
+            bus._open(sinks=[sink], dir=tmp_path)
         bus.log("x", float(step))
     bus.close()
     assert [(point.step, point.value) for point in sink.series("x")] == [(2, 2.0), (3, 3.0)]
@@ -62,9 +62,9 @@ def test_the_environment_opens_it_at_the_first_log(
 
 def test_configured_again_it_ends_the_first_run(bus: ProcessBus, tmp_path: Path) -> None:
     first, second = MemorySink(), MemorySink()
-    bus.open(sinks=[first], dir=tmp_path)
+    bus._open(sinks=[first], dir=tmp_path)
     bus.log("x", 1.0)
-    bus.open(sinks=[second], dir=tmp_path)
+    bus._open(sinks=[second], dir=tmp_path)
     bus.log("x", 2.0)
     bus.close()
     assert first.status == "finished"
@@ -74,7 +74,7 @@ def test_configured_again_it_ends_the_first_run(bus: ProcessBus, tmp_path: Path)
 
 def test_a_configuration_that_cannot_work_leaves_it_off(bus: ProcessBus) -> None:
     with pytest.raises(ConfigError):
-        bus.open(sinks="nosuch")
+        bus._open(sinks="nosuch")
     bus.log("x", 1.0)
     assert bus.stats().logged == 0
 
@@ -101,7 +101,7 @@ def test_what_libraries_define_before_it_is_configured_holds(
     bus.define("y", sinks=["nope"])
     val = bus.phase("val")
     sink = MemorySink()
-    bus.open(sinks=[sink], dir=tmp_path)
+    bus._open(sinks=[sink], dir=tmp_path)
     for value in (1.0, 3.0):
         bus.log("x", value)
         val.log("loss", value)
@@ -112,10 +112,10 @@ def test_what_libraries_define_before_it_is_configured_holds(
 
 
 def test_what_was_defined_holds_in_the_next_run_too(bus: ProcessBus, tmp_path: Path) -> None:
-    bus.open(sinks="", dir=tmp_path)
+    bus._open(sinks="", dir=tmp_path)
     bus.define("x", every=2, reduce="mean")
     sink = MemorySink()
-    bus.open(sinks=[sink], dir=tmp_path)
+    bus._open(sinks=[sink], dir=tmp_path)
     for value in (1.0, 3.0):
         bus.log("x", value)
     bus.flush()

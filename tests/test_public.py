@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from types import ModuleType
 import pytest
 
 import metricbus
+from metricbus import kinds
 from metricbus.sinks import find_sink
 
 HEAVY = ["tensorboard", "google", "torch", "wandb", "mlflow", "typer", "rich", "tqdm", "matplotlib"]
@@ -43,9 +45,21 @@ def test_public_names_are_exactly_all() -> None:
 
 def test_dir_shows_the_public_names_and_its_own() -> None:
     assert {"__version__", "__doc__"} < set(dir(metricbus))
-    assert [name for name in dir(metricbus) if not name.startswith("__")] == sorted(
-        metricbus.__all__
-    )
+    assert _shown(metricbus) == sorted(metricbus.__all__)
+
+
+def test_a_bus_shows_what_its_page_lists() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api" / "bus.md").read_text()
+    table = page.split("|---|---|\n")[1].split("\n\n")[0]
+    listed = sorted(re.findall(r"`(\w+)`", table))
+    assert _shown(metricbus.MetricBus(disabled=True)) == listed
+    assert _shown(metricbus.bus) == listed
+
+
+@pytest.mark.parametrize("name", [name for name in kinds.__all__ if name != "Box"])
+def test_a_kind_shows_nothing_of_how_it_is_logged(name: str) -> None:
+    shown = {"Table": ["append", "columns", "rows"]}
+    assert _shown(getattr(kinds, name)) == shown.get(name, [])
 
 
 def test_every_module_with_an_all_is_held_to_it() -> None:
@@ -209,6 +223,11 @@ def test_every_sink_of_ours_documents_itself() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (Path(metricbus.__file__).parent / "py.typed").exists()
+
+
+def _shown(thing: object) -> list[str]:
+    """What `dir` lists, but for what is internal."""
+    return [name for name in dir(thing) if not name.startswith("_")]
 
 
 def _defined_in(path: Path) -> Iterator[str]:

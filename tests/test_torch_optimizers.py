@@ -305,11 +305,11 @@ def test_a_process_wide_bus_that_is_configured_anew_goes_on_counting(
     model: nn.Linear, tmp_path: Path
 ) -> None:
     bus = ProcessBus()
-    bus.open(sinks="", dir=tmp_path)
+    bus._open(sinks="", dir=tmp_path)
     optimizer = SGD(model.parameters(), lr=0.5)
     with watch_optimizer(bus, optimizer, advance=True):
         make_step(model, optimizer)
-        bus.open(sinks="", dir=tmp_path)
+        bus._open(sinks="", dir=tmp_path)
         make_step(model, optimizer)
         with pytest.raises(RuntimeError, match="would both"):
             bus.advance()

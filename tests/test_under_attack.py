@@ -67,7 +67,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def test_a_log_method_that_was_kept_logs_to_the_configured_run(tmp_path: Path) -> None:
     bus, sink = ProcessBus(), MemorySink()
     log = bus.log
-    bus.open(sinks=[sink], dir=tmp_path / "mine")
+    bus._open(sinks=[sink], dir=tmp_path / "mine")
     for value in range(3):
         log("a", float(value))
     bus.close()

@@ -15,9 +15,6 @@ from metricbus.reductions import Reduction, reduction_factory
 Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
 """By the name under which values were logged. See `Reducing.take_across`."""
 
-REDUCERS = ("mean", "sum", "min", "max", "count", "std")
-"""Those that give the same for parts as for the whole."""
-
 
 class Merged(NamedTuple):
     """What all ranks together gave for one name: `step` and `time` are of the last value of all."""

@@ -84,18 +84,18 @@ class Copyable(Recorder):
                 _log.warning("what was to end before the run failed: %r", error)
         self._compute_left()
 
-    def save_at_sigterm(self) -> None:
+    def _save_at_sigterm(self) -> None:
         """What SIGTERM does under `sigterm="flush"`: brings everything into the journal, soon."""
         if self._engine is not None:
             self._engine.save()
 
-    def close_at_exit(self, status: Status) -> None:
+    def _close_at_exit(self, status: Status) -> None:
         """What the end of the script does to a bus that was left open; never raises."""
         if self._engine is not None:
             self._come_to_an_end()
             self._engine.close(status, self._settings.close_timeout)
 
-    def sleep_in_child(self) -> None:
+    def _sleep_in_child(self) -> None:
         """What a fork does to the child's copy: the threads behind this bus are the parent's."""
         self._metrics = MetricObjects()  # the parent computes its own
         self._ends = []

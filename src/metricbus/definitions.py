@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import get_args
 
 import msgspec
 
-from metricbus.across import REDUCERS
 from metricbus.errors import ConfigError
-from metricbus.reductions import Reducer, reduction_factory
+from metricbus.reductions import AcrossRanks, Reducer, reduction_factory
 from metricbus.values import check_name
 
 _log = logging.getLogger("metricbus.definitions")
@@ -86,9 +86,9 @@ def checked(definition: Definition) -> Definition:
             "leave one of them out"
         )
     across = definition.across_ranks
-    if across is not None and across not in REDUCERS:
+    if across is not None and across not in (mergeable := get_args(AcrossRanks)):
         raise ConfigError(
-            f"{what}: across_ranks= takes one of {', '.join(REDUCERS)}, not {across!r:.40}: the "
+            f"{what}: across_ranks= takes one of {', '.join(mergeable)}, not {across!r:.40}: the "
             "others cannot be put together from what each rank has"
         )
     if across is not None and definition.on_epoch is False:

@@ -22,10 +22,9 @@ import msgspec
 
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.doorbell import Listener
-from metricbus.endings import endings
+from metricbus.endings import bury, endings
 from metricbus.errors import JournalError
 from metricbus.exchange import TOLD_VARIABLE, DeliveryStatus, Saying, Told, orders_of, status_of
-from metricbus.later import bury
 from metricbus.processes import this_process
 from metricbus.records import Status
 from metricbus.run import RunFolder

@@ -2,6 +2,7 @@
 
 A segment that was ended has an end mark for its last line. Without one, it is open for as long as
 the process lives that its header names; then it is broken, and what its reductions held is in it.
+A run ends with its process too, if nobody has said how.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from metricbus.journal import NOT_A_LINE, SUFFIX, Row
 from metricbus.processes import ProcessId
 from metricbus.records import End, Header, Open, Scalars, Status, decode
+from metricbus.run import Run, RunFolder
 
 _LAST_LINE_BYTES = 4096  # an end mark is far shorter
 
@@ -62,6 +64,20 @@ def _ending_of(path: Path) -> Ending | None:
         ProcessId(header.host, header.pid, header.process_started),
         record.status if isinstance(record, End) else None,
     )
+
+
+def bury(folder: RunFolder) -> Run:
+    """The run; if its process has died, marked as its segment says or else as killed."""
+    run = folder.load()
+    if run.status != "running" or run.process.is_alive():
+        return run
+    said = [end.status for end in endings(folder.journal).values() if end.writer == run.process]
+    last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
+    status = next((status for status in reversed(said) if status), "killed")
+    dead = msgspec.structs.replace(run, status=status, ended=last)
+    if folder.load() == run:  # nobody has gone on with it meanwhile
+        folder.save(dead)
+    return dead
 
 
 def left_open(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from heapq import merge
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from metricbus.backwards import end_of_lines, lines_backwards
 from metricbus.journal import NOT_A_LINE, SUFFIX, JournalReader, Position
 from metricbus.media_records import MediumRecord
 from metricbus.records import Record, Rewind, Scalars, decode, told_apart
 from metricbus.wanted import Wanted
 
 Shown: TypeAlias = Scalars | MediumRecord | Rewind
-
-_BLOCK = 1 << 16
 
 
 def shown(record: Record | None, wanted: Wanted) -> Shown | None:
@@ -39,7 +37,7 @@ def last_rows(journal: Path, count: int, wanted: Wanted) -> tuple[list[Shown], d
     found: list[list[Shown]] = []
     for segment in JournalReader(journal).segments():
         with open(journal / (segment + SUFFIX), "rb") as file:
-            end = _end_of_lines(file)
+            end = end_of_lines(file)
             positions[segment] = Position(0, end)
             found.append(_last_of(file, end, count, wanted))
     rows = list(merge(*found, key=attrgetter("time")))
@@ -57,30 +55,3 @@ def _last_of(file: BinaryIO, end: int, count: int, wanted: Wanted) -> list[Shown
         if row is not None:
             rows.append(row)
     return rows[::-1]
-
-
-def lines_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
-    """The lines before the byte `end`, at which one has ended; the last one first."""
-    rest = b""
-    place = end - 1  # without the last newline
-    while place > 0:
-        start = max(0, place - _BLOCK)
-        file.seek(start)
-        rest, *lines = (file.read(place - start) + rest).split(b"\n")
-        yield from reversed(lines)
-        place = start
-    if end > 0:
-        yield rest
-
-
-def _end_of_lines(file: BinaryIO) -> int:
-    """The byte after the last newline; 0 if there is none."""
-    place = file.seek(0, 2)
-    while place > 0:
-        start = max(0, place - _BLOCK)
-        file.seek(start)
-        found = file.read(place - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        place = start
-    return 0

@@ -16,13 +16,13 @@ from metricbus.records import Status
 class Open(Protocol):
     """Something that is open, as long as the process or until it is closed."""
 
-    def close_at_exit(self, status: Status) -> None:
+    def _close_at_exit(self, status: Status) -> None:
         """The script ends."""
 
-    def save_at_sigterm(self) -> None:
+    def _save_at_sigterm(self) -> None:
         """The process is asked to end, and has little time."""
 
-    def sleep_in_child(self) -> None:
+    def _sleep_in_child(self) -> None:
         """A fork happened, and this is the child's copy."""
 
 
@@ -86,7 +86,7 @@ def flush_at_sigterm() -> None:
 
 def _at_sigterm(number: int, frame: FrameType | None) -> None:
     for bus in opened():
-        bus.save_at_sigterm()
+        bus._save_at_sigterm()
     if callable(_before):
         _before(number, frame)
     elif _before == signal.SIG_DFL:
@@ -97,12 +97,12 @@ def _at_sigterm(number: int, frame: FrameType | None) -> None:
 def _close_all() -> None:
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     while _open:
-        _open.pop().close_at_exit(status_after(error))
+        _open.pop()._close_at_exit(status_after(error))
 
 
 def _sleep_all() -> None:
     while _open:
-        _open.pop().sleep_in_child()
+        _open.pop()._sleep_in_child()
 
 
 atexit.register(_close_all)

@@ -29,8 +29,7 @@ from typing import IO, Any, TypeAlias
 import msgspec
 
 from metricbus.errors import MissingPackageError
-from metricbus.history import OnProgress
-from metricbus.journal import SUFFIX, JournalReader
+from metricbus.journal import SUFFIX, JournalReader, OnProgress
 from metricbus.records import Number, Scalars, told_apart
 from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder

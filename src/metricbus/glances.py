@@ -10,10 +10,11 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from metricbus.backwards import end_of_lines, lines_backwards
 from metricbus.drops import SegmentDrops, Told, in_all
 from metricbus.endings import endings
 from metricbus.errors import JournalError
@@ -42,7 +43,8 @@ Condition: TypeAlias = Literal["running", "silent", "finished", "failed", "kille
 nothing for a minute: whether it lives cannot be seen from here.
 """
 
-_END_BYTES = 1 << 16
+_ENOUGH = 60_000  # bytes of lines: what the first block that is read has
+_LONGEST_HEADER = 1 << 16
 _SILENT_SECS = 60.0
 
 
@@ -70,14 +72,18 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
 class _Tail(NamedTuple):
     """The last records of a segment, from its last `read` bytes.
 
-    `length` is that of its whole lines, `is_whole` says that those are all of its records.
+    `length` is that of all its whole lines.
     """
 
     header: Header | None
     records: list[Record]
     read: int
     length: int
-    is_whole: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether those are all of its records."""
+        return self.read == self.length
 
     @property
     def values(self) -> int:
@@ -139,35 +145,21 @@ def _segments(folder: RunFolder) -> list[Path]:
 
 
 def _read_tail(path: Path) -> _Tail:
-    """At least one value, if there is any: a single row may be longer than the first look."""
+    """At least one value, if there is any: a single row may be longer than what is enough."""
+    records: list[Record] = []
+    values = read = 0
     with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        block = _END_BYTES
-        while True:
-            start = max(0, size - block)
-            lines, length = _whole_lines(file, start, size)
-            records = [record for record in map(_decoded, lines) if record is not None]
-            if start == 0 or any(map(values_of, records)):
+        length = end_of_lines(file)
+        for line in lines_backwards(file, length):
+            read += len(line) + 1
+            if (record := _decoded(line)) is not None:
+                records.append(record)
+                values += values_of(record)
+            if values and read >= _ENOUGH:
                 break
-            block *= 8
         file.seek(0)
-        header = _decoded(file.readline(_END_BYTES))
-    return _Tail(
-        header if isinstance(header, Header) else None,
-        records,
-        sum(len(line) + 1 for line in lines),
-        length,
-        start == 0,
-    )
-
-
-def _whole_lines(file: BinaryIO, start: int, size: int) -> tuple[list[bytes], int]:
-    """Those that begin and end between the two places; and where the last one ends."""
-    file.seek(start)
-    text = file.read(size - start)
-    length = text.rfind(b"\n") + 1
-    lines = text[:length].split(b"\n")[:-1]
-    return lines[1:] if start else lines, start + length if length else 0
+        header = _decoded(file.readline(_LONGEST_HEADER))
+    return _Tail(header if isinstance(header, Header) else None, records[::-1], read, length)
 
 
 def _decoded(line: bytes) -> Record | None:

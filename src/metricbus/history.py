@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from metricbus.columns import Columns, PlainRow, Series
 from metricbus.endings import left_open
 from metricbus.errors import JournalError
-from metricbus.journal import JournalReader, Row
+from metricbus.journal import JournalReader, OnProgress, Row
 from metricbus.media import MediaFolder
 from metricbus.media_records import Cell, MediumRecord, TableRecord
 from metricbus.records import Header, Number, Rewind, Scalars, told_apart
 from metricbus.rewinding import Rewinds
 from metricbus.run import Run, RunFolder
-from metricbus.sinks.csv import safe_cell
+from metricbus.sinks.csv_cells import safe_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["History", "Series", "TableRows", "Wide", "read"]
-
-
-OnProgress: TypeAlias = Callable[[int, int], None]
-"""Is told now and then how many bytes have been read, and of how many."""
 
 _ROWS_A_REPORT = 5_000
 

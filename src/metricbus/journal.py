@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -45,6 +45,9 @@ SUFFIX = ".jsonl"
 NOT_A_LINE = (msgspec.DecodeError, KeyError, UnicodeDecodeError)  # what `decode` raises for one
 NO_LINE = -1  # of a row that stands in no line of its own
 _READ_BYTES = 1 << 20
+
+OnProgress: TypeAlias = Callable[[int, int], None]
+"""Is told now and then how many bytes have been read, and of how many."""
 
 
 class Position(msgspec.Struct, frozen=True):

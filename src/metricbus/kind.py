@@ -1,7 +1,7 @@
 """What every kind of medium has in common: what `log()` takes of it, and how a worker encodes that.
 
-`log()` calls `take` on the caller's thread: it checks types and shapes, and makes one copy. What it
-gives back goes to the media worker, which calls `encode` with the files' writer at hand.
+`log()` calls `_take` on the caller's thread: it checks types and shapes, and makes one copy. What
+that gives back goes to the media worker, which calls `encode` with the files' writer at hand.
 """
 
 from __future__ import annotations
@@ -91,16 +91,16 @@ class Work:
 class Kind:
     """The base of `Histogram`, `Image` and all the others that `log()` takes beside numbers."""
 
-    def take(self, name: str) -> Taken | None:
+    def _take(self, name: str) -> Taken | None:
         """Checks and copies what was given, for the metric `name`; None if there is nothing new.
 
         Raises `TypeError` or `ValueError` that name the metric.
         """
         raise TypeError(f"metric {name!r} was given a {type(self).__name__}, which has no content")
 
-    def take_for(self, run: str, name: str) -> Taken | None:
+    def _take_for(self, run: str, name: str) -> Taken | None:
         """The same for what differs by the run to which it goes."""
-        return self.take(name)
+        return self._take(name)
 
 
 def about(name: str) -> str:

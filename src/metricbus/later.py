@@ -7,10 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from metricbus.delivery_threads import ThreadDelivery
-from metricbus.endings import endings, left_open
+from metricbus.endings import bury, endings, left_open
 from metricbus.errors import ConfigError
 from metricbus.journal import JournalReader
 from metricbus.records import values_of
@@ -78,20 +76,6 @@ def _make_ready(folder: RunFolder) -> None:
 
 def _is_over(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
-
-
-def bury(folder: RunFolder) -> Run:
-    """The run; if its process has died, marked as its segment says or else as killed."""
-    run = folder.load()
-    if run.status != "running" or run.process.is_alive():
-        return run
-    said = [end.status for end in endings(folder.journal).values() if end.writer == run.process]
-    last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
-    status = next((status for status in reversed(said) if status), "killed")
-    dead = msgspec.structs.replace(run, status=status, ended=last)
-    if folder.load() == run:  # nobody has gone on with it meanwhile
-        folder.save(dead)
-    return dead
 
 
 def _sinks_of(run: Run) -> list[str | Sink]:

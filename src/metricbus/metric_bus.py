@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from metricbus import exits
 from metricbus.config import Bars, Fsync, Hosting, Settings, resolve
@@ -20,7 +20,7 @@ from metricbus.meeting import Meeting
 from metricbus.progress import Progress
 from metricbus.queue import Overflow
 from metricbus.records import Number, Status
-from metricbus.reductions import Reducer
+from metricbus.reductions import AcrossRanks, Reducer
 from metricbus.report import DeliveryError, Report
 from metricbus.run import Run, RunFolder
 from metricbus.scope import Scope
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from metricbus.engine import Engine
 
 T = TypeVar("T")
-
-AcrossRanks: TypeAlias = Literal["mean", "sum", "min", "max", "count", "std"]
 
 _RESUME: dict[object, str] = {True: "allow", False: "never"}
 

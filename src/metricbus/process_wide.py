@@ -30,7 +30,7 @@ class ProcessBus(MetricBus):
         self._defined: list[tuple[Definition, bool]] = []  # libraries do so when they are imported
         self.__dict__["log"] = self._log_when_open
 
-    def open(self, **arguments: Any) -> None:
+    def _open(self, **arguments: Any) -> None:
         """Becomes what `MetricBus(**arguments)` would be; a run that is open is closed first.
 
         Step and epoch start anew, but for the first time: loops may be on their way already. Who
@@ -66,7 +66,7 @@ class ProcessBus(MetricBus):
         with self._opening:
             if self.__dict__.get("log") == self._log_when_open and self._engine is None:
                 if _is_spoken_of():
-                    self.open()
+                    self._open()
                 else:
                     self._switch_off()
         if self._engine is not None:
@@ -86,7 +86,7 @@ class ProcessBus(MetricBus):
         """Pickled, it is the process-wide bus of wherever it arrives."""
         return _the_bus, ()
 
-    def renew_in_child(self) -> None:
+    def _renew_in_child(self) -> None:
         """What a fork does to the child's copy: a thread that is not there may hold the lock."""
         self._opening = threading.RLock()
 
@@ -97,7 +97,7 @@ def _is_spoken_of() -> bool:
 
 
 bus = ProcessBus()
-os.register_at_fork(after_in_child=bus.renew_in_child)
+os.register_at_fork(after_in_child=bus._renew_in_child)
 
 
 def _the_bus() -> ProcessBus:
@@ -106,5 +106,5 @@ def _the_bus() -> ProcessBus:
 
 def configure(**arguments: Any) -> MetricBus:
     """Opens the process-wide bus; takes what `MetricBus(...)` takes, and returns it."""
-    bus.open(**arguments)
+    bus._open(**arguments)
     return bus

@@ -237,7 +237,7 @@ class Recorder:
                     row[name] = value
                     if is_deferred(value):
                         on_devices[name] = value
-                elif (found := value.take_for(run, name)) is not None:
+                elif (found := value._take_for(run, name)) is not None:
                     taken[name] = found
             if on_devices:
                 row |= defer(on_devices)

@@ -17,7 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from metricbus.errors import ConfigError
 from metricbus.exact_sum import ExactSum
@@ -32,6 +32,9 @@ EXACT_QUANTILES = 65_536
 
 EMA_DECAY = 0.98
 """The share of the old average in `ema`; `ema0.9` has another."""
+
+AcrossRanks: TypeAlias = Literal["mean", "sum", "min", "max", "count", "std"]
+"""What `define(across_ranks=)` takes: those that give the same for parts as for the whole."""
 
 
 class Reduction(ABC):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
 
-from metricbus.loops import Steps
+from metricbus.loops import Epochs, Steps
 from metricbus.values import check_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from metricbus.records import Number, Status
+    from metricbus.reductions import AcrossRanks, Reducer
+    from metricbus.report import Report
+    from metricbus.run import Run
 
 T = TypeVar("T")
 
@@ -33,7 +41,78 @@ class Logs(Protocol):
         """The newest value of a name."""
 
 
-class Scope:
+class DefineArguments(TypedDict, total=False):
+    """What `define` takes beside the pattern."""
+
+    every: int | None
+    reduce: Reducer | None
+    on_step: bool | None
+    on_epoch: bool | None
+    sinks: Sequence[str] | None
+    axis: str | None
+    across_ranks: AcrossRanks | None
+    progress: bool | None
+
+
+if TYPE_CHECKING:
+
+    class _BusBehind:
+        """What a scope has of its bus, for those who check types."""
+
+        @property
+        def run(self) -> Run | None: ...
+
+        @property
+        def folder(self) -> Path | None: ...
+
+        @property
+        def is_on(self) -> bool: ...
+
+        @property
+        def config(self) -> Mapping[str, Any]: ...
+
+        @property
+        def step(self) -> int: ...
+
+        @property
+        def epoch(self) -> int: ...
+
+        def phase(self, name: str) -> Scope: ...
+
+        def epochs(self, n: int, *, progress: bool | None = None) -> Epochs: ...
+
+        def advance(self, n: int = 1) -> None: ...
+
+        def end_epoch(self) -> dict[str, Number]: ...
+
+        def sync(self, *, group: Any = None, timeout: float | None = None) -> dict[str, Number]: ...
+
+        def state_dict(self) -> dict[str, Any]: ...
+
+        def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+        def rewind(self, step: int, epoch: int | None = None) -> None: ...
+
+        def stats(self) -> Report: ...
+
+        def flush(self, timeout: float | None = None) -> Report: ...
+
+        def close(self, status: Status = "finished", timeout: float | None = None) -> Report: ...
+
+        def before_close(self, end: Callable[[], object]) -> None: ...
+
+else:
+
+    class _BusBehind:
+        """Gives what a scope has not itself, as its bus has it."""
+
+        def __getattr__(self, attribute: str) -> Any:
+            if attribute.startswith("_"):
+                raise AttributeError(attribute)
+            return getattr(self._bus, attribute)
+
+
+class Scope(_BusBehind):
     """`bus.scope("val/seen")`: names get `val/seen/` in front; all else is the bus's own."""
 
     def __init__(self, bus: Logs, prefix: str) -> None:
@@ -65,8 +144,8 @@ class Scope:
         """A view further down."""
         return Scope(self._bus, self._prefix + check_name(prefix))
 
-    def define(self, pattern: str, **rule: Any) -> None:
-        """Defines names below the prefix."""
+    def define(self, pattern: str, **rule: Unpack[DefineArguments]) -> None:
+        """Defines names below the prefix; takes what the bus takes."""
         self._bus.define(self._prefix + check_name(pattern), **rule)
 
     def steps(
@@ -80,8 +159,3 @@ class Scope:
     def last(self, name: str) -> int | float | None:
         """The newest value of a name below the prefix."""
         return self._bus.last(self._prefix + name)
-
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("_"):
-            raise AttributeError(attribute)
-        return getattr(self._bus, attribute)

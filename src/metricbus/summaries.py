@@ -7,22 +7,19 @@ What a rewind went back before is left out, as by `metricbus.read`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from metricbus.drops import SegmentDrops, Told, in_all
 from metricbus.endings import endings, left_open
-from metricbus.journal import NOT_A_LINE, SUFFIX, JournalReader, Row
+from metricbus.journal import NOT_A_LINE, SUFFIX, JournalReader, OnProgress, Row
 from metricbus.media_records import MediumRecord, TableRecord
 from metricbus.records import Epoch, Scalars, decode, told_apart, values_of
 from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.series_summaries import AllSeries, SeriesSummary
-
-OnProgress = Callable[[int, int], None]
-"""Is told now and then how many bytes have been read, and of how many."""
 
 _ROWS_A_REPORT = 5_000
 

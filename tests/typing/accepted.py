@@ -86,6 +86,20 @@ def names_are_defined() -> None:
     with_prefix = bus.scope("val").scope("seen")
     with_prefix.log("loss", 0.5, weight=8)
     bus.phase("train").log({"loss": 0.5})
+    with_prefix.define("*", every=10, reduce="mean", across_ranks=None)
+
+
+def a_scope_has_what_its_bus_has(pairs: list[tuple[str, int]]) -> None:
+    val = bus.scope("val")
+    for name, _number in val.steps(pairs):
+        assert_type(name, str)
+    for epoch in val.epochs(3):
+        assert_type(epoch, int)
+    assert_type(val.step, int)
+    assert_type(val.last("loss"), int | float | None)
+    assert_type(val.run, Run | None)
+    assert_type(val.end_epoch(), dict[str, int | float])
+    assert_type(val.flush().sinks, dict[str, SinkCounts])
 
 
 def what_comes_back_has_a_type() -> None:

@@ -68,6 +68,16 @@ def names_are_defined() -> None:
     bus.define(reduce="mean")  # E: call-arg
 
 
+def a_scope_is_used() -> None:
+    val = bus.scope("val")
+    val.flsh()  # E: attr-defined
+    val.step = 3  # E: misc
+    val.epochs("3")  # E: arg-type
+    val.close("done")  # E: arg-type
+    val.define("loss", evry=10)  # E: call-arg
+    val.define("loss", every="10")  # E: arg-type
+
+
 def what_comes_back_is_used() -> None:
     bus.last("loss") + 1  # E: operator
     bus.close("done")  # E: arg-type

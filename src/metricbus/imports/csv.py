@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from metricbus.errors import ConfigError
-from metricbus.history import OnProgress
 from metricbus.imports.cells import number_in, step_in, time_in
 from metricbus.imports.writing import Destination, Imported, LeftOut, RunWriter, new_run
+from metricbus.journal import OnProgress
 from metricbus.records import Number, Rewind, Scalars
 from metricbus.sinks.csv_cells import safe_cell
 from metricbus.values import check_name

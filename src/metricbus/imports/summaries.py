@@ -196,7 +196,7 @@ def _converted(content: bytes, work: Work) -> Medium:
 
 def _encoded(medium: Text | Image, work: Work) -> Medium:
     """The record of what could as well have been logged."""
-    record = medium.take(work.stamp.name).encode(work)
+    record = medium._take(work.stamp.name).encode(work)
     assert not isinstance(record, list)
     return record
 

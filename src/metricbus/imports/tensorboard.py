@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricbus.errors import ConfigError, MissingPackageError
-from metricbus.history import OnProgress
 from metricbus.imports.writing import Destination, Imported, RunWriter, new_run
+from metricbus.journal import OnProgress
 from metricbus.kind import Stamp
 from metricbus.records import Number, Rewind, Scalars
 from metricbus.values import check_name

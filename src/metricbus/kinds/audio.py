@@ -35,7 +35,7 @@ class Audio(Kind):
         self._rate = sample_rate
         self._caption = caption
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         """Checks and copies the samples."""
         check_text(name, "caption=", self._caption)
         path = as_path(self._data)

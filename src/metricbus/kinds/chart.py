@@ -52,7 +52,7 @@ class Chart(Kind):
             raise TypeError(f"y= is a column's name, or a list of them, not {y!r:.80}")
         self._title = title
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         """Checks and copies the columns."""
         check_package(name, "matplotlib")
         if self._kind not in get_args(ChartKind):

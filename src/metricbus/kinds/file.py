@@ -22,7 +22,7 @@ class File(Kind):
         self._path = path
         self._copy = copy
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         """Checks that the file is there."""
         path = as_path(self._path)
         if path is None:

@@ -51,7 +51,7 @@ class Histogram(Kind):
         self._counts = counts
         self._edges = edges
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         """Checks and copies the values."""
         if self._values is None:
             return Taken(0, partial(_record, self._check_counted(name)))

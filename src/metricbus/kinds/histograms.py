@@ -51,7 +51,7 @@ class Histograms(Kind):
         self._tensors = tensors
         self._bins = bins
 
-    def take(self, name: str) -> Taken | None:
+    def _take(self, name: str) -> Taken | None:
         """Checks and copies the values."""
         check_bins(name, self._bins)
         names = _names(name, tuple(self._tensors))

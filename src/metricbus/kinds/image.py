@@ -76,7 +76,7 @@ class Image(Kind):
         self._columns = columns
         self._close = close
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         """Checks and copies the pixels."""
         sources, is_grid = self._sources(name)
         if self._marks.are_some(name) and is_grid:
@@ -87,7 +87,7 @@ class Image(Kind):
         encoded = partial(encode, sources, columns, self.caption, marks)
         return Taken(nbytes, encoded, self._close_figures)
 
-    def take_cell(self, name: str) -> tuple[int, Any]:
+    def _take_cell(self, name: str) -> tuple[int, Any]:
         """The same for a picture in a table: about how many bytes, and what makes the cell."""
         if self._marks.are_some(name):
             raise ValueError(

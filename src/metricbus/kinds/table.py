@@ -79,11 +79,11 @@ class Table(Kind):
                     _check_cell("", number, column, cell)
         self._rows.extend(rows)
 
-    def take(self, name: str) -> Taken | None:
+    def _take(self, name: str) -> Taken | None:
         """Checks and copies the rows that are new under this name."""
-        return self.take_for("", name)
+        return self._take_for("", name)
 
-    def take_for(self, run: str, name: str) -> Taken | None:
+    def _take_for(self, run: str, name: str) -> Taken | None:
         """Checks and copies the rows that are new in this run under this name."""
         columns = check_columns(name, self._columns)
         key = run, os.getpid(), name  # a forked child's table goes its own way
@@ -126,7 +126,7 @@ def take_rows(
         cells = []
         for column, cell in zip(columns, row, strict=True):
             if isinstance(cell, Image):
-                size, made = cell.take_cell(name)
+                size, made = cell._take_cell(name)
                 nbytes += size
                 cells.append(made)
             else:

@@ -16,7 +16,7 @@ class Text(Kind):
     def __init__(self, markdown: str) -> None:
         self._markdown = markdown
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         """Checks the text."""
         text = check_text(name, "Text(…)", self._markdown)
         return Taken(len(text), partial(_encode, text))

@@ -57,7 +57,7 @@ class Video(Kind):
         self._fps = fps
         self._caption = caption
 
-    def take(self, name: str) -> Taken:
+    def _take(self, name: str) -> Taken:
         """Checks and copies the frames."""
         check_text(name, "caption=", self._caption)
         path = as_path(self._data)

@@ -85,7 +85,7 @@ def watch(
         raise ValueError(f"log= is one of {', '.join(map(repr, _CHOICES))}, not {log!r:.60}")
     if not (norms or histograms):
         raise ValueError("watch() has nothing to log; leave norms=True or histograms=True")
-    Histograms({}, bins).take("watch()")  # which checks the bins
+    Histograms({}, bins)._take("watch()")  # which checks the bins
     wanted = _Wanted(
         every=check_every(every),
         gradients=log != "parameters",
