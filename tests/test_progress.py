@@ -661,6 +661,22 @@ def test_lines_of_log_stand_above_the_bars(
     assert after == "after"
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2])  # 0 is what a terminal has that nobody has sized
+def test_loops_in_a_low_terminal_leave_handlers_as_they_were(
+    bus: MetricBus, logger: logging.Logger, rows: int
+) -> None:
+    terminal = Terminal(rows=rows)
+    handler = logging.StreamHandler(terminal.stream)
+    logger.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal.stream)
+        for _ in bus.epochs(2):
+            for _ in bus.steps(range(2)):
+                assert "emit" in vars(handler)
+    terminal.hang_up()
+    assert "emit" not in vars(handler)
+
+
 def test_richs_lines_stand_above_the_bars(
     bus: MetricBus, terminal: Terminal, logger: logging.Logger
 ) -> None:
