@@ -22,6 +22,7 @@ import torch
 import tqdm
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupts import interrupted
 from rich.console import Console
 from rich.logging import RichHandler
 from scripts import run_script
@@ -30,6 +31,7 @@ from test_hot_path import calls_of
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from metricbus import MetricBus
+from metricbus.beside_bars import ConsoleHandlers
 from metricbus.devices import ACCELERATORS, as_64_bits
 from metricbus.errors import ConfigError, MissingPackageError
 from metricbus.process_wide import ProcessBus
@@ -659,6 +661,21 @@ def test_lines_of_log_stand_above_the_bars(
     assert lines == expected
     assert bar.startswith("epochs: 100%")
     assert after == "after"
+
+
+def test_ctrl_c_at_any_point_leaves_handlers_that_can_be_unwrapped(
+    terminal: Terminal, logger: logging.Logger
+) -> None:
+    handler = logging.StreamHandler(terminal.stream)
+    logger.addHandler(handler)
+    point = 0
+    while interrupted((handlers := ConsoleHandlers()).wrap, point):
+        interrupted(handlers.unwrap, point)
+        handlers.unwrap()
+        assert "emit" not in vars(handler)
+        point += 1
+    assert "emit" in vars(handler)
+    handlers.unwrap()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])  # 0 is what a terminal has that nobody has sized

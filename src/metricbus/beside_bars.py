@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
@@ -75,15 +75,17 @@ class ConsoleHandlers:
         for handler in _handlers():
             if "emit" not in vars(handler) and not isinstance(handler, BesideBars):
                 wrapper = _above_bars(handler)
+                self._wrapped.append((handler, wrapper))  # first: Ctrl-C may come in between
                 vars(handler)["emit"] = wrapper
-                self._wrapped.append((handler, wrapper))
 
     def unwrap(self) -> None:
         """Leaves all of them as they were."""
-        while self._wrapped:
-            handler, wrapper = self._wrapped.pop()
+        for one in list(self._wrapped):
+            handler, wrapper = one
             if vars(handler).get("emit") is wrapper:
                 del vars(handler)["emit"]
+            with suppress(ValueError):  # another thread was faster
+                self._wrapped.remove(one)
 
 
 def _above_bars(handler: logging.Handler) -> Any:
