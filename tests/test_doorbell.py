@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -55,6 +56,17 @@ def test_ringing_where_nobody_listens_raises_nothing(doorbell: Doorbell) -> None
     doorbell.ring()
     doorbell.disconnect()
     doorbell.ring()
+
+
+def test_ringing_where_nobody_listens_raises_no_signal(doorbell: Doorbell) -> None:
+    raised: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, _: raised.append(number))
+    try:
+        os.close(doorbell.connect())
+        doorbell.ring()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert not raised
 
 
 def test_ringing_does_not_wait_for_who_does_not_listen(doorbell: Doorbell) -> None:

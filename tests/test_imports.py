@@ -507,6 +507,13 @@ def test_other_spellings_of_csv(tmp_path: Path, to: Destination, text: str) -> N
     assert points(read(from_csv(tmp_path, to, text)), "loss") == [(1, 0.5)]
 
 
+def test_names_may_have_more_semicolons_than_there_are_commas(
+    tmp_path: Path, to: Destination
+) -> None:
+    made = from_csv(tmp_path, to, "step,epoch,a;b;c;d\n1,0,0.5\n")
+    assert points(read(made), "a;b;c;d") == [(1, 0.5)]
+
+
 def test_times_of_a_wide_file_are_in_the_column_that_is_named(
     tmp_path: Path, to: Destination
 ) -> None:

@@ -22,6 +22,7 @@ import torch
 import tqdm
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupts import interrupted
 from rich.console import Console
 from rich.logging import RichHandler
 from scripts import run_script
@@ -30,6 +31,7 @@ from test_hot_path import calls_of
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from metricbus import MetricBus
+from metricbus.beside_bars import ConsoleHandlers
 from metricbus.devices import ACCELERATORS, as_64_bits
 from metricbus.errors import ConfigError, MissingPackageError
 from metricbus.process_wide import ProcessBus
@@ -653,12 +655,57 @@ def test_lines_of_log_stand_above_the_bars(
         for step in bus.steps(range(2)):
             logger.warning("a line in epoch %d step %d", epoch, step)
     logger.warning("after")
-    assert "emit" not in vars(handler)
+    assert not is_wrapped(handler)
     expected = [f"a line in epoch {epoch} step {step}" for epoch in (0, 1) for step in (0, 1)]
     *lines, bar, after = terminal.screen()
     assert lines == expected
     assert bar.startswith("epochs: 100%")
     assert after == "after"
+
+
+class OwnHandler(logging.StreamHandler[Any]):
+    """One that writes by a method of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+
+
+EMIT = logging.StreamHandler.emit
+
+
+def is_wrapped(handler: logging.Handler) -> bool:
+    return "emit" in vars(handler) or logging.StreamHandler.emit is not EMIT
+
+
+def test_ctrl_c_at_any_point_leaves_handlers_that_can_be_unwrapped(
+    terminal: Terminal, logger: logging.Logger
+) -> None:
+    handler = OwnHandler(terminal.stream)
+    logger.addHandler(handler)
+    point = 0
+    while interrupted((handlers := ConsoleHandlers()).wrap, point):
+        interrupted(handlers.unwrap, point)
+        handlers.unwrap()
+        assert not is_wrapped(handler)
+        point += 1
+    assert is_wrapped(handler)
+    handlers.unwrap()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])  # 0 is what a terminal has that nobody has sized
+def test_loops_in_a_low_terminal_leave_handlers_as_they_were(
+    bus: MetricBus, logger: logging.Logger, rows: int
+) -> None:
+    terminal = Terminal(rows=rows)
+    handler = logging.StreamHandler(terminal.stream)
+    logger.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal.stream)
+        for _ in bus.epochs(2):
+            for _ in bus.steps(range(2)):
+                assert is_wrapped(handler)
+    terminal.hang_up()
+    assert not is_wrapped(handler)
 
 
 def test_richs_lines_stand_above_the_bars(
@@ -724,7 +771,7 @@ def test_a_handler_that_the_first_line_makes_is_one_of_them(
         "WARNING:root:a line in step 0",
         "WARNING:root:a line in step 1",
     ]
-    assert logging.StreamHandler.emit.__module__ == "logging"
+    assert logging.StreamHandler.emit is EMIT
 
 
 def test_the_logging_sink_does_not_tear_the_bars(tmp_path: Path, terminal: Terminal) -> None:

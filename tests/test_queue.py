@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from typing import Literal
 
 import pytest
+from interrupts import interrupted
 
 from metricbus.errors import ClosedError
 from metricbus.queue import BYTES_A_VALUE, Bounds, Call, CallQueue, Control, values_in
@@ -133,7 +135,31 @@ def test_a_control_put_after_close_is_answered_at_once() -> None:
     queue.close()
     control = Control()
     queue.put_control(control)
-    assert control.done.is_set()
+    assert control.done.wait(0)
+
+
+def test_ctrl_c_at_any_point_of_a_wait_holds_up_nobody_who_obeys() -> None:
+    point = 0
+    control = Control()
+    while interrupted(partial(control.done.wait, 0.0001), point):
+        obeys = threading.Thread(target=control.done.set, daemon=True)
+        obeys.start()
+        obeys.join(30)
+        assert not obeys.is_alive()
+        control, point = Control(), point + 1
+    assert point > 10
+
+
+def test_all_who_wait_for_a_control_hear_of_it() -> None:
+    control = Control()
+    heard: list[bool] = []
+    waits = [threading.Thread(target=lambda: heard.append(control.done.wait(60))) for _ in range(4)]
+    for one in waits:
+        one.start()
+    control.done.set()
+    for one in waits:
+        one.join(30)
+    assert heard == [True] * 4
 
 
 @pytest.mark.parametrize("overflow", ["block", "drop_newest", "drop_oldest"])

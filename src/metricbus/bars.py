@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 from metricbus.beside_bars import (
@@ -32,7 +32,7 @@ _FORMATS = (  # and how many columns each wants beside the description and the m
 _FORMATS_WITHOUT_TOTAL = ((None, 34), ("{desc}: {n_fmt}{unit}{postfix}", 0))
 _ERASE_LINE = "\r\x1b[K"
 
-_open: list[Bar] = []
+_open: dict[int, Bar] = {}  # by identity: to tqdm, two bars at the same place are equal
 _console = ConsoleHandlers()
 
 
@@ -45,6 +45,7 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
     needed: this one looks at the clock at each step.
     """
 
+    disable = True  # until it is made; Ctrl-C while that goes on has one closed that is not whole
     monitor_interval = 0
     _lock = lock_of_bars(sys.modules["tqdm.std"])
 
@@ -95,8 +96,10 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
 
     def close(self) -> None:
         """Draws it for the last time, or takes it away."""
+        if self.disable or not hasattr(self, "pos"):
+            return
         with suppress(OSError, ValueError):
-            if self._is_terminal and not self.disable and not self.gui and self.pos == 0:
+            if self._is_terminal and not self.gui and self.pos == 0:
                 self.fp.write(_ERASE_LINE)  # what Ctrl-C echoes may have moved the cursor
             super().close()
 
@@ -117,18 +120,14 @@ def bar_over(
 ) -> Iterator[Iterable[T]]:
     """The iterable behind a bar, which is closed in the end, whatever that is."""
     bar = Bar(_Items(iterable), beside, total=_length_of(iterable), **looks)
-    items = iter(bar)
-    is_text = not bar.disable and not bar.gui
-    if is_text:
-        _open.append(bar)
-        _console.wrap()
     try:
-        yield items
+        if not bar.disable and not bar.gui:
+            _open[id(bar)] = bar
+            _console.wrap()
+        with closing(bar), closing(iter(bar)) as items:
+            yield items
     finally:
-        items.close()
-        bar.close()
-        if is_text and bar in _open:
-            _open.remove(bar)
+        _open.pop(id(bar), None)
         if not _open:
             _console.unwrap()
 
@@ -145,7 +144,7 @@ def _forget_in_child() -> None:
     """What a fork does: the terminal's bars are the parent's."""
     renew_lock_in_child()
     Bar._lock = lock_of_bars(sys.modules["tqdm.std"])
-    for bar in _open:
+    for bar in _open.values():
         bar.disable = True
         tqdm._instances.discard(bar)
     _open.clear()

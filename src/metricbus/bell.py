@@ -1,9 +1,10 @@
-"""Waking a thread without a lock of ours, and letting another one work."""
+"""Waking a thread without a lock of ours, telling it of an end, and letting another one work."""
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 _BREATH = 50e-6
@@ -31,10 +32,37 @@ class Bell:
     def wait(self, timeout: float | None = None) -> None:
         """Waits for a ring or until the time is up; rings that came together count as one."""
         try:
-            if timeout is not None:
-                timeout = min(max(timeout, 0.0), threading.TIMEOUT_MAX)
-            self._rings.get(timeout=timeout)
+            self._rings.get(timeout=_possible(timeout))
             while True:
                 self._rings.get_nowait()
         except Empty:
             pass
+
+
+class Done:
+    """Tells who waits that something has come to its end.
+
+    Ctrl-C may end a wait at any point: unlike `threading.Event`, there is no lock that it could
+    leave held, at which `set` would hang.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._rings: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """It has; all waits end, now and later."""
+        self._is_set = True
+        self._rings.put(None)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until it has, or the time is up; whether it has."""
+        if not self._is_set:
+            with suppress(Empty):
+                self._rings.get(timeout=_possible(timeout))
+                self._rings.put(None)  # for others who wait
+        return self._is_set
+
+
+def _possible(timeout: float | None) -> float | None:
+    return None if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)

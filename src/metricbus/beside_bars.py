@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
@@ -81,17 +81,19 @@ class ConsoleHandlers:
         for handler in _handlers():
             if "emit" not in vars(handler) and type(handler).emit is not _emit_above_bars:
                 wrapper = _above_bars(handler)
+                self._wrapped.append((handler, wrapper))  # first: Ctrl-C may come in between
                 vars(handler)["emit"] = wrapper
-                self._wrapped.append((handler, wrapper))
 
     def unwrap(self) -> None:
         """Leaves all of them as they were."""
         if logging.StreamHandler.emit is _emit_above_bars:
             logging.StreamHandler.emit = _emit  # type: ignore[method-assign]
-        while self._wrapped:
-            handler, wrapper = self._wrapped.pop()
+        for one in list(self._wrapped):
+            handler, wrapper = one
             if vars(handler).get("emit") is wrapper:
                 del vars(handler)["emit"]
+            with suppress(ValueError):  # another thread was faster
+                self._wrapped.remove(one)
 
 
 def _emit_above_bars(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:

@@ -15,10 +15,15 @@ import time
 
 
 class Doorbell:
-    """The training's side: one pipe to each delivery process that it starts."""
+    """The training's side: one pipe to each delivery process that it starts.
+
+    The other end stays open here, too: writing into a pipe that nobody could read from would raise
+    SIGPIPE, which ends a training that leaves that signal to the system.
+    """
 
     def __init__(self) -> None:
         self._end: int | None = None
+        self._others: int | None = None
         self._changing = threading.RLock()  # a number must not be written to when it is another's
 
     def connect(self) -> int:
@@ -27,10 +32,16 @@ class Doorbell:
         `OSError` if there are too many open files.
         """
         theirs, ours = os.pipe()
+        try:
+            kept = os.dup(theirs)
+        except OSError:
+            os.close(theirs)
+            os.close(ours)
+            raise
         os.set_blocking(ours, False)
         with self._changing:
             self.disconnect()
-            self._end = ours
+            self._end, self._others = ours, kept
         return theirs
 
     def ring(self) -> None:
@@ -39,15 +50,17 @@ class Doorbell:
             if self._end is not None:
                 try:
                     os.write(self._end, b"!")
-                except OSError:  # it has ended, or has not listened for 64 KiB
+                except OSError:  # nobody has listened for 64 KiB
                     pass
 
     def disconnect(self) -> None:
         """Closes the pipe."""
         with self._changing:
-            end, self._end = self._end, None
-            if end is not None:
-                os.close(end)
+            ends = self._end, self._others
+            self._end = self._others = None
+            for end in ends:
+                if end is not None:
+                    os.close(end)
 
 
 class Listener:

@@ -26,7 +26,7 @@ import time
 from collections import deque
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from metricbus.bell import Bell
+from metricbus.bell import Bell, Done
 from metricbus.errors import ClosedError
 from metricbus.kind import Encoder, Stamp, Taken
 from metricbus.records import Number
@@ -73,7 +73,7 @@ class Control:
     values = 0
 
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self.done = Done()
 
 
 class CallQueue:

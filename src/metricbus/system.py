@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol, TypeAlias
 
 from metricbus.arguments import check_bus
+from metricbus.bell import Done
 from metricbus.errors import MissingPackageError
 from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
@@ -59,7 +60,7 @@ class SystemMonitor(Handle):
         self._every_secs = every_secs
         self._gpus = gpus
         self._told: set[str] = set()
-        self._stop = threading.Event()
+        self._stop = Done()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="metricbus-system", daemon=True)
         self._thread.start()

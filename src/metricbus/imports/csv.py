@@ -67,7 +67,7 @@ def import_csv(
     if not path.exists():
         raise ConfigError(f"there is no {path}; give a CSV file")
     with open(path, newline="", encoding="utf-8-sig") as file:
-        lines = _lines(file, path)
+        lines = _lines(file, path, step)
         header = _header(next(lines, Line(1, [])), path, step, time)
         with new_run(to, path) as run:
             about = path.stat()
@@ -81,13 +81,11 @@ def import_csv(
             return run.end()
 
 
-def _lines(file: TextIO, path: Path) -> Iterator[Line]:
+def _lines(file: TextIO, path: Path, step: str) -> Iterator[Line]:
     """The lines that have anything in them; `ConfigError` for what is no text or no CSV."""
     number = 0
     try:
-        first = file.readline()
-        file.seek(0)
-        reader = csv.reader(file, delimiter=max(_DELIMITERS, key=first.count))
+        reader = csv.reader(file, delimiter=_delimiter(file, step))
         for cells in reader:
             number = reader.line_num
             if any(cells):
@@ -96,6 +94,20 @@ def _lines(file: TextIO, path: Path) -> Iterator[Line]:
         raise ConfigError(f"{path} is no text in UTF-8: {error}") from error
     except csv.Error as error:
         raise ConfigError(f"{path} is no CSV after line {number:,}: {error}") from error
+
+
+def _delimiter(file: TextIO, step: str) -> str:
+    """The one that gives a column of steps, in a file at its start; of several, the most columns.
+
+    Names may have the others in them.
+    """
+
+    def found(delimiter: str) -> tuple[bool, int]:
+        names = next(csv.reader(file, delimiter=delimiter), [])
+        file.seek(0)
+        return step in map(str.strip, names), len(names)
+
+    return max(_DELIMITERS, key=found)
 
 
 def _header(first: Line, path: Path, step: str, time: str | None) -> Header:
