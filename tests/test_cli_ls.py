@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from metricbus import MetricBus
+from metricbus import Histogram, MetricBus
 from metricbus.cli.app import app
 from metricbus.testing import MemorySink
 
@@ -96,6 +96,21 @@ def test_json_has_what_a_script_wants(runs: Path) -> None:
     assert entry["last"] == {"loss": 1 / 30}
     (sink,) = entry["sinks"]
     assert (sink["sink"], sink["delivered"], sink["share"]) == ("csv", 30, 1.0)
+
+
+def test_the_step_is_the_largest_though_an_earlier_one_was_logged_last(tmp_path: Path) -> None:
+    with MetricBus(id="late", sinks="", dir=tmp_path) as bus:
+        for step in range(100):
+            bus.log("loss", 1 / (step + 1), step=step)
+        bus.log("val/acc", 0.5, step=50)
+    with MetricBus(id="short", sinks="", dir=tmp_path) as bus:
+        bus.log("loss", 0.5, step=60)
+        bus.log("weights", Histogram([1.0, 2.0]), step=20)
+    steps = {entry["id"]: entry["step"] for entry in listed(str(tmp_path))}
+    assert steps == {"late": 99, "short": 60}
+    assert ids(str(tmp_path), "--sort", "steps") == ["late", "short"]
+    late = next(line for line in ls(str(tmp_path)).stdout.splitlines() if line.startswith("late"))
+    assert "99" in late.split()
 
 
 def test_the_last_values_can_be_chosen(runs: Path) -> None:
