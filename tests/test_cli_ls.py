@@ -185,6 +185,45 @@ def test_at_40_columns_the_least_is_left_out_and_no_line_is_longer(
     assert lines[0].split()[:2] == ["run", "status"]
 
 
+@pytest.fixture
+def long_id(tmp_path: Path) -> str:
+    """A run with an id as they are made, of a name that is not short."""
+    name = "resnet50-baseline-20261122-061500-abc"
+    with MetricBus(id=name, sinks="csv", dir=tmp_path) as bus:
+        bus.log({"train/loss": 0.25, "val/acc": 0.5}, step=1234)
+    return name
+
+
+def test_at_80_columns_the_last_value_stands_beside_a_long_id(
+    long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ls(str(tmp_path)).stdout.splitlines()
+    assert lines[0].split() == ["run", "status", "age", "step", "last"]
+    assert lines[2].startswith(f"{long_id}  finished")
+    assert "train/loss 0.25" in " ".join(lines[2].split())
+    assert max(map(len, lines)) <= 80
+
+
+def test_at_80_columns_the_reason_stands_beside_a_run_that_cannot_be_read(
+    long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / long_id / "run.json").write_text("{")
+    assert "cannot be read" in " ".join(ls(str(tmp_path)).stdout.split())
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_values_that_are_asked_for_stay_the_longest(
+    width: int, long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = ls(str(tmp_path), "--values", "val/*").stdout.splitlines()
+    assert "val/acc 0.5" in lines[2]
+    assert (long_id in lines[2]) == (width == 80), "beyond half of the width it is folded"
+    assert max(map(len, lines)) <= width
+
+
 def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("\x1b[2Jgone\n[red]x", 1)
