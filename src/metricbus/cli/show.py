@@ -83,7 +83,8 @@ def _print_run(out: Console, read: Reading) -> None:
     facts |= _oddities(read.summary) | {"values dropped": dropped_in_words(read)}
     for title, text in facts.items():
         if text:
-            _print(out, Text(f"{title}: ", style="dim"), Text(printable(text)))
+            show_line = _print_whole if title == "folder" else _print
+            show_line(out, Text(f"{title}: ", style="dim"), Text(printable(text)))
 
 
 def _oddities(summary: RunSummary) -> dict[str, str]:
@@ -111,6 +112,11 @@ def _course(read: Reading) -> str:
 
 def _print(out: Console, *texts: Text) -> None:
     out.print(Text.assemble(*texts), overflow="fold")
+
+
+def _print_whole(out: Console, *texts: Text) -> None:
+    """A line with a path or a command, which people copy: without newlines in it."""
+    out.print(Text.assemble(*texts), soft_wrap=True)
 
 
 def _print_config(out: Console, run: Run) -> None:
@@ -178,7 +184,8 @@ def _print_sinks(out: Console, read: Reading) -> None:
     for sink in sinks:
         for text in (why(read, sink), sink.where, sink.command):
             if text:
-                _print(out, Text(f"{printable(sink.sink)}: ", style="dim"), Text(printable(text)))
+                title = Text(f"{printable(sink.sink)}: ", style="dim")
+                _print_whole(out, title, Text(printable(text)))
 
 
 def _as_json(
