@@ -46,7 +46,7 @@ def test_the_demo_trains_and_every_sink_has_everything(tmp_path: Path) -> None:
     assert kinds == {kind.__name__ for kind in MEDIA}
     values = 44 + len(history.media())
     for sink in ("logging", "csv", "tensorboard", "wandb", "mlflow"):
-        assert re.search(rf"{sink} +│ {values} +│ 0 +│ 0 +│ 0", done.stdout), done.stdout
+        assert re.search(rf"{sink} +{values} +0 +0 +0", done.stdout), done.stdout
     assert f"tensorboard --logdir {folder}\n" in done.stdout
     assert f"wandb sync {folder}/wandb/offline-run-" in done.stdout
     assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in done.stdout
@@ -129,3 +129,17 @@ def test_deliver_to_logging_shows_the_lines(tmp_path: Path) -> None:
         bus.log("loss", 0.5)
     done = metricbus_command("deliver", str(tmp_path / "r"), "--sinks", "logging", cwd=tmp_path)
     assert "step 0 epoch 0 | loss=0.5" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["doctor", "sinks", "deliver"])
+def test_tables_are_plain_and_fit_into_40_columns(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("loss", 0.5)
+    more = [str(tmp_path / "r"), "--sinks", "csv"] if command == "deliver" else []
+    lines = metricbus_command(command, *more, cwd=tmp_path).stdout.splitlines()
+    assert not set("".join(lines)) & set("│┃┏└")
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 40
+    assert all(line == line.rstrip() for line in lines)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from metricbus import MetricBus
+from metricbus import Histogram, MetricBus
 from metricbus.cli.app import app
 from metricbus.testing import MemorySink
 
@@ -98,6 +98,21 @@ def test_json_has_what_a_script_wants(runs: Path) -> None:
     assert (sink["sink"], sink["delivered"], sink["share"]) == ("csv", 30, 1.0)
 
 
+def test_the_step_is_the_largest_though_an_earlier_one_was_logged_last(tmp_path: Path) -> None:
+    with MetricBus(id="late", sinks="", dir=tmp_path) as bus:
+        for step in range(100):
+            bus.log("loss", 1 / (step + 1), step=step)
+        bus.log("val/acc", 0.5, step=50)
+    with MetricBus(id="short", sinks="", dir=tmp_path) as bus:
+        bus.log("loss", 0.5, step=60)
+        bus.log("weights", Histogram([1.0, 2.0]), step=20)
+    steps = {entry["id"]: entry["step"] for entry in listed(str(tmp_path))}
+    assert steps == {"late": 99, "short": 60}
+    assert ids(str(tmp_path), "--sort", "steps") == ["late", "short"]
+    late = next(line for line in ls(str(tmp_path)).stdout.splitlines() if line.startswith("late"))
+    assert "99" in late.split()
+
+
 def test_the_last_values_can_be_chosen(runs: Path) -> None:
     done = ls(str(runs), "--name", "c-3", "--values", "val/*")
     assert "val/f1 0.125" in done.stdout
@@ -168,6 +183,45 @@ def test_at_40_columns_the_least_is_left_out_and_no_line_is_longer(
     lines = ls(str(runs)).stdout.splitlines()
     assert max(map(len, lines)) <= 40
     assert lines[0].split()[:2] == ["run", "status"]
+
+
+@pytest.fixture
+def long_id(tmp_path: Path) -> str:
+    """A run with an id as they are made, of a name that is not short."""
+    name = "resnet50-baseline-20261122-061500-abc"
+    with MetricBus(id=name, sinks="csv", dir=tmp_path) as bus:
+        bus.log({"train/loss": 0.25, "val/acc": 0.5}, step=1234)
+    return name
+
+
+def test_at_80_columns_the_last_value_stands_beside_a_long_id(
+    long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ls(str(tmp_path)).stdout.splitlines()
+    assert lines[0].split() == ["run", "status", "age", "step", "last"]
+    assert lines[2].startswith(f"{long_id}  finished")
+    assert "train/loss 0.25" in " ".join(lines[2].split())
+    assert max(map(len, lines)) <= 80
+
+
+def test_at_80_columns_the_reason_stands_beside_a_run_that_cannot_be_read(
+    long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / long_id / "run.json").write_text("{")
+    assert "cannot be read" in " ".join(ls(str(tmp_path)).stdout.split())
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_values_that_are_asked_for_stay_the_longest(
+    width: int, long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = ls(str(tmp_path), "--values", "val/*").stdout.splitlines()
+    assert "val/acc 0.5" in lines[2]
+    assert (long_id in lines[2]) == (width == 80), "beyond half of the width it is folded"
+    assert max(map(len, lines)) <= width
 
 
 def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:

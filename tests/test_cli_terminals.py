@@ -132,7 +132,8 @@ def test_what_is_shown_fits_into_40_columns(
     change(run, config={"optimizer": {"a long name of a key": "x" * 100}}, name="日本語" * 20)
     done = run_command(command, run)
     assert_told(done, 0)
-    assert max(map(cell_len, done.stdout.splitlines())) <= 40
+    lines = [line for line in done.stdout.splitlines() if str(run) not in line]
+    assert max(map(cell_len, lines)) <= 40
 
 
 @pytest.mark.parametrize("command", ["show", "compare", "tail", "export csv-wide"])

@@ -244,8 +244,8 @@ def test_the_command_tells_its_version(with_cli: Clean) -> None:
 def test_sinks_lists_all_and_which_can_be_used(with_cli: Clean) -> None:
     done = with_cli.run("metricbus", "sinks")
     assert done.returncode == 0, done.stderr
-    cells = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines()]
-    ready = {cell[1]: cell[2] for cell in cells if len(cell) == 5}
+    _, _, *rows = map(str.split, done.stdout.splitlines())
+    ready = {name: answer for name, answer, *_ in rows}
     assert ready.keys() == set(sink_names())
     assert [name for name, answer in ready.items() if answer == "yes"] == ["csv", "logging"]
 

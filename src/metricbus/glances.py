@@ -51,11 +51,11 @@ _SILENT_SECS = 60.0
 class Glance(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a run without reading all of it.
 
-    `step`, `epoch` and `last` (the newest value of each name that is near the end) are None or
-    empty where nothing was logged. `values` counts what is in the journal, superseded values too;
-    it is an estimate unless `is_exact`. `changed` is when the journal was written to last, in
-    nanoseconds since 1970-01-01 UTC. Of a run that has not ended, `dropped` is what was written
-    down lately.
+    `step` and `epoch` are the largest near the ends of the segments, `last` has the newest value
+    of each name there; None or empty where nothing was logged. `values` counts what is in the
+    journal, superseded values too; it is an estimate unless `is_exact`. `changed` is when the
+    journal was written to last, in nanoseconds since 1970-01-01 UTC. Of a run that has not ended,
+    `dropped` is what was written down lately.
     """
 
     status: Condition
@@ -183,8 +183,9 @@ def _count(segment: str, tail: _Tail, found: Sequence[Progress]) -> tuple[int, b
 
 
 def _newest(tails: Iterable[_Tail]) -> tuple[int | None, int | None, dict[str, Number]]:
-    """Step and epoch of the newest record, and each name's newest value among the last records.
+    """The largest step and epoch, and each name's newest value, among the last records.
 
+    The newest record need not have the largest step: what is measured of an earlier one comes late.
     A rewind takes back what stands at greater steps.
     """
     records = [(tail.attempt, record) for tail in tails for record in tail.records]
@@ -197,10 +198,16 @@ def _newest(tails: Iterable[_Tail]) -> tuple[int | None, int | None, dict[str, N
     for _, record in placed:
         if isinstance(record, Rewind) and record.rank:
             continue  # tells of its own place in the journal alone
-        step, epoch = record.step, record.epoch
         if isinstance(record, Rewind):
+            step, epoch = record.step, record.epoch
             last = {name: at for name, at in last.items() if at[0] <= record.step}
-        elif isinstance(record, Scalars):
+            continue
+        step, epoch = _larger(step, record.step), _larger(epoch, record.epoch)
+        if isinstance(record, Scalars):
             values = told_apart(record).values
             last.update({name: (record.step, value) for name, value in values.items()})
     return step, epoch, {name: value for name, (_, value) in last.items()}
+
+
+def _larger(so_far: int | None, other: int) -> int:
+    return other if so_far is None else max(so_far, other)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from metricbus import __version__
 from metricbus.cli.compare import compare
@@ -21,9 +20,10 @@ from metricbus.cli.ls import ls
 from metricbus.cli.plot import plot
 from metricbus.cli.safe import printable
 from metricbus.cli.show import show
+from metricbus.cli.tables import Column, print_table
 from metricbus.cli.tail import tail
 from metricbus.cli.terminal import console, fail
-from metricbus.config import Settings, declared, reference, resolve
+from metricbus.config import InForce, Settings, declared, reference, resolve
 from metricbus.errors import ConfigError
 from metricbus.sinks import find_sink, make_sink, sink_names
 from metricbus.urls import parse_sinks
@@ -98,14 +98,7 @@ def doctor(
         settings, in_force = resolve({})
     except ConfigError as error:
         fail(str(error))
-    table = Table("variable", "from", "meaning")
-    table.add_column("in force", overflow="fold")
-    for setting, value, source in in_force:
-        shown = "" if value is None else str(value)
-        style = "bold" if source == "environment" else ""
-        cells = (setting.variable, source, setting.doc, printable(shown))
-        table.add_row(*map(Text, cells), style=style)
-    console().print(table)
+    _print_settings(in_force)
     problems = _problems(settings)
     for problem in problems:
         print(printable(problem))
@@ -126,10 +119,34 @@ def sinks() -> None:
             rows.append((name, "yes", doc[0] if doc else ""))
         except ConfigError as error:
             rows.append((name, "no", str(error)))
-    table = Table("sink", "ready", "what it is")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console().print(table)
+    names, ready, words = zip(*rows, strict=True)
+    print_table(
+        console(),
+        [
+            Column("sink", names, 9),
+            Column("ready", ready, 7),
+            Column("what it is", words, 8, folded=True),
+        ],
+    )
+
+
+def _print_settings(in_force: Sequence[InForce]) -> None:
+    """A row a setting; those that somebody has chosen stand out."""
+    out = console()
+    settings, values, sources = zip(*in_force, strict=True)
+    names = [setting.variable for setting in settings]
+    shown = ["" if value is None else str(value) for value in values]
+    styles = ["bold" if source == "environment" else "" for source in sources]
+    is_narrow = max(map(len, names)) > out.width // 2
+    print_table(
+        out,
+        [
+            Column("variable", names, 9, folded=is_narrow, styles=styles),
+            Column("from", sources, 5, styles=styles),
+            Column("in force", shown, 8, folded=True, styles=styles),
+            Column("meaning", [one.doc for one in settings], 3, folded=True, styles=styles),
+        ],
+    )
 
 
 def _problems(settings: Settings) -> list[str]:

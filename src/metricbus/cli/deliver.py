@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 import metricbus
 from metricbus.cli.finding import find_run
 from metricbus.cli.safe import printable
+from metricbus.cli.tables import Column, print_table
 from metricbus.cli.terminal import console, failing
 from metricbus.report import Report, SinkCounts
 
@@ -64,11 +63,18 @@ def print_counts(sinks: Mapping[str, SinkCounts]) -> None:
         print(printable(f"  {name}: {sink.where}"))
         if sink.command:
             print(printable(f"    {sink.command}"))
-    table = Table("sink", "delivered", "rejected", "filtered", "pending")
-    for name, sink in sinks.items():
-        counts = (sink.delivered, sink.rejected, sink.filtered, sink.pending)
-        table.add_row(Text(printable(name)), *(f"{count:,}" for count in counts))
-    console().print(table)
+    print_table(console(), columns_of_counts(list(sinks), list(sinks.values())))
     for name, sink in sinks.items():
         if sink.error:
             print(printable(f"{name}: {sink.error}"))
+
+
+def columns_of_counts(names: Sequence[str], sinks: Sequence[SinkCounts]) -> list[Column]:
+    """A row a sink; the last to go is what tells whether all is well."""
+    return [
+        Column("sink", names, 9, folded=True),
+        Column("delivered", [f"{sink.delivered:,}" for sink in sinks], 5, right=True),
+        Column("rejected", [f"{sink.rejected:,}" for sink in sinks], 6, right=True),
+        Column("filtered", [f"{sink.filtered:,}" for sink in sinks], 3, right=True),
+        Column("pending", [f"{sink.pending:,}" for sink in sinks], 7, right=True),
+    ]

@@ -191,16 +191,18 @@ def _print(entries: Sequence[_Entry], values: str | None) -> None:
     statuses = [entry.status for entry in entries]
     shown = _MANY_VALUES if out.width >= _WIDE else 1
     names = [entry.name for entry in entries]
+    last = [_last(entry, values, shown) for entry in entries]
+    is_asked_for = values is not None
     print_table(
         out,
         [
             Column("run", names, 9, folded=max(map(len, names)) > out.width // 2),
-            Column("status", statuses, 8, styles=[STATUS_STYLES[status] for status in statuses]),
-            Column("age", [_age(entry) for entry in entries], 6, right=True),
-            Column("step", [_step(entry) for entry in entries], 7, right=True),
+            Column("status", statuses, 7, styles=[STATUS_STYLES[status] for status in statuses]),
+            Column("age", [_age(entry) for entry in entries], 4, right=True),
+            Column("step", [_step(entry) for entry in entries], 6, right=True),
             Column("values", [_values(entry.seen) for entry in entries], 2, right=True),
-            Column("last", [_last(entry.seen, values, shown) for entry in entries], 3, folded=True),
-            Column("delivery", [_delivery(entry) for entry in entries], 5, folded=True),
+            Column("last", last, 8 if is_asked_for else 5, folded=True),
+            Column("delivery", [_delivery(entry) for entry in entries], 3, folded=True),
         ],
     )
 
@@ -219,9 +221,11 @@ def _values(seen: Glance | None) -> str:
     return f"{seen.values:,}" if seen.is_exact else f"~{float(f'{seen.values:.2g}'):,.0f}"
 
 
-def _last(seen: Glance | None, glob: str | None, few: int) -> str:
-    """The newest values: those that are asked for, or a few."""
-    last = list(seen.last.items()) if seen else []
+def _last(entry: _Entry, glob: str | None, few: int) -> str:
+    """The newest values: those that are asked for, or a few; or why there are none to be had."""
+    if entry.seen is None:
+        return entry.problem
+    last = list(entry.seen.last.items())
     if glob is None:
         shown, more = last[:few], len(last) - few
     else:
@@ -233,7 +237,7 @@ def _last(seen: Glance | None, glob: str | None, few: int) -> str:
 def _delivery(entry: _Entry) -> str:
     """What is not as it should be; else that all is there."""
     if entry.seen is None:
-        return entry.problem
+        return ABSENT
     total = entry.seen.dropped.total
     dropped = [f"{total:,} dropped"] if total else []
     if not entry.seen.sinks:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from metricbus.cli.deliver import columns_of_counts
 from metricbus.cli.finding import find_run
 from metricbus.cli.readings import (
     Reading,
@@ -27,6 +28,7 @@ from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, print_table
 from metricbus.cli.terminal import console, print_json
 from metricbus.cli.words import STATUS_STYLES, about, moment, number, span, sparkline
+from metricbus.report import SinkCounts
 from metricbus.run import Run
 from metricbus.series_summaries import SeriesSummary
 from metricbus.sinks.media_words import kind_of
@@ -83,7 +85,8 @@ def _print_run(out: Console, read: Reading) -> None:
     facts |= _oddities(read.summary) | {"values dropped": dropped_in_words(read)}
     for title, text in facts.items():
         if text:
-            _print(out, Text(f"{title}: ", style="dim"), Text(printable(text)))
+            show_line = _print_whole if title == "folder" else _print
+            show_line(out, Text(f"{title}: ", style="dim"), Text(printable(text)))
 
 
 def _oddities(summary: RunSummary) -> dict[str, str]:
@@ -111,6 +114,11 @@ def _course(read: Reading) -> str:
 
 def _print(out: Console, *texts: Text) -> None:
     out.print(Text.assemble(*texts), overflow="fold")
+
+
+def _print_whole(out: Console, *texts: Text) -> None:
+    """A line with a path or a command, which people copy: without newlines in it."""
+    out.print(Text.assemble(*texts), soft_wrap=True)
 
 
 def _print_config(out: Console, run: Run) -> None:
@@ -166,19 +174,22 @@ def _print_sinks(out: Console, read: Reading) -> None:
     sinks = read.sinks
     if not sinks:
         return
-    columns = [
-        Column("sink", [sink.sink for sink in sinks], 9, folded=True),
-        Column("delivered", [f"{sink.delivered:,}" for sink in sinks], 5, right=True),
-        Column("rejected", [f"{sink.rejected:,}" for sink in sinks], 6, right=True),
-        Column("filtered", [f"{sink.filtered:,}" for sink in sinks], 3, right=True),
-        Column("pending", [f"{pending(read, sink):,}" for sink in sinks], 7, right=True),
+    counts = [
+        SinkCounts(
+            delivered=sink.delivered,
+            rejected=sink.rejected,
+            filtered=sink.filtered,
+            pending=pending(read, sink),
+        )
+        for sink in sinks
     ]
     out.print()
-    print_table(out, columns)
+    print_table(out, columns_of_counts([sink.sink for sink in sinks], counts))
     for sink in sinks:
         for text in (why(read, sink), sink.where, sink.command):
             if text:
-                _print(out, Text(f"{printable(sink.sink)}: ", style="dim"), Text(printable(text)))
+                title = Text(f"{printable(sink.sink)}: ", style="dim")
+                _print_whole(out, title, Text(printable(text)))
 
 
 def _as_json(

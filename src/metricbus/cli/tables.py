@@ -51,7 +51,8 @@ class Column:
 
 def fits(columns: Sequence[Column], width: int) -> bool:
     """Whether there is room for all of them, folded where they may be."""
-    return sum(column.least_width + _BETWEEN for column in columns) <= width
+    between = _BETWEEN * (len(columns) - 1)
+    return sum(column.least_width for column in columns) + between <= width
 
 
 def print_table(out: Console, columns: Sequence[Column]) -> None:
