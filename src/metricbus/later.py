@@ -45,7 +45,9 @@ def deliver(
     run = bury(run_folder)
     specs = specs_of(_sinks_of(run) if sinks is None else sinks)
     if not specs:
-        raise ConfigError(f"the run {run.id} names no sink to deliver to; name some by sinks=")
+        raise ConfigError(
+            f"the run {run.id} names no sink to deliver to; name some by sinks= (--sinks)"
+        )
     _make_ready(run_folder)
     deadline = None if timeout is None else time.monotonic() + timeout
     delivery = ThreadDelivery(run_folder, specs)
@@ -84,7 +86,7 @@ def _sinks_of(run: Run) -> list[str | Sink]:
     for url in urls:
         if _MASK in url:
             raise ConfigError(
-                f"the run {run.id} keeps no secrets, and {url!r} has some: name the sink by sinks="
+                f"the run {run.id} keeps no secrets, and {url!r} has some: name the sink by sinks= (--sinks)"
             )
     return [url for url in urls if not find_sink(parse_sink(url).name).in_process]
 
