@@ -86,7 +86,8 @@ def _sinks_of(run: Run) -> list[str | Sink]:
     for url in urls:
         if _MASK in url:
             raise ConfigError(
-                f"the run {run.id} keeps no secrets, and {url!r} has some: name the sink by sinks= (--sinks)"
+                f"the run {run.id} keeps no secrets, and {url!r} has some: name the "
+                "sink by sinks= (--sinks)"
             )
     return [url for url in urls if not find_sink(parse_sink(url).name).in_process]
 
