@@ -11,6 +11,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import warnings
@@ -31,6 +32,18 @@ PAGES = Path(__file__).parent.parent / "docs" / "coming-from"
 OURS = "# metricbus"
 
 Values = dict[tuple[str, int], float]
+
+
+@pytest.fixture
+def mlflow_as_it_was() -> Iterator[None]:
+    """What their side sets holds for the whole process, and would reach other tests."""
+    import mlflow
+    from mlflow.tracking import fluent
+
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # it takes that for its default
+    fluent._active_experiment_id = None
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
 
 
 def blocks(page: str) -> list[tuple[int, str]]:
@@ -218,6 +231,7 @@ def metrics(database: str) -> tuple[Values, dict[str, str], dict[str, str]]:
     return points, found.data.params, found.data.tags | {"status": found.info.status}
 
 
+@pytest.mark.usefixtures("mlflow_as_it_was")
 def test_mlflow_has_the_same_metrics_and_params() -> None:
     make_template(Path())  # its tables take MLflow seconds to make
     for database in ("theirs.db", "ours.db"):
