@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -97,6 +98,33 @@ def test_sinks_are_listed() -> None:
     done = metricbus_command("sinks")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("csv", "logging", "mlflow", "tensorboard", "wandb"))
+
+
+def test_the_doctor_tells_scripts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METRICBUS_SINKS", "cvs,csv?include=http://me:hunter2@host")
+    done = metricbus_command("doctor", "--json")
+    assert done.returncode == 1
+    assert "hunter2" not in done.stdout
+    told = json.loads(done.stdout)
+    (sinks,) = (one for one in told["settings"] if one["variable"] == "METRICBUS_SINKS")
+    assert (sinks["value"], sinks["from"]) == ("cvs,csv?include=http://***@host", "environment")
+    assert len(told["problems"]) == 1
+
+
+def test_scripts_are_told_which_sinks_are_ready() -> None:
+    told = json.loads(metricbus_command("sinks", "--json").stdout)
+    assert {"csv", "logging"} <= {one["sink"] for one in told if one["ready"] is True}
+
+
+def test_scripts_are_told_what_deliver_has_delivered(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path, id="r") as bus:
+        bus.log("loss", 0.5)
+    done = metricbus_command("deliver", str(tmp_path / "r"), "--sinks", "csv", "--json")
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)
+    assert told["folder"] == str(tmp_path / "r")
+    assert told["sinks"]["csv"]["delivered"] == 1
+    assert told["sinks"]["csv"]["pending"] == 0
 
 
 def test_the_version_is_told() -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ from metricbus.cli.safe import printable
 from metricbus.cli.show import show
 from metricbus.cli.tables import Column, print_table
 from metricbus.cli.tail import tail
-from metricbus.cli.terminal import console, fail
+from metricbus.cli.terminal import console, fail, print_json
 from metricbus.config import InForce, Settings, declared, reference, resolve
 from metricbus.errors import ConfigError
 from metricbus.sinks import find_sink, make_sink, sink_names
@@ -86,6 +86,7 @@ def doctor(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the reference of all settings instead.")
     ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
     """Print what settings are in force, where each comes from, and what is wrong with them.
 
@@ -98,16 +99,21 @@ def doctor(
         settings, in_force = resolve({})
     except ConfigError as error:
         fail(str(error))
-    _print_settings(in_force)
     problems = _problems(settings)
-    for problem in problems:
-        print(printable(problem))
+    if json:
+        print_json({"settings": [_as_json(one) for one in in_force], "problems": problems})
+    else:
+        _print_settings(in_force)
+        for problem in problems:
+            print(printable(problem))
     if problems:
         raise typer.Exit(1)
 
 
 @app.command()
-def sinks() -> None:
+def sinks(
+    json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+) -> None:
     """List the sinks that a URL may name, and what is missing to use them.
 
     Example: metricbus sinks
@@ -116,18 +122,27 @@ def sinks() -> None:
     for name in sink_names():
         try:
             doc = (find_sink(name).__doc__ or "").strip().splitlines()
-            rows.append((name, "yes", doc[0] if doc else ""))
+            rows.append((name, True, doc[0] if doc else ""))
         except ConfigError as error:
-            rows.append((name, "no", str(error)))
+            rows.append((name, False, str(error)))
+    if json:
+        print_json([dict(zip(("sink", "ready", "about"), row, strict=True)) for row in rows])
+        return
     names, ready, words = zip(*rows, strict=True)
     print_table(
         console(),
         [
             Column("sink", names, 9),
-            Column("ready", ready, 7),
+            Column("ready", ["yes" if is_ready else "no" for is_ready in ready], 7),
             Column("what it is", words, 8, folded=True),
         ],
     )
+
+
+def _as_json(one: InForce) -> dict[str, Any]:
+    setting = one.setting
+    about = {"variable": setting.variable, "value": one.value, "from": one.source}
+    return about | {"meaning": setting.doc}
 
 
 def _print_settings(in_force: Sequence[InForce]) -> None:

@@ -11,9 +11,9 @@ import typer
 
 import metricbus
 from metricbus.cli.finding import find_run
-from metricbus.cli.safe import printable
+from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, print_table
-from metricbus.cli.terminal import console, failing
+from metricbus.cli.terminal import console, failing, print_json
 from metricbus.report import Report, SinkCounts
 
 
@@ -30,6 +30,9 @@ def deliver(
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Give up after so many seconds; else never.")
     ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="The counts as JSON, a run after another.")
+    ] = False,
 ) -> None:
     """Bring what runs have logged to sinks: now, later, or after a crash. Nothing comes twice.
 
@@ -37,12 +40,16 @@ def deliver(
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("metricbus").setLevel(logging.INFO)  # for the sink `logging`
-    complete = True
+    complete, told = True, []
     for folder in [find_run(run) for run in runs]:
         with failing(folder.path):
             counts = metricbus.deliver(folder.path, sinks, follow=follow, timeout=timeout)
-        print_counts(counts)
+        told.append({"folder": path_text(folder.path), "sinks": counts})
+        if not json:
+            print_counts(counts)
         complete &= not any(sink.pending or sink.rejected for sink in counts.values())
+    if json:
+        print_json(told)
     if not complete:
         raise typer.Exit(1)
 
