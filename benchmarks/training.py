@@ -21,7 +21,7 @@ from benchmarks.harness import Role
 TrainStep = Callable[[], float]
 Log = Callable[[int, float], object]
 
-LEAD_IN, TURN, ALONE = 0.3, 0.7, 0.35
+LEAD_IN, TURN, ALONE = 0.25, 0.5, 0.25
 """Seconds that an arm logs untimed, and then timed, and that the bare loop takes in between."""
 
 _SELDOM = 0.35  # of these seconds: of an arm whose effect is great

@@ -110,7 +110,7 @@ def measure(context: Context) -> list[Result]:
 
 def launched(context: Context, ways: Sequence[Way]) -> dict[str, Told]:
     """What each arm gave; pyperf's own file of it stands in the folder."""
-    rounds = context.pick(4, 2)
+    rounds = context.pick(3, 2)
     place = context.place("calls")
     make_template(place)
     with _server(place, ways) as uri:

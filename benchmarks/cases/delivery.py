@@ -21,7 +21,7 @@ from benchmarks.own_sinks import DATABASE, VALUES, complete, lines_in
 from benchmarks.peers import PEERS, mlflow_peer, mlflow_server
 from benchmarks.peers.services import MlflowBatches, empty_database
 
-ROUNDS = 3
+ROUNDS = 2
 WARM_UP_ROWS = 10
 QUICK = 50  # times fewer rows in a quick run
 OURS = "metricbus"

@@ -49,8 +49,8 @@ def _flushes(context: Context) -> Result:
     }
     gc.collect()
     context.tell("ends: flush()")
-    seen = interleaved(ways, context.pick(60, 5), warm_up=True)
-    seen |= interleaved(slow, context.pick(5, 1))  # 10,000 calls take them up to half a second
+    seen = interleaved(ways, context.pick(40, 5), warm_up=True)
+    seen |= interleaved(slow, context.pick(3, 1))  # 10,000 calls take them up to half a second
     figures = []
     for name, way in (ways | slow).items():
         whole = complete(name, way.close(), way.logged)

@@ -26,7 +26,7 @@ def measure(context: Context) -> list[Result]:
     sizes = [10**3, 10**4] if quick else [10**4, 10**5, 10**6, 10**7]
     values, many = context.pick(10**5, 2_000), context.pick(10**4, 1_000)
     shapes = {size: Shape(size) for size in sizes if _has_room(context, size)}
-    by_size = _run(context, "values", shapes, lambda size: {10**6: 2, 10**7: 1}.get(size, 3))
+    by_size = _run(context, "values", shapes, lambda size: {10**6: 1, 10**7: 1}.get(size, 3))
     names = [1, 100, 1_000] if quick else [1, 10, 100, 1_000, 10_000]
     by_names = {count: Shape(values, names=count, together=False) for count in names}
     threads = [1, 4] if quick else [1, 2, 4, 8, 16]

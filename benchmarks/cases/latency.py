@@ -96,7 +96,7 @@ def _measure_rates(context: Context) -> Rates:
 
 def _measure_arms(context: Context, rate: float) -> list[Seen]:
     arms = all_arms(quick=context.quick)
-    calls = context.pick(32_000, 400)
+    calls = context.pick(24_000, 400)
     with ExitStack() as exits:
         workers = {arm.name: exits.enter_context(Worker()) for arm in arms}
         opening = [workers[arm.name].begin(open_arm, arm, context.place("latency")) for arm in arms]

@@ -165,7 +165,7 @@ def _imports(context: Context) -> Result:
     )
     context.tell("imports: those of the backends")
     backends = HEAVY[: context.pick(len(HEAVY), 1)]
-    heavy = interleaved(_importing(backends, place), context.pick(3, 1), warm_up=not context.quick)
+    heavy = interleaved(_importing(backends, place), context.pick(2, 1), warm_up=not context.quick)
     roles = {bare: "control", **LIGHT}
     figures = [
         Figure(name, seen, roles.get(name, "peer")) for name, seen in (light | heavy).items()
@@ -198,7 +198,7 @@ def _openings(context: Context) -> list[Result]:
     whole: dict[str, list[float]] = {}
     wanted = list(OPENINGS)[: context.pick(len(OPENINGS), 2)]
     arms = {name: _opening(name, OPENINGS[name][1], place, whole) for name in wanted}
-    seen = interleaved(arms, context.pick(3, 1), warm_up=not context.quick)
+    seen = interleaved(arms, context.pick(2, 1), warm_up=not context.quick)
     alone = Result(
         id="starting-first-log",
         title="From opening a run to the first value logged",
