@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from typer.testing import CliRunner, Result
 
+from metricbus import MetricBus
 from metricbus.cli.app import app
 
 READERS = {
@@ -45,3 +48,19 @@ def assert_told(done: Result, *codes: int) -> None:
     assert "Traceback" not in done.output
     if done.exit_code == 2:
         assert done.stderr.strip()
+
+
+def make_run(folder: Path) -> Path:
+    """A run with nothing wrong."""
+    with MetricBus(id="r", run="good", sinks=[], dir=folder, config={"lr": 0.1}) as bus:
+        for step in range(20):
+            bus.log({"train/loss": 1 / (step + 1), "train/acc": step / 20}, step=step)
+            if step % 3 == 0:
+                bus.log("val/acc", step / 20)
+    return folder / "r"
+
+
+def change(run: Path, **fields: Any) -> None:
+    """Writes other fields into run.json."""
+    file = run / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))

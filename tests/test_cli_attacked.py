@@ -8,13 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from commands import OF_ONE_RUN, READERS, assert_told, run_command
+from commands import OF_ONE_RUN, READERS, assert_told, change, make_run, run_command
 
 import metricbus
-from metricbus import MetricBus
 
 Lines = list[bytes]
 JOURNALS: dict[str, Callable[[Lines], Lines]] = {
@@ -64,24 +62,13 @@ JOURNALS: dict[str, Callable[[Lines], Lines]] = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    with MetricBus(id="r", run="good", sinks=[], dir=folder, config={"lr": 0.1}) as bus:
-        for step in range(20):
-            bus.log({"train/loss": 1 / (step + 1), "train/acc": step / 20}, step=step)
-            if step % 3 == 0:
-                bus.log("val/acc", step / 20)
-    return folder / "r"
+    return make_run(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
     """A run of one's own, to be damaged."""
     return shutil.copytree(made, tmp_path / "runs" / "r")
-
-
-def change(run: Path, **fields: Any) -> None:
-    file = run / "run.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
 @pytest.mark.parametrize("command", [name for name in READERS if "json" not in name])

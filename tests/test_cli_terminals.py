@@ -11,10 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from commands import arguments_of, assert_told, run_command
+from commands import arguments_of, assert_told, change, make_run, run_command
 from rich.cells import cell_len
 
 from metricbus import MetricBus
@@ -32,24 +31,13 @@ NASTY = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    with MetricBus(id="r", run="good", sinks=[], dir=folder, config={"lr": 0.1}) as bus:
-        for step in range(20):
-            bus.log({"train/loss": 1 / (step + 1), "train/acc": step / 20}, step=step)
-            if step % 3 == 0:
-                bus.log("val/acc", step / 20)
-    return folder / "r"
+    return make_run(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
     """A run of one's own, to be damaged."""
     return shutil.copytree(made, tmp_path / "runs" / "r")
-
-
-def change(run: Path, **fields: Any) -> None:
-    file = run / "run.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
 @pytest.mark.parametrize(
