@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from metricbus import Sink, Unavailable
-from metricbus.records import values_of
+from metricbus._common.records import values_of
 
 _LONGEST_WRITE = 4096  # bytes that a slow disk takes at once, so that it is slow evenly
 

@@ -17,10 +17,10 @@ from benchmarks import reading
 from benchmarks.own_sinks import LOG
 from benchmarks.peers import Peer
 from metricbus import MetricBus
+from metricbus._common.sink_urls import parse_sink
 from metricbus.feed import Feed
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec, spec_of
-from metricbus.urls import parse_sink
 
 NAMES = [f"train/metric{i}" for i in range(20)]
 METRICS_A_BATCH = 1000  # the most that MLflow takes

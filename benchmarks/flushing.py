@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.harness import Role
 from benchmarks.reading import journal_values, log_values, tensorboard_values
 from metricbus import MetricBus, Scalars
-from metricbus.records import encode
+from metricbus._common.records import encode
 
 NAMES = [f"train/m{i}" for i in range(20)]
 PENDING = 10_000

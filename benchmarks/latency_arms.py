@@ -19,7 +19,7 @@ from benchmarks.harness import Role
 from benchmarks.peers import PEERS
 from benchmarks.reading import complete, journal_values
 from metricbus import MetricBus, Report, Sink
-from metricbus.config import Hosting
+from metricbus._common.settings import Hosting
 
 QUEUE = 65_536  # as long as a bus's own
 FOUR = "logging,csv,tensorboard,wandb?mode=offline"

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import metricbus
+from metricbus._common.records import Header, Scalars
 from metricbus.endings import left_open
 from metricbus.journal import JournalReader
-from metricbus.records import Header, Scalars
 
 THREADS = 3
 MOST = 100_000  # values a thread

@@ -10,8 +10,7 @@ from typing import Any
 from PIL import Image
 
 from metricbus import Scalars
-from metricbus.media import MediaWriter
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     Cell,
     ChartRecord,
@@ -23,6 +22,7 @@ from metricbus.media_records import (
     VideoRecord,
     encode_rows,
 )
+from metricbus.media import MediaWriter
 
 PIXELS = bytes(range(12))  # 2 x 2, three channels
 

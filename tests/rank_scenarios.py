@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 import metricbus
 from metricbus import EarlyStopping, MetricBus, RankError
-from metricbus.ranks import Rank, agree
+from metricbus._common.distributed import Rank, agree
 
 _FORKSERVER = get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(  # each is imported once

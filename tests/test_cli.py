@@ -12,7 +12,7 @@ import pytest
 
 import metricbus
 from metricbus import MetricBus
-from metricbus.media_records import MEDIA
+from metricbus._common.media_records import MEDIA
 
 
 def metricbus_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

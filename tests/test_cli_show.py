@@ -13,13 +13,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metricbus import Image, MetricBus, Table
+from metricbus._common.processes import this_process
 from metricbus.cli.app import app
 from metricbus.cli.safe import printable
 from metricbus.cli.words import number, size, span, sparkline
 from metricbus.exchange import DeliveryStatus, status_of
 from metricbus.lease import Lease
 from metricbus.offsets import Progress, save_progress
-from metricbus.processes import this_process
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 

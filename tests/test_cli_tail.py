@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from metricbus import Histogram, MetricBus, Scalars, Table, Text, backwards
+from metricbus._common.records import Rewind
 from metricbus.backwards import lines_backwards
 from metricbus.cli.app import app
 from metricbus.ends import last_rows
 from metricbus.journal import JournalReader, SegmentWriter
-from metricbus.records import Rewind
 from metricbus.run import RunFolder, create_run
 from metricbus.wanted import Wanted
 

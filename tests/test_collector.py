@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metricbus._common.records import Drops, Record, Status
 from metricbus.collector import Collector
 from metricbus.controls import Stop
 from metricbus.queue import Bounds, Call, CallQueue
-from metricbus.records import Drops, Record, Status
 
 
 class Counting:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metricbus import MetricBus
-from metricbus.config import Settings, declared, reference, resolve
+from metricbus._common.settings import Settings, declared, reference, resolve
 from metricbus.errors import ConfigError
 
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metricbus import Lost, MetricBus, Run, Scalars, Sink
+from metricbus._common.sink_urls import parse_sink
 from metricbus.consumer import Consumer
 from metricbus.journal import JournalReader, SegmentWriter
 from metricbus.offsets import Progress, load_progress, save_progress
 from metricbus.run import RunFolder, create_run
 from metricbus.sinks.base import CommonOptions
 from metricbus.specs import spec_of
-from metricbus.urls import parse_sink
 
 
 @pytest.fixture

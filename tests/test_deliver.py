@@ -19,11 +19,11 @@ from wandb_reader import wandb_files, wandb_rows
 
 import metricbus
 from metricbus import ConfigError, JournalError, Lost, MetricBus, Scalars, deliver, lease
+from metricbus._common.files import AppendFile, create_file
+from metricbus._common.processes import ProcessId, this_process
 from metricbus.consumer import Consumer
-from metricbus.files import AppendFile, create_file
 from metricbus.journal import SegmentWriter
 from metricbus.lease import Held, Lease, Superseded
-from metricbus.processes import ProcessId, this_process
 from metricbus.run import Run, RunFolder
 from metricbus.specs import spec_of
 from metricbus.testing import MemorySink

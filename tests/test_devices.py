@@ -25,7 +25,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import metricbus
 from metricbus import MetricBus, Scalars
-from metricbus.devices import ACCELERATORS, as_64_bits, is_deferred, spread
+from metricbus._common.device_values import ACCELERATORS, as_64_bits, is_deferred, spread
 from metricbus.journal import JournalReader
 
 

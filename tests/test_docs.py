@@ -18,9 +18,9 @@ from typer.main import get_command
 
 import metricbus.testing
 import metricbus.torch
+from metricbus._common.records import End, Header, Scalars, decode
 from metricbus.cli.app import app
 from metricbus.process_wide import ProcessBus
-from metricbus.records import End, Header, Scalars, decode
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

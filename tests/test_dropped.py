@@ -14,11 +14,11 @@ from scripts import run_script
 from typer.testing import CliRunner
 
 from metricbus import Image, MetricBus
+from metricbus._common.records import Dropped, Drops, End, decode, encode
 from metricbus.cli.app import app
 from metricbus.drops import SegmentDrops, Told, in_all
 from metricbus.glances import glance
 from metricbus.journal import SegmentWriter
-from metricbus.records import Dropped, Drops, End, decode, encode
 from metricbus.run import RunFolder
 from metricbus.summaries import summarise
 

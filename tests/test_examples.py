@@ -18,7 +18,7 @@ from PIL import Image
 
 import metricbus
 from metricbus import History
-from metricbus.media_records import AudioRecord, ImageRecord, VideoRecord
+from metricbus._common.media_records import AudioRecord, ImageRecord, VideoRecord
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 

@@ -20,10 +20,10 @@ from typer.testing import CliRunner, Result
 
 import metricbus
 from metricbus import MetricBus, Scalars, exports
+from metricbus._common.records import Number, Rewind
 from metricbus.cli.app import app
 from metricbus.exports import Format, Numbers, write
 from metricbus.journal import SegmentWriter
-from metricbus.records import Number, Rewind
 from metricbus.run import RunFolder, create_run
 from metricbus.wanted import Wanted
 

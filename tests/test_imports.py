@@ -26,18 +26,18 @@ from typer.testing import CliRunner, Result
 
 import metricbus
 from metricbus import ConfigError, Histogram, History, Image, MetricBus, Text, Video
-from metricbus.cli.app import app
-from metricbus.imports import Destination, Imported, import_csv, import_tensorboard, tensorboard
-from metricbus.imports.cells import number_in, step_in, time_in
-from metricbus.journal import JournalReader
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     HistogramRecord,
     ImageRecord,
     TextRecord,
     VideoRecord,
 )
-from metricbus.records import Rewind, Scalars
+from metricbus._common.records import Rewind, Scalars
+from metricbus.cli.app import app
+from metricbus.imports import Destination, Imported, import_csv, import_tensorboard, tensorboard
+from metricbus.imports.cells import number_in, step_in, time_in
+from metricbus.journal import JournalReader
 from metricbus.sinks.event_file import frame
 
 TIME = 1_700_000_000

@@ -20,8 +20,8 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from metricbus import Histogram, MetricBus
+from metricbus._common.media_records import HistogramRecord
 from metricbus.kinds.binning import Binned, bin_on_device, bin_values
-from metricbus.media_records import HistogramRecord
 from metricbus.testing import MemorySink
 
 Array = NDArray[Any]

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 import metricbus
 from metricbus import Audio, Chart, File, Image, MetricBus, Table, Text, Video
-from metricbus.kind import Kind
-from metricbus.media_records import (
+from metricbus._common.media_base import Kind
+from metricbus._common.media_records import (
     AudioRecord,
     ChartRecord,
     FileRecord,

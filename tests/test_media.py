@@ -31,10 +31,10 @@ from metricbus import (
     Table,
     Text,
 )
+from metricbus._common.media_base import Kind, Taken, Work
+from metricbus._common.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
 from metricbus.journal import SegmentWriter
-from metricbus.kind import Kind, Taken, Work
 from metricbus.media import MediaFolder, MediaWriter, safe_name
-from metricbus.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
 from metricbus.media_worker import MediaWorker
 from metricbus.queue import Overflow
 from metricbus.testing import MemorySink

@@ -25,7 +25,7 @@ from wandb_reader import wandb_path, wandb_rows
 
 import metricbus
 from metricbus import Audio, Histogram, Image, MetricBus, Table, Text, Video
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     HistogramRecord,
     ImageRecord,

@@ -16,10 +16,10 @@ from media_made import HISTOGRAM, PIXELS, at, audio, chart, film, image, png, ro
 from PIL import Image
 
 from metricbus import Run
+from metricbus._common.files import AppendFile
+from metricbus._common.media_records import Box, Cell, FileRecord, FileRef, HistogramRecord, Picture
 from metricbus.errors import Lost, MediaError
-from metricbus.files import AppendFile
 from metricbus.media import MediaWriter, ref_of
-from metricbus.media_records import Box, Cell, FileRecord, FileRef, HistogramRecord, Picture
 from metricbus.sinks.csv import CsvSink
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)

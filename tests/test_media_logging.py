@@ -10,9 +10,9 @@ import pytest
 from media_made import at, audio, chart, film, image, row, table, text
 
 from metricbus import Run
+from metricbus._common.media_records import FileRecord, FileRef, HistogramRecord
 from metricbus.errors import MediaError
 from metricbus.media import MediaWriter
-from metricbus.media_records import FileRecord, FileRef, HistogramRecord
 from metricbus.sinks.logging import LoggingSink
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)

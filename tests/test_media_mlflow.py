@@ -24,11 +24,7 @@ from mlflow import MlflowClient
 from PIL import Image as PillowImage
 
 from metricbus import Rejected, Scalars, Unavailable
-from metricbus.consumer import Consumer
-from metricbus.errors import MediaError
-from metricbus.journal import SegmentWriter
-from metricbus.media import MediaWriter, ref_of, safe_name
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     MEDIA,
     AudioRecord,
     Box,
@@ -45,6 +41,11 @@ from metricbus.media_records import (
     decode_rows,
     encode_rows,
 )
+from metricbus._common.sink_urls import parse_sink
+from metricbus.consumer import Consumer
+from metricbus.errors import MediaError
+from metricbus.journal import SegmentWriter
+from metricbus.media import MediaWriter, ref_of, safe_name
 from metricbus.run import Run, RunFolder, create_run
 from metricbus.sinks import mlflow_media
 from metricbus.sinks.mlflow import MlflowOptions, MlflowSink
@@ -52,7 +53,6 @@ from metricbus.sinks.mlflow_rows import image_key
 from metricbus.sinks.mlflow_store import upload
 from metricbus.sinks.mlflow_tags import NAME_TAG
 from metricbus.specs import spec_of
-from metricbus.urls import parse_sink
 
 AT: dict[str, Any] = {"epoch": 0, "time": 1_700_000_000_000_000_000}
 ODD = ["../../up", "a/b", "a~b", "a_b", "🦆", "long" * 200, "=cmd()", "a%b", "a+b", ".", "A b"]

@@ -25,9 +25,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.util import tensor_util
 
 from metricbus import Run
-from metricbus.errors import MediaError
-from metricbus.media import MediaWriter
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     Box,
     Cell,
@@ -36,7 +34,9 @@ from metricbus.media_records import (
     HistogramRecord,
     Picture,
 )
-from metricbus.records import Rewind
+from metricbus._common.records import Rewind
+from metricbus.errors import MediaError
+from metricbus.media import MediaWriter
 from metricbus.sinks.tensorboard import TensorBoardSink
 
 with warnings.catch_warnings():  # of the HTML cleaner that it brings along

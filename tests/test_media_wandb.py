@@ -29,9 +29,7 @@ from wandb_reader import (
     wandb_rows,
 )
 
-from metricbus.errors import MediaError, Rejected
-from metricbus.media import MediaWriter
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     Box,
     Cell,
@@ -47,7 +45,9 @@ from metricbus.media_records import (
     VideoRecord,
     encode_rows,
 )
-from metricbus.records import Rewind, Scalars
+from metricbus._common.records import Rewind, Scalars
+from metricbus.errors import MediaError, Rejected
+from metricbus.media import MediaWriter
 from metricbus.run import Run
 from metricbus.sinks.wandb import WandbOptions, WandbSink
 from metricbus.sinks.wandb_names import (

@@ -27,6 +27,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.utils.validation import _validate_metric_name
 
 from metricbus import ConfigError, MetricBus, Scalars, Unavailable
+from metricbus._common.sink_urls import parse_sink
 from metricbus.consumer import Consumer
 from metricbus.journal import SegmentWriter
 from metricbus.run import RunFolder, create_run
@@ -34,7 +35,6 @@ from metricbus.sinks.mlflow import MlflowSink
 from metricbus.sinks.mlflow_rows import NAME_TAG, Identity, Names, Times, allowed
 from metricbus.sinks.mlflow_store import in_batches
 from metricbus.specs import spec_of
-from metricbus.urls import parse_sink
 
 
 @pytest.fixture(scope="module")

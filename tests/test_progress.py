@@ -31,8 +31,8 @@ from test_hot_path import calls_of
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from metricbus import MetricBus
-from metricbus.beside_bars import ConsoleHandlers
-from metricbus.devices import ACCELERATORS, as_64_bits
+from metricbus._common.device_values import ACCELERATORS, as_64_bits
+from metricbus._common.tqdm_logging import ConsoleHandlers
 from metricbus.errors import ConfigError, MissingPackageError
 from metricbus.process_wide import ProcessBus
 from metricbus.progress import _shown

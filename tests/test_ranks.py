@@ -13,10 +13,10 @@ from rank_scenarios import run_ranks
 
 import metricbus
 from metricbus import ConfigError, MetricBus, RankError, Series
+from metricbus._common.distributed import Rank, find_rank, launchers_id, writes
+from metricbus._common.records import Header
 from metricbus.controls import TakePart
 from metricbus.journal import JournalReader
-from metricbus.ranks import Rank, find_rank, launchers_id, writes
-from metricbus.records import Header
 from metricbus.reductions import reduction_factory
 
 WaitFor = Callable[[Callable[[], bool]], None]

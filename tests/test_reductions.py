@@ -13,9 +13,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from metricbus._common.records import Number
 from metricbus.errors import ConfigError
 from metricbus.exact_sum import ExactSum
-from metricbus.records import Number
 from metricbus.reductions import EXACT_QUANTILES, Reducer, Reduction, reduction_factory
 
 finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)

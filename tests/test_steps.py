@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metricbus import MetricBus
-from metricbus.steps import Clock, check_step
+from metricbus._common.clock import Clock, check_step
 from metricbus.testing import MemorySink
 
 

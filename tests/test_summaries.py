@@ -17,10 +17,10 @@ from scripts import run_script
 
 import metricbus
 from metricbus import Image, JournalError, MetricBus, Table, series_summaries
+from metricbus._common.records import Number, Scalars
 from metricbus.curves import BUCKETS, Curve
 from metricbus.glances import Glance, glance
 from metricbus.journal import SegmentWriter
-from metricbus.records import Number, Scalars
 from metricbus.run import Run, RunFolder
 from metricbus.summaries import RunSummary, summarise
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from metricbus import MetricBus, MissingPackageError
-from metricbus.records import Number
+from metricbus._common.records import Number
 from metricbus.system import SystemMonitor
 from metricbus.testing import MemorySink
 

@@ -23,8 +23,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from metricbus import MetricBus
-from metricbus.devices import ACCELERATORS, as_64_bits
-from metricbus.records import Number
+from metricbus._common.device_values import ACCELERATORS, as_64_bits
+from metricbus._common.records import Number
 from metricbus.testing import MemorySink
 from metricbus.torch.activations import watch_activations
 

@@ -10,7 +10,7 @@ import torch
 
 import metricbus
 from metricbus import Histogram, MetricBus
-from metricbus.media_records import HistogramRecord
+from metricbus._common.media_records import HistogramRecord
 
 pytestmark = [
     pytest.mark.gpu,

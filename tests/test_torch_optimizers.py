@@ -19,7 +19,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from metricbus import MetricBus
-from metricbus.devices import ACCELERATORS, as_64_bits
+from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus.process_wide import ProcessBus
 from metricbus.testing import MemorySink
 from metricbus.torch.optimizers import watch_optimizer

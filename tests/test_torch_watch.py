@@ -22,8 +22,8 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from metricbus import MetricBus
-from metricbus.devices import ACCELERATORS, as_64_bits
-from metricbus.media_records import HistogramRecord
+from metricbus._common.device_values import ACCELERATORS, as_64_bits
+from metricbus._common.media_records import HistogramRecord
 from metricbus.testing import MemorySink
 from metricbus.torch import optimizer_steps
 from metricbus.torch.clipping import clip_grad_norm_

@@ -24,9 +24,9 @@ from torchmetrics.wrappers import ClasswiseWrapper, Running
 
 import metricbus
 from metricbus import EarlyStopping, MetricBus
-from metricbus.devices import ACCELERATORS, is_deferred
+from metricbus._common.device_values import ACCELERATORS, is_deferred
+from metricbus._common.validation import is_metric
 from metricbus.metric_objects import _MOST, Computed, MetricObjects
-from metricbus.values import is_metric
 
 LABELS = torch.tensor([0, 1, 2, 2])
 GUESSES = torch.tensor([0, 1, 1, 2])
@@ -63,7 +63,7 @@ def test_metrics_and_collections_are_told_from_everything_else(
 def test_nothing_is_imported_to_look_at_a_value() -> None:
     code = """
         import sys
-        from metricbus.values import is_metric
+        from metricbus._common.validation import is_metric
         assert not is_metric(object())
         assert not {"torch", "torchmetrics"} & set(sys.modules)
     """

@@ -19,13 +19,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metricbus
-from metricbus import MetricBus, Rejected, Scalars, Unavailable, files
+from metricbus import MetricBus, Rejected, Scalars, Unavailable
+from metricbus._common import files
+from metricbus._common.sink_urls import parse_sink
 from metricbus.consumer import Consumer
 from metricbus.process_wide import ProcessBus
 from metricbus.run import RunFolder
 from metricbus.specs import spec_of
 from metricbus.testing import MemorySink
-from metricbus.urls import parse_sink
 
 Wait = Callable[[Callable[[], bool]], None]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metricbus._common.sink_urls import parse_sink, parse_sinks, redact
 from metricbus.errors import ConfigError
-from metricbus.urls import parse_sink, parse_sinks, redact
 
 
 def test_a_list_of_sinks_is_taken_apart() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ids import shown
 
-from metricbus.values import MAX_NAME_LENGTH, check_name, flatten, to_number
+from metricbus._common.validation import MAX_NAME_LENGTH, check_name, flatten, to_number
 
 
 class Level(enum.IntEnum):

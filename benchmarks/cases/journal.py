@@ -24,9 +24,9 @@ import msgspec
 from benchmarks.harness import Context, Figure, Result, Role, Target, interleaved
 from benchmarks.reading import complete
 from metricbus import MetricBus, read
+from metricbus._common.records import Scalars
 from metricbus.journal import JournalReader, SegmentWriter
 from metricbus.queue import Call
-from metricbus.records import Scalars
 from metricbus.rows import join_calls
 
 NAMES = [f"train/m{i}" for i in range(20)]

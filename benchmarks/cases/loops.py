@@ -21,7 +21,7 @@ from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.services import empty_database
 from benchmarks.training import Arm, Log, Loop, make_training
 from metricbus import MetricBus
-from metricbus.config import Hosting
+from metricbus._common.settings import Hosting
 
 BLOCKS, ROUNDS_A_BLOCK = 3, 2
 QUICK = 0.1  # of the seconds of a full run

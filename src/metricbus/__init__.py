@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metricbus._common.records import Scalars
     from metricbus.decisions import Best, EarlyStopping
     from metricbus.errors import (
         ClosedError,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from metricbus.later import deliver
     from metricbus.metric_bus import MetricBus
     from metricbus.process_wide import bus, configure
-    from metricbus.records import Scalars
     from metricbus.report import DeliveryError, Report, SinkCounts
     from metricbus.run import Run
     from metricbus.sinks import Sink
@@ -124,7 +124,7 @@ _FROM = {
     "metricbus.later": ("deliver",),
     "metricbus.metric_bus": ("MetricBus",),
     "metricbus.process_wide": ("bus", "configure"),
-    "metricbus.records": ("Scalars",),
+    "metricbus._common.records": ("Scalars",),
     "metricbus.report": ("DeliveryError", "Report", "SinkCounts"),
     "metricbus.run": ("Run",),
     "metricbus.sinks": ("Sink",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from metricbus.config import variable_of
+from metricbus._common.settings import variable_of
 
 _RUN_DIR = variable_of("run_dir")
 _announced: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from metricbus.complaints import Complaints
-from metricbus.devices import DeviceCopy, Pending, bring
+from metricbus._common.device_values import DeviceCopy, Pending, bring
+from metricbus._common.records import Number
+from metricbus._common.throttled_log import Complaints
 from metricbus.errors import DeviceError
 from metricbus.queue import Call, CallQueue, Control, Deferred
-from metricbus.records import Number
 
 
 class Arrivals:

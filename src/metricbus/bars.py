@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
-from metricbus.beside_bars import (
+from metricbus._common.tqdm_logging import (
     ConsoleHandlers,
     is_terminal,
     lock_of_bars,

@@ -9,15 +9,15 @@ from typing import Any
 
 import msgspec
 
+from metricbus._common.clock import Clock, check_step
+from metricbus._common.distributed import find_rank
+from metricbus._common.media_records import MediumRecord
+from metricbus._common.records import End, Epoch, Rewind, Scalars
+from metricbus._common.validation import INT_MAX
 from metricbus.controls import GoBack, Snapshot
 from metricbus.engine import Engine
 from metricbus.journal import JournalReader
 from metricbus.loops import EPOCH_TIME
-from metricbus.media_records import MediumRecord
-from metricbus.ranks import find_rank
-from metricbus.records import End, Epoch, Rewind, Scalars
-from metricbus.steps import Clock, check_step
-from metricbus.values import INT_MAX
 
 _log = logging.getLogger("metricbus")
 

@@ -18,10 +18,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
+from metricbus._common.records import (
+    Dropped,
+    Drops,
+    Open,
+    Record,
+    Status,
+    marked_with,
+    values_of,
+)
+from metricbus._common.throttled_log import Complaints
+from metricbus._common.wakeup import breathe
 from metricbus.across import Merged
 from metricbus.arrivals import Arrivals
-from metricbus.bell import breathe
-from metricbus.complaints import Complaints
 from metricbus.controls import (
     Append,
     Define,
@@ -38,15 +47,6 @@ from metricbus.controls import (
 )
 from metricbus.journal import Journal
 from metricbus.queue import Call, CallQueue, Control, Deferred, values_in
-from metricbus.records import (
-    Dropped,
-    Drops,
-    Open,
-    Record,
-    Status,
-    marked_with,
-    values_of,
-)
 from metricbus.reducing import Emission, Reducing
 from metricbus.rows import join_calls, join_emissions
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus.records import Number, Scalars, told_apart
+from metricbus._common.records import Number, Scalars, told_apart
 
 Ints: TypeAlias = NDArray[np.int64]
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 import threading
 import time
 
-from metricbus.bell import Bell
+from metricbus._common.records import Status
+from metricbus._common.wakeup import Bell
 from metricbus.errors import ConfigError, Lost, Unavailable
 from metricbus.failures import Failures
 from metricbus.feed import Batch, Feed
 from metricbus.lease import Lease, Superseded
 from metricbus.offsets import other_at
-from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec

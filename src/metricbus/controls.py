@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from metricbus._common.records import Epoch, Medium, Number, Rewind, Status
 from metricbus.across import Merged, Parts
 from metricbus.definitions import Definition
 from metricbus.queue import Control
-from metricbus.records import Epoch, Medium, Number, Rewind, Status
 
 
 class Flush(Control):

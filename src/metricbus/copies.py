@@ -14,14 +14,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from metricbus import exits
-from metricbus.config import Settings
+from metricbus._common.distributed import Rank, find_rank
+from metricbus._common.records import Status
+from metricbus._common.settings import Settings
 from metricbus.definitions import Definition, Definitions
 from metricbus.dormant import DormantQueue
 from metricbus.metric_objects import MetricObjects
 from metricbus.queue import CallQueue
-from metricbus.ranks import Rank, find_rank
 from metricbus.recorder import Recorder
-from metricbus.records import Status
 from metricbus.run import Run, RunFolder
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from metricbus.ranks import agree
-from metricbus.records import Number
+from metricbus._common.distributed import agree
+from metricbus._common.records import Number
+from metricbus._common.validation import check_name, to_number
 from metricbus.scope import Scope
-from metricbus.values import check_name, to_number
 
 if TYPE_CHECKING:
     from metricbus.metric_bus import MetricBus

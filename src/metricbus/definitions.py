@@ -14,9 +14,9 @@ from typing import get_args
 
 import msgspec
 
+from metricbus._common.validation import check_name
 from metricbus.errors import ConfigError
 from metricbus.reductions import AcrossRanks, Reducer, reduction_factory
-from metricbus.values import check_name
 
 _log = logging.getLogger("metricbus.definitions")
 

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import msgspec
 
+from metricbus._common.processes import this_process
+from metricbus._common.records import Status
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.doorbell import Listener
 from metricbus.endings import bury, endings
 from metricbus.errors import JournalError
 from metricbus.exchange import TOLD_VARIABLE, DeliveryStatus, Saying, Told, orders_of, status_of
-from metricbus.processes import this_process
-from metricbus.records import Status
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec, specs_of
 

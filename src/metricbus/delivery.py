@@ -10,10 +10,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from metricbus.config import Hosting
+from metricbus._common.records import Status
+from metricbus._common.settings import Hosting
 from metricbus.delivery_process import ProcessDelivery
 from metricbus.delivery_threads import ThreadDelivery
-from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec

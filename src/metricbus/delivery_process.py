@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from metricbus._common.processes import ProcessId
+from metricbus._common.records import Status
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.doorbell import Doorbell
 from metricbus.exchange import (
@@ -25,8 +27,6 @@ from metricbus.exchange import (
     orders_of,
     status_of,
 )
-from metricbus.processes import ProcessId
-from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from metricbus._common.records import Status
 from metricbus.consumer import Consumer
-from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec

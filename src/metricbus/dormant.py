@@ -6,8 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from metricbus._common.media_base import Stamp, Taken
 from metricbus.errors import MetricBusError
-from metricbus.kind import Stamp, Taken
 from metricbus.queue import Bounds, CallQueue, Control, values_in
 
 _log = logging.getLogger("metricbus")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from metricbus.records import Dropped, Drops, End, Record
+from metricbus._common.records import Dropped, Drops, End, Record
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):

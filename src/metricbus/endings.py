@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from metricbus._common.processes import ProcessId
+from metricbus._common.records import End, Header, Open, Scalars, Status, decode
 from metricbus.journal import NOT_A_LINE, SUFFIX, Row
-from metricbus.processes import ProcessId
-from metricbus.records import End, Header, Open, Scalars, Status, decode
 from metricbus.run import Run, RunFolder
 
 _LAST_LINE_BYTES = 4096  # an end mark is far shorter

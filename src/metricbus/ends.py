@@ -7,10 +7,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from metricbus._common.media_records import MediumRecord
+from metricbus._common.records import Record, Rewind, Scalars, decode, told_apart
 from metricbus.backwards import end_of_lines, lines_backwards
 from metricbus.journal import NOT_A_LINE, SUFFIX, JournalReader, Position
-from metricbus.media_records import MediumRecord
-from metricbus.records import Record, Rewind, Scalars, decode, told_apart
 from metricbus.wanted import Wanted
 
 Shown: TypeAlias = Scalars | MediumRecord | Rewind

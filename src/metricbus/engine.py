@@ -10,6 +10,9 @@ from typing import Protocol
 
 import msgspec
 
+from metricbus._common.distributed import Rank
+from metricbus._common.media_base import Encoder
+from metricbus._common.records import Number, Status
 from metricbus.across import Merged, Parts
 from metricbus.announcing import announce, withdraw
 from metricbus.collector import Collector
@@ -27,10 +30,7 @@ from metricbus.controls import (
 from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError, JournalError
-from metricbus.kind import Encoder
 from metricbus.queue import CallQueue, Control
-from metricbus.ranks import Rank
-from metricbus.records import Number, Status
 from metricbus.report import Report
 from metricbus.run import Run, RunFolder
 

@@ -15,9 +15,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from metricbus.files import replace_file
-from metricbus.processes import ProcessId
-from metricbus.records import Status
+from metricbus._common.files import replace_file
+from metricbus._common.processes import ProcessId
+from metricbus._common.records import Status
 from metricbus.report import Tally
 from metricbus.run import RunFolder
 

@@ -10,7 +10,7 @@ import sys
 from types import FrameType
 from typing import Any, Protocol
 
-from metricbus.records import Status
+from metricbus._common.records import Status
 
 
 class Open(Protocol):

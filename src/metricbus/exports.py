@@ -28,9 +28,9 @@ from typing import IO, Any, TypeAlias
 
 import msgspec
 
+from metricbus._common.records import Number, Scalars, told_apart
 from metricbus.errors import MissingPackageError
 from metricbus.journal import SUFFIX, JournalReader, OnProgress
-from metricbus.records import Number, Scalars, told_apart
 from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.sinks.csv_cells import lines, safe_cell, seconds

@@ -6,9 +6,9 @@ import logging
 import random
 from typing import NamedTuple
 
-from metricbus.complaints import Complaints
+from metricbus._common.sink_urls import redact
+from metricbus._common.throttled_log import Complaints
 from metricbus.errors import Unavailable
-from metricbus.urls import redact
 
 _log = logging.getLogger("metricbus.delivery")
 

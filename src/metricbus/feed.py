@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from metricbus.bell import breathe
+from metricbus._common.media_records import MediumRecord
+from metricbus._common.records import Open, Rewind, Scalars, told_apart, values_of
+from metricbus._common.wakeup import breathe
 from metricbus.endings import endings, left_open
 from metricbus.filters import RowFilter
 from metricbus.journal import NO_LINE, JournalReader, Row
-from metricbus.media_records import MediumRecord
 from metricbus.offsets import Ledger, Progress
-from metricbus.records import Open, Rewind, Scalars, told_apart, values_of
 from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec

@@ -9,7 +9,7 @@ from itertools import product
 
 import msgspec
 
-from metricbus.records import Scalars
+from metricbus._common.records import Scalars
 from metricbus.sinks.base import CommonOptions
 
 _RANK = re.compile(r"^rank\d+/")

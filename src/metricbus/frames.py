@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metricbus._common.optional_imports import needed
+from metricbus._common.records import Number
 from metricbus.columns import Columns, Ints, joined
 from metricbus.errors import MissingPackageError
-from metricbus.needed import needed
-from metricbus.records import Number
 
 _KINDS = ("pandas", "polars")
 

@@ -14,13 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from metricbus.backwards import end_of_lines, lines_backwards
-from metricbus.drops import SegmentDrops, Told, in_all
-from metricbus.endings import endings
-from metricbus.errors import JournalError
-from metricbus.journal import NOT_A_LINE, SUFFIX, Position
-from metricbus.offsets import Progress
-from metricbus.records import (
+from metricbus._common.records import (
     Dropped,
     End,
     Header,
@@ -33,6 +27,12 @@ from metricbus.records import (
     told_apart,
     values_of,
 )
+from metricbus.backwards import end_of_lines, lines_backwards
+from metricbus.drops import SegmentDrops, Told, in_all
+from metricbus.endings import endings
+from metricbus.errors import JournalError
+from metricbus.journal import NOT_A_LINE, SUFFIX, Position
+from metricbus.offsets import Progress
 from metricbus.run import Run, RunFolder
 from metricbus.standings import Standing, progress_in, standings
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from metricbus._common.media_records import Cell, MediumRecord, TableRecord
+from metricbus._common.records import Header, Number, Rewind, Scalars, told_apart
 from metricbus.columns import Columns, PlainRow, Series
 from metricbus.endings import left_open
 from metricbus.errors import JournalError
 from metricbus.journal import JournalReader, OnProgress, Row
 from metricbus.media import MediaFolder
-from metricbus.media_records import Cell, MediumRecord, TableRecord
-from metricbus.records import Header, Number, Rewind, Scalars, told_apart
 from metricbus.rewinding import Rewinds
 from metricbus.run import Run, RunFolder
 from metricbus.sinks.csv_cells import safe_cell

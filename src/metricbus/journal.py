@@ -24,11 +24,9 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
-from metricbus.complaints import Complaints
-from metricbus.errors import JournalError
-from metricbus.files import AppendFile
-from metricbus.processes import this_process
-from metricbus.records import (
+from metricbus._common.files import AppendFile
+from metricbus._common.processes import this_process
+from metricbus._common.records import (
     FORMAT_VERSION,
     Drops,
     End,
@@ -38,6 +36,8 @@ from metricbus.records import (
     decode,
     encode,
 )
+from metricbus._common.throttled_log import Complaints
+from metricbus.errors import JournalError
 
 _log = logging.getLogger("metricbus.journal")
 

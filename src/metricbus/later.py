@@ -7,17 +7,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from metricbus._common.records import values_of
+from metricbus._common.sink_urls import parse_sink
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.endings import bury, endings, left_open
 from metricbus.errors import ConfigError
 from metricbus.journal import JournalReader
-from metricbus.records import values_of
 from metricbus.report import SinkCounts
 from metricbus.rewinding import Rewinds
 from metricbus.run import Run, RunFolder
 from metricbus.sinks import Sink, find_sink
 from metricbus.specs import OBJECT, specs_of
-from metricbus.urls import parse_sink
 
 _LOOK_EVERY = 0.2
 _MASK = "***"

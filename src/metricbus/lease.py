@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from metricbus._common.files import create_file
+from metricbus._common.processes import ProcessId, this_process
 from metricbus.errors import MetricBusError, Unavailable
-from metricbus.files import create_file
-from metricbus.processes import ProcessId, this_process
 
 _STALE_SECS = 60.0
 _TOUCH_EVERY = 5.0

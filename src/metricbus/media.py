@@ -16,9 +16,9 @@ from typing import BinaryIO
 
 import msgspec
 
+from metricbus._common.media_records import Cell, ChartRecord, FileRef, TableRecord, decode_rows
+from metricbus._common.sink_urls import digest
 from metricbus.errors import MediaError
-from metricbus.media_records import Cell, ChartRecord, FileRef, TableRecord, decode_rows
-from metricbus.urls import digest
 
 _HARMLESS = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST = 60

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from metricbus.bell import Bell
-from metricbus.complaints import Complaints
-from metricbus.kind import Stamp, Taken, Work
+from metricbus._common.media_base import Stamp, Taken, Work
+from metricbus._common.records import Medium
+from metricbus._common.throttled_log import Complaints
+from metricbus._common.wakeup import Bell
 from metricbus.media import MediaWriter
 from metricbus.queue import Overflow
-from metricbus.records import Medium
 
 _log = logging.getLogger("metricbus.media")
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from time import time_ns
 from typing import Any
 
+from metricbus._common.device_values import Pending
+from metricbus._common.distributed import find_rank, gather
+from metricbus._common.records import Number
+from metricbus._common.validation import to_number
 from metricbus.across import Merged, merge
 from metricbus.copies import Copyable
-from metricbus.devices import Pending
 from metricbus.errors import DeviceError
 from metricbus.loops import EPOCH_TIME
 from metricbus.metric_objects import Computed
-from metricbus.ranks import find_rank, gather
-from metricbus.records import Number
-from metricbus.values import to_number
 
 _log = logging.getLogger("metricbus.ranks")
 

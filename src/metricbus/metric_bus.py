@@ -12,20 +12,20 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from metricbus import exits
-from metricbus.config import Bars, Fsync, Hosting, Settings, resolve
+from metricbus._common.clock import both_drive, check_step
+from metricbus._common.device_values import Pending
+from metricbus._common.records import Number, Status
+from metricbus._common.settings import Bars, Fsync, Hosting, Settings, resolve
 from metricbus.definitions import Definition, Definitions, checked
-from metricbus.devices import Pending
 from metricbus.loops import Epochs, Steps
 from metricbus.meeting import Meeting
 from metricbus.progress import Progress
 from metricbus.queue import Overflow
-from metricbus.records import Number, Status
 from metricbus.reductions import AcrossRanks, Reducer
 from metricbus.report import DeliveryError, Report
 from metricbus.run import Run, RunFolder
 from metricbus.scope import Scope
 from metricbus.sinks import Sink
-from metricbus.steps import both_drive, check_step
 
 if TYPE_CHECKING:
     from metricbus.engine import Engine

@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
-from metricbus.complaints import Complaints
-from metricbus.devices import spread
-from metricbus.values import check_name, to_number
+from metricbus._common.device_values import spread
+from metricbus._common.throttled_log import Complaints
+from metricbus._common.validation import check_name, to_number
 
 Metric: TypeAlias = Any
 """A `torchmetrics.Metric` or a `torchmetrics.MetricCollection`."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from metricbus.files import replace_file
+from metricbus._common.files import replace_file
+from metricbus._common.records import Status
 from metricbus.journal import NO_LINE, JournalReader, Position, Row, Span
-from metricbus.records import Status
 
 _log = logging.getLogger("metricbus.delivery")
 

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metricbus._common.distributed import Rank, find_rank, launch, launchers_id, writes
+from metricbus._common.settings import Settings
 from metricbus.announcing import announce, is_own
 from metricbus.attempts import find_run, go_on
 from metricbus.collector import Collector
-from metricbus.config import Settings
 from metricbus.controls import Append
 from metricbus.delivery import Delivery
 from metricbus.engine import Engine
@@ -24,7 +25,6 @@ from metricbus.errors import ConfigError, JournalError
 from metricbus.journal import SegmentWriter
 from metricbus.media_worker import MediaBounds, MediaWorker
 from metricbus.queue import Bounds, CallQueue
-from metricbus.ranks import Rank, find_rank, launch, launchers_id, writes
 from metricbus.run import Run, RunFolder, create_run, plain_config, slug_of
 from metricbus.silent import SilentEngine
 from metricbus.sinks import Sink

@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol, TypeVar
 
-from metricbus.beside_bars import is_terminal, lock_of_bars
-from metricbus.config import Bars
+from metricbus._common.distributed import find_rank
+from metricbus._common.settings import Bars
+from metricbus._common.tqdm_logging import is_terminal, lock_of_bars
 from metricbus.errors import MissingPackageError
-from metricbus.ranks import find_rank
 from metricbus.shown import Logged, Metrics
 
 T = TypeVar("T")

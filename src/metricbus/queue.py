@@ -26,10 +26,10 @@ import time
 from collections import deque
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from metricbus.bell import Bell, Done
+from metricbus._common.media_base import Encoder, Stamp, Taken
+from metricbus._common.records import Number
+from metricbus._common.wakeup import Bell, Done
 from metricbus.errors import ClosedError
-from metricbus.kind import Encoder, Stamp, Taken
-from metricbus.records import Number
 
 _log = logging.getLogger("metricbus.queue")
 

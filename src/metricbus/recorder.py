@@ -13,13 +13,10 @@ from operator import countOf
 from time import time_ns
 from typing import Any, overload
 
-from metricbus.devices import defer, is_deferred
-from metricbus.errors import ClosedError
-from metricbus.kind import Kind, Stamp, Taken
-from metricbus.metric_objects import MetricObjects
-from metricbus.queue import CallQueue, Deferred
-from metricbus.steps import Clock, check_step
-from metricbus.values import (
+from metricbus._common.clock import Clock, check_step
+from metricbus._common.device_values import defer, is_deferred
+from metricbus._common.media_base import Kind, Stamp, Taken
+from metricbus._common.validation import (
     INT_MAX,
     INT_MIN,
     check_name,
@@ -28,6 +25,9 @@ from metricbus.values import (
     is_metric,
     to_number,
 )
+from metricbus.errors import ClosedError
+from metricbus.metric_objects import MetricObjects
+from metricbus.queue import CallQueue, Deferred
 
 _MISSING: Any = object()
 _NUMBERS = frozenset((float, int))
@@ -80,7 +80,7 @@ class Recorder:
         torchmetrics, which is computed and reset when the epoch ends.
 
         `step` and `epoch` default to where the bus stands; see docs/steps.md. `weight` is for means
-        by a definition: the batch's size, for one. What a value may be is in `metricbus.values`.
+        by a definition: the batch's size, for one. What a value may be is in `metricbus._common.validation`.
 
         Raises `TypeError` or `ValueError` for a name, value, step, epoch or weight that cannot be
         logged; then nothing of the call is logged, of a mapping neither.

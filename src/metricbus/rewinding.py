@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from metricbus._common.media_records import MediumRecord
+from metricbus._common.records import Header, Rewind, Scalars
 from metricbus.journal import Row
-from metricbus.media_records import MediumRecord
-from metricbus.records import Header, Rewind, Scalars
 
 _BEHIND_ALL_LINES = 1 << 62
 

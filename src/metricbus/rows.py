@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from metricbus._common.records import Number, Scalars
 from metricbus.queue import Call
-from metricbus.records import Number, Scalars
 from metricbus.reducing import NO_MARKS, Emission, Marks
 
 

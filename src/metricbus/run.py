@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
+from metricbus._common.files import replace_file
+from metricbus._common.processes import ProcessId, this_process
+from metricbus._common.records import FORMAT_VERSION, Status
 from metricbus.errors import ConfigError, JournalError, RunExistsError
-from metricbus.files import replace_file
-from metricbus.processes import ProcessId, this_process
-from metricbus.records import FORMAT_VERSION, Status
 
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32, so that each is as likely as any other
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
 
+from metricbus._common.validation import check_name
 from metricbus.loops import Epochs, Steps
-from metricbus.values import check_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from metricbus.records import Number, Status
+    from metricbus._common.records import Number, Status
     from metricbus.reductions import AcrossRanks, Reducer
     from metricbus.report import Report
     from metricbus.run import Run

@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from metricbus._common.distributed import Rank
+from metricbus._common.media_base import Stamp, Taken
+from metricbus._common.records import Drops, Record, Status
+from metricbus._common.settings import Settings
 from metricbus.collector import Collector
-from metricbus.config import Settings
 from metricbus.delivery import Delivery
 from metricbus.engine import Engine
-from metricbus.kind import Stamp, Taken
 from metricbus.queue import Bounds, CallQueue
-from metricbus.ranks import Rank
-from metricbus.records import Drops, Record, Status
 from metricbus.report import Report
 from metricbus.run import RunFolder
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricbus._common.sink_urls import SinkURL, digest, parse_sinks, redact
 from metricbus.errors import ConfigError
 from metricbus.sinks import CommonOptions, Sink, make_sink
-from metricbus.urls import SinkURL, digest, parse_sinks, redact
 
 OBJECT = "object:"
 """How the canonical name of a user's own sink object begins."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
+from metricbus._common.processes import ProcessId
+from metricbus._common.records import Status
 from metricbus.exchange import status_of
 from metricbus.journal import Position
 from metricbus.offsets import Progress
-from metricbus.processes import ProcessId
-from metricbus.records import Status
 from metricbus.report import Tally
 from metricbus.run import Run, RunFolder
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import msgspec
 
+from metricbus._common.media_records import MediumRecord, TableRecord
+from metricbus._common.records import Epoch, Scalars, decode, told_apart, values_of
 from metricbus.drops import SegmentDrops, Told, in_all
 from metricbus.endings import endings, left_open
 from metricbus.journal import NOT_A_LINE, SUFFIX, JournalReader, OnProgress, Row
-from metricbus.media_records import MediumRecord, TableRecord
-from metricbus.records import Epoch, Scalars, decode, told_apart, values_of
 from metricbus.rewinding import Rewinds
 from metricbus.run import RunFolder
 from metricbus.series_summaries import AllSeries, SeriesSummary

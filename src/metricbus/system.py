@@ -13,10 +13,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeAlias
 
+from metricbus._common.handle import Handle
+from metricbus._common.wakeup import Done
 from metricbus.arguments import check_bus
-from metricbus.bell import Done
 from metricbus.errors import MissingPackageError
-from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 

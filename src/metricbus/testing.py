@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.records import Number, Scalars, Status
 from metricbus.media import MediaFolder
-from metricbus.media_records import MEDIA, MediumRecord
-from metricbus.records import Number, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 

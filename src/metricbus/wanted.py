@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
-from metricbus.media_records import MediumRecord
-from metricbus.records import Number, Scalars
+from metricbus._common.media_records import MediumRecord
+from metricbus._common.records import Number, Scalars
 
 _RANK = re.compile(r"^rank\d+/")
 

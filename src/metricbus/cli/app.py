@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from metricbus import __version__
+from metricbus._common.settings import InForce, Settings, declared, reference, resolve
+from metricbus._common.sink_urls import parse_sinks
 from metricbus.cli.compare import compare
 from metricbus.cli.deliver import deliver, print_report
 from metricbus.cli.export import export
@@ -23,10 +25,8 @@ from metricbus.cli.show import show
 from metricbus.cli.tables import Column, print_table
 from metricbus.cli.tail import tail
 from metricbus.cli.terminal import console, fail, print_json
-from metricbus.config import InForce, Settings, declared, reference, resolve
 from metricbus.errors import ConfigError
 from metricbus.sinks import find_sink, make_sink, sink_names
-from metricbus.urls import parse_sinks
 
 app = typer.Typer(
     name="metricbus",

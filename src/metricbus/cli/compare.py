@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from metricbus._common.records import Number
 from metricbus.cli.finding import find_run
 from metricbus.cli.readings import Reading, config_of, fail_for_name, read_run, seconds_of
 from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, fits, print_table
 from metricbus.cli.terminal import console, fail, print_json
 from metricbus.cli.words import ABSENT, number, span
-from metricbus.records import Number
 
 _MISSING = object()
 

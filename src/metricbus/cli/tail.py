@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from metricbus._common.media_records import MediumRecord
+from metricbus._common.records import encode
 from metricbus.cli.finding import find_run
 from metricbus.cli.safe import json_text
 from metricbus.cli.terminal import fail, failing
@@ -17,8 +19,6 @@ from metricbus.endings import endings
 from metricbus.ends import Shown, last_rows, shown
 from metricbus.errors import MediaError
 from metricbus.journal import JournalReader
-from metricbus.media_records import MediumRecord
-from metricbus.records import encode
 from metricbus.run import RunFolder
 from metricbus.sinks.logging import line_of, printable
 from metricbus.sinks.logging_media import MediaLines

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from metricbus.cli.safe import printable
-from metricbus.cli.terminal import console
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     ChartRecord,
     FileRecord,
@@ -24,6 +22,8 @@ from metricbus.media_records import (
     TextRecord,
     VideoRecord,
 )
+from metricbus.cli.safe import printable
+from metricbus.cli.terminal import console
 
 ABSENT = "-"
 STATUS_STYLES = {

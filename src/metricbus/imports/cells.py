@@ -6,8 +6,8 @@ import re
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
-from metricbus.records import Number
-from metricbus.values import INT_MAX, to_number
+from metricbus._common.records import Number
+from metricbus._common.validation import INT_MAX, to_number
 
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 _WORDS = {"true": 1, "false": 0}

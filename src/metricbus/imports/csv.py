@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from metricbus._common.records import Number, Rewind, Scalars
+from metricbus._common.validation import check_name
 from metricbus.errors import ConfigError
 from metricbus.imports.cells import number_in, step_in, time_in
 from metricbus.imports.writing import Destination, Imported, LeftOut, RunWriter, new_run
 from metricbus.journal import OnProgress
-from metricbus.records import Number, Rewind, Scalars
 from metricbus.sinks.csv_cells import safe_cell
-from metricbus.values import check_name
 
 _DELIMITERS = ",;\t"
 _LONG = ("name", "value")

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from metricbus.kind import Work, check_package
-from metricbus.kinds import Image, Text
-from metricbus.kinds.binning import Binned, binned
-from metricbus.media_records import (
+from metricbus._common.media_base import Work, check_package
+from metricbus._common.media_records import (
     AudioRecord,
     HistogramRecord,
     ImageRecord,
     VideoRecord,
 )
-from metricbus.records import Medium, Number
-from metricbus.values import to_number
+from metricbus._common.records import Medium, Number
+from metricbus._common.validation import to_number
+from metricbus.kinds import Image, Text
+from metricbus.kinds.binning import Binned, binned
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary

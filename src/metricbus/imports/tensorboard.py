@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metricbus._common.media_base import Stamp
+from metricbus._common.records import Number, Rewind, Scalars
+from metricbus._common.validation import check_name
 from metricbus.errors import ConfigError, MissingPackageError
 from metricbus.imports.writing import Destination, Imported, RunWriter, new_run
 from metricbus.journal import OnProgress
-from metricbus.kind import Stamp
-from metricbus.records import Number, Rewind, Scalars
-from metricbus.values import check_name
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event

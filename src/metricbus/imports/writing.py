@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricbus._common.media_base import Stamp, Work
+from metricbus._common.media_records import MediumRecord
+from metricbus._common.records import Drops, Medium, Record, Rewind, Scalars, Status
 from metricbus.errors import ConfigError
 from metricbus.journal import SegmentWriter
-from metricbus.kind import Stamp, Work
 from metricbus.media import MediaWriter
-from metricbus.media_records import MediumRecord
-from metricbus.records import Drops, Medium, Record, Rewind, Scalars, Status
 from metricbus.run import create_run, plain_config
 
 _BATCH = 1000  # records that are written at once

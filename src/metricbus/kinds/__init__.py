@@ -1,6 +1,7 @@
 """What `log()` takes beside numbers: one neutral type for each kind of medium."""
 
-from metricbus.kind import Kind
+from metricbus._common.media_base import Kind
+from metricbus._common.media_records import Box
 from metricbus.kinds.audio import Audio
 from metricbus.kinds.chart import Chart
 from metricbus.kinds.file import File
@@ -10,7 +11,6 @@ from metricbus.kinds.image import Image
 from metricbus.kinds.table import Table
 from metricbus.kinds.text import Text
 from metricbus.kinds.video import Video
-from metricbus.media_records import Box
 
 __all__ = [
     "Audio",

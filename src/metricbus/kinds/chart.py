@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from metricbus.kind import Kind, Taken, Work, check_package, check_text
+from metricbus._common.media_base import Kind, Taken, Work, check_package, check_text
+from metricbus._common.media_records import ChartRecord, encode_rows
 from metricbus.kinds.arrays import is_tensor, told, view_of
 from metricbus.kinds.table import Table, check_columns, finish_rows, take_rows
-from metricbus.media_records import ChartRecord, encode_rows
 
 ChartKind = Literal["line", "scatter", "bar", "histogram", "confusion"]
 _MOST_CLASSES = 200

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metricbus._common.media_records import Box
 from metricbus.kinds.arrays import Array
-from metricbus.media_records import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image

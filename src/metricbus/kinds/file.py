@@ -6,9 +6,9 @@ import os
 from functools import partial
 from pathlib import Path
 
-from metricbus.kind import Kind, Taken, Work, as_path, check_file, check_text
+from metricbus._common.media_base import Kind, Taken, Work, as_path, check_file, check_text
+from metricbus._common.media_records import FileRecord
 from metricbus.media import ref_of
-from metricbus.media_records import FileRecord
 
 
 class File(Kind):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from metricbus.devices import DeviceCopy, bring
+from metricbus._common.device_values import DeviceCopy, bring
 from metricbus.errors import DeviceError
 from metricbus.kinds.binning import Binned
 from metricbus.kinds.fused_binning import edges_of

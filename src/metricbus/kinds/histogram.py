@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from metricbus.devices import ACCELERATORS
-from metricbus.kind import Kind, Taken, Work
+from metricbus._common.device_values import ACCELERATORS
+from metricbus._common.media_base import Kind, Taken, Work
+from metricbus._common.media_records import HistogramRecord
 from metricbus.kinds.arrays import Array, is_tensor, snapshot, told, view_of
 from metricbus.kinds.binning import (
     ACCEPTED,
@@ -23,7 +24,6 @@ from metricbus.kinds.binning import (
     check_bins,
 )
 from metricbus.kinds.fused_on_device import apart_from
-from metricbus.media_records import HistogramRecord
 
 _MOST_VALUES = 2.0**63
 

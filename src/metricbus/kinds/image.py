@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricbus.kind import Kind, Taken, as_path, check_file, check_package, check_text
+from metricbus._common.media_base import Kind, Taken, as_path, check_file, check_package, check_text
+from metricbus._common.media_records import Box
 from metricbus.kinds.arrays import (
     MOST_PIXELS,
     Array,
@@ -24,7 +25,6 @@ from metricbus.kinds.arrays import (
 )
 from metricbus.kinds.marks import GivenMarks
 from metricbus.kinds.pictures import Source, check_size, encode, encode_cell, nbytes_of, size_of
-from metricbus.media_records import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pil

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from metricbus.kind import check_text
+from metricbus._common.media_base import check_text
+from metricbus._common.media_records import Box
+from metricbus._common.validation import INT_MAX, INT_MIN, to_number
 from metricbus.kinds.arrays import Array, snapshot, told, view_of
-from metricbus.media_records import Box
-from metricbus.values import INT_MAX, INT_MIN, to_number
 
 
 class Marks(NamedTuple):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 import numpy as np
 
-from metricbus.kind import Work
+from metricbus._common.media_base import Work
+from metricbus._common.media_records import Box, FileRef, ImageRecord, Picture
 from metricbus.kinds.arrays import MOST_PIXELS, Array, as_bytes
 from metricbus.kinds.marks import Marks
-from metricbus.media_records import Box, FileRef, ImageRecord, Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pil

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from metricbus.kind import Kind, Taken, Work, check_text
-from metricbus.media_records import TextRecord
+from metricbus._common.media_base import Kind, Taken, Work, check_text
+from metricbus._common.media_records import TextRecord
 
 _START = 80
 

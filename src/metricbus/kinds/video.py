@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricbus.kind import (
+from metricbus._common.media_base import (
     Kind,
     Taken,
     Work,
@@ -20,6 +20,7 @@ from metricbus.kind import (
     check_package,
     check_text,
 )
+from metricbus._common.media_records import VideoRecord
 from metricbus.kinds.arrays import (
     Array,
     as_bytes,
@@ -31,7 +32,6 @@ from metricbus.kinds.arrays import (
     told,
     view_of,
 )
-from metricbus.media_records import VideoRecord
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pil

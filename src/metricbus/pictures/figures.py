@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metricbus._common.optional_imports import needed
 from metricbus.history import History
-from metricbus.needed import needed
 from metricbus.pictures.lines import Floats, Line, Panel, matching, panels_of
 from metricbus.pictures.thinning import thinned
 from metricbus.pictures.words import shown

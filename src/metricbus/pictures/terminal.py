@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from metricbus.needed import needed
+from metricbus._common.optional_imports import needed
 from metricbus.pictures.lines import Floats, Line, Panel
 from metricbus.pictures.thinning import thinned
 from metricbus.pictures.words import shown

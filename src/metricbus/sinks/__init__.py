@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import msgspec
 
-from metricbus.config import in_words
+from metricbus._common.settings import in_words
+from metricbus._common.sink_urls import SinkURL, redact
 from metricbus.errors import ConfigError, MissingPackageError
 from metricbus.sinks.base import CommonOptions, Sink
-from metricbus.urls import SinkURL, redact
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

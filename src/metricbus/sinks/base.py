@@ -29,8 +29,8 @@ from typing import Annotated, Any, ClassVar, TypeGuard
 
 import msgspec
 
+from metricbus._common.records import Rewind, Scalars, Status
 from metricbus.errors import ConfigError
-from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 
 _log = logging.getLogger("metricbus.sinks")

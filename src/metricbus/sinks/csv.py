@@ -26,10 +26,10 @@ from typing import Any
 
 import msgspec
 
+from metricbus._common.files import replace_file
+from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.records import Rewind, Scalars, Status
 from metricbus.errors import Lost
-from metricbus.files import replace_file
-from metricbus.media_records import MEDIA, MediumRecord
-from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import FileSink
 from metricbus.sinks.csv_cells import lines, safe_cell, seconds

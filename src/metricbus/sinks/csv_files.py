@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
+from metricbus._common.files import AppendFile
 from metricbus.errors import Lost
-from metricbus.files import AppendFile
 
 _log = logging.getLogger("metricbus.sinks.csv")
 

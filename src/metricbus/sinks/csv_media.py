@@ -24,10 +24,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from metricbus.errors import MediaError
-from metricbus.files import replace_file
-from metricbus.media import MediaFolder, ref_of, safe_name
-from metricbus.media_records import (
+from metricbus._common.files import replace_file
+from metricbus._common.media_records import (
     AudioRecord,
     Cell,
     ChartRecord,
@@ -41,6 +39,8 @@ from metricbus.media_records import (
     TextRecord,
     VideoRecord,
 )
+from metricbus.errors import MediaError
+from metricbus.media import MediaFolder, ref_of, safe_name
 from metricbus.sinks.csv_cells import lines, safe_cell, seconds
 from metricbus.sinks.csv_files import GrowingFiles
 from metricbus.sinks.media_words import caption_of, kind_of, plain_cell

@@ -19,10 +19,10 @@ import google_crc32c
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from metricbus.files import AppendFile
+from metricbus._common.files import AppendFile
 
 if TYPE_CHECKING:
-    from metricbus.records import Rewind, Scalars
+    from metricbus._common.records import Rewind, Scalars
 
 SCALAR = "simple_value"
 """What `Summary.Value` calls the value of a scalar."""

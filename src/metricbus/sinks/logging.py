@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from metricbus.bell import breathe
-from metricbus.beside_bars import BesideBars
-from metricbus.media_records import MEDIA, MediumRecord
-from metricbus.records import Epoch, Rewind, Scalars, Status
+from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.records import Epoch, Rewind, Scalars, Status
+from metricbus._common.tqdm_logging import BesideBars
+from metricbus._common.wakeup import breathe
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.logging_media import MediaLines

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from metricbus.errors import MediaError
-from metricbus.media import MediaFolder
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     Cell,
     ChartRecord,
@@ -25,6 +23,8 @@ from metricbus.media_records import (
     VideoRecord,
     decode_rows,
 )
+from metricbus.errors import MediaError
+from metricbus.media import MediaFolder
 from metricbus.sinks.media_words import caption_of, kind_of, plain_cell
 
 _LONGEST = 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     ImageRecord,
     MediumRecord,

@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._common.sink_urls import redact
 from metricbus.errors import ConfigError
-from metricbus.media_records import MEDIA, MediumRecord
-from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.mlflow_media import Artefacts
@@ -47,7 +48,6 @@ from metricbus.sinks.mlflow_store import (
     sqlite_file,
     sqlite_uri,
 )
-from metricbus.urls import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, RunTag

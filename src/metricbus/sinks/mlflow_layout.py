@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from metricbus.media import MediaFolder, safe_name
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     Cell,
     ChartRecord,
@@ -36,6 +35,7 @@ from metricbus.media_records import (
     TextRecord,
     VideoRecord,
 )
+from metricbus.media import MediaFolder, safe_name
 from metricbus.sinks.mlflow_rows import image_key
 
 _HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")

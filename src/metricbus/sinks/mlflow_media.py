@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metricbus.media_records import MediumRecord
+from metricbus._common.media_records import MediumRecord
 from metricbus.sinks.mlflow_layout import Artefact, Layout
 from metricbus.sinks.mlflow_store import requests, upload
 from metricbus.sinks.mlflow_tags import MediaTags

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from metricbus.media_records import HistogramRecord, MediumRecord
-from metricbus.records import Rewind, Scalars
+from metricbus._common.media_records import HistogramRecord, MediumRecord
+from metricbus._common.records import Rewind, Scalars
+from metricbus._common.sink_urls import digest
 from metricbus.sinks.base import with_marked_names
-from metricbus.urls import digest
 
 NAME_TAG = "metricbus.name."
 PARAM_TAG = "metricbus.param."

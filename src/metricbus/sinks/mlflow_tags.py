@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from metricbus._common.media_records import ImageRecord, MediumRecord, TableRecord
+from metricbus._common.sink_urls import digest
 from metricbus.media import safe_name
-from metricbus.media_records import ImageRecord, MediumRecord, TableRecord
 from metricbus.sinks.mlflow_layout import table_path
 from metricbus.sinks.mlflow_rows import image_key
-from metricbus.urls import digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -22,8 +22,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricbus.media_records import MEDIA, MediumRecord
-from metricbus.records import Rewind, Scalars, Status
+from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.records import Rewind, Scalars, Status
 from metricbus.run import Run, flat_config
 from metricbus.sinks.base import FileSink, with_marked_names
 

@@ -28,8 +28,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.audio import metadata as audio
 from tensorboard.plugins.text import metadata as text
 
-from metricbus.media import MediaFolder
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     Cell,
     ChartRecord,
@@ -43,7 +42,8 @@ from metricbus.media_records import (
     TextRecord,
     VideoRecord,
 )
-from metricbus.records import Scalars
+from metricbus._common.records import Scalars
+from metricbus.media import MediaFolder
 from metricbus.sinks.event_file import SCALAR, EventFile
 from metricbus.sinks.media_words import caption_of, kind_of, plain_cell
 

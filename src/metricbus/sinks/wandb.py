@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.records import Rewind, Scalars, Status
 from metricbus.errors import Unavailable
 from metricbus.media import MediaFolder
-from metricbus.media_records import MEDIA, MediumRecord
-from metricbus.records import Rewind, Scalars, Status
 from metricbus.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.wandb_begin import begin, choose_mode

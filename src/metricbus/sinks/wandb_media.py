@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from metricbus.errors import Rejected
-from metricbus.media import MediaFolder, safe_name
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     ChartRecord,
     FileRecord,
@@ -31,6 +29,8 @@ from metricbus.media_records import (
     TextRecord,
     VideoRecord,
 )
+from metricbus.errors import Rejected
+from metricbus.media import MediaFolder, safe_name
 from metricbus.sinks.wandb_names import (
     OURS,
     RENAMED,

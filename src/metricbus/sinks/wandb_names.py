@@ -7,10 +7,10 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from metricbus._common.media_records import Box, ImageRecord
+from metricbus._common.sink_urls import digest
 from metricbus.errors import ConfigError
 from metricbus.media import safe_name
-from metricbus.media_records import Box, ImageRecord
-from metricbus.urls import digest
 
 _log = logging.getLogger("metricbus.sinks.wandb")
 

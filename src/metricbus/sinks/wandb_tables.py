@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from metricbus._common.media_records import Cell, ChartRecord, FileRef, Picture, TableRecord
 from metricbus.media import MediaFolder
-from metricbus.media_records import Cell, ChartRecord, FileRef, Picture, TableRecord
 
 if TYPE_CHECKING:
     import wandb

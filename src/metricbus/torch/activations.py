@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from metricbus._common.clock import check_every
+from metricbus._common.device_values import spread
+from metricbus._common.handle import Handle
+from metricbus._common.throttled_log import Complaints
 from metricbus.arguments import bus_first
-from metricbus.complaints import Complaints
-from metricbus.devices import spread
-from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.steps import check_every
 from metricbus.torch.modules import checked, named_modules
 from metricbus.torch.outputs import STATS, is_measurable, measured, tensors_in
 from metricbus.torch.registrations import Registration

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from metricbus._common.device_values import spread
 from metricbus.arguments import bus_first
-from metricbus.devices import spread
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.torch.modules import refuse_parts, refuse_sharded

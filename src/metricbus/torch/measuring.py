@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metricbus.devices import ACCELERATORS, spread
+from metricbus._common.device_values import ACCELERATORS, spread
 from metricbus.kinds.fused_on_device import nonfinite_in
 
 Numbers = dict[str, Any]

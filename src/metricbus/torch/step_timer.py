@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from metricbus._common.clock import LOOP, check_every, check_step, clock_of
+from metricbus._common.handle import Handle
 from metricbus.arguments import check_bus
-from metricbus.handles import Handle
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.steps import LOOP, check_every, check_step, clock_of
 from metricbus.torch.time_marks import marks_of
 from metricbus.torch.timed_step import TimedStep
 

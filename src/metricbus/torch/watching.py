@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metricbus._common.clock import check_every
+from metricbus._common.handle import Handle
 from metricbus.arguments import bus_first
-from metricbus.handles import Handle
 from metricbus.kinds.histograms import Histograms
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.steps import check_every
 from metricbus.torch.measuring import (
     copies_of,
     divided,

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from metricbus._common.media_records import FileRef, MediumRecord
+from metricbus._common.records import Medium
 from metricbus.errors import MissingPackageError
-from metricbus.media_records import FileRef, MediumRecord
-from metricbus.records import Medium
 
 if TYPE_CHECKING:
     from metricbus.media import MediaWriter

@@ -13,7 +13,7 @@ anything else with `item()` or `__float__()`   the same (jax arrays, fractions, 
 =============================================  ===============================================
 
 Everything else raises `TypeError`. The value is taken at the call: what changes in place afterwards
-does not change what was logged. Nobody waits for a tensor on a CUDA device (`metricbus.devices`).
+does not change what was logged. Nobody waits for a tensor on a CUDA device (`metricbus._common.device_values`).
 One on another accelerator is fetched at the call, which waits for the device; one on the CPU costs
 a fraction of a microsecond.
 """
@@ -25,9 +25,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from metricbus.devices import is_deferred
-from metricbus.kind import Kind
-from metricbus.records import Number
+from metricbus._common.device_values import is_deferred
+from metricbus._common.media_base import Kind
+from metricbus._common.records import Number
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 MAX_NAME_LENGTH = 1024

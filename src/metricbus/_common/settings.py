@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_type_hint
 import msgspec
 from msgspec import Meta
 
+from metricbus._common.sink_urls import redact
 from metricbus.errors import ConfigError
-from metricbus.urls import redact
 
 Hosting: TypeAlias = Literal["auto", "process", "thread", "off"]
 Fsync: TypeAlias = Literal["never", "flush", "always"]

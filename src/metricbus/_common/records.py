@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from metricbus.media_records import (
+from metricbus._common.media_records import (
     AudioRecord,
     ChartRecord,
     FileRecord,

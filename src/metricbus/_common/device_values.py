@@ -18,8 +18,8 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+from metricbus._common.records import Number
 from metricbus.errors import DeviceError
-from metricbus.records import Number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from numbers import Integral
 from typing import Any
 
-from metricbus.values import INT_MAX
+from metricbus._common.validation import INT_MAX
 
 LOOP = "bus.steps()"
 """A `steps()` loop, as a driver."""
