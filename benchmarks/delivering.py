@@ -18,8 +18,8 @@ from benchmarks.own_sinks import LOG
 from benchmarks.peers import Peer
 from metricbus import MetricBus
 from metricbus._common.sink_urls import parse_sink
+from metricbus._journal.run import RunFolder
 from metricbus.feed import Feed
-from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec, spec_of
 
 NAMES = [f"train/metric{i}" for i in range(20)]

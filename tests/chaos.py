@@ -24,8 +24,8 @@ import numpy as np
 
 import metricbus
 from metricbus._common.records import Header, Scalars
-from metricbus.endings import left_open
-from metricbus.journal import JournalReader
+from metricbus._journal.recovery import left_open
+from metricbus._journal.segments import JournalReader
 
 THREADS = 3
 MOST = 100_000  # values a thread

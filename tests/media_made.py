@@ -22,7 +22,7 @@ from metricbus._common.media_records import (
     VideoRecord,
     encode_rows,
 )
-from metricbus.media import MediaWriter
+from metricbus._journal.media_files import MediaWriter
 
 PIXELS = bytes(range(12))  # 2 x 2, three channels
 

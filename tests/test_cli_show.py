@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from metricbus import Image, MetricBus, Table
 from metricbus._common.processes import this_process
+from metricbus._journal.run import RunFolder
 from metricbus.cli.app import app
 from metricbus.cli.safe import printable
 from metricbus.cli.words import number, size, span, sparkline
@@ -21,7 +22,6 @@ from metricbus.exchange import DeliveryStatus, status_of
 from metricbus.lease import Lease
 from metricbus.offsets import Progress, save_progress
 from metricbus.report import Tally
-from metricbus.run import RunFolder
 
 
 def show(*arguments: str) -> Result:

@@ -19,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from metricbus import Histogram, MetricBus, Scalars, Table, Text, backwards
+from metricbus import Histogram, MetricBus, Scalars, Table, Text
 from metricbus._common.records import Rewind
-from metricbus.backwards import lines_backwards
+from metricbus._journal import tail as backwards
+from metricbus._journal.run import RunFolder, create_run
+from metricbus._journal.segments import JournalReader, SegmentWriter
+from metricbus._journal.tail import lines_backwards
 from metricbus.cli.app import app
 from metricbus.ends import last_rows
-from metricbus.journal import JournalReader, SegmentWriter
-from metricbus.run import RunFolder, create_run
 from metricbus.wanted import Wanted
 
 WaitFor = Callable[[Callable[[], bool]], None]

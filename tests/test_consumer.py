@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from metricbus import Lost, MetricBus, Run, Scalars, Sink
 from metricbus._common.sink_urls import parse_sink
+from metricbus._journal.run import RunFolder, create_run
+from metricbus._journal.segments import JournalReader, SegmentWriter
 from metricbus.consumer import Consumer
-from metricbus.journal import JournalReader, SegmentWriter
 from metricbus.offsets import Progress, load_progress, save_progress
-from metricbus.run import RunFolder, create_run
 from metricbus.sinks.base import CommonOptions
 from metricbus.specs import spec_of
 

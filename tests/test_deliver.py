@@ -21,10 +21,10 @@ import metricbus
 from metricbus import ConfigError, JournalError, Lost, MetricBus, Scalars, deliver, lease
 from metricbus._common.files import AppendFile, create_file
 from metricbus._common.processes import ProcessId, this_process
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.segments import SegmentWriter
 from metricbus.consumer import Consumer
-from metricbus.journal import SegmentWriter
 from metricbus.lease import Held, Lease, Superseded
-from metricbus.run import Run, RunFolder
 from metricbus.specs import spec_of
 from metricbus.testing import MemorySink
 

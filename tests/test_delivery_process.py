@@ -19,8 +19,8 @@ from wandb_reader import wandb_files, wandb_records, wandb_rows
 import metricbus
 from metricbus import MetricBus, delivery_process
 from metricbus._common.processes import ProcessId
+from metricbus._journal.run import RunFolder
 from metricbus.exchange import DeliveryStatus, Notice, status_of
-from metricbus.run import RunFolder
 from metricbus.testing import MemorySink
 
 WaitFor = Callable[[Callable[[], bool]], None]

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from metricbus import Image, MetricBus
 from metricbus._common.records import Dropped, Drops, End, decode, encode
+from metricbus._journal.dropped_counts import SegmentDrops, Told, in_all
+from metricbus._journal.run import RunFolder
+from metricbus._journal.segments import SegmentWriter
 from metricbus.cli.app import app
-from metricbus.drops import SegmentDrops, Told, in_all
 from metricbus.glances import glance
-from metricbus.journal import SegmentWriter
-from metricbus.run import RunFolder
 from metricbus.summaries import summarise
 
 

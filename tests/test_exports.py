@@ -21,10 +21,10 @@ from typer.testing import CliRunner, Result
 import metricbus
 from metricbus import MetricBus, Scalars, exports
 from metricbus._common.records import Number, Rewind
+from metricbus._journal.run import RunFolder, create_run
+from metricbus._journal.segments import SegmentWriter
 from metricbus.cli.app import app
 from metricbus.exports import Format, Numbers, write
-from metricbus.journal import SegmentWriter
-from metricbus.run import RunFolder, create_run
 from metricbus.wanted import Wanted
 
 TIME = 1_769_869_530_123_456_789

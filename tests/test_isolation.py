@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from metricbus import MetricBus, Rejected, Report, Scalars, Sink, Unavailable
-from metricbus.run import Run
+from metricbus._journal.run import Run
 from metricbus.testing import MemorySink
 
 N = 3000

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricbus._common.records import End, Header, Scalars, decode, encode
+from metricbus._journal.segments import JournalReader, Position, SegmentWriter
 from metricbus.errors import JournalError
-from metricbus.journal import JournalReader, Position, SegmentWriter
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats())

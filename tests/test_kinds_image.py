@@ -75,7 +75,9 @@ def report_of(folder: Path, image: Image) -> Report:
 
 
 def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.name == "metricbus.media"]
+    return [
+        one.getMessage() for one in caplog.records if one.name == "metricbus._journal.media_files"
+    ]
 
 
 # Pixels
@@ -673,7 +675,7 @@ def test_an_encoder_that_fails_is_counted_and_the_rest_goes_on(
         raise MemoryError("no room for a PNG")
 
     monkeypatch.setattr(sys.modules["metricbus.kinds.pictures"], "png_of", fail)
-    with caplog.at_level(logging.WARNING, "metricbus.media"):
+    with caplog.at_level(logging.WARNING, "metricbus._journal.media_files"):
         report = report_of(tmp_path, Image(GREY))
     assert (report.journalled, report.dropped, report.waiting) == (1, 1, 0)
     assert report.error == "'a/b' at step 0 was dropped: MemoryError: no room for a PNG"

@@ -66,7 +66,9 @@ def refused(medium: Kind, told: str) -> None:
 
 
 def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.name == "metricbus.media"]
+    return [
+        one.getMessage() for one in caplog.records if one.name == "metricbus._journal.media_files"
+    ]
 
 
 # Text

@@ -33,8 +33,8 @@ from metricbus import (
 )
 from metricbus._common.media_base import Kind, Taken, Work
 from metricbus._common.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
-from metricbus.journal import SegmentWriter
-from metricbus.media import MediaFolder, MediaWriter, safe_name
+from metricbus._journal.media_files import MediaFolder, MediaWriter, safe_name
+from metricbus._journal.segments import SegmentWriter
 from metricbus.media_worker import MediaWorker
 from metricbus.queue import Overflow
 from metricbus.testing import MemorySink
@@ -413,7 +413,7 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("metricbus.media.os.replace", fail)
+    monkeypatch.setattr("metricbus._journal.media_files.os.replace", fail)
     with pytest.raises(OSError, match="No space"):
         MediaWriter(tmp_path, "0001").save("texts", "a", 0, ".md", b"text")
     assert files_in(tmp_path) == []

@@ -18,8 +18,8 @@ from PIL import Image
 from metricbus import Run
 from metricbus._common.files import AppendFile
 from metricbus._common.media_records import Box, Cell, FileRecord, FileRef, HistogramRecord, Picture
+from metricbus._journal.media_files import MediaWriter, ref_of
 from metricbus.errors import Lost, MediaError
-from metricbus.media import MediaWriter, ref_of
 from metricbus.sinks.csv import CsvSink
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)

@@ -11,8 +11,8 @@ from media_made import at, audio, chart, film, image, row, table, text
 
 from metricbus import Run
 from metricbus._common.media_records import FileRecord, FileRef, HistogramRecord
+from metricbus._journal.media_files import MediaWriter
 from metricbus.errors import MediaError
-from metricbus.media import MediaWriter
 from metricbus.sinks.logging import LoggingSink
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)

@@ -42,11 +42,11 @@ from metricbus._common.media_records import (
     encode_rows,
 )
 from metricbus._common.sink_urls import parse_sink
+from metricbus._journal.media_files import MediaWriter, ref_of, safe_name
+from metricbus._journal.run import Run, RunFolder, create_run
+from metricbus._journal.segments import SegmentWriter
 from metricbus.consumer import Consumer
 from metricbus.errors import MediaError
-from metricbus.journal import SegmentWriter
-from metricbus.media import MediaWriter, ref_of, safe_name
-from metricbus.run import Run, RunFolder, create_run
 from metricbus.sinks import mlflow_media
 from metricbus.sinks.mlflow import MlflowOptions, MlflowSink
 from metricbus.sinks.mlflow_rows import image_key

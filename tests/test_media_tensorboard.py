@@ -35,8 +35,8 @@ from metricbus._common.media_records import (
     Picture,
 )
 from metricbus._common.records import Rewind
+from metricbus._journal.media_files import MediaWriter
 from metricbus.errors import MediaError
-from metricbus.media import MediaWriter
 from metricbus.sinks.tensorboard import TensorBoardSink
 
 with warnings.catch_warnings():  # of the HTML cleaner that it brings along

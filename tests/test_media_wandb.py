@@ -46,9 +46,9 @@ from metricbus._common.media_records import (
     encode_rows,
 )
 from metricbus._common.records import Rewind, Scalars
+from metricbus._journal.media_files import MediaWriter
+from metricbus._journal.run import Run
 from metricbus.errors import MediaError, Rejected
-from metricbus.media import MediaWriter
-from metricbus.run import Run
 from metricbus.sinks.wandb import WandbOptions, WandbSink
 from metricbus.sinks.wandb_names import (
     CHARTS,
@@ -734,7 +734,7 @@ def test_the_death_of_wandbs_own_process_loses_and_doubles_no_medium(tmp_path: P
         sys.path.insert(0, sys.argv[1])
         from test_media_wandb import Made, opened
         from metricbus.errors import Lost
-        from metricbus.run import Run
+        from metricbus._journal.run import Run
         made = Made(Path("."))
         records = [made.image("i"), made.table("t", [[1, 2]]), made.audio("a")] * 20
         sink = opened(made, id="r")

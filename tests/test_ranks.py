@@ -15,8 +15,8 @@ import metricbus
 from metricbus import ConfigError, MetricBus, RankError, Series
 from metricbus._common.distributed import Rank, find_rank, launchers_id, writes
 from metricbus._common.records import Header
+from metricbus._journal.segments import JournalReader
 from metricbus.controls import TakePart
-from metricbus.journal import JournalReader
 from metricbus.reductions import reduction_factory
 
 WaitFor = Callable[[Callable[[], bool]], None]

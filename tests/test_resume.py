@@ -20,7 +20,7 @@ from wandb_reader import wandb_files, wandb_records, wandb_rows
 import metricbus
 from metricbus import ConfigError, MetricBus, Scalars, recorder
 from metricbus._common.records import Rewind
-from metricbus.run import Run
+from metricbus._journal.run import Run
 from metricbus.sinks.event_file import read_events
 from metricbus.sinks.tensorboard import TensorBoardSink
 from metricbus.testing import MemorySink

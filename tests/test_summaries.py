@@ -18,10 +18,10 @@ from scripts import run_script
 import metricbus
 from metricbus import Image, JournalError, MetricBus, Table, series_summaries
 from metricbus._common.records import Number, Scalars
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.segments import SegmentWriter
 from metricbus.curves import BUCKETS, Curve
 from metricbus.glances import Glance, glance
-from metricbus.journal import SegmentWriter
-from metricbus.run import Run, RunFolder
 from metricbus.summaries import RunSummary, summarise
 
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats())

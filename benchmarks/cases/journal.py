@@ -25,7 +25,7 @@ from benchmarks.harness import Context, Figure, Result, Role, Target, interleave
 from benchmarks.reading import complete
 from metricbus import MetricBus, read
 from metricbus._common.records import Scalars
-from metricbus.journal import JournalReader, SegmentWriter
+from metricbus._journal.segments import JournalReader, SegmentWriter
 from metricbus.queue import Call
 from metricbus.rows import join_calls
 

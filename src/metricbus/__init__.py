@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metricbus._common.records import Scalars
+    from metricbus._journal.run import Run
     from metricbus.decisions import Best, EarlyStopping
     from metricbus.errors import (
         ClosedError,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from metricbus.metric_bus import MetricBus
     from metricbus.process_wide import bus, configure
     from metricbus.report import DeliveryError, Report, SinkCounts
-    from metricbus.run import Run
     from metricbus.sinks import Sink
     from metricbus.system import SystemMonitor
 
@@ -126,7 +126,7 @@ _FROM = {
     "metricbus.process_wide": ("bus", "configure"),
     "metricbus._common.records": ("Scalars",),
     "metricbus.report": ("DeliveryError", "Report", "SinkCounts"),
-    "metricbus.run": ("Run",),
+    "metricbus._journal.run": ("Run",),
     "metricbus.sinks": ("Sink",),
     "metricbus.system": ("SystemMonitor",),
 }

@@ -29,6 +29,7 @@ from metricbus._common.records import (
 )
 from metricbus._common.throttled_log import Complaints
 from metricbus._common.wakeup import breathe
+from metricbus._journal.segments import Journal
 from metricbus.across import Merged
 from metricbus.arrivals import Arrivals
 from metricbus.controls import (
@@ -45,7 +46,6 @@ from metricbus.controls import (
     Stop,
     TakePart,
 )
-from metricbus.journal import Journal
 from metricbus.queue import Call, CallQueue, Control, Deferred, values_in
 from metricbus.reducing import Emission, Reducing
 from metricbus.rows import join_calls, join_emissions

@@ -17,12 +17,12 @@ from metricbus import exits
 from metricbus._common.distributed import Rank, find_rank
 from metricbus._common.records import Status
 from metricbus._common.settings import Settings
+from metricbus._journal.run import Run, RunFolder
 from metricbus.definitions import Definition, Definitions
 from metricbus.dormant import DormantQueue
 from metricbus.metric_objects import MetricObjects
 from metricbus.queue import CallQueue
 from metricbus.recorder import Recorder
-from metricbus.run import Run, RunFolder
 
 if TYPE_CHECKING:
     from metricbus.engine import Engine

@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 from metricbus._common.records import Status
 from metricbus._common.settings import Hosting
+from metricbus._journal.run import RunFolder
 from metricbus.delivery_process import ProcessDelivery
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.report import Tally
-from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
 
 _log = logging.getLogger("metricbus.delivery")

@@ -16,6 +16,7 @@ import msgspec
 
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import Status
+from metricbus._journal.run import RunFolder
 from metricbus.delivery_threads import ThreadDelivery
 from metricbus.doorbell import Doorbell
 from metricbus.exchange import (
@@ -28,7 +29,6 @@ from metricbus.exchange import (
     status_of,
 )
 from metricbus.report import Tally
-from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
 
 _log = logging.getLogger("metricbus.delivery")

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from metricbus._common.records import Status
+from metricbus._journal.run import RunFolder
 from metricbus.consumer import Consumer
 from metricbus.report import Tally
-from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
 
 

@@ -13,8 +13,9 @@ import msgspec
 from metricbus._common.distributed import Rank
 from metricbus._common.media_base import Encoder
 from metricbus._common.records import Number, Status
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.run_env import announce, withdraw
 from metricbus.across import Merged, Parts
-from metricbus.announcing import announce, withdraw
 from metricbus.collector import Collector
 from metricbus.controls import (
     Define,
@@ -32,7 +33,6 @@ from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError, JournalError
 from metricbus.queue import CallQueue, Control
 from metricbus.report import Report
-from metricbus.run import Run, RunFolder
 
 _log = logging.getLogger("metricbus.run")
 

@@ -29,10 +29,10 @@ from typing import IO, Any, TypeAlias
 import msgspec
 
 from metricbus._common.records import Number, Scalars, told_apart
+from metricbus._journal.rewind import Rewinds
+from metricbus._journal.run import RunFolder
+from metricbus._journal.segments import SUFFIX, JournalReader, OnProgress
 from metricbus.errors import MissingPackageError
-from metricbus.journal import SUFFIX, JournalReader, OnProgress
-from metricbus.rewinding import Rewinds
-from metricbus.run import RunFolder
 from metricbus.sinks.csv_cells import lines, safe_cell, seconds
 from metricbus.wanted import Wanted
 

@@ -14,12 +14,12 @@ import msgspec
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Open, Rewind, Scalars, told_apart, values_of
 from metricbus._common.wakeup import breathe
-from metricbus.endings import endings, left_open
+from metricbus._journal.recovery import endings, left_open
+from metricbus._journal.rewind import Rewinds
+from metricbus._journal.run import RunFolder
+from metricbus._journal.segments import NO_LINE, JournalReader, Row
 from metricbus.filters import RowFilter
-from metricbus.journal import NO_LINE, JournalReader, Row
 from metricbus.offsets import Ledger, Progress
-from metricbus.rewinding import Rewinds
-from metricbus.run import RunFolder
 from metricbus.specs import SinkSpec
 
 _ROWS_A_BREATH = 100

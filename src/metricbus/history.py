@@ -12,13 +12,13 @@ import numpy as np
 
 from metricbus._common.media_records import Cell, MediumRecord, TableRecord
 from metricbus._common.records import Header, Number, Rewind, Scalars, told_apart
+from metricbus._journal.media_files import MediaFolder
+from metricbus._journal.recovery import left_open
+from metricbus._journal.rewind import Rewinds
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.segments import JournalReader, OnProgress, Row
 from metricbus.columns import Columns, PlainRow, Series
-from metricbus.endings import left_open
 from metricbus.errors import JournalError
-from metricbus.journal import JournalReader, OnProgress, Row
-from metricbus.media import MediaFolder
-from metricbus.rewinding import Rewinds
-from metricbus.run import Run, RunFolder
 from metricbus.sinks.csv_cells import safe_cell
 
 if TYPE_CHECKING:

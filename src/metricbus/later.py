@@ -9,13 +9,13 @@ from pathlib import Path
 
 from metricbus._common.records import values_of
 from metricbus._common.sink_urls import parse_sink
+from metricbus._journal.recovery import bury, endings, left_open
+from metricbus._journal.rewind import Rewinds
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.segments import JournalReader
 from metricbus.delivery_threads import ThreadDelivery
-from metricbus.endings import bury, endings, left_open
 from metricbus.errors import ConfigError
-from metricbus.journal import JournalReader
 from metricbus.report import SinkCounts
-from metricbus.rewinding import Rewinds
-from metricbus.run import Run, RunFolder
 from metricbus.sinks import Sink, find_sink
 from metricbus.specs import OBJECT, specs_of
 

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 from metricbus._common.distributed import Rank, find_rank, launch, launchers_id, writes
 from metricbus._common.settings import Settings
-from metricbus.announcing import announce, is_own
-from metricbus.attempts import find_run, go_on
+from metricbus._journal.resume import find_run, go_on
+from metricbus._journal.run import Run, RunFolder, create_run, plain_config, slug_of
+from metricbus._journal.run_env import announce, is_own
+from metricbus._journal.segments import SegmentWriter
 from metricbus.collector import Collector
 from metricbus.controls import Append
 from metricbus.delivery import Delivery
 from metricbus.engine import Engine
 from metricbus.errors import ConfigError, JournalError
-from metricbus.journal import SegmentWriter
 from metricbus.media_worker import MediaBounds, MediaWorker
 from metricbus.queue import Bounds, CallQueue
-from metricbus.run import Run, RunFolder, create_run, plain_config, slug_of
 from metricbus.silent import SilentEngine
 from metricbus.sinks import Sink
 from metricbus.specs import SinkSpec, specs_of

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from metricbus._journal.segments import Position
 from metricbus.errors import MetricBusError
-from metricbus.journal import Position
 
 
 class SinkCounts(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from metricbus._common.records import Number, Status
+    from metricbus._journal.run import Run
     from metricbus.reductions import AcrossRanks, Reducer
     from metricbus.report import Report
-    from metricbus.run import Run
 
 T = TypeVar("T")
 

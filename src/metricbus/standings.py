@@ -10,11 +10,11 @@ import msgspec
 
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import Status
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.segments import Position
 from metricbus.exchange import status_of
-from metricbus.journal import Position
 from metricbus.offsets import Progress
 from metricbus.report import Tally
-from metricbus.run import Run, RunFolder
 
 _KIND = re.compile(r"[a-z0-9_-]*")
 

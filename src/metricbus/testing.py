@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from metricbus._common.media_records import MEDIA, MediumRecord
 from metricbus._common.records import Number, Scalars, Status
-from metricbus.media import MediaFolder
-from metricbus.run import Run
+from metricbus._journal.media_files import MediaFolder
+from metricbus._journal.run import Run
 from metricbus.sinks.base import Sink
 
 __all__ = ["MemorySink", "Point"]

@@ -19,7 +19,7 @@ from metricbus._common.records import Medium
 from metricbus.errors import MissingPackageError
 
 if TYPE_CHECKING:
-    from metricbus.media import MediaWriter
+    from metricbus._journal.media_files import MediaWriter
 
 R = TypeVar("R", bound=MediumRecord)
 

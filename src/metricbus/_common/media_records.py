@@ -1,7 +1,7 @@
 """The records of what is no number: histograms, images, tables, text, audio, video, charts, files.
 
 A record is one line of the journal. What is large lies in files of the run's folder, in `media/`;
-the record has a reference to each, with its size and sha256. `metricbus.media.MediaFolder` reads
+the record has a reference to each, with its size and sha256. `metricbus._journal.media_files.MediaFolder` reads
 them.
 """
 

@@ -11,12 +11,12 @@ from typing import IO, Annotated, cast
 
 import typer
 
+from metricbus._journal.run import RunFolder
 from metricbus.cli.finding import find_run
 from metricbus.cli.safe import Screen
 from metricbus.cli.terminal import fail, failing
 from metricbus.cli.words import reading
 from metricbus.exports import Format, Numbers, check_parquet, write
-from metricbus.run import RunFolder
 from metricbus.wanted import Wanted
 
 

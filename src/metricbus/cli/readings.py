@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from metricbus._journal.run import Run, RunFolder, flat_config
 from metricbus.cli.terminal import fail, failing
 from metricbus.cli.words import reading
 from metricbus.errors import ConfigError
 from metricbus.glances import Condition, condition
-from metricbus.run import Run, RunFolder, flat_config
 from metricbus.standings import Standing, progress_in, standings
 from metricbus.summaries import RunSummary, summarise
 

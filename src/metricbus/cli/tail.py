@@ -12,14 +12,14 @@ import typer
 
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import encode
+from metricbus._journal.recovery import endings
+from metricbus._journal.run import RunFolder
+from metricbus._journal.segments import JournalReader
 from metricbus.cli.finding import find_run
 from metricbus.cli.safe import json_text
 from metricbus.cli.terminal import fail, failing
-from metricbus.endings import endings
 from metricbus.ends import Shown, last_rows, shown
 from metricbus.errors import MediaError
-from metricbus.journal import JournalReader
-from metricbus.run import RunFolder
 from metricbus.sinks.logging import line_of, printable
 from metricbus.sinks.logging_media import MediaLines
 from metricbus.sinks.media_words import kind_of

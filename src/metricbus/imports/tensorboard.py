@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from metricbus._common.media_base import Stamp
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
+from metricbus._journal.segments import OnProgress
 from metricbus.errors import ConfigError, MissingPackageError
 from metricbus.imports.writing import Destination, Imported, RunWriter, new_run
-from metricbus.journal import OnProgress
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event

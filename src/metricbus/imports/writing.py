@@ -13,10 +13,10 @@ import msgspec
 from metricbus._common.media_base import Stamp, Work
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Drops, Medium, Record, Rewind, Scalars, Status
+from metricbus._journal.media_files import MediaWriter
+from metricbus._journal.run import create_run, plain_config
+from metricbus._journal.segments import SegmentWriter
 from metricbus.errors import ConfigError
-from metricbus.journal import SegmentWriter
-from metricbus.media import MediaWriter
-from metricbus.run import create_run, plain_config
 
 _BATCH = 1000  # records that are written at once
 

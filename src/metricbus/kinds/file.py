@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metricbus._common.media_base import Kind, Taken, Work, as_path, check_file, check_text
 from metricbus._common.media_records import FileRecord
-from metricbus.media import ref_of
+from metricbus._journal.media_files import ref_of
 
 
 class File(Kind):

@@ -30,8 +30,8 @@ from typing import Annotated, Any, ClassVar, TypeGuard
 import msgspec
 
 from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
-from metricbus.run import Run
 
 _log = logging.getLogger("metricbus.sinks")
 

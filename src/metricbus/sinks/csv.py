@@ -29,8 +29,8 @@ import msgspec
 from metricbus._common.files import replace_file
 from metricbus._common.media_records import MEDIA, MediumRecord
 from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._journal.run import Run
 from metricbus.errors import Lost
-from metricbus.run import Run
 from metricbus.sinks.base import FileSink
 from metricbus.sinks.csv_cells import lines, safe_cell, seconds
 from metricbus.sinks.csv_files import GrowingFiles

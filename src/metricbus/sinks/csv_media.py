@@ -39,8 +39,8 @@ from metricbus._common.media_records import (
     TextRecord,
     VideoRecord,
 )
+from metricbus._journal.media_files import MediaFolder, ref_of, safe_name
 from metricbus.errors import MediaError
-from metricbus.media import MediaFolder, ref_of, safe_name
 from metricbus.sinks.csv_cells import lines, safe_cell, seconds
 from metricbus.sinks.csv_files import GrowingFiles
 from metricbus.sinks.media_words import caption_of, kind_of, plain_cell

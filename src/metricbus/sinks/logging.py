@@ -26,7 +26,7 @@ from metricbus._common.media_records import MEDIA, MediumRecord
 from metricbus._common.records import Epoch, Rewind, Scalars, Status
 from metricbus._common.tqdm_logging import BesideBars
 from metricbus._common.wakeup import breathe
-from metricbus.run import Run
+from metricbus._journal.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.logging_media import MediaLines
 

@@ -23,8 +23,8 @@ from metricbus._common.media_records import (
     VideoRecord,
     decode_rows,
 )
+from metricbus._journal.media_files import MediaFolder
 from metricbus.errors import MediaError
-from metricbus.media import MediaFolder
 from metricbus.sinks.media_words import caption_of, kind_of, plain_cell
 
 _LONGEST = 200

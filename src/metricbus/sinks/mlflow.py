@@ -32,8 +32,8 @@ import msgspec
 from metricbus._common.media_records import MEDIA, MediumRecord
 from metricbus._common.records import Rewind, Scalars, Status
 from metricbus._common.sink_urls import redact
+from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
-from metricbus.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.mlflow_media import Artefacts
 from metricbus.sinks.mlflow_rows import NAME_TAG, Names, Times, allowed, rows_of

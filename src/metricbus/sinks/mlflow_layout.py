@@ -35,7 +35,7 @@ from metricbus._common.media_records import (
     TextRecord,
     VideoRecord,
 )
-from metricbus.media import MediaFolder, safe_name
+from metricbus._journal.media_files import MediaFolder, safe_name
 from metricbus.sinks.mlflow_rows import image_key
 
 _HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")

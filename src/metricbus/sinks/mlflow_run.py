@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from metricbus.run import Run, flat_config
+from metricbus._journal.run import Run, flat_config
 from metricbus.sinks.mlflow_rows import PARAM_TAG, Names
 
 if TYPE_CHECKING:

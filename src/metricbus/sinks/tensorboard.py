@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_records import MEDIA, MediumRecord
 from metricbus._common.records import Rewind, Scalars, Status
-from metricbus.run import Run, flat_config
+from metricbus._journal.run import Run, flat_config
 from metricbus.sinks.base import FileSink, with_marked_names
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ from metricbus._common.media_records import (
     VideoRecord,
 )
 from metricbus._common.records import Scalars
-from metricbus.media import MediaFolder
+from metricbus._journal.media_files import MediaFolder
 from metricbus.sinks.event_file import SCALAR, EventFile
 from metricbus.sinks.media_words import caption_of, kind_of, plain_cell
 

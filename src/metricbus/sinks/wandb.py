@@ -27,9 +27,9 @@ import msgspec
 
 from metricbus._common.media_records import MEDIA, MediumRecord
 from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._journal.media_files import MediaFolder
+from metricbus._journal.run import Run
 from metricbus.errors import Unavailable
-from metricbus.media import MediaFolder
-from metricbus.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.wandb_begin import begin, choose_mode
 from metricbus.sinks.wandb_file import HistoryFile, files_of, mark_place

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
-from metricbus.run import Run
 from metricbus.sinks.wandb_names import run_id, short_tags
 
 if TYPE_CHECKING:

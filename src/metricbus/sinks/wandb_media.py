@@ -29,8 +29,8 @@ from metricbus._common.media_records import (
     TextRecord,
     VideoRecord,
 )
+from metricbus._journal.media_files import MediaFolder, safe_name
 from metricbus.errors import Rejected
-from metricbus.media import MediaFolder, safe_name
 from metricbus.sinks.wandb_names import (
     OURS,
     RENAMED,

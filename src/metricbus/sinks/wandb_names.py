@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from metricbus._common.media_records import Box, ImageRecord
 from metricbus._common.sink_urls import digest
+from metricbus._journal.media_files import safe_name
 from metricbus.errors import ConfigError
-from metricbus.media import safe_name
 
 _log = logging.getLogger("metricbus.sinks.wandb")
 

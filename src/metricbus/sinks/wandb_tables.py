@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_records import Cell, ChartRecord, FileRef, Picture, TableRecord
-from metricbus.media import MediaFolder
+from metricbus._journal.media_files import MediaFolder
 
 if TYPE_CHECKING:
     import wandb

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from metricbus._common.processes import this_process
+from metricbus._journal.run import Run, RunFolder, flat_config, plain_config, program
 from metricbus.errors import ConfigError, JournalError
-from metricbus.run import Run, RunFolder, flat_config, plain_config, program
 
 _SILENT_SECS = 30.0  # a process of another machine that has written nothing for so long is dead
 

@@ -16,8 +16,8 @@ import msgspec
 
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import End, Header, Open, Scalars, Status, decode
-from metricbus.journal import NOT_A_LINE, SUFFIX, Row
-from metricbus.run import Run, RunFolder
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.segments import NOT_A_LINE, SUFFIX, Row
 
 _LAST_LINE_BYTES = 4096  # an end mark is far shorter
 
