@@ -13,10 +13,10 @@ from markdown_it import MarkdownIt
 from typer.main import get_command
 
 from metricbus import MetricBus, kinds
+from metricbus._aggregate.reductions import _SIMPLE, AcrossRanks, reduction_factory
 from metricbus._common.media_records import MEDIA
 from metricbus._common.settings import declared
 from metricbus.cli.app import app
-from metricbus.reductions import _SIMPLE, AcrossRanks, reduction_factory
 from metricbus.sinks import _OURS, find_sink
 
 ROOT = Path(__file__).parent.parent

@@ -13,11 +13,11 @@ from rank_scenarios import run_ranks
 
 import metricbus
 from metricbus import ConfigError, MetricBus, RankError, Series
+from metricbus._aggregate.reductions import reduction_factory
 from metricbus._common.distributed import Rank, find_rank, launchers_id, writes
 from metricbus._common.records import Header
 from metricbus._journal.segments import JournalReader
 from metricbus.controls import TakePart
-from metricbus.reductions import reduction_factory
 
 WaitFor = Callable[[Callable[[], bool]], None]
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from metricbus._aggregate.exact_sum import ExactSum
+from metricbus._aggregate.reductions import EXACT_QUANTILES, Reducer, Reduction, reduction_factory
 from metricbus._common.records import Number
 from metricbus.errors import ConfigError
-from metricbus.exact_sum import ExactSum
-from metricbus.reductions import EXACT_QUANTILES, Reducer, Reduction, reduction_factory
 
 finite = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
 integers = st.integers(-(2**63), 2**63 - 1)

@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
+from metricbus._aggregate.aggregator import Emission, Reducing
+from metricbus._aggregate.cross_rank import Merged
+from metricbus._aggregate.row_builder import join_calls, join_emissions
 from metricbus._common.records import (
     Dropped,
     Drops,
@@ -30,7 +33,6 @@ from metricbus._common.records import (
 from metricbus._common.throttled_log import Complaints
 from metricbus._common.wakeup import breathe
 from metricbus._journal.segments import Journal
-from metricbus.across import Merged
 from metricbus.arrivals import Arrivals
 from metricbus.controls import (
     Append,
@@ -47,8 +49,6 @@ from metricbus.controls import (
     TakePart,
 )
 from metricbus.queue import Call, CallQueue, Control, Deferred, values_in
-from metricbus.reducing import Emission, Reducing
-from metricbus.rows import join_calls, join_emissions
 
 _log = logging.getLogger("metricbus.journal")
 

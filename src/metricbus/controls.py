@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from metricbus._aggregate.cross_rank import Merged, Parts
+from metricbus._aggregate.rules import Definition
 from metricbus._common.records import Epoch, Medium, Number, Rewind, Status
-from metricbus.across import Merged, Parts
-from metricbus.definitions import Definition
 from metricbus.queue import Control
 
 

@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from metricbus import exits
+from metricbus._aggregate.rules import Definition, Definitions
 from metricbus._common.distributed import Rank, find_rank
 from metricbus._common.records import Status
 from metricbus._common.settings import Settings
 from metricbus._journal.run import Run, RunFolder
-from metricbus.definitions import Definition, Definitions
 from metricbus.dormant import DormantQueue
 from metricbus.metric_objects import MetricObjects
 from metricbus.queue import CallQueue

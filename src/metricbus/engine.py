@@ -10,12 +10,13 @@ from typing import Protocol
 
 import msgspec
 
+from metricbus._aggregate.cross_rank import Merged, Parts
+from metricbus._aggregate.rules import Definition
 from metricbus._common.distributed import Rank
 from metricbus._common.media_base import Encoder
 from metricbus._common.records import Number, Status
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.run_env import announce, withdraw
-from metricbus.across import Merged, Parts
 from metricbus.collector import Collector
 from metricbus.controls import (
     Define,
@@ -28,7 +29,6 @@ from metricbus.controls import (
     Stop,
     TakePart,
 )
-from metricbus.definitions import Definition
 from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError, JournalError
 from metricbus.queue import CallQueue, Control

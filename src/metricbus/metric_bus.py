@@ -12,17 +12,17 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from metricbus import exits
+from metricbus._aggregate.reductions import AcrossRanks, Reducer
+from metricbus._aggregate.rules import Definition, Definitions, checked
 from metricbus._common.clock import both_drive, check_step
 from metricbus._common.device_values import Pending
 from metricbus._common.records import Number, Status
 from metricbus._common.settings import Bars, Fsync, Hosting, Settings, resolve
 from metricbus._journal.run import Run, RunFolder
-from metricbus.definitions import Definition, Definitions, checked
 from metricbus.loops import Epochs, Steps
 from metricbus.meeting import Meeting
 from metricbus.progress import Progress
 from metricbus.queue import Overflow
-from metricbus.reductions import AcrossRanks, Reducer
 from metricbus.report import DeliveryError, Report
 from metricbus.scope import Scope
 from metricbus.sinks import Sink

@@ -11,8 +11,8 @@ import os
 import threading
 from typing import Any
 
+from metricbus._aggregate.rules import Definition
 from metricbus._common.settings import Bars, Settings, from_environment, variable_of
-from metricbus.definitions import Definition
 from metricbus.errors import ConfigError
 from metricbus.metric_bus import MetricBus
 

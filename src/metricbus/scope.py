@@ -11,9 +11,9 @@ from metricbus.loops import Epochs, Steps
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from metricbus._aggregate.reductions import AcrossRanks, Reducer
     from metricbus._common.records import Number, Status
     from metricbus._journal.run import Run
-    from metricbus.reductions import AcrossRanks, Reducer
     from metricbus.report import Report
 
 T = TypeVar("T")

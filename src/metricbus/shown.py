@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from metricbus._aggregate.rules import Definitions, Rule
 from metricbus._common.device_values import Pending
 from metricbus._common.records import Number
-from metricbus.definitions import Definitions, Rule
 
 if TYPE_CHECKING:
     from metricbus.engine import Engine

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from metricbus._aggregate.cross_rank import Merged, Parts
+from metricbus._aggregate.reductions import Custom, Reducer, Reduction, reduction_factory
+from metricbus._aggregate.rules import Definition, Definitions, Rule
 from metricbus._common.records import Medium, Number
 from metricbus._common.throttled_log import Complaints
 from metricbus._common.validation import INT_MAX
-from metricbus.across import Merged, Parts
-from metricbus.definitions import Definition, Definitions, Rule
 from metricbus.queue import Call
-from metricbus.reductions import Custom, Reducer, Reduction, reduction_factory
 
 _log = logging.getLogger("metricbus.definitions")
 

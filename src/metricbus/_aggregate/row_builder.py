@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from metricbus._aggregate.aggregator import NO_MARKS, Emission, Marks
 from metricbus._common.records import Number, Scalars
 from metricbus.queue import Call
-from metricbus.reducing import NO_MARKS, Emission, Marks
 
 
 def join_calls(calls: Iterable[Call]) -> Iterator[Scalars]:

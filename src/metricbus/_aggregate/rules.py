@@ -14,9 +14,9 @@ from typing import get_args
 
 import msgspec
 
+from metricbus._aggregate.reductions import AcrossRanks, Reducer, reduction_factory
 from metricbus._common.validation import check_name
 from metricbus.errors import ConfigError
-from metricbus.reductions import AcrossRanks, Reducer, reduction_factory
 
 _log = logging.getLogger("metricbus.definitions")
 

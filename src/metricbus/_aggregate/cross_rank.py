@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from metricbus._aggregate.reductions import Reduction, reduction_factory
 from metricbus.errors import RankError
-from metricbus.reductions import Reduction, reduction_factory
 
 Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
 """By the name under which values were logged. See `Reducing.take_across`."""

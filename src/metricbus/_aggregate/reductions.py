@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from metricbus._aggregate.exact_sum import ExactSum
 from metricbus._common.records import Number
 from metricbus._common.validation import INT_MAX, INT_MIN, to_number
 from metricbus.errors import ConfigError
-from metricbus.exact_sum import ExactSum
 
 Reducer: TypeAlias = str | Callable[[list[Number]], Number]
 """What `define(reduce=)` takes: a name, or a function of all values of the window."""
