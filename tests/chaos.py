@@ -35,7 +35,8 @@ CHECKPOINT_SECS = 0.3
 _TRAINING = f"""
 import mmap, sys, threading, time
 import numpy as np
-from metricbus import MetricBus, collector
+from metricbus._ingest import collector
+from metricbus import MetricBus
 collector._CHECKPOINT_EVERY = {CHECKPOINT_SECS}
 run, sinks, hosting, pause = sys.argv[1:]
 with open("times", "r+b") as file:

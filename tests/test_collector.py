@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metricbus._common.records import Drops, Record, Status
-from metricbus.collector import Collector
-from metricbus.controls import Stop
-from metricbus.queue import Bounds, Call, CallQueue
+from metricbus._ingest.collector import Collector
+from metricbus._ingest.commands import Stop
+from metricbus._ingest.queue import Bounds, Call, CallQueue
 
 
 class Counting:

@@ -315,7 +315,7 @@ def test_what_was_open_when_the_process_died_comes_out_as_partial(tmp_path: Path
     script = textwrap.dedent(
         """
         import os, signal, time
-        import metricbus.collector
+        import metricbus._ingest.collector
         metricbus.collector._CHECKPOINT_EVERY = 0.05
         from metricbus import MetricBus
         bus = MetricBus(id="r", sinks="")
@@ -349,7 +349,7 @@ def test_an_open_epoch_is_written_down_even_if_its_values_are_emitted_one_by_one
     monkeypatch: pytest.MonkeyPatch,
     wait_for: Callable[[Callable[[], bool]], None],
 ) -> None:
-    monkeypatch.setattr("metricbus.collector._CHECKPOINT_EVERY", 0.05)
+    monkeypatch.setattr("metricbus._ingest.collector._CHECKPOINT_EVERY", 0.05)
     bus.define("loss", on_epoch=True)
     for value in (1.0, 3.0):
         bus.log("loss", value)

@@ -40,7 +40,7 @@ KILLED = """
     bus = MetricBus(id="r", sinks="csv?flush_secs=60", dir=".")
     for step in range(500):
         bus.log("x", float(step), step=step)
-    bus._engine._collector.obey(__import__("metricbus.collector").collector.Flush(), 20)
+    bus._engine._collector.obey(__import__("metricbus._ingest.collector").collector.Flush(), 20)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from metricbus import MetricBus
-from metricbus.recorder import Recorder
+from metricbus._ingest.recorder import Recorder
 
 MOST_INSTRUCTIONS = 90  # of the interpreter, in log() itself; Python 3.11 executes 85
 ROW = {f"train/m{i}": i / 7 for i in range(20)}

@@ -22,12 +22,12 @@ from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus._common.media_base import Kind, Taken, Work
 from metricbus._common.media_records import HistogramRecord
 from metricbus._common.records import Medium
+from metricbus._ingest.queue import Overflow
 from metricbus.errors import DeviceError
 from metricbus.kinds import Histograms
 from metricbus.kinds.binning import Binned, bin_values
 from metricbus.kinds.fused_binning import bin_each
 from metricbus.kinds.fused_on_device import nonfinite_in, start_counting
-from metricbus.queue import Overflow
 from metricbus.testing import MemorySink
 
 Array = NDArray[Any]

@@ -33,10 +33,10 @@ from metricbus import (
 )
 from metricbus._common.media_base import Kind, Taken, Work
 from metricbus._common.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
+from metricbus._ingest.media_worker import MediaWorker
+from metricbus._ingest.queue import Overflow
 from metricbus._journal.media_files import MediaFolder, MediaWriter, safe_name
 from metricbus._journal.segments import SegmentWriter
-from metricbus.media_worker import MediaWorker
-from metricbus.queue import Overflow
 from metricbus.testing import MemorySink
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -214,7 +214,7 @@ def test_media_wait_while_the_disk_is_full(
         return save(self, *args)
 
     monkeypatch.setattr(MediaWriter, "save", save_if_there_is_room)
-    monkeypatch.setattr("metricbus.media_worker._RETRY_SECS", 0.01)
+    monkeypatch.setattr("metricbus._ingest.media_worker._RETRY_SECS", 0.01)
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.log("text", Text("patient"))

@@ -12,8 +12,8 @@ from typing import Literal
 import pytest
 from interrupts import interrupted
 
+from metricbus._ingest.queue import BYTES_A_VALUE, Bounds, Call, CallQueue, Control, values_in
 from metricbus.errors import ClosedError
-from metricbus.queue import BYTES_A_VALUE, Bounds, Call, CallQueue, Control, values_in
 
 
 def call(number: float) -> Call:

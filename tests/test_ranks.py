@@ -16,8 +16,8 @@ from metricbus import ConfigError, MetricBus, RankError, Series
 from metricbus._aggregate.reductions import reduction_factory
 from metricbus._common.distributed import Rank, find_rank, launchers_id, writes
 from metricbus._common.records import Header
+from metricbus._ingest.commands import TakePart
 from metricbus._journal.segments import JournalReader
-from metricbus.controls import TakePart
 
 WaitFor = Callable[[Callable[[], bool]], None]
 

@@ -18,8 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb_reader import wandb_files, wandb_records, wandb_rows
 
 import metricbus
-from metricbus import ConfigError, MetricBus, Scalars, recorder
+from metricbus import ConfigError, MetricBus, Scalars
 from metricbus._common.records import Rewind
+from metricbus._ingest import recorder
 from metricbus._journal.run import Run
 from metricbus.sinks.event_file import read_events
 from metricbus.sinks.tensorboard import TensorBoardSink

@@ -26,7 +26,7 @@ import metricbus
 from metricbus import EarlyStopping, MetricBus
 from metricbus._common.device_values import ACCELERATORS, is_deferred
 from metricbus._common.validation import is_metric
-from metricbus.metric_objects import _MOST, Computed, MetricObjects
+from metricbus._ingest.torchmetrics_values import _MOST, Computed, MetricObjects
 
 LABELS = torch.tensor([0, 1, 2, 2])
 GUESSES = torch.tensor([0, 1, 1, 2])
@@ -330,7 +330,7 @@ def test_with_sync_a_metric_that_not_all_ranks_have_meets_nobody(
 RANK = """
     import json, sys
     import torch, torchmetrics
-    from metricbus.metric_objects import MetricObjects
+    from metricbus._ingest.torchmetrics_values import MetricObjects
 
     rank = int(sys.argv[1])
     torch.distributed.init_process_group("gloo", "file://" + sys.argv[2], rank=rank, world_size=2)

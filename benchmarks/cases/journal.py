@@ -26,8 +26,8 @@ from benchmarks.reading import complete
 from metricbus import MetricBus, read
 from metricbus._aggregate.row_builder import join_calls
 from metricbus._common.records import Scalars
+from metricbus._ingest.queue import Call
 from metricbus._journal.segments import JournalReader, SegmentWriter
-from metricbus.queue import Call
 
 NAMES = [f"train/m{i}" for i in range(20)]
 CHUNK = 256  # calls that the collector takes at a time

@@ -14,8 +14,8 @@ from metricbus._common.distributed import find_rank
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import End, Epoch, Rewind, Scalars
 from metricbus._common.validation import INT_MAX
+from metricbus._ingest.commands import GoBack, Snapshot
 from metricbus._journal.segments import JournalReader
-from metricbus.controls import GoBack, Snapshot
 from metricbus.engine import Engine
 from metricbus.loops import EPOCH_TIME
 

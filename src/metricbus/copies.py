@@ -18,11 +18,11 @@ from metricbus._aggregate.rules import Definition, Definitions
 from metricbus._common.distributed import Rank, find_rank
 from metricbus._common.records import Status
 from metricbus._common.settings import Settings
+from metricbus._ingest.queue import CallQueue
+from metricbus._ingest.recorder import Recorder
+from metricbus._ingest.torchmetrics_values import MetricObjects
 from metricbus._journal.run import Run, RunFolder
 from metricbus.dormant import DormantQueue
-from metricbus.metric_objects import MetricObjects
-from metricbus.queue import CallQueue
-from metricbus.recorder import Recorder
 
 if TYPE_CHECKING:
     from metricbus.engine import Engine

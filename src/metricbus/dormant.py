@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 from metricbus._common.media_base import Stamp, Taken
+from metricbus._ingest.queue import Bounds, CallQueue, Control, values_in
 from metricbus.errors import MetricBusError
-from metricbus.queue import Bounds, CallQueue, Control, values_in
 
 _log = logging.getLogger("metricbus")
 

@@ -16,10 +16,10 @@ from metricbus._common.device_values import Pending
 from metricbus._common.distributed import find_rank, gather
 from metricbus._common.records import Number
 from metricbus._common.validation import to_number
+from metricbus._ingest.torchmetrics_values import Computed
 from metricbus.copies import Copyable
 from metricbus.errors import DeviceError
 from metricbus.loops import EPOCH_TIME
-from metricbus.metric_objects import Computed
 
 _log = logging.getLogger("metricbus.ranks")
 

@@ -14,11 +14,11 @@ from metricbus._common.distributed import Rank
 from metricbus._common.media_base import Stamp, Taken
 from metricbus._common.records import Drops, Record, Status
 from metricbus._common.settings import Settings
+from metricbus._ingest.collector import Collector
+from metricbus._ingest.queue import Bounds, CallQueue
 from metricbus._journal.run import RunFolder
-from metricbus.collector import Collector
 from metricbus.delivery import Delivery
 from metricbus.engine import Engine
-from metricbus.queue import Bounds, CallQueue
 from metricbus.report import Report
 
 

@@ -20,7 +20,7 @@ from metricbus._aggregate.rules import Definition, Definitions, Rule
 from metricbus._common.records import Medium, Number
 from metricbus._common.throttled_log import Complaints
 from metricbus._common.validation import INT_MAX
-from metricbus.queue import Call
+from metricbus._ingest.queue import Call
 
 _log = logging.getLogger("metricbus.definitions")
 

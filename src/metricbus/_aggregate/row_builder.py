@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from metricbus._aggregate.aggregator import NO_MARKS, Emission, Marks
 from metricbus._common.records import Number, Scalars
-from metricbus.queue import Call
+from metricbus._ingest.queue import Call
 
 
 def join_calls(calls: Iterable[Call]) -> Iterator[Scalars]:

@@ -9,7 +9,7 @@ from typing import Any
 from metricbus._aggregate.cross_rank import Merged, Parts
 from metricbus._aggregate.rules import Definition
 from metricbus._common.records import Epoch, Medium, Number, Rewind, Status
-from metricbus.queue import Control
+from metricbus._ingest.queue import Control
 
 
 class Flush(Control):

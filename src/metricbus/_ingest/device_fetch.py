@@ -8,8 +8,8 @@ from typing import Any
 from metricbus._common.device_values import DeviceCopy, Pending, bring
 from metricbus._common.records import Number
 from metricbus._common.throttled_log import Complaints
+from metricbus._ingest.queue import Call, CallQueue, Control, Deferred
 from metricbus.errors import DeviceError
-from metricbus.queue import Call, CallQueue, Control, Deferred
 
 
 class Arrivals:

@@ -20,8 +20,8 @@ from metricbus._common.media_base import Stamp, Taken, Work
 from metricbus._common.records import Medium
 from metricbus._common.throttled_log import Complaints
 from metricbus._common.wakeup import Bell
+from metricbus._ingest.queue import Overflow
 from metricbus._journal.media_files import MediaWriter
-from metricbus.queue import Overflow
 
 _log = logging.getLogger("metricbus.media")
 

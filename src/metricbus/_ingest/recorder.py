@@ -25,9 +25,9 @@ from metricbus._common.validation import (
     is_metric,
     to_number,
 )
+from metricbus._ingest.queue import CallQueue, Deferred
+from metricbus._ingest.torchmetrics_values import MetricObjects
 from metricbus.errors import ClosedError
-from metricbus.metric_objects import MetricObjects
-from metricbus.queue import CallQueue, Deferred
 
 _MISSING: Any = object()
 _NUMBERS = frozenset((float, int))

@@ -32,9 +32,7 @@ from metricbus._common.records import (
 )
 from metricbus._common.throttled_log import Complaints
 from metricbus._common.wakeup import breathe
-from metricbus._journal.segments import Journal
-from metricbus.arrivals import Arrivals
-from metricbus.controls import (
+from metricbus._ingest.commands import (
     Append,
     Define,
     EpochBegins,
@@ -48,7 +46,9 @@ from metricbus.controls import (
     Stop,
     TakePart,
 )
-from metricbus.queue import Call, CallQueue, Control, Deferred, values_in
+from metricbus._ingest.device_fetch import Arrivals
+from metricbus._ingest.queue import Call, CallQueue, Control, Deferred, values_in
+from metricbus._journal.segments import Journal
 
 _log = logging.getLogger("metricbus.journal")
 
