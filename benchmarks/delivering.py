@@ -18,9 +18,9 @@ from benchmarks.own_sinks import LOG
 from benchmarks.peers import Peer
 from metricbus import MetricBus
 from metricbus._common.sink_urls import parse_sink
+from metricbus._delivery.batch_reader import Feed
+from metricbus._delivery.sink_specs import SinkSpec, spec_of
 from metricbus._journal.run import RunFolder
-from metricbus.feed import Feed
-from metricbus.specs import SinkSpec, spec_of
 
 NAMES = [f"train/metric{i}" for i in range(20)]
 METRICS_A_BATCH = 1000  # the most that MLflow takes

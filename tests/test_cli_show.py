@@ -14,14 +14,14 @@ from typer.testing import CliRunner, Result
 
 from metricbus import Image, MetricBus, Table
 from metricbus._common.processes import this_process
+from metricbus._delivery.control_files import DeliveryStatus, status_of
+from metricbus._delivery.cursor import Progress, save_progress
+from metricbus._delivery.lease import Lease
+from metricbus._delivery.report import Tally
 from metricbus._journal.run import RunFolder
 from metricbus.cli.app import app
 from metricbus.cli.safe import printable
 from metricbus.cli.words import number, size, span, sparkline
-from metricbus.exchange import DeliveryStatus, status_of
-from metricbus.lease import Lease
-from metricbus.offsets import Progress, save_progress
-from metricbus.report import Tally
 
 
 def show(*arguments: str) -> Result:

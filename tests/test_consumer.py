@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from metricbus import Lost, MetricBus, Run, Scalars, Sink
 from metricbus._common.sink_urls import parse_sink
+from metricbus._delivery.consumer import Consumer
+from metricbus._delivery.cursor import Progress, load_progress, save_progress
+from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import JournalReader, SegmentWriter
-from metricbus.consumer import Consumer
-from metricbus.offsets import Progress, load_progress, save_progress
 from metricbus.sinks.base import CommonOptions
-from metricbus.specs import spec_of
 
 
 @pytest.fixture

@@ -18,14 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb_reader import wandb_files, wandb_rows
 
 import metricbus
-from metricbus import ConfigError, JournalError, Lost, MetricBus, Scalars, deliver, lease
+from metricbus import ConfigError, JournalError, Lost, MetricBus, Scalars, deliver
 from metricbus._common.files import AppendFile, create_file
 from metricbus._common.processes import ProcessId, this_process
+from metricbus._delivery import lease
+from metricbus._delivery.consumer import Consumer
+from metricbus._delivery.lease import Held, Lease, Superseded
+from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import SegmentWriter
-from metricbus.consumer import Consumer
-from metricbus.lease import Held, Lease, Superseded
-from metricbus.specs import spec_of
 from metricbus.testing import MemorySink
 
 
@@ -148,7 +149,7 @@ def test_a_lease_is_one_processs_at_a_time(tmp_path: Path) -> None:
 def test_the_lease_of_a_dead_process_passes_on_with_a_higher_number(tmp_path: Path) -> None:
     code = """
         from pathlib import Path
-        from metricbus.lease import Lease
+        from metricbus._delivery.lease import Lease
         Lease(Path("csv")).acquire(above=7)
     """
     assert script(tmp_path, code).wait(30) == 0
@@ -293,7 +294,7 @@ def test_partial_rows_come_again_in_the_order_in_which_they_came(tmp_path: Path)
     killed = """
         import os, signal
         import metricbus
-        from metricbus.feed import Feed
+        from metricbus._delivery.batch_reader import Feed
         done = Feed.done
         def die(self, batch, *rest, **options):
             if batch.partial:

@@ -17,10 +17,11 @@ import pytest
 from wandb_reader import wandb_files, wandb_records, wandb_rows
 
 import metricbus
-from metricbus import MetricBus, delivery_process
+from metricbus import MetricBus
 from metricbus._common.processes import ProcessId
+from metricbus._delivery import process_host as delivery_process
+from metricbus._delivery.control_files import DeliveryStatus, Notice, status_of
 from metricbus._journal.run import RunFolder
-from metricbus.exchange import DeliveryStatus, Notice, status_of
 from metricbus.testing import MemorySink
 
 WaitFor = Callable[[Callable[[], bool]], None]

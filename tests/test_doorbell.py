@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from metricbus.doorbell import Doorbell, Listener
+from metricbus._delivery.wake_pipe import Doorbell, Listener
 
 
 @pytest.fixture

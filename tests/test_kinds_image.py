@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from metricbus import Box, Image, MetricBus, Table
 from metricbus._common.media_base import Kind
 from metricbus._common.media_records import ImageRecord
+from metricbus._delivery.report import Report
 from metricbus.kinds.arrays import as_bytes, channels_last, check_layout
 from metricbus.kinds.pictures import png_of
-from metricbus.report import Report
 from metricbus.testing import MemorySink
 
 Array = NDArray[Any]

@@ -32,7 +32,7 @@ from metricbus._common.media_records import (
     TextRecord,
     VideoRecord,
 )
-from metricbus.report import Report
+from metricbus._delivery.report import Report
 from metricbus.testing import MemorySink
 
 Array = NDArray[Any]

@@ -28,13 +28,13 @@ from mlflow.utils.validation import _validate_metric_name
 
 from metricbus import ConfigError, MetricBus, Scalars, Unavailable
 from metricbus._common.sink_urls import parse_sink
+from metricbus._delivery.consumer import Consumer
+from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import SegmentWriter
-from metricbus.consumer import Consumer
 from metricbus.sinks.mlflow import MlflowSink
 from metricbus.sinks.mlflow_rows import NAME_TAG, Identity, Names, Times, allowed
 from metricbus.sinks.mlflow_store import in_batches
-from metricbus.specs import spec_of
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from wandb_reader import wandb_files, wandb_records, wandb_rows
 
 from metricbus import ConfigError, MetricBus, deliver
 from metricbus._common.sink_urls import parse_sink
+from metricbus._delivery.consumer import Consumer
+from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder
-from metricbus.consumer import Consumer
 from metricbus.sinks.wandb_names import key_of, run_id
-from metricbus.specs import spec_of
 
 
 def records(folder: Path, kind: str) -> list[Any]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metricbus._common.records import Scalars
+    from metricbus._delivery.deliver import deliver
+    from metricbus._delivery.report import DeliveryError, Report, SinkCounts
     from metricbus._journal.run import Run
     from metricbus.decisions import Best, EarlyStopping
     from metricbus.errors import (
@@ -41,10 +43,8 @@ if TYPE_CHECKING:
         Text,
         Video,
     )
-    from metricbus.later import deliver
     from metricbus.metric_bus import MetricBus
     from metricbus.process_wide import bus, configure
-    from metricbus.report import DeliveryError, Report, SinkCounts
     from metricbus.sinks import Sink
     from metricbus.system import SystemMonitor
 
@@ -121,11 +121,11 @@ _FROM = {
         "Text",
         "Video",
     ),
-    "metricbus.later": ("deliver",),
+    "metricbus._delivery.deliver": ("deliver",),
     "metricbus.metric_bus": ("MetricBus",),
     "metricbus.process_wide": ("bus", "configure"),
     "metricbus._common.records": ("Scalars",),
-    "metricbus.report": ("DeliveryError", "Report", "SinkCounts"),
+    "metricbus._delivery.report": ("DeliveryError", "Report", "SinkCounts"),
     "metricbus._journal.run": ("Run",),
     "metricbus.sinks": ("Sink",),
     "metricbus.system": ("SystemMonitor",),

@@ -15,6 +15,8 @@ from metricbus._aggregate.rules import Definition
 from metricbus._common.distributed import Rank
 from metricbus._common.media_base import Encoder
 from metricbus._common.records import Number, Status
+from metricbus._delivery.manager import Delivery
+from metricbus._delivery.report import Report
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.commands import (
     Define,
@@ -30,9 +32,7 @@ from metricbus._ingest.commands import (
 from metricbus._ingest.queue import CallQueue, Control
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.run_env import announce, withdraw
-from metricbus.delivery import Delivery
 from metricbus.errors import ConfigError, JournalError
-from metricbus.report import Report
 
 _log = logging.getLogger("metricbus.run")
 

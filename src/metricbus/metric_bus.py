@@ -18,12 +18,12 @@ from metricbus._common.clock import both_drive, check_step
 from metricbus._common.device_values import Pending
 from metricbus._common.records import Number, Status
 from metricbus._common.settings import Bars, Fsync, Hosting, Settings, resolve
+from metricbus._delivery.report import DeliveryError, Report
 from metricbus._ingest.queue import Overflow
 from metricbus._journal.run import Run, RunFolder
 from metricbus.loops import Epochs, Steps
 from metricbus.meeting import Meeting
 from metricbus.progress import Progress
-from metricbus.report import DeliveryError, Report
 from metricbus.scope import Scope
 from metricbus.sinks import Sink
 

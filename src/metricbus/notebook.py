@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from metricbus._delivery.cursor import Progress, load_progress
 from metricbus.errors import JournalError
 from metricbus.history import History, Series, read
-from metricbus.offsets import Progress, load_progress
 from metricbus.pictures.thinning import Floats, thinned
 from metricbus.pictures.words import shown
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from metricbus._common.distributed import Rank, find_rank, launch, launchers_id, writes
 from metricbus._common.settings import Settings
+from metricbus._delivery.manager import Delivery
+from metricbus._delivery.sink_specs import SinkSpec, specs_of
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.commands import Append
 from metricbus._ingest.media_worker import MediaBounds, MediaWorker
@@ -23,12 +25,10 @@ from metricbus._journal.resume import find_run, go_on
 from metricbus._journal.run import Run, RunFolder, create_run, plain_config, slug_of
 from metricbus._journal.run_env import announce, is_own
 from metricbus._journal.segments import SegmentWriter
-from metricbus.delivery import Delivery
 from metricbus.engine import Engine
 from metricbus.errors import ConfigError, JournalError
 from metricbus.silent import SilentEngine
 from metricbus.sinks import Sink
-from metricbus.specs import SinkSpec, specs_of
 
 _log = logging.getLogger("metricbus.run")
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from metricbus._aggregate.reductions import AcrossRanks, Reducer
     from metricbus._common.records import Number, Status
+    from metricbus._delivery.report import Report
     from metricbus._journal.run import Run
-    from metricbus.report import Report
 
 T = TypeVar("T")
 

@@ -14,12 +14,12 @@ from metricbus._common.distributed import Rank
 from metricbus._common.media_base import Stamp, Taken
 from metricbus._common.records import Drops, Record, Status
 from metricbus._common.settings import Settings
+from metricbus._delivery.manager import Delivery
+from metricbus._delivery.report import Report
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.queue import Bounds, CallQueue
 from metricbus._journal.run import RunFolder
-from metricbus.delivery import Delivery
 from metricbus.engine import Engine
-from metricbus.report import Report
 
 
 class NoJournal:

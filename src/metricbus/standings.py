@@ -10,11 +10,11 @@ import msgspec
 
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import Status
+from metricbus._delivery.control_files import status_of
+from metricbus._delivery.cursor import Progress
+from metricbus._delivery.report import Tally
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import Position
-from metricbus.exchange import status_of
-from metricbus.offsets import Progress
-from metricbus.report import Tally
 
 _KIND = re.compile(r"[a-z0-9_-]*")
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from metricbus._delivery.report import SinkCounts
 from metricbus._journal.run import Run
 from metricbus.cli.deliver import columns_of_counts
 from metricbus.cli.finding import find_run
@@ -29,7 +30,6 @@ from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, print_table
 from metricbus.cli.terminal import console, print_json
 from metricbus.cli.words import STATUS_STYLES, about, moment, number, span, sparkline
-from metricbus.report import SinkCounts
 from metricbus.series_summaries import SeriesSummary
 from metricbus.sinks.media_words import kind_of
 from metricbus.summaries import MediumSummary, RunSummary

@@ -19,14 +19,14 @@ import time
 
 from metricbus._common.records import Status
 from metricbus._common.wakeup import Bell
+from metricbus._delivery.backoff import Failures
+from metricbus._delivery.batch_reader import Batch, Feed
+from metricbus._delivery.cursor import other_at
+from metricbus._delivery.lease import Lease, Superseded
+from metricbus._delivery.report import Tally
+from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.run import RunFolder
 from metricbus.errors import ConfigError, Lost, Unavailable
-from metricbus.failures import Failures
-from metricbus.feed import Batch, Feed
-from metricbus.lease import Lease, Superseded
-from metricbus.offsets import other_at
-from metricbus.report import Tally
-from metricbus.specs import SinkSpec
 
 _LOOK_EVERY = 1.0  # other processes write segments too, and ring no bell here
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from metricbus._common.records import Status
+from metricbus._delivery.consumer import Consumer
+from metricbus._delivery.report import Tally
+from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.run import RunFolder
-from metricbus.consumer import Consumer
-from metricbus.report import Tally
-from metricbus.specs import SinkSpec
 
 
 class ThreadDelivery:

@@ -22,13 +22,20 @@ import msgspec
 
 from metricbus._common.processes import this_process
 from metricbus._common.records import Status
+from metricbus._delivery.control_files import (
+    TOLD_VARIABLE,
+    DeliveryStatus,
+    Saying,
+    Told,
+    orders_of,
+    status_of,
+)
+from metricbus._delivery.sink_specs import SinkSpec, specs_of
+from metricbus._delivery.thread_host import ThreadDelivery
+from metricbus._delivery.wake_pipe import Listener
 from metricbus._journal.recovery import bury, endings
 from metricbus._journal.run import RunFolder
-from metricbus.delivery_threads import ThreadDelivery
-from metricbus.doorbell import Listener
 from metricbus.errors import JournalError
-from metricbus.exchange import TOLD_VARIABLE, DeliveryStatus, Saying, Told, orders_of, status_of
-from metricbus.specs import SinkSpec, specs_of
 
 _log = logging.getLogger("metricbus.delivery")
 

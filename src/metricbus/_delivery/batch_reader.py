@@ -14,13 +14,13 @@ import msgspec
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Open, Rewind, Scalars, told_apart, values_of
 from metricbus._common.wakeup import breathe
+from metricbus._delivery.cursor import Ledger, Progress
+from metricbus._delivery.row_filter import RowFilter
+from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.recovery import endings, left_open
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import NO_LINE, JournalReader, Row
-from metricbus.filters import RowFilter
-from metricbus.offsets import Ledger, Progress
-from metricbus.specs import SinkSpec
 
 _ROWS_A_BREATH = 100
 _NOTHING = Open(time=0, rows=[])

@@ -18,8 +18,8 @@ import msgspec
 from metricbus._common.files import replace_file
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import Status
+from metricbus._delivery.report import Tally
 from metricbus._journal.run import RunFolder
-from metricbus.report import Tally
 
 TOLD_VARIABLE = "METRICBUS_DELIVERY_TOLD"
 """Where the delivery process finds what must be in no file: `Told`, in JSON."""

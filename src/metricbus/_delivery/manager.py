@@ -12,11 +12,11 @@ from typing import TypeAlias
 
 from metricbus._common.records import Status
 from metricbus._common.settings import Hosting
+from metricbus._delivery.process_host import ProcessDelivery
+from metricbus._delivery.report import Tally
+from metricbus._delivery.sink_specs import SinkSpec
+from metricbus._delivery.thread_host import ThreadDelivery
 from metricbus._journal.run import RunFolder
-from metricbus.delivery_process import ProcessDelivery
-from metricbus.delivery_threads import ThreadDelivery
-from metricbus.report import Tally
-from metricbus.specs import SinkSpec
 
 _log = logging.getLogger("metricbus.delivery")
 

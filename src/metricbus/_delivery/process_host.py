@@ -16,10 +16,7 @@ import msgspec
 
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import Status
-from metricbus._journal.run import RunFolder
-from metricbus.delivery_threads import ThreadDelivery
-from metricbus.doorbell import Doorbell
-from metricbus.exchange import (
+from metricbus._delivery.control_files import (
     TOLD_VARIABLE,
     DeliveryStatus,
     Orders,
@@ -28,8 +25,11 @@ from metricbus.exchange import (
     orders_of,
     status_of,
 )
-from metricbus.report import Tally
-from metricbus.specs import SinkSpec
+from metricbus._delivery.report import Tally
+from metricbus._delivery.sink_specs import SinkSpec
+from metricbus._delivery.thread_host import ThreadDelivery
+from metricbus._delivery.wake_pipe import Doorbell
+from metricbus._journal.run import RunFolder
 
 _log = logging.getLogger("metricbus.delivery")
 
@@ -44,7 +44,7 @@ _NO_STATUS = DeliveryStatus(ProcessId("", 0), {})
 # `-P` and the path keep the imports of the process those of the training, whatever its folder has.
 _COMMAND = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from metricbus.deliverer import main; main()"
+    "from metricbus._delivery.worker import main; main()"
 )
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from metricbus._common.records import values_of
 from metricbus._common.sink_urls import parse_sink
+from metricbus._delivery.report import SinkCounts
+from metricbus._delivery.sink_specs import OBJECT, specs_of
+from metricbus._delivery.thread_host import ThreadDelivery
 from metricbus._journal.recovery import bury, endings, left_open
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import JournalReader
-from metricbus.delivery_threads import ThreadDelivery
 from metricbus.errors import ConfigError
-from metricbus.report import SinkCounts
 from metricbus.sinks import Sink, find_sink
-from metricbus.specs import OBJECT, specs_of
 
 _LOOK_EVERY = 0.2
 _MASK = "***"
