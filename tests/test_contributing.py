@@ -12,7 +12,8 @@ import pytest
 from markdown_it import MarkdownIt
 from typer.main import get_command
 
-from metricbus import MetricBus, kinds
+from metricbus import MetricBus
+from metricbus import media as kinds
 from metricbus._aggregate.reductions import _SIMPLE, AcrossRanks, reduction_factory
 from metricbus._common.media_records import MEDIA
 from metricbus._common.settings import declared

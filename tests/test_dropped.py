@@ -58,7 +58,7 @@ def test_a_medium_that_could_not_be_encoded_is_told(
     def no_room(picture: object) -> bytes:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(sys.modules["metricbus.kinds.pictures"], "png_of", no_room)
+    monkeypatch.setattr(sys.modules["metricbus.media.png"], "png_of", no_room)
     with MetricBus(id="r", sinks=[], dir=tmp_path) as bus:
         bus.log("picture", Image(np.zeros((4, 4))))
     assert bus.stats().dropped == 1

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from metricbus import Histogram, MetricBus
 from metricbus._common.media_records import HistogramRecord
-from metricbus.kinds.binning import Binned, bin_on_device, bin_values
+from metricbus.media.histogram_bins import Binned, bin_on_device, bin_values
 from metricbus.testing import MemorySink
 
 Array = NDArray[Any]

@@ -24,10 +24,10 @@ from metricbus._common.media_records import HistogramRecord
 from metricbus._common.records import Medium
 from metricbus._ingest.queue import Overflow
 from metricbus.errors import DeviceError
-from metricbus.kinds import Histograms
-from metricbus.kinds.binning import Binned, bin_values
-from metricbus.kinds.fused_binning import bin_each
-from metricbus.kinds.fused_on_device import nonfinite_in, start_counting
+from metricbus.media import Histograms
+from metricbus.media.histogram_batch import bin_each
+from metricbus.media.histogram_batch_device import nonfinite_in, start_counting
+from metricbus.media.histogram_bins import Binned, bin_values
 from metricbus.testing import MemorySink
 
 Array = NDArray[Any]
@@ -282,7 +282,7 @@ def test_changes_in_place_after_the_call_do_not_show(
 @pytest.fixture
 def little_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 bytes instead of 64 MiB."""
-    monkeypatch.setattr("metricbus.kinds.histograms.COPIED_BYTES", 1000)
+    monkeypatch.setattr("metricbus.media.histogram_group.COPIED_BYTES", 1000)
 
 
 @pytest.mark.usefixtures("little_is_copied")

@@ -25,8 +25,8 @@ from metricbus import Box, Image, MetricBus, Table
 from metricbus._common.media_base import Kind
 from metricbus._common.media_records import ImageRecord
 from metricbus._delivery.report import Report
-from metricbus.kinds.arrays import as_bytes, channels_last, check_layout
-from metricbus.kinds.pictures import png_of
+from metricbus.media.arrays import as_bytes, channels_last, check_layout
+from metricbus.media.png import png_of
 from metricbus.testing import MemorySink
 
 Array = NDArray[Any]
@@ -674,7 +674,7 @@ def test_an_encoder_that_fails_is_counted_and_the_rest_goes_on(
     def fail(picture: object) -> bytes:
         raise MemoryError("no room for a PNG")
 
-    monkeypatch.setattr(sys.modules["metricbus.kinds.pictures"], "png_of", fail)
+    monkeypatch.setattr(sys.modules["metricbus.media.png"], "png_of", fail)
     with caplog.at_level(logging.WARNING, "metricbus._journal.media_files"):
         report = report_of(tmp_path, Image(GREY))
     assert (report.journalled, report.dropped, report.waiting) == (1, 1, 0)

@@ -17,12 +17,12 @@ from types import ModuleType
 import pytest
 
 import metricbus
-from metricbus import kinds
+from metricbus import media as kinds
 from metricbus.sinks import find_sink
 
 HEAVY = ["tensorboard", "google", "torch", "wandb", "mlflow", "typer", "rich", "tqdm", "matplotlib"]
 
-FACES = ["metricbus", "metricbus.imports", "metricbus.kinds", "metricbus.torch"]
+FACES = ["metricbus", "metricbus.imports", "metricbus.media", "metricbus.torch"]
 """Packages that do nothing but name what others are to use."""
 
 PUBLIC = [

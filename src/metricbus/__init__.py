@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from metricbus.history import History, Series, read
-    from metricbus.kinds import (
+    from metricbus.media import (
         Audio,
         Box,
         Chart,
@@ -109,7 +109,7 @@ _FROM = {
         "Unavailable",
     ),
     "metricbus.history": ("History", "Series", "read"),
-    "metricbus.kinds": (
+    "metricbus.media": (
         "Audio",
         "Box",
         "Chart",

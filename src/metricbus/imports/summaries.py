@@ -25,8 +25,8 @@ from metricbus._common.media_records import (
 )
 from metricbus._common.records import Medium, Number
 from metricbus._common.validation import to_number
-from metricbus.kinds import Image, Text
-from metricbus.kinds.binning import Binned, binned
+from metricbus.media import Image, Text
+from metricbus.media.histogram_bins import Binned, binned
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metricbus._common.device_values import ACCELERATORS, spread
-from metricbus.kinds.fused_on_device import nonfinite_in
+from metricbus.media.histogram_batch_device import nonfinite_in
 
 Numbers = dict[str, Any]
 """By the tensors' names: floats, or what `log()` takes of an accelerator."""

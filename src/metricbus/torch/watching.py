@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from metricbus._common.clock import check_every
 from metricbus._common.handle import Handle
 from metricbus.arguments import bus_first
-from metricbus.kinds.histograms import Histograms
+from metricbus.media.histogram_group import Histograms
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
 from metricbus.torch.measuring import (

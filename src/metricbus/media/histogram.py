@@ -12,8 +12,9 @@ import numpy as np
 from metricbus._common.device_values import ACCELERATORS
 from metricbus._common.media_base import Kind, Taken, Work
 from metricbus._common.media_records import HistogramRecord
-from metricbus.kinds.arrays import Array, is_tensor, snapshot, told, view_of
-from metricbus.kinds.binning import (
+from metricbus.media.arrays import Array, is_tensor, snapshot, told, view_of
+from metricbus.media.histogram_batch_device import apart_from
+from metricbus.media.histogram_bins import (
     ACCEPTED,
     COPIED_BYTES,
     MOST_BINS,
@@ -23,7 +24,6 @@ from metricbus.kinds.binning import (
     binned,
     check_bins,
 )
-from metricbus.kinds.fused_on_device import apart_from
 
 _MOST_VALUES = 2.0**63
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from metricbus._common.media_base import Kind, Taken, Work, as_path, check_format, check_text
 from metricbus._common.media_records import AudioRecord
-from metricbus.kinds.arrays import Array, snapshot, told, view_of
+from metricbus.media.arrays import Array, snapshot, told, view_of
 
 _FORMATS = (".wav", ".mp3", ".ogg", ".flac", ".m4a", ".opus")
 _MOST_CHANNELS = 16

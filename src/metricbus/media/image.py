@@ -12,7 +12,8 @@ import numpy as np
 
 from metricbus._common.media_base import Kind, Taken, as_path, check_file, check_package, check_text
 from metricbus._common.media_records import Box
-from metricbus.kinds.arrays import (
+from metricbus.media.annotations import GivenMarks
+from metricbus.media.arrays import (
     MOST_PIXELS,
     Array,
     Layout,
@@ -23,8 +24,7 @@ from metricbus.kinds.arrays import (
     snapshot,
     view_of,
 )
-from metricbus.kinds.marks import GivenMarks
-from metricbus.kinds.pictures import Source, check_size, encode, encode_cell, nbytes_of, size_of
+from metricbus.media.png import Source, check_size, encode, encode_cell, nbytes_of, size_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pil

@@ -12,7 +12,7 @@ import numpy as np
 from metricbus._common.media_base import check_text
 from metricbus._common.media_records import Box
 from metricbus._common.validation import INT_MAX, INT_MIN, to_number
-from metricbus.kinds.arrays import Array, snapshot, told, view_of
+from metricbus.media.arrays import Array, snapshot, told, view_of
 
 
 class Marks(NamedTuple):

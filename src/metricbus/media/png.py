@@ -13,8 +13,8 @@ import numpy as np
 
 from metricbus._common.media_base import Work
 from metricbus._common.media_records import Box, FileRef, ImageRecord, Picture
-from metricbus.kinds.arrays import MOST_PIXELS, Array, as_bytes
-from metricbus.kinds.marks import Marks
+from metricbus.media.annotations import Marks
+from metricbus.media.arrays import MOST_PIXELS, Array, as_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pil
@@ -69,7 +69,7 @@ def encode(
     boxes = [_in_pixels(box, picture.width, picture.height) for box in marks.boxes]
     annotated = None
     if boxes or masks:
-        from metricbus.kinds.drawing import annotate
+        from metricbus.media.draw_annotations import annotate
 
         drawn = annotate(picture, boxes, arrays, marks.labels)
         annotated = work.save("images", ".annotated.png", png_of(drawn))

@@ -10,8 +10,8 @@ import numpy as np
 
 from metricbus._common.media_base import Kind, Taken, Work, check_package, check_text
 from metricbus._common.media_records import ChartRecord, encode_rows
-from metricbus.kinds.arrays import is_tensor, told, view_of
-from metricbus.kinds.table import Table, check_columns, finish_rows, take_rows
+from metricbus.media.arrays import is_tensor, told, view_of
+from metricbus.media.table import Table, check_columns, finish_rows, take_rows
 
 ChartKind = Literal["line", "scatter", "bar", "histogram", "confusion"]
 _MOST_CLASSES = 200
@@ -147,7 +147,7 @@ def _encode(
     columns: list[str],
     rows: list[list[Any]],
 ) -> ChartRecord:
-    from metricbus.kinds.plotting import Plot, draw
+    from metricbus.media.chart_render import Plot, draw
 
     kind, x, y, title = plot
     cells = finish_rows(rows, work)

@@ -15,10 +15,10 @@ from metricbus._common.media_base import Kind, Taken, Work
 from metricbus._common.media_records import HistogramRecord
 from metricbus._common.records import Medium
 from metricbus._common.validation import check_name
-from metricbus.kinds.arrays import Array, is_tensor, snapshot, told, view_of
-from metricbus.kinds.binning import ACCEPTED, COPIED_BYTES, Binned, bin_values, check_bins
-from metricbus.kinds.fused_binning import bin_each
-from metricbus.kinds.fused_on_device import apart_from, start_counting
+from metricbus.media.arrays import Array, is_tensor, snapshot, told, view_of
+from metricbus.media.histogram_batch import bin_each
+from metricbus.media.histogram_batch_device import apart_from, start_counting
+from metricbus.media.histogram_bins import ACCEPTED, COPIED_BYTES, Binned, bin_values, check_bins
 
 _IN_NUMPY = frozenset(
     ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metricbus._common.media_records import Box
-from metricbus.kinds.arrays import Array
+from metricbus.media.arrays import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,8 +17,8 @@ import numpy as np
 
 from metricbus._common.device_values import DeviceCopy, bring
 from metricbus.errors import DeviceError
-from metricbus.kinds.binning import Binned
-from metricbus.kinds.fused_binning import edges_of
+from metricbus.media.histogram_batch import edges_of
+from metricbus.media.histogram_bins import Binned
 
 Tensor: TypeAlias = Any
 

@@ -21,7 +21,7 @@ from metricbus._common.media_base import (
     check_text,
 )
 from metricbus._common.media_records import VideoRecord
-from metricbus.kinds.arrays import (
+from metricbus.media.arrays import (
     Array,
     as_bytes,
     channels_last,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from metricbus.kinds.binning import bin_values
+from metricbus.media.histogram_bins import bin_values
 
 _SIZE = (6.4, 4.8)
 _DPI = 100

@@ -16,8 +16,8 @@ from metricbus._common.media_base import Kind, Taken, Work, about, check_text
 from metricbus._common.media_records import Cell, TableRecord, encode_rows
 from metricbus._common.validation import to_number
 from metricbus.errors import MetricBusError
-from metricbus.kinds.arrays import is_tensor, view_of
-from metricbus.kinds.image import Image
+from metricbus.media.arrays import is_tensor, view_of
+from metricbus.media.image import Image
 
 _ACCEPTED = "numbers, text, booleans, None, dates and metricbus's Image(…)"
 _CELL_BYTES = 64

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus.kinds.arrays import Array
-from metricbus.kinds.binning import Binned, bin_values
+from metricbus.media.arrays import Array
+from metricbus.media.histogram_bins import Binned, bin_values
 
 _WIDTH = 128  # many tensors are a multiple of it, and need no padding; many others are small
 _GROUP = 1 << 20  # values, or bins, at a time: the fewer calls, the less a training loop waits

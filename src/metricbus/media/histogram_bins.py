@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus.kinds.arrays import is_tensor
+from metricbus.media.arrays import is_tensor
 
 MOST_BINS = 4096
 COPIED_BYTES = 1 << 26
