@@ -192,7 +192,7 @@ def test_a_deliverer_that_was_frozen_does_not_write_after_another_took_over(
         import sys, time
         from pathlib import Path
         import metricbus
-        from metricbus.sinks.csv import CsvSink
+        from metricbus.sinks.csv.sink import CsvSink
         write = CsvSink.write
         def slowly(self, records):
             write(self, records)

@@ -38,7 +38,7 @@ from metricbus._journal.segments import JournalReader
 from metricbus.cli.app import app
 from metricbus.imports import Destination, Imported, import_csv, import_tensorboard, tensorboard
 from metricbus.imports.cells import number_in, step_in, time_in
-from metricbus.sinks.event_file import frame
+from metricbus.sinks.tensorboard.event_file import frame
 
 TIME = 1_700_000_000
 

@@ -20,7 +20,7 @@ from metricbus._common.files import AppendFile
 from metricbus._common.media_records import Box, Cell, FileRecord, FileRef, HistogramRecord, Picture
 from metricbus._journal.media_files import MediaWriter, ref_of
 from metricbus.errors import Lost, MediaError
-from metricbus.sinks.csv import CsvSink
+from metricbus.sinks.csv.sink import CsvSink
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)
 

@@ -13,7 +13,7 @@ from metricbus import Run
 from metricbus._common.media_records import FileRecord, FileRef, HistogramRecord
 from metricbus._journal.media_files import MediaWriter
 from metricbus.errors import MediaError
-from metricbus.sinks.logging import LoggingSink
+from metricbus.sinks.logging.sink import LoggingSink
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)
 

@@ -48,11 +48,11 @@ from metricbus._journal.media_files import MediaWriter, ref_of, safe_name
 from metricbus._journal.run import Run, RunFolder, create_run
 from metricbus._journal.segments import SegmentWriter
 from metricbus.errors import MediaError
-from metricbus.sinks import mlflow_media
-from metricbus.sinks.mlflow import MlflowOptions, MlflowSink
-from metricbus.sinks.mlflow_rows import image_key
-from metricbus.sinks.mlflow_store import upload
-from metricbus.sinks.mlflow_tags import NAME_TAG
+from metricbus.sinks.mlflow import media as mlflow_media
+from metricbus.sinks.mlflow.rows import image_key
+from metricbus.sinks.mlflow.sink import MlflowOptions, MlflowSink
+from metricbus.sinks.mlflow.store import upload
+from metricbus.sinks.mlflow.tags import NAME_TAG
 
 AT: dict[str, Any] = {"epoch": 0, "time": 1_700_000_000_000_000_000}
 ODD = ["../../up", "a/b", "a~b", "a_b", "🦆", "long" * 200, "=cmd()", "a%b", "a+b", ".", "A b"]

@@ -37,7 +37,7 @@ from metricbus._common.media_records import (
 from metricbus._common.records import Rewind
 from metricbus._journal.media_files import MediaWriter
 from metricbus.errors import MediaError
-from metricbus.sinks.tensorboard import TensorBoardSink
+from metricbus.sinks.tensorboard.sink import TensorBoardSink
 
 with warnings.catch_warnings():  # of the HTML cleaner that it brings along
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -357,7 +357,7 @@ def test_what_is_written_already_does_not_need_its_file_again(
 def test_many_bytes_are_written_in_pieces_and_only_once(
     tmp_path: Path, writer: MediaWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metricbus.sinks.tensorboard._PIECE", 100)
+    monkeypatch.setattr("metricbus.sinks.tensorboard.sink._PIECE", 100)
     records = [image(writer, step) for step in range(4)]
     sink = opened(tmp_path)
     broken = msgspec.structs.replace(records[3], file=text(writer, 9, "no", "y").file)

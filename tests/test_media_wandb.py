@@ -49,14 +49,14 @@ from metricbus._common.records import Rewind, Scalars
 from metricbus._journal.media_files import MediaWriter
 from metricbus._journal.run import Run
 from metricbus.errors import MediaError, Rejected
-from metricbus.sinks.wandb import WandbOptions, WandbSink
-from metricbus.sinks.wandb_names import (
+from metricbus.sinks.wandb.names import (
     CHARTS,
     file_key,
     key_of,
     longest_of_tables,
     numbers_of_texts,
 )
+from metricbus.sinks.wandb.sink import WandbOptions, WandbSink
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 CLASSES = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5

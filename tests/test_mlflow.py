@@ -32,9 +32,9 @@ from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import SegmentWriter
-from metricbus.sinks.mlflow import MlflowSink
-from metricbus.sinks.mlflow_rows import NAME_TAG, Identity, Names, Times, allowed
-from metricbus.sinks.mlflow_store import in_batches
+from metricbus.sinks.mlflow.rows import NAME_TAG, Identity, Names, Times, allowed
+from metricbus.sinks.mlflow.sink import MlflowSink
+from metricbus.sinks.mlflow.store import in_batches
 
 
 @pytest.fixture(scope="module")

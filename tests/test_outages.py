@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 
 import metricbus
 from metricbus import MetricBus, Report
-from metricbus.sinks.mlflow_store import retry_after
+from metricbus.sinks.mlflow.store import retry_after
 
 WaitFor = Callable[[Callable[[], bool]], None]
 Answer = Callable[[socket.socket], None]

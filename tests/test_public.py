@@ -29,7 +29,7 @@ PUBLIC = [
     *FACES,
     "metricbus.history",
     "metricbus.sinks",
-    "metricbus.sinks.csv",
+    "metricbus.sinks.csv.sink",
     "metricbus.testing",
 ]
 """The modules that say by `__all__` what is public."""

@@ -22,8 +22,8 @@ from metricbus import ConfigError, MetricBus, Scalars
 from metricbus._common.records import Rewind
 from metricbus._ingest import recorder
 from metricbus._journal.run import Run
-from metricbus.sinks.event_file import read_events
-from metricbus.sinks.tensorboard import TensorBoardSink
+from metricbus.sinks.tensorboard.event_file import read_events
+from metricbus.sinks.tensorboard.sink import TensorBoardSink
 from metricbus.testing import MemorySink
 
 WaitFor = Callable[[Callable[[], bool]], None]

@@ -26,9 +26,9 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from metricbus import MetricBus, Run, Scalars
-from metricbus.sinks.csv import CsvSink, safe_cell
-from metricbus.sinks.logging import line_of
-from metricbus.sinks.tensorboard import TensorBoardSink
+from metricbus.sinks.csv.sink import CsvSink, safe_cell
+from metricbus.sinks.logging.sink import line_of
+from metricbus.sinks.tensorboard.sink import TensorBoardSink
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)
 

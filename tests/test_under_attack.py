@@ -416,7 +416,7 @@ def tensorboard_steps(folder: Path, tag: str) -> list[int]:
 def test_a_row_that_tensorboard_refuses_leaves_its_neighbours_where_they_belong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metricbus.sinks.event_file import EventMaker
+    from metricbus.sinks.tensorboard.event_file import EventMaker
 
     make = EventMaker.__call__
 

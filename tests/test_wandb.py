@@ -23,7 +23,7 @@ from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder
-from metricbus.sinks.wandb_names import key_of, run_id
+from metricbus.sinks.wandb.names import key_of, run_id
 
 
 def records(folder: Path, kind: str) -> list[Any]:

@@ -33,7 +33,7 @@ from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import SUFFIX, JournalReader, OnProgress
 from metricbus.errors import MissingPackageError
-from metricbus.sinks.csv_cells import lines, safe_cell, seconds
+from metricbus.sinks.csv.cells import lines, safe_cell, seconds
 from metricbus.wanted import Wanted
 
 Key: TypeAlias = tuple[int, int]  # step and epoch

@@ -19,7 +19,7 @@ from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import JournalReader, OnProgress, Row
 from metricbus.columns import Columns, PlainRow, Series
 from metricbus.errors import JournalError
-from metricbus.sinks.csv_cells import safe_cell
+from metricbus.sinks.csv.cells import safe_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

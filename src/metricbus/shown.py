@@ -53,7 +53,9 @@ class Metrics:
 
     def text(self, is_last: bool = False) -> str:
         """Such as `train/loss=0.4812, val/acc=0.91`; for the last time, all that there is."""
-        from metricbus.sinks.logging import printable  # most runs have no bars, and never need it
+        from metricbus.sinks.logging.sink import (
+            printable,  # most runs have no bars, and never need it
+        )
 
         text = ""
         for name, rule, of_epochs in self._names():

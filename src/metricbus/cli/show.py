@@ -31,7 +31,7 @@ from metricbus.cli.tables import Column, print_table
 from metricbus.cli.terminal import console, print_json
 from metricbus.cli.words import STATUS_STYLES, about, moment, number, span, sparkline
 from metricbus.series_summaries import SeriesSummary
-from metricbus.sinks.media_words import kind_of
+from metricbus.sinks.media_text import kind_of
 from metricbus.summaries import MediumSummary, RunSummary
 
 _WIDE_TREND, _NARROW_TREND, _NARROW = 32, 10, 80

@@ -20,9 +20,9 @@ from metricbus.cli.safe import json_text
 from metricbus.cli.terminal import fail, failing
 from metricbus.ends import Shown, last_rows, shown
 from metricbus.errors import MediaError
-from metricbus.sinks.logging import line_of, printable
-from metricbus.sinks.logging_media import MediaLines
-from metricbus.sinks.media_words import kind_of
+from metricbus.sinks.logging.media import MediaLines
+from metricbus.sinks.logging.sink import line_of, printable
+from metricbus.sinks.media_text import kind_of
 from metricbus.wanted import Wanted
 
 _LOOK_EVERY = 0.2

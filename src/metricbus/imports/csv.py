@@ -21,7 +21,7 @@ from metricbus._journal.segments import OnProgress
 from metricbus.errors import ConfigError
 from metricbus.imports.cells import number_in, step_in, time_in
 from metricbus.imports.writing import Destination, Imported, LeftOut, RunWriter, new_run
-from metricbus.sinks.csv_cells import safe_cell
+from metricbus.sinks.csv.cells import safe_cell
 
 _DELIMITERS = ",;\t"
 _LONG = ("name", "value")

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["CommonOptions", "Sink", "find_sink", "make_sink", "sink_names"]
 
 _OURS = {
-    "csv": "metricbus.sinks.csv:CsvSink",
-    "logging": "metricbus.sinks.logging:LoggingSink",
-    "mlflow": "metricbus.sinks.mlflow:MlflowSink",
-    "tensorboard": "metricbus.sinks.tensorboard:TensorBoardSink",
-    "wandb": "metricbus.sinks.wandb:WandbSink",
+    "csv": "metricbus.sinks.csv.sink:CsvSink",
+    "logging": "metricbus.sinks.logging.sink:LoggingSink",
+    "mlflow": "metricbus.sinks.mlflow.sink:MlflowSink",
+    "tensorboard": "metricbus.sinks.tensorboard.sink:TensorBoardSink",
+    "wandb": "metricbus.sinks.wandb.sink:WandbSink",
 }
 
 

@@ -35,10 +35,10 @@ from metricbus._common.sink_urls import redact
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
 from metricbus.sinks.base import Sink
-from metricbus.sinks.mlflow_media import Artefacts
-from metricbus.sinks.mlflow_rows import NAME_TAG, Names, Times, allowed, rows_of
-from metricbus.sinks.mlflow_run import RUN_ID, params_of, tags_of
-from metricbus.sinks.mlflow_store import (
+from metricbus.sinks.mlflow.media import Artefacts
+from metricbus.sinks.mlflow.rows import NAME_TAG, Names, Times, allowed, rows_of
+from metricbus.sinks.mlflow.run_start import RUN_ID, params_of, tags_of
+from metricbus.sinks.mlflow.store import (
     check_is_mlflows,
     check_is_sqlite,
     find_experiment,

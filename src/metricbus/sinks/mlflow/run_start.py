@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from metricbus._journal.run import Run, flat_config
-from metricbus.sinks.mlflow_rows import PARAM_TAG, Names
+from metricbus.sinks.mlflow.rows import PARAM_TAG, Names
 
 if TYPE_CHECKING:
     from mlflow.entities import Param, RunTag

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metricbus._common.media_records import MediumRecord
-from metricbus.sinks.mlflow_layout import Artefact, Layout
-from metricbus.sinks.mlflow_store import requests, upload
-from metricbus.sinks.mlflow_tags import MediaTags
+from metricbus.sinks.mlflow.artifacts import Artefact, Layout
+from metricbus.sinks.mlflow.store import requests, upload
+from metricbus.sinks.mlflow.tags import MediaTags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
-from metricbus.sinks.wandb_names import run_id, short_tags
+from metricbus.sinks.wandb.names import run_id, short_tags
 
 if TYPE_CHECKING:
     import wandb

@@ -44,8 +44,8 @@ from metricbus._common.media_records import (
 )
 from metricbus._common.records import Scalars
 from metricbus._journal.media_files import MediaFolder
-from metricbus.sinks.event_file import SCALAR, EventFile
-from metricbus.sinks.media_words import caption_of, kind_of, plain_cell
+from metricbus.sinks.media_text import caption_of, kind_of, plain_cell
+from metricbus.sinks.tensorboard.event_file import SCALAR, EventFile
 
 _FIRST_ROWS = 10
 _LARGEST = 1 << 30  # an event must stay below 2 GiB

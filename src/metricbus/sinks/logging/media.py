@@ -25,7 +25,7 @@ from metricbus._common.media_records import (
 )
 from metricbus._journal.media_files import MediaFolder
 from metricbus.errors import MediaError
-from metricbus.sinks.media_words import caption_of, kind_of, plain_cell
+from metricbus.sinks.media_text import caption_of, kind_of, plain_cell
 
 _LONGEST = 200
 _BLANKS = re.compile(r"\s+")

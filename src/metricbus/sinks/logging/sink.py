@@ -28,7 +28,7 @@ from metricbus._common.tqdm_logging import BesideBars
 from metricbus._common.wakeup import breathe
 from metricbus._journal.run import Run
 from metricbus.sinks.base import Sink
-from metricbus.sinks.logging_media import MediaLines
+from metricbus.sinks.logging.media import MediaLines
 
 _TEMPLATES = 256  # rows with different names at a time
 _ROWS_A_BREATH = 16  # in the training's process, which gets the interpreter in between

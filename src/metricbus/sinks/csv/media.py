@@ -41,9 +41,9 @@ from metricbus._common.media_records import (
 )
 from metricbus._journal.media_files import MediaFolder, ref_of, safe_name
 from metricbus.errors import MediaError
-from metricbus.sinks.csv_cells import lines, safe_cell, seconds
-from metricbus.sinks.csv_files import GrowingFiles
-from metricbus.sinks.media_words import caption_of, kind_of, plain_cell
+from metricbus.sinks.csv.cells import lines, safe_cell, seconds
+from metricbus.sinks.csv.files import GrowingFiles
+from metricbus.sinks.media_text import caption_of, kind_of, plain_cell
 
 HISTOGRAMS, TABLES = "histograms.csv", "tables.csv"
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from metricbus._common.media_records import ImageRecord, MediumRecord, TableRecord
 from metricbus._common.sink_urls import digest
 from metricbus._journal.media_files import safe_name
-from metricbus.sinks.mlflow_layout import table_path
-from metricbus.sinks.mlflow_rows import image_key
+from metricbus.sinks.mlflow.artifacts import table_path
+from metricbus.sinks.mlflow.rows import image_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

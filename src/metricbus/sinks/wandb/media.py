@@ -31,7 +31,7 @@ from metricbus._common.media_records import (
 )
 from metricbus._journal.media_files import MediaFolder, safe_name
 from metricbus.errors import Rejected
-from metricbus.sinks.wandb_names import (
+from metricbus.sinks.wandb.names import (
     OURS,
     RENAMED,
     class_names,
@@ -41,7 +41,7 @@ from metricbus.sinks.wandb_names import (
     longest_of_tables,
     numbers_of_texts,
 )
-from metricbus.sinks.wandb_tables import Tables
+from metricbus.sinks.wandb.tables import Tables
 
 if TYPE_CHECKING:
     import wandb

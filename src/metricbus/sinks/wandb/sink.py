@@ -31,10 +31,9 @@ from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
 from metricbus.errors import Unavailable
 from metricbus.sinks.base import Sink
-from metricbus.sinks.wandb_begin import begin, choose_mode
-from metricbus.sinks.wandb_file import HistoryFile, files_of, mark_place
-from metricbus.sinks.wandb_media import MediaColumns
-from metricbus.sinks.wandb_names import (
+from metricbus.sinks.wandb.datastore import HistoryFile, files_of, mark_place
+from metricbus.sinks.wandb.media import MediaColumns
+from metricbus.sinks.wandb.names import (
     EPOCH,
     OURS,
     STEP,
@@ -42,7 +41,8 @@ from metricbus.sinks.wandb_names import (
     check_project,
     key_of,
 )
-from metricbus.sinks.wandb_process import WandbProcess, without_waiting
+from metricbus.sinks.wandb.service import WandbProcess, without_waiting
+from metricbus.sinks.wandb.start import begin, choose_mode
 
 if TYPE_CHECKING:
     import wandb

@@ -5,7 +5,7 @@ and `kind`, which is `scalar` for a value and `partial` for what was in a reduct
 died. A line of the kind `rewind` has no name: of the lines above it, those with a greater step are
 superseded. Of a medium, the kind is what it is (`histogram`, `image`, `table`, `text`, `audio`,
 `video`, `chart`, `file`) and the value the path of its file; lines of the kinds `caption` and
-`chart_data` go with the one above them. `metricbus.sinks.csv_media` says what these files are.
+`chart_data` go with the one above them. `metricbus.sinks.csv.media` says what these files are.
 Other kinds of lines may come between; readers take the kinds they know. Appending costs the same
 however long the file is. Quoting follows RFC 4180, lines end in CR LF, and floats are written
 so that they read back exactly.
@@ -32,9 +32,9 @@ from metricbus._common.records import Rewind, Scalars, Status
 from metricbus._journal.run import Run
 from metricbus.errors import Lost
 from metricbus.sinks.base import FileSink
-from metricbus.sinks.csv_cells import lines, safe_cell, seconds
-from metricbus.sinks.csv_files import GrowingFiles
-from metricbus.sinks.csv_media import HISTOGRAMS, TABLES, CsvMedia
+from metricbus.sinks.csv.cells import lines, safe_cell, seconds
+from metricbus.sinks.csv.files import GrowingFiles
+from metricbus.sinks.csv.media import HISTOGRAMS, TABLES, CsvMedia
 
 __all__ = ["COLUMNS", "CsvSink", "safe_cell"]
 

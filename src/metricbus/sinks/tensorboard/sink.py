@@ -10,7 +10,7 @@ file (`tensorboard --load_fast=false` shows it all), but to show it on every pag
 or again goes to a sub-run, `late-1`, `late-2` and so on: its points appear in the same chart as a
 run of their own. There are at most seven; beyond that, it goes to the last one.
 
-`metricbus.sinks.tensorboard_media` says what media become.
+`metricbus.sinks.tensorboard.media` says what media become.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from metricbus._journal.run import Run, flat_config
 from metricbus.sinks.base import FileSink, with_marked_names
 
 if TYPE_CHECKING:
-    from metricbus.sinks.event_file import EventFile
+    from metricbus.sinks.tensorboard.event_file import EventFile
 
 _log = logging.getLogger("metricbus.sinks.tensorboard")
 
@@ -55,8 +55,8 @@ class TensorBoardSink(FileSink):
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Opens the run's event files, and finds in them what was written beyond the state."""
-        from metricbus.sinks.event_file import EventMaker
-        from metricbus.sinks.tensorboard_media import MediaEvents
+        from metricbus.sinks.tensorboard.event_file import EventMaker
+        from metricbus.sinks.tensorboard.media import MediaEvents
 
         self._event_of = EventMaker()
         self._media = MediaEvents(folder, self.tell_fallback)
@@ -134,7 +134,7 @@ class TensorBoardSink(FileSink):
         return f"tensorboard --logdir {shlex.quote(str(self._folder.parent))}"
 
     def _open_lanes(self) -> None:
-        from metricbus.sinks.tensorboard_media import Tags
+        from metricbus.sinks.tensorboard.media import Tags
 
         for lane in self._lanes.values():
             lane.close()
@@ -146,7 +146,7 @@ class TensorBoardSink(FileSink):
         self._is_stale = False
 
     def _open_lane(self, name: str) -> EventFile:
-        from metricbus.sinks.event_file import EventFile
+        from metricbus.sinks.tensorboard.event_file import EventFile
 
         counted = self._counted.get(name, 0)
         return EventFile(self._path(name), counted, self._run.started / 1e9)
