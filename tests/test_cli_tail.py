@@ -21,13 +21,13 @@ from typer.testing import CliRunner, Result
 
 from metricbus import Histogram, MetricBus, Scalars, Table, Text
 from metricbus._common.records import Rewind
+from metricbus._history.last_rows import last_rows
+from metricbus._history.name_filter import Wanted
 from metricbus._journal import tail as backwards
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import JournalReader, SegmentWriter
 from metricbus._journal.tail import lines_backwards
 from metricbus.cli.app import app
-from metricbus.ends import last_rows
-from metricbus.wanted import Wanted
 
 WaitFor = Callable[[Callable[[], bool]], None]
 

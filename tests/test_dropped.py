@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from metricbus import Image, MetricBus
 from metricbus._common.records import Dropped, Drops, End, decode, encode
+from metricbus._history.run_status import glance
+from metricbus._history.run_summary import summarise
 from metricbus._journal.dropped_counts import SegmentDrops, Told, in_all
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import SegmentWriter
 from metricbus.cli.app import app
-from metricbus.glances import glance
-from metricbus.summaries import summarise
 
 
 def command(name: str, run: Path) -> str:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import metricbus
-from metricbus import JournalError, MetricBus, MissingPackageError, Scalars, columns
+from metricbus import JournalError, MetricBus, MissingPackageError, Scalars
+from metricbus._history import columns
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_without_pandas_and_polars_a_frame_says_what_to_install(
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(MissingPackageError, match="needs polars: pip install polars"):
         history.frame("polars")
-    monkeypatch.setattr("metricbus.frames.find_spec", lambda name: None)
+    monkeypatch.setattr("metricbus._history.dataframes.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match="needs pandas or polars: pip install pandas"):
         history.frame()
 

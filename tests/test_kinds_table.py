@@ -23,7 +23,7 @@ from ids import shown
 import metricbus
 from metricbus import Box, Histogram, Image, MetricBus, Table
 from metricbus._common.media_records import Cell, Picture, TableRecord, decode_rows, encode_rows
-from metricbus.history import TableRows
+from metricbus._history.history import TableRows
 from metricbus.testing import MemorySink
 
 cells = st.one_of(

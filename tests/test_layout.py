@@ -105,4 +105,4 @@ def _what_runs(node: ast.AST, *, in_functions: bool) -> Iterator[ast.AST]:
 
 
 _MADE_IN = {f"metricbus.{name}": module for name, module in metricbus._MODULE_OF.items()}
-"""Where the public names are from: `from metricbus import History` imports `metricbus.history`."""
+"""Where the public names are from: `from metricbus import History` imports `metricbus._history.history`."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import metricbus
-from metricbus import MetricBus, notebook
-from metricbus.notebook import small_plot
+from metricbus import MetricBus
+from metricbus._history import notebook_html as notebook
+from metricbus._history.notebook_html import small_plot
 from metricbus.process_wide import ProcessBus
 
 

@@ -27,7 +27,7 @@ FACES = ["metricbus", "metricbus.imports", "metricbus.media", "metricbus.torch"]
 
 PUBLIC = [
     *FACES,
-    "metricbus.history",
+    "metricbus._history.history",
     "metricbus.sinks",
     "metricbus.sinks.csv.sink",
     "metricbus.testing",

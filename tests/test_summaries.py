@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from scripts import run_script
 
 import metricbus
-from metricbus import Image, JournalError, MetricBus, Table, series_summaries
+from metricbus import Image, JournalError, MetricBus, Table
 from metricbus._common.records import Number, Scalars
+from metricbus._history import series_summary as series_summaries
+from metricbus._history.run_status import Glance, glance
+from metricbus._history.run_summary import RunSummary, summarise
+from metricbus._history.sparkline import BUCKETS, Curve
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import SegmentWriter
-from metricbus.curves import BUCKETS, Curve
-from metricbus.glances import Glance, glance
-from metricbus.summaries import RunSummary, summarise
 
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats())
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metricbus._common.records import Scalars
     from metricbus._delivery.deliver import deliver
     from metricbus._delivery.report import DeliveryError, Report, SinkCounts
+    from metricbus._history.history import History, Series, read
     from metricbus._journal.run import Run
     from metricbus.decisions import Best, EarlyStopping
     from metricbus.errors import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         RunExistsError,
         Unavailable,
     )
-    from metricbus.history import History, Series, read
     from metricbus.media import (
         Audio,
         Box,
@@ -108,7 +108,7 @@ _FROM = {
         "RunExistsError",
         "Unavailable",
     ),
-    "metricbus.history": ("History", "Series", "read"),
+    "metricbus._history.history": ("History", "Series", "read"),
     "metricbus.media": (
         "Audio",
         "Box",

@@ -357,7 +357,7 @@ class MetricBus(Meeting):
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from metricbus.notebook import html_of_bus
+        from metricbus._history.notebook_html import html_of_bus
 
         return html_of_bus(self)
 

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
+from metricbus._history.history import History
 from metricbus.cli.finding import find_run
 from metricbus.cli.terminal import console, fail, failing
 from metricbus.cli.words import reading
 from metricbus.errors import MissingPackageError
-from metricbus.history import History
 
 _MOST_PANELS = 24  # more is no picture that anybody reads
 
@@ -53,7 +53,7 @@ def plot(
 
     Example: metricbus plot runs/a runs/b --name 'val/*' --smooth 0.9 --out val.png
     """
-    from metricbus.pictures.figures import FORMATS
+    from metricbus._history.plots.matplotlib_figure import FORMATS
 
     if out is not None and out.suffix.lower() not in FORMATS:
         fail(f"--out {out}: a picture's name ends with {', '.join(FORMATS)}")
@@ -90,7 +90,7 @@ def _draw(
     out: Path | None,
     term: bool,
 ) -> None:
-    from metricbus.pictures.lines import all_names, matching, panels_of
+    from metricbus._history.plots.panels import all_names, matching, panels_of
 
     there = all_names(histories)
     if not there:
@@ -101,7 +101,7 @@ def _draw(
     except (KeyError, ValueError) as error:
         fail(str(error.args[0]))
     if term:
-        from metricbus.pictures.terminal import text_of
+        from metricbus._history.plots.plotext_plot import text_of
 
         size = shutil.get_terminal_size((100, 24))
         out_there = console()
@@ -110,7 +110,7 @@ def _draw(
             text_of(panels, width=size.columns, height=size.lines, log=log, colour=colour), end=""
         )
         return
-    from metricbus.pictures.figures import figure_of, save
+    from metricbus._history.plots.matplotlib_figure import figure_of, save
 
     path = out or Path(_file_name(histories))
     try:

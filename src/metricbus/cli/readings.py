@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from metricbus._history.run_status import Condition, condition
+from metricbus._history.run_summary import RunSummary, summarise
+from metricbus._history.sink_status import Standing, progress_in, standings
 from metricbus._journal.run import Run, RunFolder, flat_config
 from metricbus.cli.terminal import fail, failing
 from metricbus.cli.words import reading
 from metricbus.errors import ConfigError
-from metricbus.glances import Condition, condition
-from metricbus.standings import Standing, progress_in, standings
-from metricbus.summaries import RunSummary, summarise
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):

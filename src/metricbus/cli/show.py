@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from metricbus._delivery.report import SinkCounts
+from metricbus._history.run_summary import MediumSummary, RunSummary
+from metricbus._history.series_summary import SeriesSummary
 from metricbus._journal.run import Run
 from metricbus.cli.deliver import columns_of_counts
 from metricbus.cli.finding import find_run
@@ -30,9 +32,7 @@ from metricbus.cli.safe import path_text, printable
 from metricbus.cli.tables import Column, print_table
 from metricbus.cli.terminal import console, print_json
 from metricbus.cli.words import STATUS_STYLES, about, moment, number, span, sparkline
-from metricbus.series_summaries import SeriesSummary
 from metricbus.sinks.media_text import kind_of
-from metricbus.summaries import MediumSummary, RunSummary
 
 _WIDE_TREND, _NARROW_TREND, _NARROW = 32, 10, 80
 

@@ -12,18 +12,18 @@ import typer
 
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import encode
+from metricbus._history.last_rows import Shown, last_rows, shown
+from metricbus._history.name_filter import Wanted
 from metricbus._journal.recovery import endings
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import JournalReader
 from metricbus.cli.finding import find_run
 from metricbus.cli.safe import json_text
 from metricbus.cli.terminal import fail, failing
-from metricbus.ends import Shown, last_rows, shown
 from metricbus.errors import MediaError
 from metricbus.sinks.logging.media import MediaLines
 from metricbus.sinks.logging.sink import line_of, printable
 from metricbus.sinks.media_text import kind_of
-from metricbus.wanted import Wanted
 
 _LOOK_EVERY = 0.2
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from metricbus._delivery.cursor import Progress, load_progress
+from metricbus._history.history import History, Series, read
+from metricbus._history.plots.downsample import Floats, thinned
+from metricbus._history.plots.text_width import shown
 from metricbus.errors import JournalError
-from metricbus.history import History, Series, read
-from metricbus.pictures.thinning import Floats, thinned
-from metricbus.pictures.words import shown
 
 if TYPE_CHECKING:
     from metricbus.metric_bus import MetricBus

@@ -14,12 +14,12 @@ import msgspec
 
 from metricbus._common.media_records import MediumRecord, TableRecord
 from metricbus._common.records import Epoch, Scalars, decode, told_apart, values_of
+from metricbus._history.series_summary import AllSeries, SeriesSummary
 from metricbus._journal.dropped_counts import SegmentDrops, Told, in_all
 from metricbus._journal.recovery import endings, left_open
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import NOT_A_LINE, SUFFIX, JournalReader, OnProgress, Row
-from metricbus.series_summaries import AllSeries, SeriesSummary
 
 _ROWS_A_REPORT = 5_000
 

@@ -28,13 +28,13 @@ from metricbus._common.records import (
     values_of,
 )
 from metricbus._delivery.cursor import Progress
+from metricbus._history.sink_status import Standing, progress_in, standings
 from metricbus._journal.dropped_counts import SegmentDrops, Told, in_all
 from metricbus._journal.recovery import endings
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import NOT_A_LINE, SUFFIX, Position
 from metricbus._journal.tail import end_of_lines, lines_backwards
 from metricbus.errors import JournalError
-from metricbus.standings import Standing, progress_in, standings
 
 Condition: TypeAlias = Literal["running", "silent", "finished", "failed", "killed"]
 """A run's status as it is now, whatever run.json says: a dead process cannot correct that.

@@ -9,9 +9,9 @@ from typing import BinaryIO, TypeAlias
 
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Record, Rewind, Scalars, decode, told_apart
+from metricbus._history.name_filter import Wanted
 from metricbus._journal.segments import NOT_A_LINE, SUFFIX, JournalReader, Position
 from metricbus._journal.tail import end_of_lines, lines_backwards
-from metricbus.wanted import Wanted
 
 Shown: TypeAlias = Scalars | MediumRecord | Rewind
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from metricbus._common.media_records import Cell, MediumRecord, TableRecord
 from metricbus._common.records import Header, Number, Rewind, Scalars, told_apart
+from metricbus._history.columns import Columns, PlainRow, Series
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.recovery import left_open
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import JournalReader, OnProgress, Row
-from metricbus.columns import Columns, PlainRow, Series
 from metricbus.errors import JournalError
 from metricbus.sinks.csv.cells import safe_cell
 
@@ -162,7 +162,7 @@ class History:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from metricbus.notebook import html_of_history
+        from metricbus._history.notebook_html import html_of_history
 
         return html_of_history(self)
 
@@ -234,7 +234,7 @@ class History:
         exactly: a column in which float64 would change an integer holds Python's own numbers.
         Raises `MissingPackageError` where neither is installed, or not the one that was asked for.
         """
-        from metricbus.frames import long_frame, wide_frame
+        from metricbus._history.dataframes import long_frame, wide_frame
 
         return wide_frame(*self.wide(), kind) if wide else long_frame(self._columns, kind)
 
@@ -255,7 +255,7 @@ class History:
         Raises `KeyError` for a name that was never logged, `ValueError` for another wrong argument,
         `MissingPackageError` without matplotlib.
         """
-        from metricbus.pictures.figures import draw_on_axes
+        from metricbus._history.plots.matplotlib_figure import draw_on_axes
 
         return draw_on_axes(self, names, x=x, smooth=smooth, ax=ax, log=log)
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus.history import History, Series
+from metricbus._history.history import History, Series
+from metricbus._history.plots.epoch_axis import on_epochs
+from metricbus._history.plots.smoothing import checked_weight, smoothed
 from metricbus.loops import EPOCH_TIME
-from metricbus.pictures.epochs import on_epochs
-from metricbus.pictures.smoothing import checked_weight, smoothed
 
 Floats = NDArray[np.float64]
 

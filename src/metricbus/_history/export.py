@@ -29,12 +29,12 @@ from typing import IO, Any, TypeAlias
 import msgspec
 
 from metricbus._common.records import Number, Scalars, told_apart
+from metricbus._history.name_filter import Wanted
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import SUFFIX, JournalReader, OnProgress
 from metricbus.errors import MissingPackageError
 from metricbus.sinks.csv.cells import lines, safe_cell, seconds
-from metricbus.wanted import Wanted
 
 Key: TypeAlias = tuple[int, int]  # step and epoch
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metricbus._common.optional_imports import needed
 from metricbus._common.records import Number
-from metricbus.columns import Columns, Ints, joined
+from metricbus._history.columns import Columns, Ints, joined
 from metricbus.errors import MissingPackageError
 
 _KINDS = ("pandas", "polars")

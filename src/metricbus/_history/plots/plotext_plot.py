@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from metricbus._common.optional_imports import needed
-from metricbus.pictures.lines import Floats, Line, Panel
-from metricbus.pictures.thinning import thinned
-from metricbus.pictures.words import shown
+from metricbus._history.plots.downsample import thinned
+from metricbus._history.plots.panels import Floats, Line, Panel
+from metricbus._history.plots.text_width import shown
 
 _COLOURS = ("blue+", "orange+", "green+", "red+", "magenta+", "cyan+", "gray+")
 _TALLEST = 22

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metricbus._common.optional_imports import needed
-from metricbus.history import History
-from metricbus.pictures.lines import Floats, Line, Panel, matching, panels_of
-from metricbus.pictures.thinning import thinned
-from metricbus.pictures.words import shown
+from metricbus._history.history import History
+from metricbus._history.plots.downsample import thinned
+from metricbus._history.plots.panels import Floats, Line, Panel, matching, panels_of
+from metricbus._history.plots.text_width import shown
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

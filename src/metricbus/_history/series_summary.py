@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from metricbus._aggregate.exact_sum import ExactSum
 from metricbus._common.records import Number, Scalars
-from metricbus.curves import Curve
+from metricbus._history.sparkline import Curve
 
 _HELD_AT_MOST = 1 << 20  # values; of ten thousand names that is still a hundred of each
 _EXACT = 2**53  # integers up to here are exact as float64
