@@ -186,7 +186,7 @@ def test_whatever_was_logged_comes_out_of_csv_and_json(
 
 
 def metricbus_name(cell: str) -> str:
-    from metricbus.imports.csv import plain_name
+    from metricbus._importers.csv import plain_name
 
     return plain_name(cell)
 

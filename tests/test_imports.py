@@ -34,10 +34,10 @@ from metricbus._common.media_records import (
     VideoRecord,
 )
 from metricbus._common.records import Rewind, Scalars
+from metricbus._importers import Destination, Imported, import_csv, import_tensorboard, tensorboard
+from metricbus._importers.cells import number_in, step_in, time_in
 from metricbus._journal.segments import JournalReader
 from metricbus.cli.app import app
-from metricbus.imports import Destination, Imported, import_csv, import_tensorboard, tensorboard
-from metricbus.imports.cells import number_in, step_in, time_in
 from metricbus.sinks.tensorboard.event_file import frame
 
 TIME = 1_700_000_000

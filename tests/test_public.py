@@ -22,7 +22,7 @@ from metricbus.sinks import find_sink
 
 HEAVY = ["tensorboard", "google", "torch", "wandb", "mlflow", "typer", "rich", "tqdm", "matplotlib"]
 
-FACES = ["metricbus", "metricbus.imports", "metricbus.media", "metricbus.torch"]
+FACES = ["metricbus", "metricbus._importers", "metricbus.media", "metricbus.torch"]
 """Packages that do nothing but name what others are to use."""
 
 PUBLIC = [

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from metricbus._importers import Destination, Imported, import_csv, import_tensorboard
 from metricbus.cli.terminal import fail, print_json, runs_folder
 from metricbus.cli.words import reading
 from metricbus.errors import MetricBusError
-from metricbus.imports import Destination, Imported, import_csv, import_tensorboard
 
 
 class Source(StrEnum):

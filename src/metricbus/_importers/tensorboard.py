@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from metricbus._common.media_base import Stamp
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
+from metricbus._importers.run_writer import Destination, Imported, RunWriter, new_run
 from metricbus._journal.segments import OnProgress
 from metricbus.errors import ConfigError, MissingPackageError
-from metricbus.imports.writing import Destination, Imported, RunWriter, new_run
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -213,7 +213,7 @@ class _Folder:
         return False
 
     def _number_of(self, value: Summary.Value, where: str) -> Number | None:
-        from metricbus.imports.summaries import number_of
+        from metricbus._importers.summaries import number_of
 
         try:
             return number_of(value)
@@ -226,7 +226,7 @@ class _Folder:
             self._run.row(Scalars(step=event.step, epoch=0, time=_time(event), values=row))
 
     def _take_media(self, event: Event, value: Summary.Value, plugin: str, where: str) -> None:
-        from metricbus.imports.summaries import media_of
+        from metricbus._importers.summaries import media_of
 
         stamp = Stamp(self.prefix + value.tag, event.step, 0, _time(event))
         try:
@@ -236,7 +236,7 @@ class _Folder:
             self._run.left_out.add(f"{plugin} that cannot be read", f"{where} ({error})")
 
     def _plugin_of(self, value: Summary.Value) -> str:
-        from metricbus.imports.summaries import OLD_FORMS
+        from metricbus._importers.summaries import OLD_FORMS
 
         form = value.WhichOneof("value")
         if form in OLD_FORMS:

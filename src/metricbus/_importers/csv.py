@@ -17,10 +17,10 @@ from typing import NamedTuple, TextIO
 
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
+from metricbus._importers.cells import number_in, step_in, time_in
+from metricbus._importers.run_writer import Destination, Imported, LeftOut, RunWriter, new_run
 from metricbus._journal.segments import OnProgress
 from metricbus.errors import ConfigError
-from metricbus.imports.cells import number_in, step_in, time_in
-from metricbus.imports.writing import Destination, Imported, LeftOut, RunWriter, new_run
 from metricbus.sinks.csv.cells import safe_cell
 
 _DELIMITERS = ",;\t"

@@ -7,8 +7,8 @@ word for is left out, counted and told; an import that fails leaves no run behin
 
 from __future__ import annotations
 
-from metricbus.imports.csv import import_csv
-from metricbus.imports.tensorboard import import_tensorboard
-from metricbus.imports.writing import Destination, Imported
+from metricbus._importers.csv import import_csv
+from metricbus._importers.run_writer import Destination, Imported
+from metricbus._importers.tensorboard import import_tensorboard
 
 __all__ = ["Destination", "Imported", "import_csv", "import_tensorboard"]
