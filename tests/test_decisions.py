@@ -17,7 +17,7 @@ import torch
 
 import metricbus
 from metricbus import MetricBus
-from metricbus.decisions import Best, EarlyStopping
+from metricbus.monitors.early_stopping import Best, EarlyStopping
 from metricbus.testing import MemorySink
 
 
@@ -310,7 +310,7 @@ RANK = """
     import json, sys
     import torch
     from metricbus import MetricBus
-    from metricbus.decisions import Best, EarlyStopping
+    from metricbus.monitors.early_stopping import Best, EarlyStopping
 
     rank = int(sys.argv[1])
     torch.distributed.init_process_group("gloo", "file://" + sys.argv[2], rank=rank, world_size=2)

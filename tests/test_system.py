@@ -23,7 +23,7 @@ import pytest
 
 from metricbus import MetricBus, MissingPackageError
 from metricbus._common.records import Number
-from metricbus.system import SystemMonitor
+from metricbus.monitors.system import SystemMonitor
 from metricbus.testing import MemorySink
 
 WaitFor = Callable[[Callable[[], bool]], None]
@@ -240,7 +240,7 @@ def test_without_a_driver_there_are_no_gpus(
 def test_a_missing_package_is_an_error_that_says_how_to_install_it(
     bus: MetricBus, monkeypatch: pytest.MonkeyPatch, package: str, message: str
 ) -> None:
-    monkeypatch.setattr("metricbus.system.find_spec", lambda name: name != package or None)
+    monkeypatch.setattr("metricbus.monitors.system.find_spec", lambda name: name != package or None)
     with pytest.raises(MissingPackageError, match=message):
         SystemMonitor(bus)
     assert not runs()
@@ -298,7 +298,7 @@ def test_a_forked_child_has_no_monitor(bus: MetricBus, wait_for: WaitFor) -> Non
 def test_it_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     script = (
         "from metricbus import MetricBus\n"
-        "from metricbus.system import SystemMonitor\n"
+        "from metricbus.monitors.system import SystemMonitor\n"
         "bus = MetricBus(sinks='')\n"
         "SystemMonitor(bus, every_secs=3600, gpus=False)\n"
     )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from metricbus._delivery.report import DeliveryError, Report, SinkCounts
     from metricbus._history.history import History, Series, read
     from metricbus._journal.run import Run
-    from metricbus.decisions import Best, EarlyStopping
     from metricbus.errors import (
         ClosedError,
         ConfigError,
@@ -44,9 +43,10 @@ if TYPE_CHECKING:
         Video,
     )
     from metricbus.metric_bus import MetricBus
+    from metricbus.monitors.early_stopping import Best, EarlyStopping
+    from metricbus.monitors.system import SystemMonitor
     from metricbus.process_wide import bus, configure
     from metricbus.sinks import Sink
-    from metricbus.system import SystemMonitor
 
 __version__ = "0.1.0"
 
@@ -93,7 +93,7 @@ __all__ = [
 
 # Imported when they are first used: whoever logs numbers does not pay for pictures.
 _FROM = {
-    "metricbus.decisions": ("Best", "EarlyStopping"),
+    "metricbus.monitors.early_stopping": ("Best", "EarlyStopping"),
     "metricbus.errors": (
         "ClosedError",
         "ConfigError",
@@ -128,7 +128,7 @@ _FROM = {
     "metricbus._delivery.report": ("DeliveryError", "Report", "SinkCounts"),
     "metricbus._journal.run": ("Run",),
     "metricbus.sinks": ("Sink",),
-    "metricbus.system": ("SystemMonitor",),
+    "metricbus.monitors.system": ("SystemMonitor",),
 }
 _MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
 

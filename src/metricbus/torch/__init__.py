@@ -3,8 +3,8 @@
 Everything else in metricbus knows a tensor when it sees one, and never imports torch.
 """
 
-from metricbus.decisions import Best, EarlyStopping
-from metricbus.system import SystemMonitor
+from metricbus.monitors.early_stopping import Best, EarlyStopping
+from metricbus.monitors.system import SystemMonitor
 from metricbus.torch.activations import watch_activations
 from metricbus.torch.clipping import clip_grad_norm_
 from metricbus.torch.optimizers import watch_optimizer
