@@ -26,7 +26,7 @@ from metricbus import MetricBus
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus._common.records import Number
 from metricbus.testing import MemorySink
-from metricbus.torch.activations import watch_activations
+from metricbus.torch._watch_activations import watch_activations
 
 
 class LateDevice:

@@ -22,7 +22,7 @@ from metricbus import MetricBus
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus.process_wide import ProcessBus
 from metricbus.testing import MemorySink
-from metricbus.torch.optimizers import watch_optimizer
+from metricbus.torch._watch_optimizer import watch_optimizer
 
 
 class LateDevice:

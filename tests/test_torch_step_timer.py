@@ -13,10 +13,10 @@ from torch import nn
 
 from metricbus import MetricBus
 from metricbus.testing import MemorySink
-from metricbus.torch import step_timer
-from metricbus.torch.optimizers import watch_optimizer
-from metricbus.torch.step_timer import StepTimer
-from metricbus.torch.time_marks import MARKS
+from metricbus.torch import _step_timer as step_timer
+from metricbus.torch._device_timers import MARKS
+from metricbus.torch._step_timer import StepTimer
+from metricbus.torch._watch_optimizer import watch_optimizer
 
 
 class FakeDevice:

@@ -25,10 +25,10 @@ from metricbus import MetricBus
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus._common.media_records import HistogramRecord
 from metricbus.testing import MemorySink
-from metricbus.torch import optimizer_steps
-from metricbus.torch.clipping import clip_grad_norm_
-from metricbus.torch.modules import named_modules, parameter_names, unwrapped
-from metricbus.torch.watching import watch
+from metricbus.torch import _optimizer_hooks as optimizer_steps
+from metricbus.torch._clip_grad_norm import clip_grad_norm_
+from metricbus.torch._modules import named_modules, parameter_names, unwrapped
+from metricbus.torch._watch import watch
 
 
 class Net(nn.Module):

@@ -5,11 +5,11 @@ Everything else in metricbus knows a tensor when it sees one, and never imports 
 
 from metricbus.monitors.early_stopping import Best, EarlyStopping
 from metricbus.monitors.system import SystemMonitor
-from metricbus.torch.activations import watch_activations
-from metricbus.torch.clipping import clip_grad_norm_
-from metricbus.torch.optimizers import watch_optimizer
-from metricbus.torch.step_timer import StepTimer
-from metricbus.torch.watching import watch
+from metricbus.torch._clip_grad_norm import clip_grad_norm_
+from metricbus.torch._step_timer import StepTimer
+from metricbus.torch._watch import watch
+from metricbus.torch._watch_activations import watch_activations
+from metricbus.torch._watch_optimizer import watch_optimizer
 
 __all__ = [
     "Best",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
-from metricbus.torch.modules import parameter_names, refuse_sharded
+from metricbus.torch._modules import parameter_names, refuse_sharded
 
 
 class Share(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metricbus.torch.time_marks import Marks
+from metricbus.torch._device_timers import Marks
 
 
 class TimedStep:

@@ -17,7 +17,11 @@ from metricbus.arguments import bus_first
 from metricbus.media.histogram_group import Histograms
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.torch.measuring import (
+from metricbus.torch._hook_registry import Registration
+from metricbus.torch._modules import checked
+from metricbus.torch._optimizer_hooks import leave, listen, tidy_up
+from metricbus.torch._param_ownership import Share, Shares
+from metricbus.torch._tensor_stats import (
     copies_of,
     divided,
     gradients_of,
@@ -26,10 +30,6 @@ from metricbus.torch.measuring import (
     plain,
     ratios_of,
 )
-from metricbus.torch.modules import checked
-from metricbus.torch.optimizer_steps import leave, listen, tidy_up
-from metricbus.torch.registrations import Registration
-from metricbus.torch.shares import Share, Shares
 
 _log = logging.getLogger("metricbus.torch")
 

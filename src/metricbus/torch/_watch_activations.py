@@ -23,9 +23,9 @@ from metricbus._common.throttled_log import Complaints
 from metricbus.arguments import bus_first
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.torch.modules import checked, named_modules
-from metricbus.torch.outputs import STATS, is_measurable, measured, tensors_in
-from metricbus.torch.registrations import Registration
+from metricbus.torch._activation_stats import STATS, is_measurable, measured, tensors_in
+from metricbus.torch._hook_registry import Registration
+from metricbus.torch._modules import checked, named_modules
 
 _log = logging.getLogger("metricbus.torch")
 

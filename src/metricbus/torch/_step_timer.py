@@ -19,8 +19,8 @@ from metricbus._common.handle import Handle
 from metricbus.arguments import check_bus
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.torch.time_marks import marks_of
-from metricbus.torch.timed_step import TimedStep
+from metricbus.torch._device_timers import marks_of
+from metricbus.torch._step_timing import TimedStep
 
 T = TypeVar("T")
 

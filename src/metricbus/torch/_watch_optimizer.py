@@ -23,7 +23,7 @@ from metricbus._common.throttled_log import Complaints
 from metricbus.arguments import bus_first
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.torch.registrations import Registration
+from metricbus.torch._hook_registry import Registration
 
 _log = logging.getLogger("metricbus.torch")
 

@@ -11,7 +11,7 @@ from metricbus._common.device_values import spread
 from metricbus.arguments import bus_first
 from metricbus.metric_bus import MetricBus
 from metricbus.scope import Scope
-from metricbus.torch.modules import refuse_parts, refuse_sharded
+from metricbus.torch._modules import refuse_parts, refuse_sharded
 
 _ROOM = 1e-6  # what torch adds to the norm before it divides by it
 
