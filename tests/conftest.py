@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from metricbus import MetricBus, exits
+from metricbus import MetricBus
+from metricbus._bus import shutdown as exits
 from metricbus.testing import MemorySink
 
 QUIET = {

@@ -23,7 +23,13 @@ from metricbus._common.distributed import Rank, agree
 
 _FORKSERVER = get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(  # each is imported once
-    ["metricbus", "metricbus.meeting", "metricbus.silent", "torch.distributed", "torchmetrics"]
+    [
+        "metricbus",
+        "metricbus._bus.epoch_sync",
+        "metricbus._bus.null_session",
+        "torch.distributed",
+        "torchmetrics",
+    ]
 )
 
 

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import pytest
 from mypy import api
 
-from metricbus import MetricBus, scope
+from metricbus import MetricBus
+from metricbus._bus import scope
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "tests" / "typing"

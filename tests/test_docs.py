@@ -18,9 +18,9 @@ from typer.main import get_command
 
 import metricbus.testing
 import metricbus.torch
+from metricbus._bus.default_bus import ProcessBus
 from metricbus._common.records import End, Header, Scalars, decode
 from metricbus.cli.app import app
-from metricbus.process_wide import ProcessBus
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -77,7 +77,7 @@ def process_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process-wide bus to whom nobody has spoken."""
     fresh = ProcessBus()
     monkeypatch.setattr("metricbus.bus", fresh)  # first: it comes from the other when first asked
-    monkeypatch.setattr("metricbus.process_wide.bus", fresh)
+    monkeypatch.setattr("metricbus._bus.default_bus.bus", fresh)
     yield
     fresh.close()
 
@@ -166,7 +166,7 @@ def test_the_api_pages_have_the_public_names_and_no_others() -> None:
     public = {f"metricbus.{name}" for name in metricbus.__all__}
     hooks = {f"metricbus.torch.{name}" for name in metricbus.torch.__all__}
     again = {name for name in hooks if name.replace(".torch", "") in public}  # under both names
-    below = {"metricbus.scope.Scope", *whole}  # what methods give; modules that stand as one
+    below = {"metricbus._bus.scope.Scope", *whole}  # what methods give; modules that stand as one
     inside = {"metricbus.Sink"}  # in the page of metricbus.sinks.base
     assert sorted(shown) == sorted((public | hooks | below) - again - inside)
     for names in whole.values():

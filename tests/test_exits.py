@@ -101,7 +101,7 @@ def test_sigterm_in_the_midst_of_logging_and_flushing_does_not_hang(tmp_path: Pa
         bus = MetricBus(id="r", dir=".", sinks="csv", sigterm="flush")
         seen = []
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        import metricbus.exits as exits
+        import metricbus._bus.shutdown as exits
         exits._before = lambda number, frame: seen.append(number)
         def disturb():
             for _ in range(100):

@@ -11,9 +11,9 @@ import pytest
 
 import metricbus
 from metricbus import MetricBus
+from metricbus._bus.default_bus import ProcessBus
 from metricbus._history import notebook_html as notebook
 from metricbus._history.notebook_html import small_plot
-from metricbus.process_wide import ProcessBus
 
 
 class Cells(HTMLParser):

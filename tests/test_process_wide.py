@@ -9,14 +9,14 @@ import pytest
 
 import metricbus
 from metricbus import ConfigError
-from metricbus.process_wide import ProcessBus
+from metricbus._bus.default_bus import ProcessBus
 from metricbus.testing import MemorySink
 
 
 @pytest.fixture
 def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessBus]:
     fresh = ProcessBus()
-    monkeypatch.setattr("metricbus.process_wide.bus", fresh)
+    monkeypatch.setattr("metricbus._bus.default_bus.bus", fresh)
     yield fresh
     fresh.close()
 

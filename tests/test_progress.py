@@ -31,12 +31,12 @@ from test_hot_path import calls_of
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from metricbus import MetricBus
+from metricbus._bus.default_bus import ProcessBus
+from metricbus._bus.progress import _shown
+from metricbus._bus.progress_postfix import in_short
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus._common.tqdm_logging import ConsoleHandlers
 from metricbus.errors import ConfigError, MissingPackageError
-from metricbus.process_wide import ProcessBus
-from metricbus.progress import _shown
-from metricbus.shown import in_short
 
 WaitFor = Callable[[Callable[[], bool]], None]
 

@@ -19,8 +19,8 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from metricbus import MetricBus
+from metricbus._bus.default_bus import ProcessBus
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
-from metricbus.process_wide import ProcessBus
 from metricbus.testing import MemorySink
 from metricbus.torch._watch_optimizer import watch_optimizer
 

@@ -20,12 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metricbus
 from metricbus import MetricBus, Rejected, Scalars, Unavailable
+from metricbus._bus.default_bus import ProcessBus
 from metricbus._common import files
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder
-from metricbus.process_wide import ProcessBus
 from metricbus.testing import MemorySink
 
 Wait = Callable[[Callable[[], bool]], None]

@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metricbus._bus.bus import MetricBus
+    from metricbus._bus.default_bus import bus, configure
     from metricbus._common.records import Scalars
     from metricbus._delivery.deliver import deliver
     from metricbus._delivery.report import DeliveryError, Report, SinkCounts
@@ -42,10 +44,8 @@ if TYPE_CHECKING:
         Text,
         Video,
     )
-    from metricbus.metric_bus import MetricBus
     from metricbus.monitors.early_stopping import Best, EarlyStopping
     from metricbus.monitors.system import SystemMonitor
-    from metricbus.process_wide import bus, configure
     from metricbus.sinks import Sink
 
 __version__ = "0.1.0"
@@ -122,8 +122,8 @@ _FROM = {
         "Video",
     ),
     "metricbus._delivery.deliver": ("deliver",),
-    "metricbus.metric_bus": ("MetricBus",),
-    "metricbus.process_wide": ("bus", "configure"),
+    "metricbus._bus.bus": ("MetricBus",),
+    "metricbus._bus.default_bus": ("bus", "configure"),
     "metricbus._common.records": ("Scalars",),
     "metricbus._delivery.report": ("DeliveryError", "Report", "SinkCounts"),
     "metricbus._journal.run": ("Run",),

@@ -21,7 +21,7 @@ from metricbus._history.plots.text_width import shown
 from metricbus.errors import JournalError
 
 if TYPE_CHECKING:
-    from metricbus.metric_bus import MetricBus
+    from metricbus._bus.bus import MetricBus
 
 _MOST_ROWS = 30
 _LARGEST = 64 << 20  # bytes of a live run's journal that are read for a display

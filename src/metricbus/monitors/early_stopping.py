@@ -12,13 +12,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from metricbus._bus.scope import Scope
 from metricbus._common.distributed import agree
 from metricbus._common.records import Number
 from metricbus._common.validation import check_name, to_number
-from metricbus.scope import Scope
 
 if TYPE_CHECKING:
-    from metricbus.metric_bus import MetricBus
+    from metricbus._bus.bus import MetricBus
 
 Mode: TypeAlias = Literal["min", "max"]
 """Whether the smallest or the largest value is the best."""

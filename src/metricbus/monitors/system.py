@@ -13,12 +13,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeAlias
 
+from metricbus._bus.bus import MetricBus
+from metricbus._bus.hook_arguments import check_bus
+from metricbus._bus.scope import Scope
 from metricbus._common.handle import Handle
 from metricbus._common.wakeup import Done
-from metricbus.arguments import check_bus
 from metricbus.errors import MissingPackageError
-from metricbus.metric_bus import MetricBus
-from metricbus.scope import Scope
 
 _log = logging.getLogger("metricbus.system")
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from metricbus._bus.bus import MetricBus
+from metricbus._bus.hook_arguments import bus_first
+from metricbus._bus.scope import Scope
 from metricbus._common.device_values import spread
-from metricbus.arguments import bus_first
-from metricbus.metric_bus import MetricBus
-from metricbus.scope import Scope
 from metricbus.torch._modules import refuse_parts, refuse_sharded
 
 _ROOM = 1e-6  # what torch adds to the norm before it divides by it

@@ -7,8 +7,8 @@ import os
 import weakref
 from collections.abc import Iterable
 
-from metricbus.metric_bus import MetricBus
-from metricbus.scope import Scope
+from metricbus._bus.bus import MetricBus
+from metricbus._bus.scope import Scope
 
 _log = logging.getLogger("metricbus.torch")
 

@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from metricbus._bus.bus import MetricBus
+from metricbus._bus.hook_arguments import check_bus
+from metricbus._bus.scope import Scope
 from metricbus._common.clock import LOOP, check_every, check_step, clock_of
 from metricbus._common.handle import Handle
-from metricbus.arguments import check_bus
-from metricbus.metric_bus import MetricBus
-from metricbus.scope import Scope
 from metricbus.torch._device_timers import marks_of
 from metricbus.torch._step_timing import TimedStep
 

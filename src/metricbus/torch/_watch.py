@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metricbus._bus.bus import MetricBus
+from metricbus._bus.hook_arguments import bus_first
+from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
 from metricbus._common.handle import Handle
-from metricbus.arguments import bus_first
 from metricbus.media.histogram_group import Histograms
-from metricbus.metric_bus import MetricBus
-from metricbus.scope import Scope
 from metricbus.torch._hook_registry import Registration
 from metricbus.torch._modules import checked
 from metricbus.torch._optimizer_hooks import leave, listen, tidy_up

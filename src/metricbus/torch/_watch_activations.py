@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from metricbus._bus.bus import MetricBus
+from metricbus._bus.hook_arguments import bus_first
+from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
 from metricbus._common.device_values import spread
 from metricbus._common.handle import Handle
 from metricbus._common.throttled_log import Complaints
-from metricbus.arguments import bus_first
-from metricbus.metric_bus import MetricBus
-from metricbus.scope import Scope
 from metricbus.torch._activation_stats import STATS, is_measurable, measured, tensors_in
 from metricbus.torch._hook_registry import Registration
 from metricbus.torch._modules import checked, named_modules

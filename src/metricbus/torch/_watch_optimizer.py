@@ -16,13 +16,13 @@ from typing import Any, TypeAlias
 import torch
 from torch.optim import Optimizer
 
+from metricbus._bus.bus import MetricBus
+from metricbus._bus.hook_arguments import bus_first
+from metricbus._bus.scope import Scope
 from metricbus._common.clock import Clock, check_every, clock_of
 from metricbus._common.device_values import Pending, spread
 from metricbus._common.handle import Handle
 from metricbus._common.throttled_log import Complaints
-from metricbus.arguments import bus_first
-from metricbus.metric_bus import MetricBus
-from metricbus.scope import Scope
 from metricbus.torch._hook_registry import Registration
 
 _log = logging.getLogger("metricbus.torch")

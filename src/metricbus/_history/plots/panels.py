@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from metricbus._bus.loops import EPOCH_TIME
 from metricbus._history.history import History, Series
 from metricbus._history.plots.epoch_axis import on_epochs
 from metricbus._history.plots.smoothing import checked_weight, smoothed
-from metricbus.loops import EPOCH_TIME
 
 Floats = NDArray[np.float64]
 

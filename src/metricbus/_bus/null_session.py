@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from metricbus._bus.session import Engine
 from metricbus._common.distributed import Rank
 from metricbus._common.media_base import Stamp, Taken
 from metricbus._common.records import Drops, Record, Status
@@ -19,7 +20,6 @@ from metricbus._delivery.report import Report
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.queue import Bounds, CallQueue
 from metricbus._journal.run import RunFolder
-from metricbus.engine import Engine
 
 
 class NoJournal:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from metricbus.metric_bus import MetricBus
-from metricbus.scope import Scope
+from metricbus._bus.bus import MetricBus
+from metricbus._bus.scope import Scope
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -12,14 +12,14 @@ from time import time_ns
 from typing import Any
 
 from metricbus._aggregate.cross_rank import Merged, merge
+from metricbus._bus.loops import EPOCH_TIME
+from metricbus._bus.process_copies import Copyable
 from metricbus._common.device_values import Pending
 from metricbus._common.distributed import find_rank, gather
 from metricbus._common.records import Number
 from metricbus._common.validation import to_number
 from metricbus._ingest.torchmetrics_values import Computed
-from metricbus.copies import Copyable
 from metricbus.errors import DeviceError
-from metricbus.loops import EPOCH_TIME
 
 _log = logging.getLogger("metricbus.ranks")
 

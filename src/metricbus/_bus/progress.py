@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol, TypeVar
 
+from metricbus._bus.progress_postfix import Logged, Metrics
 from metricbus._common.distributed import find_rank
 from metricbus._common.settings import Bars
 from metricbus._common.tqdm_logging import is_terminal, lock_of_bars
 from metricbus.errors import MissingPackageError
-from metricbus.shown import Logged, Metrics
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ class Progress:
 
 @contextmanager
 def _bar(iterable: Iterable[T], shown: _Shown, desc: str, unit: str) -> Iterator[Iterable[T]]:
-    from metricbus.bars import bar_over  # imports tqdm
+    from metricbus._bus.tqdm_bar import bar_over  # imports tqdm
 
     _shown.append(shown)
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
 
+from metricbus._bus.loops import Epochs, Steps
 from metricbus._common.validation import check_name
-from metricbus.loops import Epochs, Steps
 
 if TYPE_CHECKING:
     from pathlib import Path

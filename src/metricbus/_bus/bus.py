@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from metricbus import exits
 from metricbus._aggregate.reductions import AcrossRanks, Reducer
 from metricbus._aggregate.rules import Definition, Definitions, checked
+from metricbus._bus import shutdown as exits
+from metricbus._bus.epoch_sync import Meeting
+from metricbus._bus.loops import Epochs, Steps
+from metricbus._bus.progress import Progress
+from metricbus._bus.scope import Scope
 from metricbus._common.clock import both_drive, check_step
 from metricbus._common.device_values import Pending
 from metricbus._common.records import Number, Status
@@ -21,14 +25,10 @@ from metricbus._common.settings import Bars, Fsync, Hosting, Settings, resolve
 from metricbus._delivery.report import DeliveryError, Report
 from metricbus._ingest.queue import Overflow
 from metricbus._journal.run import Run, RunFolder
-from metricbus.loops import Epochs, Steps
-from metricbus.meeting import Meeting
-from metricbus.progress import Progress
-from metricbus.scope import Scope
 from metricbus.sinks import Sink
 
 if TYPE_CHECKING:
-    from metricbus.engine import Engine
+    from metricbus._bus.session import Engine
 
 T = TypeVar("T")
 
@@ -124,7 +124,10 @@ class MetricBus(Meeting):
         if self._settings.disabled:
             self._switch_off()
             return
-        from metricbus.opening import About, open_engine  # who never opens a run never pays for it
+        from metricbus._bus.open_run import (  # who never opens a run never pays for it
+            About,
+            open_engine,
+        )
 
         about = About(id, run, self._config, tags, group, notes)
         self._engine = open_engine(self._settings, about, sinks)
@@ -259,7 +262,7 @@ class MetricBus(Meeting):
 
         It is made of dicts, lists, texts and numbers, so `torch.save`, JSON and the like take it.
         """
-        from metricbus.checkpoints import take
+        from metricbus._bus.checkpoint import take
 
         return take(self._awake(), self._clock, self._settings.block_secs)
 
@@ -268,7 +271,7 @@ class MetricBus(Meeting):
 
         Raises `ValueError` for what `state_dict` did not give.
         """
-        from metricbus.checkpoints import put_back
+        from metricbus._bus.checkpoint import put_back
 
         put_back(state, self._awake(), self._clock, self._settings.block_secs)
         self._newest.clear()
@@ -279,7 +282,7 @@ class MetricBus(Meeting):
         Every row of the run so far whose step is greater is superseded: `metricbus.read` leaves it
         out, and each sink does what it can (docs/sinks.md).
         """
-        from metricbus.checkpoints import rewind
+        from metricbus._bus.checkpoint import rewind
 
         rewind(step, epoch, self._awake(), self._clock, self._settings.block_secs)
         self._newest.clear()

@@ -12,9 +12,9 @@ import threading
 from typing import Any
 
 from metricbus._aggregate.rules import Definition
+from metricbus._bus.bus import MetricBus
 from metricbus._common.settings import Bars, Settings, from_environment, variable_of
 from metricbus.errors import ConfigError
-from metricbus.metric_bus import MetricBus
 
 _log = logging.getLogger("metricbus")
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+from metricbus._bus.progress import Progress
 from metricbus._common.clock import LOOP, Clock, both_drive, check_step
-from metricbus.progress import Progress
 
 T = TypeVar("T")
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from metricbus import exits
 from metricbus._aggregate.rules import Definition, Definitions
+from metricbus._bus import shutdown as exits
+from metricbus._bus.lazy_queue import DormantQueue
 from metricbus._common.distributed import Rank, find_rank
 from metricbus._common.records import Status
 from metricbus._common.settings import Settings
@@ -22,10 +23,9 @@ from metricbus._ingest.queue import CallQueue
 from metricbus._ingest.recorder import Recorder
 from metricbus._ingest.torchmetrics_values import MetricObjects
 from metricbus._journal.run import Run, RunFolder
-from metricbus.dormant import DormantQueue
 
 if TYPE_CHECKING:
-    from metricbus.engine import Engine
+    from metricbus._bus.session import Engine
 
 _log = logging.getLogger("metricbus")
 
@@ -145,7 +145,7 @@ class Copyable(Recorder):
 
     def _wake(self) -> CallQueue:
         assert self._elsewhere is not None
-        from metricbus.opening import join_engine
+        from metricbus._bus.open_run import join_engine
 
         self._engine = join_engine(self._elsewhere[0], self._settings, self._rank)
         for definition in self._definitions:

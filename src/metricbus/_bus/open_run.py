@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metricbus._bus.null_session import SilentEngine
+from metricbus._bus.session import Engine
 from metricbus._common.distributed import Rank, find_rank, launch, launchers_id, writes
 from metricbus._common.settings import Settings
 from metricbus._delivery.manager import Delivery
@@ -25,9 +27,7 @@ from metricbus._journal.resume import find_run, go_on
 from metricbus._journal.run import Run, RunFolder, create_run, plain_config, slug_of
 from metricbus._journal.run_env import announce, is_own
 from metricbus._journal.segments import SegmentWriter
-from metricbus.engine import Engine
 from metricbus.errors import ConfigError, JournalError
-from metricbus.silent import SilentEngine
 from metricbus.sinks import Sink
 
 _log = logging.getLogger("metricbus.run")

@@ -15,7 +15,7 @@ from metricbus._common.device_values import Pending
 from metricbus._common.records import Number
 
 if TYPE_CHECKING:
-    from metricbus.engine import Engine
+    from metricbus._bus.session import Engine
 
 _LONGEST = 200  # characters; no terminal shows more
 
