@@ -9,7 +9,7 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from metricbus import MetricBus
-from metricbus.cli.app import app
+from metricbus._cli.app import app
 
 READERS = {
     "ls": ["ls", "RUN"],

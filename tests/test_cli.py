@@ -141,7 +141,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 def test_without_typer_it_says_which_extra_has_it(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['typer'] = None\n"
-        "import metricbus.cli as cli\n"
+        "import metricbus._cli as cli\n"
         "cli.find_spec = lambda name: None if name == 'typer' else object()\n"
         "cli.main()"
     )

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metricbus import MetricBus
-from metricbus.cli.app import app
+from metricbus._cli.app import app
 
 
 def compare(*arguments: str) -> Result:

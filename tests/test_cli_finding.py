@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metricbus import MetricBus
-from metricbus.cli.app import app
+from metricbus._cli.app import app
 
 
 def made(name: str, id: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metricbus import Histogram, MetricBus
-from metricbus.cli.app import app
+from metricbus._cli.app import app
 from metricbus.testing import MemorySink
 
 
@@ -141,7 +141,7 @@ def test_a_run_without_permission_is_listed_with_the_reason(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "journal")
 
-    monkeypatch.setattr("metricbus.cli.ls.glance", refuse)
+    monkeypatch.setattr("metricbus._cli.ls.glance", refuse)
     (entry,) = listed(str(runs), "--name", "a-1")
     assert (entry["status"], entry["problem"]) == ("unreadable", "journal: Permission denied")
 

@@ -13,15 +13,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from metricbus import Image, MetricBus, Table
+from metricbus._cli.app import app
+from metricbus._cli.escaping import printable
+from metricbus._cli.format import number, size, span, sparkline
 from metricbus._common.processes import this_process
 from metricbus._delivery.control_files import DeliveryStatus, status_of
 from metricbus._delivery.cursor import Progress, save_progress
 from metricbus._delivery.lease import Lease
 from metricbus._delivery.report import Tally
 from metricbus._journal.run import RunFolder
-from metricbus.cli.app import app
-from metricbus.cli.safe import printable
-from metricbus.cli.words import number, size, span, sparkline
 
 
 def show(*arguments: str) -> Result:
@@ -158,7 +158,7 @@ def test_a_journal_without_permission_is_told(run: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "journal/0001.jsonl")
 
-    monkeypatch.setattr("metricbus.cli.readings.summarise", refuse)
+    monkeypatch.setattr("metricbus._cli.run_reader.summarise", refuse)
     done = show(str(run))
     assert done.exit_code == 2
     assert done.stderr == "metricbus: journal/0001.jsonl cannot be read: Permission denied\n"

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from metricbus import Histogram, MetricBus, Scalars, Table, Text
+from metricbus._cli.app import app
 from metricbus._common.records import Rewind
 from metricbus._history.last_rows import last_rows
 from metricbus._history.name_filter import Wanted
@@ -27,7 +28,6 @@ from metricbus._journal import tail as backwards
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import JournalReader, SegmentWriter
 from metricbus._journal.tail import lines_backwards
-from metricbus.cli.app import app
 
 WaitFor = Callable[[Callable[[], bool]], None]
 

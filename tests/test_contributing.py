@@ -15,9 +15,9 @@ from typer.main import get_command
 from metricbus import MetricBus
 from metricbus import media as kinds
 from metricbus._aggregate.reductions import _SIMPLE, AcrossRanks, reduction_factory
+from metricbus._cli.app import app
 from metricbus._common.media_records import MEDIA
 from metricbus._common.settings import declared
-from metricbus.cli.app import app
 from metricbus.sinks import _OURS, find_sink
 
 ROOT = Path(__file__).parent.parent

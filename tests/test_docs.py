@@ -19,8 +19,8 @@ from typer.main import get_command
 import metricbus.testing
 import metricbus.torch
 from metricbus._bus.default_bus import ProcessBus
+from metricbus._cli.app import app
 from metricbus._common.records import End, Header, Scalars, decode
-from metricbus.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

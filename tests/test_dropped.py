@@ -14,13 +14,13 @@ from scripts import run_script
 from typer.testing import CliRunner
 
 from metricbus import Image, MetricBus
+from metricbus._cli.app import app
 from metricbus._common.records import Dropped, Drops, End, decode, encode
 from metricbus._history.run_status import glance
 from metricbus._history.run_summary import summarise
 from metricbus._journal.dropped_counts import SegmentDrops, Told, in_all
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import SegmentWriter
-from metricbus.cli.app import app
 
 
 def command(name: str, run: Path) -> str:

@@ -20,13 +20,13 @@ from typer.testing import CliRunner, Result
 
 import metricbus
 from metricbus import MetricBus, Scalars
+from metricbus._cli.app import app
 from metricbus._common.records import Number, Rewind
 from metricbus._history import export as exports
 from metricbus._history.export import Format, Numbers, write
 from metricbus._history.name_filter import Wanted
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import SegmentWriter
-from metricbus.cli.app import app
 
 TIME = 1_769_869_530_123_456_789
 NUMBERS: dict[str, Number] = {

@@ -26,6 +26,7 @@ from typer.testing import CliRunner, Result
 
 import metricbus
 from metricbus import ConfigError, Histogram, History, Image, MetricBus, Text, Video
+from metricbus._cli.app import app
 from metricbus._common.media_records import (
     AudioRecord,
     HistogramRecord,
@@ -37,7 +38,6 @@ from metricbus._common.records import Rewind, Scalars
 from metricbus._importers import Destination, Imported, import_csv, import_tensorboard, tensorboard
 from metricbus._importers.cells import number_in, step_in, time_in
 from metricbus._journal.segments import JournalReader
-from metricbus.cli.app import app
 from metricbus.sinks.tensorboard.event_file import frame
 
 TIME = 1_700_000_000

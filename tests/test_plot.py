@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 
 import metricbus
 from metricbus import History, MetricBus
+from metricbus._cli.app import app
 from metricbus._history.history import Series
 from metricbus._history.plots.downsample import thinned
 from metricbus._history.plots.epoch_axis import on_epochs
 from metricbus._history.plots.matplotlib_figure import figure_of
 from metricbus._history.plots.panels import matching, panels_of
 from metricbus._history.plots.smoothing import smoothed
-from metricbus.cli.app import app
 
 PNG = b"\x89PNG\r\n"
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from metricbus.cli.app import app
+from metricbus._cli.app import app
 
 HEAD = """\
 # Commands

@@ -66,7 +66,7 @@ def train(name: str, rate: float) -> None:
     """A run of the demo with this name and learning rate."""
     code = (
         "from pathlib import Path\n"
-        "from metricbus.cli import demo\n"
+        "from metricbus._cli import demo\n"
         "bus = demo.MetricBus\n"
         f"demo.MetricBus = lambda run, **more: bus(run={name!r}, id={name!r}, **more)\n"
         f"demo.MAX_LR = demo.CONFIG['max_lr'] = {rate}\n"

@@ -1,5 +1,5 @@
 """`python -m metricbus`, the same as the command `metricbus`."""
 
-from metricbus.cli import main
+from metricbus._cli import main
 
 main()

@@ -11,13 +11,13 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from metricbus._cli.console import console, fail, print_json, runs_folder
+from metricbus._cli.escaping import path_text
+from metricbus._cli.format import ABSENT, STATUS_STYLES, number, reading, span
+from metricbus._cli.table import Column, print_table
 from metricbus._history.run_status import Glance, glance
 from metricbus._history.sink_status import Standing
 from metricbus._journal.run import Run, RunFolder
-from metricbus.cli.safe import path_text
-from metricbus.cli.tables import Column, print_table
-from metricbus.cli.terminal import console, fail, print_json, runs_folder
-from metricbus.cli.words import ABSENT, STATUS_STYLES, number, reading, span
 from metricbus.errors import JournalError
 
 _WIDE, _MANY_VALUES = 100, 3  # in a narrower terminal there is room for one value

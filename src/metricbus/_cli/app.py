@@ -12,19 +12,19 @@ from typing import Annotated, Any
 import typer
 
 from metricbus import __version__
+from metricbus._cli.compare import compare
+from metricbus._cli.console import console, fail, print_json
+from metricbus._cli.deliver import deliver, print_report
+from metricbus._cli.escaping import printable
+from metricbus._cli.export import export
+from metricbus._cli.import_run import import_
+from metricbus._cli.ls import ls
+from metricbus._cli.plot import plot
+from metricbus._cli.show import show
+from metricbus._cli.table import Column, print_table
+from metricbus._cli.tail import tail
 from metricbus._common.settings import InForce, Settings, declared, reference, resolve
 from metricbus._common.sink_urls import parse_sinks
-from metricbus.cli.compare import compare
-from metricbus.cli.deliver import deliver, print_report
-from metricbus.cli.export import export
-from metricbus.cli.importing import import_
-from metricbus.cli.ls import ls
-from metricbus.cli.plot import plot
-from metricbus.cli.safe import printable
-from metricbus.cli.show import show
-from metricbus.cli.tables import Column, print_table
-from metricbus.cli.tail import tail
-from metricbus.cli.terminal import console, fail, print_json
 from metricbus.errors import ConfigError
 from metricbus.sinks import find_sink, make_sink, sink_names
 
@@ -70,7 +70,7 @@ def demo(
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         fail(f"the demo needs {', '.join(missing)}: pip install 'metricbus[demo]'")
-    from metricbus.cli.demo import run_demo
+    from metricbus._cli.demo import run_demo
 
     try:
         report, folder = run_demo(sinks=sinks, dir=dir, epochs=epochs)

@@ -20,7 +20,7 @@ def main() -> None:
         )
         raise SystemExit(2)
     try:
-        from metricbus.cli.app import app
+        from metricbus._cli.app import app
 
         app()
     except KeyboardInterrupt:  # while it imports; after that, typer sees to it

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from metricbus.cli.safe import printable
+from metricbus._cli.escaping import printable
 
 _BETWEEN = 2
 _NARROWEST = 16  # to which a column is folded before another one is left out

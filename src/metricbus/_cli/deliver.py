@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 import metricbus
+from metricbus._cli.console import console, failing, print_json
+from metricbus._cli.escaping import path_text, printable
+from metricbus._cli.run_lookup import find_run
+from metricbus._cli.table import Column, print_table
 from metricbus._delivery.report import Report, SinkCounts
-from metricbus.cli.finding import find_run
-from metricbus.cli.safe import path_text, printable
-from metricbus.cli.tables import Column, print_table
-from metricbus.cli.terminal import console, failing, print_json
 
 
 def deliver(

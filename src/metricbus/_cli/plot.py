@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
+from metricbus._cli.console import console, fail, failing
+from metricbus._cli.format import reading
+from metricbus._cli.run_lookup import find_run
 from metricbus._history.history import History
-from metricbus.cli.finding import find_run
-from metricbus.cli.terminal import console, fail, failing
-from metricbus.cli.words import reading
 from metricbus.errors import MissingPackageError
 
 _MOST_PANELS = 24  # more is no picture that anybody reads

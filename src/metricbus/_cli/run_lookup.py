@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from metricbus._cli.console import fail, failing, runs_folder
 from metricbus._journal.run import Run, RunFolder
-from metricbus.cli.terminal import fail, failing, runs_folder
 from metricbus.errors import JournalError
 
 

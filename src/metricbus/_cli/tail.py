@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from metricbus._cli.console import fail, failing
+from metricbus._cli.escaping import json_text
+from metricbus._cli.run_lookup import find_run
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import encode
 from metricbus._history.last_rows import Shown, last_rows, shown
@@ -17,9 +20,6 @@ from metricbus._history.name_filter import Wanted
 from metricbus._journal.recovery import endings
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import JournalReader
-from metricbus.cli.finding import find_run
-from metricbus.cli.safe import json_text
-from metricbus.cli.terminal import fail, failing
 from metricbus.errors import MediaError
 from metricbus.sinks.logging.media import MediaLines
 from metricbus.sinks.logging.sink import line_of, printable

@@ -12,13 +12,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from metricbus._delivery.report import SinkCounts
-from metricbus._history.run_summary import MediumSummary, RunSummary
-from metricbus._history.series_summary import SeriesSummary
-from metricbus._journal.run import Run
-from metricbus.cli.deliver import columns_of_counts
-from metricbus.cli.finding import find_run
-from metricbus.cli.readings import (
+from metricbus._cli.console import console, print_json
+from metricbus._cli.deliver import columns_of_counts
+from metricbus._cli.escaping import path_text, printable
+from metricbus._cli.format import STATUS_STYLES, about, moment, number, span, sparkline
+from metricbus._cli.run_lookup import find_run
+from metricbus._cli.run_reader import (
     Reading,
     config_of,
     dropped_in_words,
@@ -28,10 +27,11 @@ from metricbus.cli.readings import (
     seconds_of,
     why,
 )
-from metricbus.cli.safe import path_text, printable
-from metricbus.cli.tables import Column, print_table
-from metricbus.cli.terminal import console, print_json
-from metricbus.cli.words import STATUS_STYLES, about, moment, number, span, sparkline
+from metricbus._cli.table import Column, print_table
+from metricbus._delivery.report import SinkCounts
+from metricbus._history.run_summary import MediumSummary, RunSummary
+from metricbus._history.series_summary import SeriesSummary
+from metricbus._journal.run import Run
 from metricbus.sinks.media_text import kind_of
 
 _WIDE_TREND, _NARROW_TREND, _NARROW = 32, 10, 80

@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from metricbus._cli.console import console, fail, print_json
+from metricbus._cli.escaping import path_text, printable
+from metricbus._cli.format import ABSENT, number, span
+from metricbus._cli.run_lookup import find_run
+from metricbus._cli.run_reader import Reading, config_of, fail_for_name, read_run, seconds_of
+from metricbus._cli.table import Column, fits, print_table
 from metricbus._common.records import Number
-from metricbus.cli.finding import find_run
-from metricbus.cli.readings import Reading, config_of, fail_for_name, read_run, seconds_of
-from metricbus.cli.safe import path_text, printable
-from metricbus.cli.tables import Column, fits, print_table
-from metricbus.cli.terminal import console, fail, print_json
-from metricbus.cli.words import ABSENT, number, span
 
 _MISSING = object()
 

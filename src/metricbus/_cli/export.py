@@ -11,13 +11,13 @@ from typing import IO, Annotated, cast
 
 import typer
 
+from metricbus._cli.console import fail, failing
+from metricbus._cli.escaping import Screen
+from metricbus._cli.format import reading
+from metricbus._cli.run_lookup import find_run
 from metricbus._history.export import Format, Numbers, check_parquet, write
 from metricbus._history.name_filter import Wanted
 from metricbus._journal.run import RunFolder
-from metricbus.cli.finding import find_run
-from metricbus.cli.safe import Screen
-from metricbus.cli.terminal import fail, failing
-from metricbus.cli.words import reading
 
 
 def export(

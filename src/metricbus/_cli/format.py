@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from metricbus._cli.console import console
+from metricbus._cli.escaping import printable
 from metricbus._common.media_records import (
     AudioRecord,
     ChartRecord,
@@ -22,8 +24,6 @@ from metricbus._common.media_records import (
     TextRecord,
     VideoRecord,
 )
-from metricbus.cli.safe import printable
-from metricbus.cli.terminal import console
 
 ABSENT = "-"
 STATUS_STYLES = {

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from metricbus._cli.console import fail, print_json, runs_folder
+from metricbus._cli.format import reading
 from metricbus._importers import Destination, Imported, import_csv, import_tensorboard
-from metricbus.cli.terminal import fail, print_json, runs_folder
-from metricbus.cli.words import reading
 from metricbus.errors import MetricBusError
 
 

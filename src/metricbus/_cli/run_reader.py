@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from metricbus._cli.console import fail, failing
+from metricbus._cli.format import reading
 from metricbus._history.run_status import Condition, condition
 from metricbus._history.run_summary import RunSummary, summarise
 from metricbus._history.sink_status import Standing, progress_in, standings
 from metricbus._journal.run import Run, RunFolder, flat_config
-from metricbus.cli.terminal import fail, failing
-from metricbus.cli.words import reading
 from metricbus.errors import ConfigError
 
 

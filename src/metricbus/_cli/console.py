@@ -13,8 +13,8 @@ import msgspec
 import typer
 from rich.console import Console
 
+from metricbus._cli.escaping import json_text, printable
 from metricbus._common.settings import resolve
-from metricbus.cli.safe import json_text, printable
 from metricbus.errors import ConfigError, MetricBusError
 
 _WIDE = 10_000  # where nobody looks at lines: a table that is piped is not to be cut
