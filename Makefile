@@ -14,6 +14,7 @@ test: lint types check  ## Lint, types, all tests.
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/installed-dev
 	$(BIN)/mypy

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 
 from metricbus import MetricBus
-from metricbus._bus import shutdown as exits
+from metricbus._bus import shutdown
 from metricbus.testing import MemorySink
 
 QUIET = {
@@ -55,7 +55,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))  # W&B looks for a key there
     monkeypatch.chdir(tmp_path)
     yield
-    for bus in list(exits._open):
+    for bus in list(shutdown._open):
         assert isinstance(bus, MetricBus)
         bus.close(timeout=5)
     logger = logging.getLogger("metricbus")

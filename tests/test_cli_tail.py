@@ -24,7 +24,7 @@ from metricbus._cli.app import app
 from metricbus._common.records import Rewind
 from metricbus._history.last_rows import last_rows
 from metricbus._history.name_filter import Wanted
-from metricbus._journal import tail as backwards
+from metricbus._journal import tail as journal_tail
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import JournalReader, SegmentWriter
 from metricbus._journal.tail import lines_backwards
@@ -152,7 +152,7 @@ def test_torn_and_damaged_lines_are_passed_over(run: RunFolder) -> None:
 def test_lines_backwards_are_the_lines(lines: list[bytes]) -> None:
     content = b"".join(line + b"\n" for line in lines)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backwards, "_BLOCK", 7)
+        patch.setattr(journal_tail, "_BLOCK", 7)
         found = list(lines_backwards(io.BytesIO(content), len(content)))
     assert found == lines[::-1]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metricbus._common.records import Drops, Record, Status
+from metricbus._common.records import Call, Drops, Record, Status
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.commands import Stop
-from metricbus._ingest.queue import Bounds, Call, CallQueue
+from metricbus._ingest.queue import Bounds, CallQueue
 
 
 class Counting:

@@ -12,8 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 from typer.main import get_command
 
-from metricbus import MetricBus
-from metricbus import media as kinds
+from metricbus import MetricBus, media
 from metricbus._aggregate.reductions import _SIMPLE, AcrossRanks, reduction_factory
 from metricbus._cli.app import app
 from metricbus._common.media_records import MEDIA
@@ -104,7 +103,7 @@ def test_every_sink_takes_every_medium(record: type) -> None:
 @pytest.mark.parametrize("record", MEDIA)
 def test_a_medium_has_a_type_that_users_make_and_its_place_in_the_docs(record: type) -> None:
     name = record.__name__.removesuffix("Record")
-    assert name in kinds.__all__
+    assert name in media.__all__
     assert f"`{name}" in DOCS
 
 

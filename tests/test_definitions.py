@@ -316,7 +316,7 @@ def test_what_was_open_when_the_process_died_comes_out_as_partial(tmp_path: Path
         """
         import os, signal, time
         import metricbus._ingest.collector
-        metricbus.collector._CHECKPOINT_EVERY = 0.05
+        metricbus._ingest.collector._CHECKPOINT_EVERY = 0.05
         from metricbus import MetricBus
         bus = MetricBus(id="r", sinks="")
         bus.define("loss", every=10, reduce="mean")

@@ -19,7 +19,7 @@ from wandb_reader import wandb_files, wandb_records, wandb_rows
 import metricbus
 from metricbus import MetricBus
 from metricbus._common.processes import ProcessId
-from metricbus._delivery import process_host as delivery_process
+from metricbus._delivery import process_host
 from metricbus._delivery.control_files import DeliveryStatus, Notice, status_of
 from metricbus._journal.run import RunFolder
 from metricbus.testing import MemorySink
@@ -193,7 +193,7 @@ def test_a_process_that_dies_again_and_again_is_given_up_and_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(delivery_process, "_STARTS", 2)
+    monkeypatch.setattr(process_host, "_STARTS", 2)
     bus = MetricBus(sinks="csv", dir=tmp_path, delivery="process")
     log(bus, range(5))
     bus.flush()

@@ -15,6 +15,7 @@ from scripts import run_script
 
 import metricbus
 from metricbus import MetricBus
+from metricbus._common.settings import Fsync
 
 WaitFor = Callable[[Callable[[], bool]], None]
 
@@ -101,8 +102,8 @@ def test_sigterm_in_the_midst_of_logging_and_flushing_does_not_hang(tmp_path: Pa
         bus = MetricBus(id="r", dir=".", sinks="csv", sigterm="flush")
         seen = []
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        import metricbus._bus.shutdown as exits
-        exits._before = lambda number, frame: seen.append(number)
+        from metricbus._bus import shutdown
+        shutdown._before = lambda number, frame: seen.append(number)
         def disturb():
             for _ in range(100):
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -130,7 +131,7 @@ def test_sigterm_has_no_handler_by_default(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("fsync", "times"), [("never", 0), ("flush", 3), ("always", 4)])
 def test_the_journal_is_forced_onto_the_disk_when_that_is_wanted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: metricbus.config.Fsync, times: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync, times: int
 ) -> None:
     forced: list[int] = []
     real = os.fsync

@@ -22,7 +22,7 @@ import metricbus
 from metricbus import MetricBus, Scalars
 from metricbus._cli.app import app
 from metricbus._common.records import Number, Rewind
-from metricbus._history import export as exports
+from metricbus._history import export as run_export
 from metricbus._history.export import Format, Numbers, write
 from metricbus._history.name_filter import Wanted
 from metricbus._journal.run import RunFolder, create_run
@@ -152,7 +152,7 @@ def test_pandas_and_polars_read_the_parquet(parquet: Path) -> None:
 def test_parquet_of_many_values_is_written_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exports, "_BATCH", 100)
+    monkeypatch.setattr(run_export, "_BATCH", 100)
     folder = run_of(tmp_path, *(row(step, {f"n{step}": step, "x": 0.5}) for step in range(500)))
     out = tmp_path / "out.parquet"
     assert export(folder.path, "--format", "parquet", "--out", out).exit_code == 0
@@ -268,7 +268,7 @@ def test_parquet_wants_a_file(run: RunFolder) -> None:
 def test_without_pyarrow_it_says_what_to_install(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exports, "find_spec", lambda name: None)
+    monkeypatch.setattr(run_export, "find_spec", lambda name: None)
     done = export(run.path, "--format", "parquet", "--out", tmp_path / "out.parquet")
     assert done.exit_code == 2
     assert "pip install pyarrow" in done.stderr

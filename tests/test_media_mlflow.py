@@ -48,7 +48,7 @@ from metricbus._journal.media_files import MediaWriter, ref_of, safe_name
 from metricbus._journal.run import Run, RunFolder, create_run
 from metricbus._journal.segments import SegmentWriter
 from metricbus.errors import MediaError
-from metricbus.sinks.mlflow import media as mlflow_media
+from metricbus.sinks.mlflow import media
 from metricbus.sinks.mlflow.rows import image_key
 from metricbus.sinks.mlflow.sink import MlflowOptions, MlflowSink
 from metricbus.sinks.mlflow.store import upload
@@ -393,7 +393,7 @@ def test_each_part_of_a_table_is_sent_once(
         sent.append(file.stat().st_size)
         upload(client, run_id, file, folder)
 
-    monkeypatch.setattr(mlflow_media, "upload", counting)
+    monkeypatch.setattr(media, "upload", counting)
     parts = [backend.table([[i] for i in range(100)], part=part) for part in range(8)]
     for part in parts:
         backend.write(part)
@@ -614,7 +614,7 @@ def test_what_failed_half_way_goes_on_from_there(
             raise Unavailable("not now")
         upload(client, run_id, file, folder)
 
-    monkeypatch.setattr(mlflow_media, "upload", failing_once)
+    monkeypatch.setattr(media, "upload", failing_once)
     records = backend.text(), backend.audio(), backend.video()
     with pytest.raises(Unavailable):
         backend.write(*records)
@@ -626,7 +626,7 @@ def test_what_failed_half_way_goes_on_from_there(
 def test_a_large_file_has_more_time(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[str] = []
     monkeypatch.setattr(
-        mlflow_media,
+        media,
         "upload",
         lambda *_: found.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]),
     )

@@ -12,7 +12,7 @@ import pytest
 import metricbus
 from metricbus import MetricBus
 from metricbus._bus.default_bus import ProcessBus
-from metricbus._history import notebook_html as notebook
+from metricbus._history import notebook_html
 from metricbus._history.notebook_html import small_plot
 
 
@@ -113,7 +113,7 @@ def test_a_closed_bus_says_how_it_ended(tmp_path: Path) -> None:
 def test_a_large_journal_of_a_bus_is_not_read(
     bus: MetricBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notebook, "_LARGEST", 10)
+    monkeypatch.setattr(notebook_html, "_LARGEST", 10)
     html = bus._repr_html_()
     assert "metricbus.read(bus.folder) reads it" in html
 

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 
 import metricbus
 from metricbus import MetricBus, Report
+from metricbus._common.settings import Hosting
 from metricbus.sinks.mlflow.store import retry_after
 
 WaitFor = Callable[[Callable[[], bool]], None]
@@ -181,7 +182,7 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("hosting", ["thread", "process"])
 def test_a_server_that_dies_and_comes_back_has_every_metric_once(
-    tmp_path: Path, wait_for: WaitFor, hosting: metricbus.config.Hosting
+    tmp_path: Path, wait_for: WaitFor, hosting: Hosting
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

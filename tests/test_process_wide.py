@@ -33,7 +33,7 @@ def test_until_somebody_speaks_it_does_nothing(bus: ProcessBus, tmp_path: Path) 
 
 def test_configure_opens_it(bus: ProcessBus, tmp_path: Path) -> None:
     sink = MemorySink()
-    assert metricbus.process_wide.configure(run="r", sinks=[sink], dir=tmp_path) is bus
+    assert metricbus._bus.default_bus.configure(run="r", sinks=[sink], dir=tmp_path) is bus
     bus.log("x", 1.0)
     assert bus.close().complete
     assert len(sink.series("x")) == 1

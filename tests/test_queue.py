@@ -12,7 +12,8 @@ from typing import Literal
 import pytest
 from interrupts import interrupted
 
-from metricbus._ingest.queue import BYTES_A_VALUE, Bounds, Call, CallQueue, Control, values_in
+from metricbus._common.records import Call
+from metricbus._ingest.queue import BYTES_A_VALUE, Bounds, CallQueue, Control, values_in
 from metricbus.errors import ClosedError
 
 

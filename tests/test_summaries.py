@@ -18,7 +18,7 @@ from scripts import run_script
 import metricbus
 from metricbus import Image, JournalError, MetricBus, Table
 from metricbus._common.records import Number, Scalars
-from metricbus._history import series_summary as series_summaries
+from metricbus._history import series_summary
 from metricbus._history.run_status import Glance, glance
 from metricbus._history.run_summary import RunSummary, summarise
 from metricbus._history.sparkline import BUCKETS, Curve
@@ -72,7 +72,7 @@ def test_a_series_is_known_by_a_few_numbers(tmp_path: Path) -> None:
 @given(st.lists(numbers, min_size=1, max_size=40), st.integers(1, 7))
 def test_it_is_what_reading_all_gives(values: list[Number], held: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(series_summaries, "_HELD_AT_MOST", held)
+        patch.setattr(series_summary, "_HELD_AT_MOST", held)
         folder = Path(f"all-{os.urandom(8).hex()}")
         run = rows_of(folder, [[row(step, x=value) for step, value in enumerate(values)]])
         found = summarise(run).series["x"]

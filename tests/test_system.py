@@ -307,7 +307,7 @@ def test_it_does_not_keep_the_process_alive(tmp_path: Path) -> None:
 
 def test_neither_torch_nor_psutil_comes_with_the_import() -> None:
     script = (
-        "import sys, metricbus.system\n"
+        "import sys, metricbus.monitors.system\n"
         "sys.exit(bool({'torch', 'psutil', 'pynvml'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", script], timeout=30, check=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from metricbus import MetricBus
 from metricbus.testing import MemorySink
-from metricbus.torch import _step_timer as step_timer
+from metricbus.torch import _step_timer
 from metricbus.torch._device_timers import MARKS
 from metricbus.torch._step_timer import StepTimer
 from metricbus.torch._watch_optimizer import watch_optimizer
@@ -56,7 +56,7 @@ class FakeDevice:
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
     device = FakeDevice()
     monkeypatch.setitem(MARKS, "cpu", lambda _: device)
-    monkeypatch.setattr(step_timer, "perf_counter", lambda: device.time)
+    monkeypatch.setattr(_step_timer, "perf_counter", lambda: device.time)
     return device
 
 

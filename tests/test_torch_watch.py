@@ -25,7 +25,7 @@ from metricbus import MetricBus
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus._common.media_records import HistogramRecord
 from metricbus.testing import MemorySink
-from metricbus.torch import _optimizer_hooks as optimizer_steps
+from metricbus.torch import _optimizer_hooks
 from metricbus.torch._clip_grad_norm import clip_grad_norm_
 from metricbus.torch._modules import named_modules, parameter_names, unwrapped
 from metricbus.torch._watch import watch
@@ -80,8 +80,8 @@ def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
 @pytest.fixture(autouse=True)
 def no_listener_stays() -> Iterator[None]:
     yield
-    optimizer_steps._listeners = ()
-    optimizer_steps.tidy_up()
+    _optimizer_hooks._listeners = ()
+    _optimizer_hooks.tidy_up()
     assert not _global_optimizer_pre_hooks
     assert not _global_optimizer_post_hooks
 
@@ -565,7 +565,7 @@ def test_a_watch_keeps_neither_the_model_nor_the_optimizer_alive(bus: MetricBus)
     assert [one() for one in gone] == [None] * 3
     other = Net()
     step(sgd(other), other)
-    assert not optimizer_steps._listeners
+    assert not _optimizer_hooks._listeners
     handle.remove()
 
 
@@ -728,7 +728,7 @@ def test_bad_options_are_refused(
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=told):
         watch(bus, model, **options)
-    assert not optimizer_steps._listeners
+    assert not _optimizer_hooks._listeners
 
 
 def test_what_is_no_module_is_refused(bus: MetricBus, model: Net) -> None:

@@ -26,7 +26,7 @@ from benchmarks.reading import complete
 from metricbus import MetricBus, read
 from metricbus._aggregate.row_builder import join_calls
 from metricbus._common.records import Scalars
-from metricbus._ingest.queue import Call
+from metricbus._common.records import Call
 from metricbus._journal.segments import JournalReader, SegmentWriter
 
 NAMES = [f"train/m{i}" for i in range(20)]

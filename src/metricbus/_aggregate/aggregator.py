@@ -17,10 +17,9 @@ import msgspec
 from metricbus._aggregate.cross_rank import Merged, Parts
 from metricbus._aggregate.reductions import Custom, Reducer, Reduction, reduction_factory
 from metricbus._aggregate.rules import Definition, Definitions, Rule
-from metricbus._common.records import Medium, Number
+from metricbus._common.records import Call, Medium, Number
 from metricbus._common.throttled_log import Complaints
 from metricbus._common.validation import INT_MAX
-from metricbus._ingest.queue import Call
 
 _log = logging.getLogger("metricbus.definitions")
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from metricbus._aggregate.aggregator import NO_MARKS, Emission, Marks
-from metricbus._common.records import Number, Scalars
-from metricbus._ingest.queue import Call
+from metricbus._common.records import Call, Number, Scalars
 
 
 def join_calls(calls: Iterable[Call]) -> Iterator[Scalars]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from metricbus._aggregate.reductions import AcrossRanks, Reducer
 from metricbus._aggregate.rules import Definition, Definitions, checked
-from metricbus._bus import shutdown as exits
+from metricbus._bus import shutdown
 from metricbus._bus.epoch_sync import Meeting
 from metricbus._bus.loops import Epochs, Steps
 from metricbus._bus.progress import Progress
@@ -136,9 +136,9 @@ class MetricBus(Meeting):
             self._config = MappingProxyType(self._engine.run.config)
         if self._settings.flush_steps is not None:
             self._flush_every(self._settings.flush_steps)
-        exits.watch(self)
+        shutdown.watch(self)
         if self._settings.sigterm == "flush":
-            exits.flush_at_sigterm()
+            shutdown.flush_at_sigterm()
 
     def _begin_idle(self) -> None:
         """The state of a bus that has no run yet."""
@@ -342,7 +342,7 @@ class MetricBus(Meeting):
             self._come_to_an_end()
             report = self._engine.close(status, self._timeout(timeout))
         finally:  # who presses Ctrl-C here does not want to wait again at the end of the script
-            exits.forget(self)
+            shutdown.forget(self)
         self._judge(report, "close()")
         return report
 
@@ -360,9 +360,10 @@ class MetricBus(Meeting):
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
+        from metricbus._history.history import read
         from metricbus._history.notebook_html import html_of_bus
 
-        return html_of_bus(self)
+        return html_of_bus(self, read)
 
     def __enter__(self) -> MetricBus:
         return self
@@ -377,7 +378,7 @@ class MetricBus(Meeting):
             self.close()
             return
         try:
-            self.close(exits.status_after(error))
+            self.close(shutdown.status_after(error))
         except DeliveryError:
             pass  # the error from the block is the one to see
 

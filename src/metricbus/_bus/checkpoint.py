@@ -9,12 +9,11 @@ from typing import Any
 
 import msgspec
 
-from metricbus._bus.loops import EPOCH_TIME
 from metricbus._bus.session import Engine
 from metricbus._common.clock import Clock, check_step
 from metricbus._common.distributed import find_rank
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import End, Epoch, Rewind, Scalars
+from metricbus._common.records import EPOCH_TIME, End, Epoch, Rewind, Scalars
 from metricbus._common.validation import INT_MAX
 from metricbus._ingest.commands import GoBack, Snapshot
 from metricbus._journal.segments import JournalReader

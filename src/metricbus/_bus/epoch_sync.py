@@ -12,11 +12,10 @@ from time import time_ns
 from typing import Any
 
 from metricbus._aggregate.cross_rank import Merged, merge
-from metricbus._bus.loops import EPOCH_TIME
 from metricbus._bus.process_copies import Copyable
 from metricbus._common.device_values import Pending
 from metricbus._common.distributed import find_rank, gather
-from metricbus._common.records import Number
+from metricbus._common.records import EPOCH_TIME, Number
 from metricbus._common.validation import to_number
 from metricbus._ingest.torchmetrics_values import Computed
 from metricbus.errors import DeviceError

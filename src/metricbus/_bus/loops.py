@@ -11,9 +11,6 @@ from metricbus._common.clock import LOOP, Clock, both_drive, check_step
 
 T = TypeVar("T")
 
-EPOCH_TIME = "time/epoch"
-"""The name under which a bus logs how long an epoch of `epochs()` took."""
-
 
 class Steps(Generic[T]):
     """Iterates like what it wraps; taking an item moves the step, if nobody else is moving it.

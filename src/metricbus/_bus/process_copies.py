@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from metricbus._aggregate.rules import Definition, Definitions
-from metricbus._bus import shutdown as exits
+from metricbus._bus import shutdown
 from metricbus._bus.lazy_queue import DormantQueue
 from metricbus._common.distributed import Rank, find_rank
 from metricbus._common.records import Status
@@ -151,9 +151,9 @@ class Copyable(Recorder):
         for definition in self._definitions:
             self._engine.define(definition, default=False)
         self._queue = self._engine.queue
-        exits.watch(self)
+        shutdown.watch(self)
         if self._settings.sigterm == "flush":
-            exits.flush_at_sigterm()
+            shutdown.flush_at_sigterm()
         return self._queue
 
 
@@ -170,7 +170,7 @@ class _Pickled(NamedTuple):
 
 def _unpickled(kind: type[Copyable], pickled: _Pickled) -> Copyable:
     folder = pickled.folder
-    for live in exits.opened():
+    for live in shutdown.opened():
         if isinstance(live, Copyable) and folder is not None and live.folder == folder:
             return live
     bus = kind.__new__(kind)

@@ -12,14 +12,11 @@ import stat
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from metricbus._common.media_records import FileRef, MediumRecord
 from metricbus._common.records import Medium
 from metricbus.errors import MissingPackageError
-
-if TYPE_CHECKING:
-    from metricbus._journal.media_files import MediaWriter
 
 R = TypeVar("R", bound=MediumRecord)
 
@@ -60,10 +57,20 @@ class Encoder(Protocol):
         """Takes a medium."""
 
 
+class FileWriter(Protocol):
+    """Writes the files of media into the run's folder."""
+
+    def save(self, kind: str, name: str, step: int, suffix: str, content: bytes) -> FileRef:
+        """Writes `content` to a new file."""
+
+    def copy(self, kind: str, name: str, step: int, source: Path) -> FileRef:
+        """Copies the user's file."""
+
+
 class Work:
     """One medium on its way to a record: where it stands, and where its files go."""
 
-    def __init__(self, stamp: Stamp, writer: MediaWriter, told: set[tuple[str, str]]) -> None:
+    def __init__(self, stamp: Stamp, writer: FileWriter, told: set[tuple[str, str]]) -> None:
         self.stamp = stamp
         self._writer = writer
         self._told = told

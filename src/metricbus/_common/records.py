@@ -32,7 +32,14 @@ from metricbus._common.media_records import (
 FORMAT_VERSION = 1
 """Written into every segment's header; raised when an old reader could misread a new journal."""
 
+EPOCH_TIME = "time/epoch"
+"""The metric that holds the duration of each epoch of `bus.epochs()`, in seconds."""
+
 Number: TypeAlias = int | float
+Call: TypeAlias = tuple[str | dict[str, Number], Number, int, int, int]
+"""One queued call: (name, value, step, epoch, time), or (row, weight, step, epoch, time)
+for a mapping."""
+
 Status: TypeAlias = Literal["running", "finished", "failed", "killed"]
 
 if TYPE_CHECKING:

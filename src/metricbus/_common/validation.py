@@ -13,7 +13,7 @@ anything else with `item()` or `__float__()`   the same (jax arrays, fractions, 
 =============================================  ===============================================
 
 Everything else raises `TypeError`. The value is taken at the call: what changes in place afterwards
-does not change what was logged. Nobody waits for a tensor on a CUDA device (`metricbus._common.device_values`).
+does not change what was logged. Nobody waits for a tensor on a CUDA device (`device_values`).
 One on another accelerator is fetched at the call, which waits for the device; one on the CPU costs
 a fraction of a microsecond.
 """

@@ -7,21 +7,20 @@ data, and escaped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from metricbus._delivery.cursor import Progress, load_progress
-from metricbus._history.history import History, Series, read
+from metricbus._history.columns import Series
 from metricbus._history.plots.downsample import Floats, thinned
 from metricbus._history.plots.text_width import shown
+from metricbus._history.series_source import SeriesSource
+from metricbus._journal.run import Run
 from metricbus.errors import JournalError
-
-if TYPE_CHECKING:
-    from metricbus._bus.bus import MetricBus
 
 _MOST_ROWS = 30
 _LARGEST = 64 << 20  # bytes of a live run's journal that are read for a display
@@ -31,7 +30,7 @@ _STYLE = "text-align:left;padding:2px 10px 2px 0;font-variant-numeric:tabular-nu
 _HEADS = ("name", "last", "min", "max", "count", "")
 
 
-def html_of_history(history: History) -> str:
+def html_of_history(history: SeriesSource) -> str:
     """The run's status, its series, and what its sinks have."""
     run = history.run
     facts = [run.status, f"{len(history):,} rows"]
@@ -47,8 +46,34 @@ def html_of_history(history: History) -> str:
     )
 
 
-def html_of_bus(bus: MetricBus) -> str:
-    """Where the run stands, its series as far as the journal has them, and its sinks' counts."""
+ReadRun: TypeAlias = Callable[[Path], SeriesSource]
+
+
+class BusState(Protocol):
+    """What the display of a bus needs: `MetricBus` satisfies it."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder; None if the bus has no run."""
+
+    @property
+    def run(self) -> Run | None:
+        """The run; None before the bus opens one."""
+
+    @property
+    def step(self) -> int:
+        """The current step."""
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch."""
+
+    def stats(self) -> Any:
+        """The counts, as a `Report`."""
+
+
+def html_of_bus(bus: BusState, read: ReadRun) -> str:
+    """Current step and epoch, the series written to the journal so far, and each sink's counts."""
     if bus.folder is None or bus.run is None:
         return f"<div>{escape(repr(bus))}</div>"
     report = bus.stats()
@@ -58,7 +83,7 @@ def html_of_bus(bus: MetricBus) -> str:
         name: (sink.delivered, sink.rejected, sink.filtered, sink.pending, sink.error or "")
         for name, sink in report.sinks.items()
     }
-    series, status = _series_of_run(bus.folder, bus.run.status)
+    series, status = _series_of_run(bus.folder, bus.run.status, read)
     title = f"{bus.run.name} ({bus.run.id})" if bus.run.name != bus.run.id else bus.run.id
     return _page(title, [status, *facts], series, _table_of_sinks(counts))
 
@@ -68,7 +93,7 @@ def _not_zero(report: Any) -> list[tuple[str, int]]:
     return [(what, n) for what, n in counts if n]
 
 
-def _series_of_run(folder: Path, status: str) -> tuple[str, str]:
+def _series_of_run(folder: Path, status: str, read: ReadRun) -> tuple[str, str]:
     """The table of series and the status, from the run's folder."""
     try:
         size = sum(path.stat().st_size for path in (folder / "journal").iterdir())
@@ -93,7 +118,7 @@ class _Summary(NamedTuple):
     n: int
 
 
-def _table_of_series(history: History, all_names: str) -> str:
+def _table_of_series(history: SeriesSource, all_names: str) -> str:
     names = history.names()
     rows = []
     for name in names[:_MOST_ROWS]:

@@ -22,6 +22,7 @@ from metricbus._aggregate.aggregator import Emission, Reducing
 from metricbus._aggregate.cross_rank import Merged
 from metricbus._aggregate.row_builder import join_calls, join_emissions
 from metricbus._common.records import (
+    Call,
     Dropped,
     Drops,
     Open,
@@ -47,7 +48,7 @@ from metricbus._ingest.commands import (
     TakePart,
 )
 from metricbus._ingest.device_fetch import Arrivals
-from metricbus._ingest.queue import Call, CallQueue, Control, Deferred, values_in
+from metricbus._ingest.queue import CallQueue, Control, Deferred, values_in
 from metricbus._journal.segments import Journal
 
 _log = logging.getLogger("metricbus.journal")

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from metricbus._common.device_values import DeviceCopy, Pending, bring
-from metricbus._common.records import Number
+from metricbus._common.records import Call, Number
 from metricbus._common.throttled_log import Complaints
-from metricbus._ingest.queue import Call, CallQueue, Control, Deferred
+from metricbus._ingest.queue import CallQueue, Control, Deferred
 from metricbus.errors import DeviceError
 
 

@@ -27,16 +27,13 @@ from collections import deque
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from metricbus._common.media_base import Encoder, Stamp, Taken
-from metricbus._common.records import Number
+from metricbus._common.records import Call
 from metricbus._common.wakeup import Bell, Done
 from metricbus.errors import ClosedError
 
 _log = logging.getLogger("metricbus.queue")
 
 Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
-
-Call: TypeAlias = tuple[str | dict[str, Number], Number, int, int, int]
-"""(name, value, step, epoch, time); or (row, weight, step, epoch, time) for a mapping."""
 
 
 class Deferred(NamedTuple):

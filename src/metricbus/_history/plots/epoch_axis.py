@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus._history.history import Series
+from metricbus._history.columns import Series
 
 Floats = NDArray[np.float64]
 

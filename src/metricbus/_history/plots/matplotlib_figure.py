@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metricbus._common.optional_imports import needed
-from metricbus._history.history import History
 from metricbus._history.plots.downsample import thinned
 from metricbus._history.plots.panels import Floats, Line, Panel, matching, panels_of
 from metricbus._history.plots.text_width import shown
+from metricbus._history.series_source import SeriesSource
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -34,7 +34,7 @@ _LEGEND = 20  # lines of a legend; more would cover the picture
 
 
 def draw_on_axes(
-    history: History,
+    history: SeriesSource,
     names: Sequence[str],
     *,
     x: str,

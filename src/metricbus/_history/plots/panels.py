@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus._bus.loops import EPOCH_TIME
-from metricbus._history.history import History, Series
+from metricbus._common.records import EPOCH_TIME
+from metricbus._history.columns import Series
 from metricbus._history.plots.epoch_axis import on_epochs
 from metricbus._history.plots.smoothing import checked_weight, smoothed
+from metricbus._history.series_source import SeriesSource
 
 Floats = NDArray[np.float64]
 
@@ -70,12 +71,12 @@ def _fits(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def all_names(histories: Iterable[History]) -> list[str]:
+def all_names(histories: Iterable[SeriesSource]) -> list[str]:
     """All names of numbers of all runs."""
     return list(dict.fromkeys(name for history in histories for name in history.names()))
 
 
-def labels_of(histories: Sequence[History]) -> list[str]:
+def labels_of(histories: Sequence[SeriesSource]) -> list[str]:
     """The runs' names; their ids where a name comes again."""
     names = [history.run.name for history in histories]
     return [
@@ -85,7 +86,7 @@ def labels_of(histories: Sequence[History]) -> list[str]:
 
 
 def panels_of(
-    histories: Sequence[History],
+    histories: Sequence[SeriesSource],
     names: Sequence[str],
     *,
     x: str = "step",
@@ -114,7 +115,9 @@ def panels_of(
     return [_panel(name, runs, axis, smooth) for name in names]
 
 
-def _panel(name: str, runs: Sequence[tuple[str, History]], axis: _Axis, smooth: float) -> Panel:
+def _panel(
+    name: str, runs: Sequence[tuple[str, SeriesSource]], axis: _Axis, smooth: float
+) -> Panel:
     having = [(label, history) for label, history in runs if name in history.names()]
     if _EPOCH_TIME.fullmatch(name):
         lines = [_line(label, history, name, _epochs, 0.0) for label, history in having]
@@ -125,9 +128,9 @@ def _panel(name: str, runs: Sequence[tuple[str, History]], axis: _Axis, smooth: 
 
 def _line(
     label: str,
-    history: History,
+    history: SeriesSource,
     name: str,
-    x_of: Callable[[History, Series], Floats],
+    x_of: Callable[[SeriesSource, Series], Floats],
     weight: float,
 ) -> Line:
     series = history.series(name)
@@ -139,7 +142,7 @@ def _line(
 
 
 def _partial_points(
-    history: History, name: str, x_of: Callable[[History, Series], Floats]
+    history: SeriesSource, name: str, x_of: Callable[[SeriesSource, Series], Floats]
 ) -> list[tuple[float, float]]:
     rows = [row for row in history.partial if name in row.values]
     if not rows:
@@ -159,14 +162,14 @@ def _drawable(values: Floats) -> Floats:
     return np.where(np.abs(values) < _DRAWABLE, values, np.nan)
 
 
-def _epochs(history: History, series: Series) -> Floats:
+def _epochs(history: SeriesSource, series: Series) -> Floats:
     return series.epoch.astype(np.float64)
 
 
 class _Axis:
     """Where values stand on the x axis that was asked for, the same for all runs."""
 
-    def __init__(self, histories: Sequence[History], x: str) -> None:
+    def __init__(self, histories: Sequence[SeriesSource], x: str) -> None:
         self._x = x
         self.label = x
         self._unit = 1.0
@@ -179,7 +182,7 @@ class _Axis:
             )
             self.label = f"time since the start ({unit})"
 
-    def of(self, history: History, series: Series) -> Floats:
+    def of(self, history: SeriesSource, series: Series) -> Floats:
         if self._x == "step":
             return series.step.astype(np.float64)
         if self._x == "epoch":
@@ -189,17 +192,17 @@ class _Axis:
         return _standing_on(history, self._x, series)
 
 
-def _started(history: History) -> int:
+def _started(history: SeriesSource) -> int:
     """When the run began; of one that does not say so, or later than its rows, the first row."""
     first, _ = history.span
     return min(history.run.started or first, first)
 
 
-def _seconds(history: History, start: int) -> float:
+def _seconds(history: SeriesSource, start: int) -> float:
     return (history.span[1] - start) / 1e9
 
 
-def _standing_on(history: History, axis: str, series: Series) -> Floats:
+def _standing_on(history: SeriesSource, axis: str, series: Series) -> Floats:
     """What the axis's series was at each value's step, or when last it came before; else NaN."""
     if axis not in history.names():
         return np.full(len(series), np.nan)
