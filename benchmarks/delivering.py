@@ -18,7 +18,7 @@ from benchmarks.own_sinks import LOG
 from benchmarks.peers import Peer
 from metricbus import MetricBus
 from metricbus._common.sink_urls import parse_sink
-from metricbus._delivery.batch_reader import Feed
+from metricbus._delivery.batch_reader import BatchReader
 from metricbus._delivery.sink_specs import SinkSpec, spec_of
 from metricbus._journal.run import RunFolder
 
@@ -59,13 +59,13 @@ def by_sink(run: Path, url: str, count: Callable[[], int]) -> Opened:
 
 def consume(folder: RunFolder, spec: SinkSpec) -> None:
     """What a consumer does, without its pauses."""
-    feed = Feed(folder, spec)
+    feed = BatchReader(folder, spec)
     given = 0
     while (batch := feed.next(ended=False)) is not None:
         spec.sink.write(batch.records)
         given += len(batch.records)
         feed.done(batch, dict(spec.sink.flush()), given)
-        feed.ledger.settle(spec.sink.settled())
+        feed.ledger.settle(spec.sink.acknowledged())
     spec.sink.close("finished")
 
 

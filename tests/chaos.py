@@ -24,7 +24,7 @@ import numpy as np
 
 import metricbus
 from metricbus._common.records import Header, Scalars
-from metricbus._journal.recovery import left_open
+from metricbus._journal.recovery import partial_rows
 from metricbus._journal.segments import JournalReader
 
 THREADS = 3
@@ -127,7 +127,7 @@ def check_journal(run: Killed) -> list[Scalars]:
     for record in records:
         for name, value in record.values.items():
             values[name].append(value)
-    partial = [record for _, record in left_open(rows)]
+    partial = [record for _, record in partial_rows(rows)]
     counted = {name: value for record in partial for name, value in record.values.items()}
     for thread, times in enumerate(run.times):
         found = values[f"x/{thread}"]

@@ -420,8 +420,8 @@ def made_too_early(rank: int) -> Any:
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(variable, None)
     bus = MetricBus(id=f"r{rank}", dir=".", sinks="", ranks=rank)
-    assert bus._engine is not None
-    bus._engine.known_as = Rank()
+    assert bus._session is not None
+    bus._session.known_as = Rank()
     with bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)

@@ -17,8 +17,8 @@ from metricbus._cli.app import app
 from metricbus._cli.escaping import printable
 from metricbus._cli.format import number, size, span, sparkline
 from metricbus._common.processes import this_process
-from metricbus._delivery.control_files import DeliveryStatus, status_of
-from metricbus._delivery.cursor import Progress, save_progress
+from metricbus._delivery.control_files import DeliveryStatus, delivery_status_file
+from metricbus._delivery.cursor import DeliveryProgress, save_progress
 from metricbus._delivery.lease import Lease
 from metricbus._delivery.report import Tally
 from metricbus._journal.run import RunFolder
@@ -120,7 +120,7 @@ def test_the_last_error_of_the_delivery_process_is_told(run: Path) -> None:
     folder.delivery.mkdir()
     tally = Tally(values={}, positions={}, error="no route")
     status = DeliveryStatus(this_process(), {"mlflow+http://host:5000/": tally})
-    status_of(folder, 1).write(status)
+    delivery_status_file(folder, 1).write(status)
     _, sink = as_json(str(run))["sinks"]
     assert (sink["error"], sink["why"].split("; ")[0]) == ("no route", "no route")
 
@@ -128,7 +128,9 @@ def test_the_last_error_of_the_delivery_process_is_told(run: Path) -> None:
 def test_who_delivers_now_is_told(run: Path) -> None:
     folder = with_mlflow(run)
     url = "mlflow+http://host:5000"
-    save_progress(folder.offsets / "mlflow.json", Progress(sink=url, place="there", delivered=4))
+    save_progress(
+        folder.offsets / "mlflow.json", DeliveryProgress(sink=url, place="there", delivered=4)
+    )
     lease = Lease(folder.offsets / "there")
     lease.acquire()
     _, sink = as_json(str(run))["sinks"]
@@ -140,7 +142,7 @@ def test_who_delivers_now_is_told(run: Path) -> None:
 def test_rejected_values_point_to_the_log(run: Path) -> None:
     folder = RunFolder(run)
     (path,) = folder.offsets.glob("*.json")
-    progress = msgspec.json.decode(path.read_bytes(), type=Progress)
+    progress = msgspec.json.decode(path.read_bytes(), type=DeliveryProgress)
     save_progress(path, msgspec.structs.replace(progress, delivered=100, rejected=4))
     (sink,) = as_json(str(run))["sinks"]
     assert (sink["rejected"], sink["pending"]) == (4, 0)

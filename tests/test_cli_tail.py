@@ -23,7 +23,7 @@ from metricbus import Histogram, MetricBus, Scalars, Table, Text
 from metricbus._cli.app import app
 from metricbus._common.records import Rewind
 from metricbus._history.last_rows import last_rows
-from metricbus._history.name_filter import Wanted
+from metricbus._history.name_filter import NameFilter
 from metricbus._journal import tail as journal_tail
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import JournalReader, SegmentWriter
@@ -130,7 +130,7 @@ def test_the_rows_of_several_segments_stand_in_the_order_of_their_times(run: Run
     first.append([row(0), row(2), row(4)])
     second.append([row(1), row(3), row(5)])
     for rows, expected in ((10, [0, 1, 2, 3, 4, 5]), (3, [3, 4, 5]), (0, [])):
-        found, _ = last_rows(run.journal, rows, Wanted())
+        found, _ = last_rows(run.journal, rows, NameFilter())
         assert [one.step for one in found] == expected
 
 
@@ -167,7 +167,7 @@ def test_of_a_long_segment_the_end_alone_is_read() -> None:
 def test_what_was_read_is_not_read_again(run: RunFolder) -> None:
     writer = SegmentWriter(run.journal, "r")
     writer.append([row(1, x=1.0), row(2, x=2.0)])
-    _, positions = last_rows(run.journal, 1, Wanted())
+    _, positions = last_rows(run.journal, 1, NameFilter())
     with open(run.journal / "0001.jsonl", "r+b") as file:
         file.write(b"#" * 50)  # whoever reads it again finds damage
     writer.append([row(3, x=3.0)])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from metricbus import Lost, MetricBus, Run, Scalars, Sink
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
-from metricbus._delivery.cursor import Progress, load_progress, save_progress
+from metricbus._delivery.cursor import DeliveryProgress, load_progress, save_progress
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import JournalReader, SegmentWriter
@@ -108,16 +108,20 @@ def test_thinning_goes_on_after_a_restart_where_it_was(folder: RunFolder) -> Non
 def test_progress_is_saved_and_loaded_as_it_was(tmp_path: Path, folder: RunFolder) -> None:
     reader = JournalReader(folder.journal)
     list(reader.read(limit=5))
-    progress = Progress(sink="csv:", positions=reader.positions, state={"length": 3}, delivered=4)
-    assert load_progress(tmp_path / "p.json", Progress(sink="csv:")) == Progress(sink="csv:")
+    progress = DeliveryProgress(
+        sink="csv:", positions=reader.positions, state={"length": 3}, delivered=4
+    )
+    assert load_progress(tmp_path / "p.json", DeliveryProgress(sink="csv:")) == DeliveryProgress(
+        sink="csv:"
+    )
     save_progress(tmp_path / "p.json", progress)
-    assert load_progress(tmp_path / "p.json", Progress(sink="csv:")) == progress
+    assert load_progress(tmp_path / "p.json", DeliveryProgress(sink="csv:")) == progress
 
 
 class Slow(Sink):
     """Its backend has what it was given `lag` records later, and may die."""
 
-    ordered = True
+    dedup = "position"
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +141,7 @@ class Slow(Sink):
             (value,) = record.values.values()
             if value in self.dies_at:
                 self.dies_at.remove(value)
-                del self.backend[self.base + (self.settled() or 0) :]
+                del self.backend[self.base + (self.acknowledged() or 0) :]
                 raise Lost("the backend is gone")
             self.taken.append(value)
             if self.skip:
@@ -148,13 +152,13 @@ class Slow(Sink):
     def flush(self) -> Mapping[str, Any]:
         return {"count": self.base + len(self.taken)}
 
-    def settled(self) -> int:
+    def acknowledged(self) -> int:
         return max(0, len(self.taken) - self.lag)
 
 
 def saved_lines(folder: RunFolder, consumer: Consumer) -> int:
     progress = load_progress(
-        folder.offsets / f"{consumer.spec.key}.json", Progress(sink="object:Slow")
+        folder.offsets / f"{consumer.spec.key}.json", DeliveryProgress(sink="object:Slow")
     )
     return sum(position.line for position in progress.positions.values())
 
@@ -226,7 +230,7 @@ def test_rows_that_were_read_before_a_failure_come_again(folder: RunFolder) -> N
     path.unlink()
     path.mkdir()
     consumer = Consumer(folder, spec_of(parse_sink("csv")))
-    consumer.hurry()
+    consumer.request_flush()
     consumer._turn()
     assert consumer.tally().error is not None
     path.rmdir()

@@ -23,7 +23,7 @@ from metricbus._common.files import AppendFile, create_file
 from metricbus._common.processes import ProcessId, this_process
 from metricbus._delivery import lease
 from metricbus._delivery.consumer import Consumer
-from metricbus._delivery.lease import Held, Lease, Superseded
+from metricbus._delivery.lease import Lease, LeaseHeld, Superseded
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import SegmentWriter
@@ -140,7 +140,7 @@ def test_secrets_are_not_kept_and_have_to_be_named_again(tmp_path: Path) -> None
 def test_a_lease_is_one_processs_at_a_time(tmp_path: Path) -> None:
     first, second = Lease(tmp_path / "csv"), Lease(tmp_path / "csv")
     assert first.acquire() == 1
-    with pytest.raises(Held, match=f"process {os.getpid()} on .* delivers to this sink"):
+    with pytest.raises(LeaseHeld, match=f"process {os.getpid()} on .* delivers to this sink"):
         second.acquire()
     first.release()
     assert second.acquire(above=5) == 6
@@ -328,14 +328,14 @@ def test_who_has_lost_the_lease_does_not_even_open_the_sink(tmp_path: Path) -> N
     with MetricBus(id="r", sinks="", dir=tmp_path):
         pass
     consumer = Consumer(RunFolder(tmp_path / "r"), spec_of(Sink()))
-    consumer.hurry()
+    consumer.request_flush()
     consumer._turn()
     (file,) = (tmp_path / "r" / "offsets").glob("[!.]*.lease-*")
     file.unlink()
     other = Lease(tmp_path / "r" / "offsets" / consumer.spec.place)
     other.acquire(above=1)
     for _ in range(3):
-        consumer.hurry()
+        consumer.request_flush()
         consumer._turn()
     assert opened == ["r"]
     other.check()
@@ -357,7 +357,7 @@ def test_of_two_that_claim_a_lease_at_once_one_gets_it(
 
     monkeypatch.setattr(lease, "create_file", held_up)
     late = Lease(tmp_path / "csv")
-    with pytest.raises(Held):
+    with pytest.raises(LeaseHeld):
         late.acquire()
     others[1].check()
     assert len(list(tmp_path.glob("csv.lease-*"))) == 1

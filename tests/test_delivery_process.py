@@ -20,7 +20,7 @@ import metricbus
 from metricbus import MetricBus
 from metricbus._common.processes import ProcessId
 from metricbus._delivery import process_host
-from metricbus._delivery.control_files import DeliveryStatus, Notice, status_of
+from metricbus._delivery.control_files import AtomicJsonFile, DeliveryStatus, delivery_status_file
 from metricbus._journal.run import RunFolder
 from metricbus.testing import MemorySink
 
@@ -39,7 +39,7 @@ def made(bus: MetricBus) -> Path:
 
 def delivery_of(folder: Path) -> ProcessId | None:
     """The process that delivers, or did last."""
-    status = status_of(RunFolder(folder), 1).read()
+    status = delivery_status_file(RunFolder(folder), 1).read()
     return status.process if status else None
 
 
@@ -374,14 +374,14 @@ def test_a_worker_that_outlives_the_training_is_delivered_too(
 def test_the_status_of_an_earlier_delivery_is_not_believed(tmp_path: Path) -> None:
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
     other = DeliveryStatus(ProcessId(os.uname().nodename, 1), {}, finished=["csv"], over=True)
-    status_of(RunFolder(made(bus)), 1).write(other)
+    delivery_status_file(RunFolder(made(bus)), 1).write(other)
     bus.log("x", 1.0)
     assert bus.close().complete
     assert csv_values(made(bus)) == [1.0]
 
 
 def test_a_notice_that_is_hurt_leaves_what_was_known(tmp_path: Path) -> None:
-    notice = Notice(tmp_path / "status.json", DeliveryStatus)
+    notice = AtomicJsonFile(tmp_path / "status.json", DeliveryStatus)
     assert notice.read() is None
     status = DeliveryStatus(ProcessId("here", 1), {})
     notice.write(status)
@@ -401,7 +401,7 @@ def test_orders_that_cannot_be_written_do_not_hold_back_the_end(
         def refuse(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        full.setattr(Notice, "write", refuse)
+        full.setattr(AtomicJsonFile, "write", refuse)
         bus.close(timeout=0.2)
     wait_for(lambda: has_ended(made(bus)))
     assert csv_values(made(bus)) == [1.0]

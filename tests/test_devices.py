@@ -356,7 +356,7 @@ def test_a_fork_while_values_are_brought_over_holds_up_no_child(device: Device) 
     device.ready.clear()
     with MetricBus(sinks="") as bus:
         bus.log("x", torch.tensor(1.0))
-        bus._queue.hurry()
+        bus._queue.request_flush()
         while not device.threads:
             pass
         child = os.fork()

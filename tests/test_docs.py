@@ -18,7 +18,7 @@ from typer.main import get_command
 
 import metricbus.testing
 import metricbus.torch
-from metricbus._bus.default_bus import ProcessBus
+from metricbus._bus.default_bus import DefaultBus
 from metricbus._cli.app import app
 from metricbus._common.records import End, Header, Scalars, decode
 
@@ -75,7 +75,7 @@ STORIES = [
 @pytest.fixture
 def process_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process-wide bus to whom nobody has spoken."""
-    fresh = ProcessBus()
+    fresh = DefaultBus()
     monkeypatch.setattr("metricbus.bus", fresh)  # first: it comes from the other when first asked
     monkeypatch.setattr("metricbus._bus.default_bus.bus", fresh)
     yield

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from metricbus._delivery.wake_pipe import Doorbell, Listener
+from metricbus._delivery.wake_pipe import Listener, WakePipe
 
 
 @pytest.fixture
-def doorbell() -> Iterator[Doorbell]:
-    bell = Doorbell()
+def doorbell() -> Iterator[WakePipe]:
+    bell = WakePipe()
     yield bell
     bell.disconnect()
 
@@ -26,7 +26,7 @@ def seconds_of_a_wait(listener: Listener, secs: float) -> float:
     return time.monotonic() - started
 
 
-def test_a_ring_before_the_wait_ends_it_at_once(doorbell: Doorbell) -> None:
+def test_a_ring_before_the_wait_ends_it_at_once(doorbell: WakePipe) -> None:
     listener = Listener(doorbell.connect())
     doorbell.ring()
     doorbell.ring()
@@ -34,7 +34,7 @@ def test_a_ring_before_the_wait_ends_it_at_once(doorbell: Doorbell) -> None:
     assert seconds_of_a_wait(listener, 0.01) >= 0.01  # both were heard
 
 
-def test_a_ring_ends_a_wait(doorbell: Doorbell) -> None:
+def test_a_ring_ends_a_wait(doorbell: WakePipe) -> None:
     listener = Listener(doorbell.connect())
     waits = threading.Thread(target=listener.wait, args=(60,))
     waits.start()
@@ -43,14 +43,14 @@ def test_a_ring_ends_a_wait(doorbell: Doorbell) -> None:
     assert not waits.is_alive()
 
 
-def test_when_nobody_can_ring_any_more_waits_take_their_time(doorbell: Doorbell) -> None:
+def test_when_nobody_can_ring_any_more_waits_take_their_time(doorbell: WakePipe) -> None:
     listener = Listener(doorbell.connect())
     doorbell.disconnect()
     listener.wait(60)  # finds that out
     assert seconds_of_a_wait(listener, 0.01) >= 0.01
 
 
-def test_ringing_where_nobody_listens_raises_nothing(doorbell: Doorbell) -> None:
+def test_ringing_where_nobody_listens_raises_nothing(doorbell: WakePipe) -> None:
     doorbell.ring()
     os.close(doorbell.connect())
     doorbell.ring()
@@ -58,7 +58,7 @@ def test_ringing_where_nobody_listens_raises_nothing(doorbell: Doorbell) -> None
     doorbell.ring()
 
 
-def test_ringing_where_nobody_listens_raises_no_signal(doorbell: Doorbell) -> None:
+def test_ringing_where_nobody_listens_raises_no_signal(doorbell: WakePipe) -> None:
     raised: list[int] = []
     before = signal.signal(signal.SIGPIPE, lambda number, _: raised.append(number))
     try:
@@ -69,14 +69,14 @@ def test_ringing_where_nobody_listens_raises_no_signal(doorbell: Doorbell) -> No
     assert not raised
 
 
-def test_ringing_does_not_wait_for_who_does_not_listen(doorbell: Doorbell) -> None:
+def test_ringing_does_not_wait_for_who_does_not_listen(doorbell: WakePipe) -> None:
     end = doorbell.connect()
     for _ in range(100_000):  # more than a pipe holds
         doorbell.ring()
     os.close(end)
 
 
-def test_connecting_again_closes_the_first_pipe(doorbell: Doorbell) -> None:
+def test_connecting_again_closes_the_first_pipe(doorbell: WakePipe) -> None:
     first = doorbell.connect()
     second = doorbell.connect()
     assert os.read(first, 1) == b""

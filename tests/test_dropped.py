@@ -18,7 +18,7 @@ from metricbus._cli.app import app
 from metricbus._common.records import Dropped, Drops, End, decode, encode
 from metricbus._history.run_status import glance
 from metricbus._history.run_summary import summarise
-from metricbus._journal.dropped_counts import SegmentDrops, Told, in_all
+from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import SegmentWriter
 
@@ -36,7 +36,7 @@ def told_by(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def crowded(tmp_path: Path) -> tuple[Path, int]:
+def on_high_water(tmp_path: Path) -> tuple[Path, int]:
     """A run whose queue was too small, and how many values it dropped."""
     with MetricBus(id="r", sinks=[], dir=tmp_path, queue_size=10, overflow="drop_newest") as bus:
         for step in range(5_000):
@@ -44,8 +44,8 @@ def crowded(tmp_path: Path) -> tuple[Path, int]:
     return tmp_path / "r", bus.stats().dropped
 
 
-def test_what_met_a_full_queue_is_told_after_the_run(crowded: tuple[Path, int]) -> None:
-    run, dropped = crowded
+def test_what_met_a_full_queue_is_told_after_the_run(on_high_water: tuple[Path, int]) -> None:
+    run, dropped = on_high_water
     assert dropped > 0
     assert told_by(run) == {"queue": dropped, "media": 0, "unwritable": 0, "is_final": True}
     assert f"values dropped: {dropped:,} ({dropped:,} met a full queue)" in command("show", run)
@@ -120,7 +120,7 @@ def test_the_counts_of_all_segments_are_added(tmp_path: Path) -> None:
     segments = [
         SegmentDrops(map(decode, path.read_bytes().splitlines())) for path in tmp_path.iterdir()
     ]
-    assert in_all(segments) == Told(queue=1, media=4, is_final=True)
+    assert total_dropped(segments) == DroppedCounts(queue=1, media=4, is_final=True)
 
 
 def test_a_record_of_drops_comes_back_as_it_was() -> None:
@@ -131,8 +131,8 @@ def test_a_record_of_drops_comes_back_as_it_was() -> None:
         assert decode(encode([record]).rstrip(b"\n")) == record
 
 
-def test_a_glance_and_a_summary_tell_the_same(crowded: tuple[Path, int]) -> None:
-    folder = RunFolder(crowded[0])
+def test_a_glance_and_a_summary_tell_the_same(on_high_water: tuple[Path, int]) -> None:
+    folder = RunFolder(on_high_water[0])
     seen, summary = glance(folder, folder.load()).dropped, summarise(folder).dropped
     assert seen == summary
-    assert msgspec.structs.asdict(seen)["queue"] == crowded[1]
+    assert msgspec.structs.asdict(seen)["queue"] == on_high_water[1]

@@ -24,7 +24,7 @@ from metricbus._cli.app import app
 from metricbus._common.records import Number, Rewind
 from metricbus._history import export as run_export
 from metricbus._history.export import Format, Numbers, write
-from metricbus._history.name_filter import Wanted
+from metricbus._history.name_filter import NameFilter
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segments import SegmentWriter
 
@@ -172,7 +172,7 @@ def test_whatever_was_logged_comes_out_of_csv_and_json(
     logged = [(name, value) for values in rows for name, value in values.items()]
     for format in (Format.CSV, Format.JSON):
         with open(root / "out", "wb") as file:
-            write(Numbers(folder, Wanted()), format, file)
+            write(Numbers(folder, NameFilter()), format, file)
         if format is Format.JSON:
             found = [(one["name"], one["value"]) for one in json.loads((root / "out").read_bytes())]
         else:

@@ -283,7 +283,7 @@ def test_64_bins_are_the_default(tmp_path: Path) -> None:
 def test_a_large_array_is_counted_at_the_call_without_a_copy(values: Array) -> None:
     tracemalloc.start()
     try:
-        taken = Histogram(values)._take("h")
+        taken = Histogram(values)._capture("h")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -292,7 +292,7 @@ def test_a_large_array_is_counted_at_the_call_without_a_copy(values: Array) -> N
 
 
 def test_a_small_array_is_copied_and_counted_later() -> None:
-    assert Histogram(np.zeros(1000, np.float32))._take("h").nbytes == 4000
+    assert Histogram(np.zeros(1000, np.float32))._capture("h").nbytes == 4000
 
 
 # On an accelerator; the same code runs on the CPU
@@ -387,7 +387,7 @@ def test_odd_counts_are_taken(tmp_path: Path, counts: Any, edges: Any) -> None:
 )
 def test_bad_counts_are_refused(counts: Any, edges: Any, told: str) -> None:
     with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}"):
-        Histogram(counts=counts, edges=edges)._take("a/b")
+        Histogram(counts=counts, edges=edges)._capture("a/b")
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_values_and_counts_exclude_each_other(given_values: dict[str, Any]) -> N
 @pytest.mark.parametrize("bins", [0, -1, 4097, 2.0, True, "8", None])
 def test_bad_bins_are_refused(bins: Any) -> None:
     with pytest.raises(ValueError, match=r"metric 'h': bins= is .* 1 to 4,096, not "):
-        Histogram([1.0], bins)._take("h")
+        Histogram([1.0], bins)._capture("h")
 
 
 class Raises:
@@ -436,7 +436,7 @@ class Raises:
 )
 def test_what_has_no_real_numbers_is_refused(values: Any, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"metric 'h' was given {told}"):
-        Histogram(values)._take("h")
+        Histogram(values)._capture("h")
 
 
 def test_with_one_bad_medium_nothing_of_a_mapping_is_logged(tmp_path: Path) -> None:

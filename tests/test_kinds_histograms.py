@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from metricbus import Histogram, MetricBus
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
-from metricbus._common.media_base import Kind, Taken, Work
+from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
 from metricbus._common.media_records import HistogramRecord
 from metricbus._common.records import Medium
 from metricbus._ingest.queue import Overflow
@@ -65,7 +65,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> InMemory:
     return fake
 
 
-def logged(tmp_path: Path, *kinds: Kind) -> list[dict[str, HistogramRecord]]:
+def logged(tmp_path: Path, *kinds: MediaValue) -> list[dict[str, HistogramRecord]]:
     """The histograms of each of the kinds, by name."""
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -296,7 +296,7 @@ def test_too_many_values_for_a_copy_are_counted_at_the_call(
         "list": [1.0, 2.0],
         "strided": np.arange(100.0)[::2],
     }
-    taken = Histograms(parts)._take("g")
+    taken = Histograms(parts)._capture("g")
     assert taken is not None
     assert (taken.nbytes, taken.media) == (0, 4)
     (found,) = logged(tmp_path, Histograms(parts))
@@ -310,7 +310,7 @@ def test_too_many_values_on_an_accelerator_are_counted_at_the_call_without_a_wai
     tmp_path: Path, accelerator: InMemory
 ) -> None:
     parts = {"many": torch.arange(2000.0)}
-    taken = Histograms(parts)._take("g")
+    taken = Histograms(parts)._capture("g")
     assert taken is not None
     assert (taken.nbytes, accelerator.transfers) == (0, 0)
     (found,) = logged(tmp_path, Histograms(parts))
@@ -341,7 +341,7 @@ def test_an_accelerator_that_fails_drops_them_with_the_reason(
 
 
 def test_an_empty_mapping_logs_nothing(tmp_path: Path) -> None:
-    assert Histograms({})._take("g") is None
+    assert Histograms({})._capture("g") is None
     assert logged(tmp_path, Histograms({})) == [{}]
 
 
@@ -380,17 +380,17 @@ def test_definitions_hold_for_each_name(tmp_path: Path) -> None:
     ]
 
 
-class Held(Kind):
+class LeaseHeld(MediaValue):
     """Two media whose encoding waits for an event."""
 
     def __init__(self, gate: threading.Event) -> None:
         self._gate = gate
         self.begun = threading.Event()
 
-    def _take(self, name: str) -> Taken:
-        return Taken(400_000, self._encode, media=2)
+    def _capture(self, name: str) -> EncodeJob:
+        return EncodeJob(400_000, self._encode, media=2)
 
-    def _encode(self, work: Work) -> list[Medium]:
+    def _encode(self, work: EncodeContext) -> list[Medium]:
         self.begun.set()
         assert self._gate.wait(30)
         counts: dict[str, Any] = {"counts": [1], "edges": [0.0, 1.0], "count": 1}
@@ -410,11 +410,11 @@ def test_those_that_find_no_room_are_dropped_and_counted_all_together(
 ) -> None:
     settings: Any = {"queue_bytes": 1 << 20, "overflow": overflow, "block_secs": 0.05}
     with MetricBus(sinks=[MemorySink()], dir=tmp_path, **settings) as bus:
-        first = Held(gate)
+        first = LeaseHeld(gate)
         bus.log("slow", first)
         assert first.begun.wait(10)
         for _ in range(9):
-            bus.log("slow", Held(gate))
+            bus.log("slow", LeaseHeld(gate))
         report = bus.stats()
         assert (report.logged, report.waiting, report.dropped) == (20, 4, 16)
         gate.set()
@@ -424,7 +424,7 @@ def test_those_that_find_no_room_are_dropped_and_counted_all_together(
 def test_what_close_gives_up_on_is_counted(tmp_path: Path, gate: threading.Event) -> None:
     bus = MetricBus(sinks=[MemorySink()], dir=tmp_path)
     for _ in range(3):
-        bus.log("slow", Held(gate))
+        bus.log("slow", LeaseHeld(gate))
     bus.close(timeout=0.5)
     report = bus.stats()
     assert report.logged == report.dropped + report.waiting == 6
@@ -443,7 +443,7 @@ def test_what_comes_after_close_is_counted_as_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bins", [0, -1, 4097, 2.0, True, "8", None])
 def test_bad_bins_are_refused(bins: Any) -> None:
     with pytest.raises(ValueError, match=r"metric 'g': bins= is .* 1 to 4,096, not "):
-        Histograms({"a": [1.0]}, bins)._take("g")
+        Histograms({"a": [1.0]}, bins)._capture("g")
 
 
 def test_what_is_no_mapping_is_refused() -> None:
@@ -456,7 +456,7 @@ def test_what_is_no_mapping_is_refused() -> None:
 )
 def test_bad_names_are_refused(key: Any, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=told):
-        Histograms({key: [1.0]})._take("g")
+        Histograms({key: [1.0]})._capture("g")
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_bad_names_are_refused(key: Any, told: str) -> None:
 )
 def test_what_has_no_real_numbers_is_refused_by_its_full_name(values: Any, told: str) -> None:
     with pytest.raises(TypeError, match=f"metric 'g/bad' was given {told}"):
-        Histograms({"good": [1.0], "bad": values})._take("g")
+        Histograms({"good": [1.0], "bad": values})._capture("g")
 
 
 # On CUDA

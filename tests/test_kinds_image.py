@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from metricbus import Box, Image, MetricBus, Table
-from metricbus._common.media_base import Kind
+from metricbus._common.media_base import MediaValue
 from metricbus._common.media_records import ImageRecord
 from metricbus._delivery.report import Report
 from metricbus.media.arrays import as_bytes, channels_last, check_layout
@@ -301,7 +301,7 @@ def test_a_truncated_file_that_pil_has_opened_is_refused_at_the_call(tmp_path: P
         PIL.Image.open(io.BytesIO(content)) as opened,
         pytest.raises(ValueError, match="metric 'a/b': the picture cannot be read: "),
     ):
-        Image(opened)._take("a/b")
+        Image(opened)._capture("a/b")
 
 
 # Figures
@@ -322,7 +322,7 @@ def test_a_figure_is_drawn_in_its_size(tmp_path: Path) -> None:
 def test_a_figure_keeps_its_canvas() -> None:
     figure = figure_of()
     before = figure.canvas
-    Image(figure)._take("a/b")
+    Image(figure)._capture("a/b")
     assert figure.canvas is before
 
 
@@ -353,7 +353,7 @@ def is_open(figure: Figure) -> bool:
     ids=["alone", "grid", "cell"],
 )
 def test_a_figure_of_pyplot_stays_open_unless_told_otherwise(
-    tmp_path: Path, figure: Figure, made_of: Callable[[Figure, bool], Kind], close: bool
+    tmp_path: Path, figure: Figure, made_of: Callable[[Figure, bool], MediaValue], close: bool
 ) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         bus.log("a/b", made_of(figure, close))
@@ -392,7 +392,7 @@ def test_a_figure_that_cannot_be_drawn_is_refused(
     before = figure.canvas
     change(figure)
     with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}"):
-        Image(figure)._take("a/b")
+        Image(figure)._capture("a/b")
     assert figure.canvas is before
 
 
@@ -435,13 +435,13 @@ def test_a_grid_mixes_sizes_and_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("columns", [0, -1, 1.5, True, "2"])
 def test_bad_columns_are_refused(columns: Any) -> None:
     with pytest.raises(ValueError, match="metric 'a/b': columns= is a whole number from 1 on"):
-        Image([GREY], columns=columns)._take("a/b")
+        Image([GREY], columns=columns)._capture("a/b")
 
 
 def test_a_grid_with_too_many_pixels_is_refused_before_they_are_copied() -> None:
     batch = np.broadcast_to(np.uint8(0), (1000, 6000, 6000, 3))
     with pytest.raises(ValueError, match="metric 'a/b' was given a grid of 1,000 pictures"):
-        Image(batch)._take("a/b")
+        Image(batch)._capture("a/b")
 
 
 # Boxes and masks
@@ -541,7 +541,7 @@ def test_a_mask_that_does_not_fit_a_file_is_rejected_in_the_background(tmp_path:
 )
 def test_bad_boxes_are_refused(box: Any, told: str) -> None:
     with pytest.raises((ValueError, TypeError), match=f"metric 'a/b'.*{told}"):
-        Image(GREY, boxes=[box])._take("a/b")
+        Image(GREY, boxes=[box])._capture("a/b")
 
 
 @pytest.mark.parametrize(
@@ -567,13 +567,13 @@ def test_bad_boxes_are_refused(box: Any, told: str) -> None:
 )
 def test_bad_marks_are_refused(marks: dict[str, Any], told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{told}"):
-        Image(GREY, **marks)._take("a/b")
+        Image(GREY, **marks)._capture("a/b")
 
 
 @pytest.mark.parametrize("marks", [{"boxes": [Box(0, 0, 1, 1)]}, {"masks": {"m": GREY}}])
 def test_a_grid_has_no_marks(marks: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="metric 'a/b': a grid has no boxes and masks"):
-        Image([GREY], **marks)._take("a/b")
+        Image([GREY], **marks)._capture("a/b")
 
 
 # Bad input
@@ -583,7 +583,7 @@ def test_a_grid_has_no_marks(marks: dict[str, Any]) -> None:
 def test_a_huge_picture_is_refused_before_it_is_copied(shape: tuple[int, ...]) -> None:
     huge = np.broadcast_to(np.uint8(0), shape)
     with pytest.raises(ValueError, match="metric 'a/b' was given a picture of 20,000 x 20,000"):
-        Image(huge)._take("a/b")
+        Image(huge)._capture("a/b")
 
 
 PICTURE = "a picture has height and width, with 1, 3 or 4 channels first or last"
@@ -615,7 +615,7 @@ PICTURE = "a picture has height and width, with 1, 3 or 4 channels first or last
 )
 def test_what_is_no_picture_is_refused(data: Any, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"metric 'a/b' was given .*{told}"):
-        Image(data)._take("a/b")
+        Image(data)._capture("a/b")
 
 
 @pytest.mark.parametrize(
@@ -628,7 +628,7 @@ def test_what_is_no_picture_is_refused(data: Any, told: str) -> None:
 )
 def test_a_layout_that_does_not_fit_is_refused(layout: Any, told: str) -> None:
     with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}"):
-        Image(GREY, layout=layout)._take("a/b")
+        Image(GREY, layout=layout)._capture("a/b")
 
 
 @pytest.mark.parametrize(
@@ -644,7 +644,7 @@ def test_a_layout_that_does_not_fit_is_refused(layout: Any, told: str) -> None:
 )
 def test_a_bad_path_is_refused(path: str, told: str) -> None:
     with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}") as caught:
-        Image(path)._take("a/b")
+        Image(path)._capture("a/b")
     assert len(str(caught.value)) < 600
 
 
@@ -654,7 +654,7 @@ def test_a_bad_path_is_refused(path: str, told: str) -> None:
 )
 def test_a_bad_caption_is_refused(caption: Any, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"metric 'a/b': caption= .*{told}"):
-        Image(GREY, caption)._take("a/b")
+        Image(GREY, caption)._capture("a/b")
 
 
 @pytest.mark.parametrize("bad", [np.zeros((5, 5, 2)), "missing.png", np.array([[None]])])

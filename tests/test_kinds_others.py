@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import metricbus
 from metricbus import Audio, Chart, File, Image, MetricBus, Table, Text, Video
-from metricbus._common.media_base import Kind
+from metricbus._common.media_base import MediaValue
 from metricbus._common.media_records import (
     AudioRecord,
     ChartRecord,
@@ -42,7 +42,7 @@ RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (3, 5, 6, 3), dtype=np.uint8)
 
 
-def logged(folder: Path, kind: type[R], medium: Kind) -> tuple[R, MemorySink]:
+def logged(folder: Path, kind: type[R], medium: MediaValue) -> tuple[R, MemorySink]:
     """The record of a medium, and a sink that reads its files."""
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=folder) as bus:
@@ -53,16 +53,16 @@ def logged(folder: Path, kind: type[R], medium: Kind) -> tuple[R, MemorySink]:
     return record, sink
 
 
-def report_of(folder: Path, medium: Kind) -> Report:
+def report_of(folder: Path, medium: MediaValue) -> Report:
     """What became of a medium, and of a number that was logged with it."""
     with MetricBus(sinks=[MemorySink()], dir=folder) as bus:
         bus.log({"loss": 1.0, "a/b": medium})
     return bus.stats()
 
 
-def refused(medium: Kind, told: str) -> None:
+def refused(medium: MediaValue, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{told}"):
-        medium._take("a/b")
+        medium._capture("a/b")
 
 
 def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -584,8 +584,8 @@ def test_a_file_that_changes_before_it_was_read_is_rejected(
     class Changed(File):
         """The file changes when `log()` has seen it."""
 
-        def _take(self, name: str) -> Any:
-            taken = super()._take(name)
+        def _capture(self, name: str) -> Any:
+            taken = super()._capture(name)
             change(path)
             return taken
 
@@ -595,7 +595,7 @@ def test_a_file_that_changes_before_it_was_read_is_rejected(
     assert told in (report.error or "")
 
 
-KINDS: list[Callable[[Any], Kind]] = [File, Audio, Video, Image]
+KINDS: list[Callable[[Any], MediaValue]] = [File, Audio, Video, Image]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -610,7 +610,7 @@ KINDS: list[Callable[[Any], Kind]] = [File, Audio, Video, Image]
         ("long" * 5000, "cannot be read: File name too long"),
     ],
 )
-def test_a_bad_path_is_refused(kind: Callable[[Any], Kind], path: str, told: str) -> None:
+def test_a_bad_path_is_refused(kind: Callable[[Any], MediaValue], path: str, told: str) -> None:
     refused(kind(path), told)
 
 
@@ -636,7 +636,7 @@ def test_what_is_no_path_is_refused(path: Any) -> None:
     ("kind", "told"), [(Audio, "is no sound.*.wav"), (Video, "is no film.*.mp4")]
 )
 def test_a_file_of_an_unknown_kind_is_refused(
-    tmp_path: Path, kind: Callable[[Any], Kind], told: str
+    tmp_path: Path, kind: Callable[[Any], MediaValue], told: str
 ) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("text")
@@ -658,16 +658,20 @@ def test_a_file_of_an_unknown_kind_is_refused(
 @pytest.mark.parametrize(
     ("caption", "told"), [("\ud800", "cannot be written as UTF-8"), (5, "must be text, not int")]
 )
-def test_a_bad_caption_is_refused(medium: Callable[[Any], Kind], caption: Any, told: str) -> None:
+def test_a_bad_caption_is_refused(
+    medium: Callable[[Any], MediaValue], caption: Any, told: str
+) -> None:
     refused(medium(caption), f"caption= {told}")
 
 
 @pytest.mark.parametrize(
     "bad",
-    [Text(5), Audio(np.zeros(5), 0), Video(None), Chart(TABLE, x="no"), File("no"), Kind()],  # type: ignore[arg-type]
+    [Text(5), Audio(np.zeros(5), 0), Video(None), Chart(TABLE, x="no"), File("no"), MediaValue()],  # type: ignore[arg-type]
     ids=lambda medium: type(medium).__name__,
 )
-def test_with_one_bad_medium_nothing_of_a_mapping_is_logged(tmp_path: Path, bad: Kind) -> None:
+def test_with_one_bad_medium_nothing_of_a_mapping_is_logged(
+    tmp_path: Path, bad: MediaValue
+) -> None:
     sink = MemorySink()
     bus = MetricBus(sinks=[sink], dir=tmp_path)
     with pytest.raises((TypeError, ValueError), match="metric 'c/d'"):

@@ -335,7 +335,7 @@ def test_rows_after_a_bad_one_can_be_logged_once_it_is_mended(tmp_path: Path) ->
 )
 def test_bad_columns_are_refused(columns: Any, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{told}"):
-        Table(columns, [])._take("a/b")
+        Table(columns, [])._capture("a/b")
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_bad_columns_are_refused(columns: Any, told: str) -> None:
 )
 def test_bad_rows_are_refused(row: Any, told: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"metric 'a/b': {told}"):
-        Table(["x", "y"], [[1, 2], row])._take("a/b")
+        Table(["x", "y"], [[1, 2], row])._capture("a/b")
     with pytest.raises((TypeError, ValueError), match=told):
         Table(["x", "y"], [[1, 2]]).append(row)
 
@@ -390,7 +390,7 @@ def test_bad_cells_are_refused(cell: Any) -> None:
         r"text, booleans, None, dates and metricbus's Image\(…\)"
     )
     with pytest.raises(TypeError, match=told):
-        Table(["x", "y"], [[1, cell]])._take("a/b")
+        Table(["x", "y"], [[1, cell]])._capture("a/b")
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_bad_cells_are_refused(cell: Any) -> None:
 )
 def test_bad_text_and_pictures_are_refused(cell: Any, told: str) -> None:
     with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}"):
-        Table(["x"], [[cell]])._take("a/b")
+        Table(["x"], [[cell]])._capture("a/b")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from metricbus import (
     Table,
     Text,
 )
-from metricbus._common.media_base import Kind, Taken, Work
+from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
 from metricbus._common.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
 from metricbus._ingest.media_worker import MediaWorker
 from metricbus._ingest.queue import Overflow
@@ -42,7 +42,7 @@ from metricbus.testing import MemorySink
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
 
-class Held(Kind):
+class LeaseHeld(MediaValue):
     """A medium whose encoding waits for an event."""
 
     def __init__(self, gate: threading.Event, nbytes: int = 0) -> None:
@@ -50,26 +50,26 @@ class Held(Kind):
         self._nbytes = nbytes
         self.begun = threading.Event()
 
-    def _take(self, name: str) -> Taken:
-        return Taken(self._nbytes, self._encode)
+    def _capture(self, name: str) -> EncodeJob:
+        return EncodeJob(self._nbytes, self._encode)
 
-    def _encode(self, work: Work) -> TextRecord:
+    def _encode(self, work: EncodeContext) -> TextRecord:
         self.begun.set()
         assert self._gate.wait(30)
         file = work.save("texts", ".md", b"held")
         return work.record(TextRecord, file=file, length=4, start="held")
 
 
-class Breaks(Kind):
+class Breaks(MediaValue):
     """A medium that cannot be encoded."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
 
-    def _take(self, name: str) -> Taken:
-        return Taken(0, self._encode)
+    def _capture(self, name: str) -> EncodeJob:
+        return EncodeJob(0, self._encode)
 
-    def _encode(self, work: Work) -> TextRecord:
+    def _encode(self, work: EncodeContext) -> TextRecord:
         raise self._error
 
 
@@ -100,7 +100,7 @@ def test_a_medium_that_takes_long_holds_no_number_back(
 ) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        bus.log("slow", Held(gate))
+        bus.log("slow", LeaseHeld(gate))
         bus.log("loss", 0.5)
         wait_until(lambda: sink.series("loss"))
         assert not sink.media("slow")
@@ -141,7 +141,7 @@ def test_close_gives_up_on_media_in_time_and_counts_them(
 ) -> None:
     bus = MetricBus(sinks=[MemorySink()], dir=tmp_path)
     for _ in range(3):
-        bus.log("slow", Held(gate))
+        bus.log("slow", LeaseHeld(gate))
     bus.log("loss", 0.5)
     started = time.monotonic()
     report = bus.close(timeout=1)
@@ -167,11 +167,11 @@ def test_what_waits_to_be_encoded_is_bounded_by_bytes(
     sink = MemorySink()
     settings: Any = {"queue_bytes": 1 << 20, "overflow": overflow, "block_secs": 0.05}
     with MetricBus(sinks=[sink], dir=tmp_path, **settings) as bus:
-        first = Held(gate, nbytes=400_000)
+        first = LeaseHeld(gate, nbytes=400_000)
         bus.log("slow", first, step=0)
         assert first.begun.wait(10)
         for step in range(1, 10):
-            bus.log("slow", Held(gate, nbytes=400_000), step=step)
+            bus.log("slow", LeaseHeld(gate, nbytes=400_000), step=step)
         assert bus.stats().waiting == 2
         assert bus.stats().logged == 10
         gate.set()
@@ -481,7 +481,7 @@ def test_a_checkpoint_is_whole_though_media_are_still_being_encoded(
     with MetricBus(sinks=[], dir=tmp_path, block_secs=0.5) as bus:
         bus.define("loss", every=4, reduce="mean")
         bus.log("loss", 1.0)
-        bus.log("slow", Held(gate))
+        bus.log("slow", LeaseHeld(gate))
         state = bus.state_dict()
         gate.set()
     assert [name for _, name, _ in state["reductions"]] == ["loss"]
@@ -509,11 +509,11 @@ def test_what_is_logged_during_close_takes_no_place_of_what_came_before(
 ) -> None:
     bus = MetricBus(sinks=[], dir=tmp_path)
     for step in range(5):
-        bus.log("before", Held(gate), step=step)
+        bus.log("before", LeaseHeld(gate), step=step)
     closing = threading.Thread(target=bus.close, kwargs={"timeout": 60})
     closing.start()
-    assert bus._engine is not None
-    media = bus._engine._media
+    assert bus._session is not None
+    media = bus._session._media
     assert isinstance(media, MediaWorker)
     wait_until(lambda: media._closed)
     for _ in range(20):
@@ -528,12 +528,12 @@ def test_flush_waits_for_what_came_before_though_others_are_dropped(
 ) -> None:
     settings: Any = {"queue_bytes": 100_000, "overflow": "drop_newest"}
     with MetricBus(sinks=[], dir=tmp_path, **settings) as bus:
-        bus.log("before", Held(gate, nbytes=90_000))
+        bus.log("before", LeaseHeld(gate, nbytes=90_000))
         flushed: list[Any] = []
         flushing = threading.Thread(target=lambda: flushed.append(bus.flush(30)))
         flushing.start()
         for _ in range(20):
-            bus.log("late", Held(gate, nbytes=90_000))
+            bus.log("late", LeaseHeld(gate, nbytes=90_000))
         assert not flushed
         gate.set()
         flushing.join(30)

@@ -552,7 +552,7 @@ def test_delivering_again_doubles_nothing(tmp_path: Path) -> None:
     sink = opened(made, id="again1")
     sink.write(records)
     sink.close("running")
-    assert sink.settled() == 5
+    assert sink.acknowledged() == 5
     again = opened(made, id="again2")
     again.write([*records, made.image("new")])
     again.flush()
@@ -791,10 +791,10 @@ def test_a_rejected_record_shifts_no_row_when_all_come_again(tmp_path: Path) -> 
     rows = [Scalars(**AT, values={"x": float(number)}) for number in range(6)]
     first = opened(made, id="again1")
     first.write(rows[:3])
-    first.pass_over(1)
+    first.skip_rejected(1)
     first.write(rows[3:5])
     first.close("running")
-    assert first.settled() == 6
+    assert first.acknowledged() == 6
     again = opened(made, id="again2")
     again.write(rows[:3])
     again.write([lost])

@@ -11,7 +11,7 @@ import pytest
 
 import metricbus
 from metricbus import MetricBus
-from metricbus._bus.default_bus import ProcessBus
+from metricbus._bus.default_bus import DefaultBus
 from metricbus._history import notebook_html
 from metricbus._history.notebook_html import small_plot
 
@@ -126,8 +126,8 @@ def test_a_bus_whose_folder_is_gone_is_still_shown(tmp_path: Path) -> None:
 
 
 def test_a_bus_without_a_run_is_shown_as_such() -> None:
-    assert repr(ProcessBus()) == "<ProcessBus without a run>"
-    assert ProcessBus()._repr_html_() == "<div>&lt;ProcessBus without a run&gt;</div>"
+    assert repr(DefaultBus()) == "<ProcessBus without a run>"
+    assert DefaultBus()._repr_html_() == "<div>&lt;ProcessBus without a run&gt;</div>"
     assert repr(MetricBus(disabled=True)) == "<MetricBus without a run>"
 
 

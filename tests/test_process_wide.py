@@ -9,19 +9,19 @@ import pytest
 
 import metricbus
 from metricbus import ConfigError
-from metricbus._bus.default_bus import ProcessBus
+from metricbus._bus.default_bus import DefaultBus
 from metricbus.testing import MemorySink
 
 
 @pytest.fixture
-def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessBus]:
-    fresh = ProcessBus()
+def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[DefaultBus]:
+    fresh = DefaultBus()
     monkeypatch.setattr("metricbus._bus.default_bus.bus", fresh)
     yield fresh
     fresh.close()
 
 
-def test_until_somebody_speaks_it_does_nothing(bus: ProcessBus, tmp_path: Path) -> None:
+def test_until_somebody_speaks_it_does_nothing(bus: DefaultBus, tmp_path: Path) -> None:
     for epoch in bus.epochs(2):
         for _ in bus.steps(range(3)):
             bus.log("x", 1.0)
@@ -31,7 +31,7 @@ def test_until_somebody_speaks_it_does_nothing(bus: ProcessBus, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_configure_opens_it(bus: ProcessBus, tmp_path: Path) -> None:
+def test_configure_opens_it(bus: DefaultBus, tmp_path: Path) -> None:
     sink = MemorySink()
     assert metricbus._bus.default_bus.configure(run="r", sinks=[sink], dir=tmp_path) is bus
     bus.log("x", 1.0)
@@ -40,7 +40,7 @@ def test_configure_opens_it(bus: ProcessBus, tmp_path: Path) -> None:
 
 
 def test_a_loop_that_is_on_its_way_goes_on_when_it_is_opened(
-    bus: ProcessBus, tmp_path: Path
+    bus: DefaultBus, tmp_path: Path
 ) -> None:
     sink = MemorySink()
     for step in bus.steps(range(4)):
@@ -52,7 +52,7 @@ def test_a_loop_that_is_on_its_way_goes_on_when_it_is_opened(
 
 
 def test_the_environment_opens_it_at_the_first_log(
-    bus: ProcessBus, monkeypatch: pytest.MonkeyPatch
+    bus: DefaultBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
     bus.log("x", 1.0)
@@ -60,7 +60,7 @@ def test_the_environment_opens_it_at_the_first_log(
     assert bus.close().sinks["csv"].delivered == 2
 
 
-def test_configured_again_it_ends_the_first_run(bus: ProcessBus, tmp_path: Path) -> None:
+def test_configured_again_it_ends_the_first_run(bus: DefaultBus, tmp_path: Path) -> None:
     first, second = MemorySink(), MemorySink()
     bus._open(sinks=[first], dir=tmp_path)
     bus.log("x", 1.0)
@@ -72,14 +72,14 @@ def test_configured_again_it_ends_the_first_run(bus: ProcessBus, tmp_path: Path)
     assert second.series("x")[0].step == 0
 
 
-def test_a_configuration_that_cannot_work_leaves_it_off(bus: ProcessBus) -> None:
+def test_a_configuration_that_cannot_work_leaves_it_off(bus: DefaultBus) -> None:
     with pytest.raises(ConfigError):
         bus._open(sinks="nosuch")
     bus.log("x", 1.0)
     assert bus.stats().logged == 0
 
 
-def test_disabled_wins_over_sinks(bus: ProcessBus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_wins_over_sinks(bus: DefaultBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
     monkeypatch.setenv("METRICBUS_DISABLED", "1")
     bus.log("x", 1.0)
@@ -89,13 +89,13 @@ def test_disabled_wins_over_sinks(bus: ProcessBus, monkeypatch: pytest.MonkeyPat
 def test_a_wrong_variable_does_not_break_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
     monkeypatch.setenv("METRICBUS_OVERFLOW", "explode")
-    fresh = ProcessBus()
+    fresh = DefaultBus()
     with pytest.raises(ConfigError, match="METRICBUS_OVERFLOW"):
         fresh.log("x", 1.0)
 
 
 def test_what_libraries_define_before_it_is_configured_holds(
-    bus: ProcessBus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bus: DefaultBus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus.define("x", every=2, reduce="mean")
     bus.define("y", sinks=["nope"])
@@ -111,7 +111,7 @@ def test_what_libraries_define_before_it_is_configured_holds(
     assert "no sink 'nope'" in caplog.text
 
 
-def test_what_was_defined_holds_in_the_next_run_too(bus: ProcessBus, tmp_path: Path) -> None:
+def test_what_was_defined_holds_in_the_next_run_too(bus: DefaultBus, tmp_path: Path) -> None:
     bus._open(sinks="", dir=tmp_path)
     bus.define("x", every=2, reduce="mean")
     sink = MemorySink()

@@ -31,7 +31,7 @@ from test_hot_path import calls_of
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from metricbus import MetricBus
-from metricbus._bus.default_bus import ProcessBus
+from metricbus._bus.default_bus import DefaultBus
 from metricbus._bus.progress import _shown
 from metricbus._bus.progress_postfix import in_short
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
@@ -121,7 +121,7 @@ def test_the_setting_off_wins_over_a_wish(
     with MetricBus(sinks="", dir=tmp_path) as bus:
         for _ in bus.steps(range(3), progress=True):
             pass
-    for _ in ProcessBus().steps(range(3), progress=True):
+    for _ in DefaultBus().steps(range(3), progress=True):
         pass
     assert terminal.screen() == []
 
@@ -178,7 +178,7 @@ def test_a_rank_other_than_the_first_has_none(
     assert terminal.screen() == []
 
 
-@pytest.mark.parametrize("make", [lambda: MetricBus(disabled=True), ProcessBus])
+@pytest.mark.parametrize("make", [lambda: MetricBus(disabled=True), DefaultBus])
 def test_a_bus_that_does_nothing_has_one_if_it_is_asked_for(
     make: Callable[[], MetricBus], terminal: Terminal
 ) -> None:
@@ -196,7 +196,7 @@ def test_the_process_wide_bus_has_one_before_it_is_first_logged_to(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "")
-    bus = ProcessBus()
+    bus = DefaultBus()
     bus.define("loss", progress=True)
     for _ in bus.steps(range(3)):
         bus.log("loss", 0.5)
@@ -472,8 +472,8 @@ def test_log_does_nothing_for_the_bars(bus: MetricBus) -> None:
 def test_a_definition_of_progress_alone_does_not_reach_the_collector(bus: MetricBus) -> None:
     bus.define("loss", progress=True)
     bus.flush()
-    assert bus._engine is not None
-    assert not bus._engine._collector.reducing.definitions
+    assert bus._session is not None
+    assert not bus._session._collector.reducing.definitions
 
 
 # Metrics
@@ -573,7 +573,7 @@ def test_a_closed_epoch_series_has_a_name_of_its_own(bus: MetricBus, terminal: T
     assert line.endswith("loss=1, loss_epoch=1]")
 
 
-class Held:
+class LeaseHeld:
     """An accelerator made of CPU tensors, which brings nothing before it is let go."""
 
     def __init__(self) -> None:
@@ -590,7 +590,7 @@ class Held:
 def test_a_value_on_a_device_is_not_waited_for(
     bus: MetricBus, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = Held()
+    device = LeaseHeld()
     monkeypatch.setitem(ACCELERATORS, "cpu", device)
     bus.define("loss", progress=True)
     for _ in bus.steps(range(2)):

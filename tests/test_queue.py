@@ -254,7 +254,7 @@ def test_a_hurry_wakes_the_collector_at_once() -> None:
     queue = CallQueue(Bounds())
     woken = start_waiting(queue, 1000)
     queue.put(call(0))
-    queue.hurry()
+    queue.request_flush()
     assert woken.wait(10)
 
 
@@ -264,5 +264,5 @@ def test_what_comes_by_a_control_to_a_closed_queue_is_counted_once() -> None:
 
     queue = CallQueue(Bounds())
     queue.close()
-    queue.put_control(Brings(), hurry=False)
+    queue.put_control(Brings(), request_flush=False)
     assert (queue.dropped_late, queue.waiting()) == (1, 0)

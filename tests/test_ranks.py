@@ -16,7 +16,7 @@ from metricbus import ConfigError, MetricBus, RankError, Series
 from metricbus._aggregate.reductions import reduction_factory
 from metricbus._common.distributed import Rank, find_rank, launchers_id, writes
 from metricbus._common.records import Header
-from metricbus._ingest.commands import TakePart
+from metricbus._ingest.commands import CollectPartials
 from metricbus._journal.segments import JournalReader
 
 WaitFor = Callable[[Callable[[], bool]], None]
@@ -399,7 +399,7 @@ def test_the_newest_value_is_that_of_the_meeting_at_once(tmp_path: Path) -> None
 
 
 def test_a_part_is_taken_or_withdrawn_and_never_both() -> None:
-    control = TakePart()
+    control = CollectPartials()
     assert control.claim()
     assert not control.claim()
 

@@ -19,7 +19,7 @@ import metricbus
 from metricbus import Image, JournalError, MetricBus, Table
 from metricbus._common.records import Number, Scalars
 from metricbus._history import series_summary
-from metricbus._history.run_status import Glance, glance
+from metricbus._history.run_status import RunStatus, glance
 from metricbus._history.run_summary import RunSummary, summarise
 from metricbus._history.sparkline import BUCKETS, Curve
 from metricbus._journal.run import Run, RunFolder
@@ -38,7 +38,7 @@ def summary_of(tmp_path: Path) -> RunSummary:
     return summarise(made(tmp_path))
 
 
-def glance_of(tmp_path: Path) -> Glance:
+def glance_of(tmp_path: Path) -> RunStatus:
     folder = made(tmp_path)
     return glance(folder, folder.load())
 

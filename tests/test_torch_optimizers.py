@@ -19,7 +19,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from metricbus import MetricBus
-from metricbus._bus.default_bus import ProcessBus
+from metricbus._bus.default_bus import DefaultBus
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus.testing import MemorySink
 from metricbus.torch._watch_optimizer import watch_optimizer
@@ -304,7 +304,7 @@ def test_two_optimizers_that_both_move_the_step_are_an_error(
 def test_a_process_wide_bus_that_is_configured_anew_goes_on_counting(
     model: nn.Linear, tmp_path: Path
 ) -> None:
-    bus = ProcessBus()
+    bus = DefaultBus()
     bus._open(sinks="", dir=tmp_path)
     optimizer = SGD(model.parameters(), lr=0.5)
     with watch_optimizer(bus, optimizer, advance=True):

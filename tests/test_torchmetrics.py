@@ -26,7 +26,7 @@ import metricbus
 from metricbus import EarlyStopping, MetricBus
 from metricbus._common.device_values import ACCELERATORS, is_deferred
 from metricbus._common.validation import is_metric
-from metricbus._ingest.torchmetrics_values import _MOST, Computed, MetricObjects
+from metricbus._ingest.torchmetrics_values import _MOST, Computed, TorchmetricsValues
 
 LABELS = torch.tensor([0, 1, 2, 2])
 GUESSES = torch.tensor([0, 1, 1, 2])
@@ -71,7 +71,7 @@ def test_nothing_is_imported_to_look_at_a_value() -> None:
 
 
 def test_a_metric_is_computed_as_it_is_when_asked_for() -> None:
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     metric = mean_of(1.0)
     objects.remember("loss", metric, 3, 1)
     metric.update(2.0)
@@ -79,7 +79,7 @@ def test_a_metric_is_computed_as_it_is_when_asked_for() -> None:
 
 
 def test_a_metric_stands_where_it_was_logged_last() -> None:
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     metric = mean_of(1.0)
     objects.remember("loss", metric, 3, 1)
     objects.remember("loss", metric, 7, 2)
@@ -87,7 +87,7 @@ def test_a_metric_stands_where_it_was_logged_last() -> None:
 
 
 def test_a_metric_is_reset_and_forgotten_afterwards() -> None:
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     metric = mean_of(1.0)
     objects.remember("loss", metric, 0, 0)
     objects.compute(sync=False)
@@ -97,7 +97,7 @@ def test_a_metric_is_reset_and_forgotten_afterwards() -> None:
 
 
 def test_a_metric_without_data_is_left_out() -> None:
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("mean", torchmetrics.MeanMetric(), 0, 0)
     objects.remember("wrapped", ClasswiseWrapper(MulticlassAccuracy(3, average=None)), 0, 0)
     objects.remember("many", torchmetrics.MetricCollection([torchmetrics.MeanMetric()]), 0, 0)
@@ -108,7 +108,7 @@ def test_a_metric_without_data_is_left_out() -> None:
 
 
 def test_names_come_sorted_so_that_ranks_agree_on_the_order() -> None:
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     for name in ("b", "a/c", "a"):
         objects.remember(name, mean_of(1.0), 0, 0)
     assert objects.names() == ["a", "a/c", "b"]
@@ -119,7 +119,7 @@ def test_a_collection_gives_nested_names() -> None:
     metrics = torchmetrics.MetricCollection([MulticlassRecall(3), MulticlassPrecision(3)])
     metrics.update(GUESSES, LABELS)
     metrics.update(GUESSES, LABELS)  # from the second time on, its metrics share their state
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("val", metrics, 0, 0)
     assert numbers(objects.compute(sync=False)) == pytest.approx(
         {"val/MulticlassRecall": 2.5 / 3, "val/MulticlassPrecision": 2.5 / 3}
@@ -130,7 +130,7 @@ def test_a_collection_gives_nested_names() -> None:
 def test_a_vector_gives_a_name_for_each_place() -> None:
     metric = MulticlassAccuracy(3, average=None)
     metric.update(GUESSES, LABELS)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("acc", metric, 0, 0)
     assert numbers(objects.compute(sync=False)) == {"acc/0": 1.0, "acc/1": 1.0, "acc/2": 0.5}
 
@@ -139,7 +139,7 @@ def test_a_classwise_wrapper_gives_names_with_labels() -> None:
     per_class = MulticlassAccuracy(3, average=None)
     metric = ClasswiseWrapper(per_class, labels=["cat", "dog", "owl"], prefix="of_")
     metric.update(GUESSES, LABELS)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("acc", metric, 0, 0)
     expected = {"acc/of_cat": 1.0, "acc/of_dog": 1.0, "acc/of_owl": 0.5}
     assert numbers(objects.compute(sync=False)) == expected
@@ -149,14 +149,14 @@ def test_a_running_metric_is_computed_though_it_resets_what_it_wraps() -> None:
     metric = Running(torchmetrics.MeanMetric(), window=2)
     for value in (1.0, 2.0, 4.0):
         metric.update(value)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("loss", metric, 0, 0)
     assert numbers(objects.compute(sync=False)) == {"loss": 3.0}
 
 
 def test_a_composition_of_metrics_is_a_metric() -> None:
     one, other = mean_of(3.0), mean_of(1.0)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("difference", one - other, 0, 0)
     assert numbers(objects.compute(sync=False)) == {"difference": 2.0}
     assert not one.update_called
@@ -164,14 +164,14 @@ def test_a_composition_of_metrics_is_a_metric() -> None:
 
 def test_one_object_under_two_names_is_reset_after_both() -> None:
     metric = mean_of(1.0)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("a", metric, 0, 0)
     objects.remember("b", metric, 0, 0)
     assert numbers(objects.compute(sync=False)) == {"a": 1.0, "b": 1.0}
 
 
 def test_two_objects_under_one_name_give_a_value_each() -> None:
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("a", mean_of(1.0), 0, 0)
     objects.remember("a", mean_of(2.0), 1, 0)
     computed = objects.compute(sync=False)
@@ -180,7 +180,7 @@ def test_two_objects_under_one_name_give_a_value_each() -> None:
 
 def test_no_more_than_a_thousand_are_remembered(caplog: pytest.LogCaptureFixture) -> None:
     metrics = [mean_of(float(i)) for i in range(_MOST + 1)]
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     for step, metric in enumerate(metrics):
         objects.remember("a", metric, step, 0)
     assert "bus.end_epoch()" in caplog.text
@@ -192,7 +192,7 @@ def test_a_result_that_no_number_can_stand_for_is_a_warning(
 ) -> None:
     matrix = MulticlassConfusionMatrix(3)
     matrix.update(GUESSES, LABELS)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("matrix", matrix, 0, 0)
     objects.remember("next", mean_of(1.0), 0, 0)
     assert numbers(objects.compute(sync=False)) == {"next": 1.0}
@@ -213,7 +213,7 @@ def test_values_on_an_accelerator_are_not_waited_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(ACCELERATORS, "cpu", Device())
     metric = MulticlassAccuracy(3, average=None)
     metric.update(GUESSES, LABELS)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("acc", metric, 0, 0)
     objects.remember("loss", mean_of(1.0), 0, 0)
     computed = objects.compute(sync=False)
@@ -235,7 +235,7 @@ def test_a_metric_that_fails_is_a_warning_and_the_others_come(
 ) -> None:
     broken = Broken()
     broken.update(1.0)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("broken", broken, 0, 0)
     objects.remember("fine", mean_of(1.0), 0, 0)
     assert numbers(objects.compute(sync=False)) == {"fine": 1.0}
@@ -287,7 +287,7 @@ def test_without_sync_no_metric_meets_other_ranks() -> None:
     metric = torchmetrics.SumMetric(**in_company(calls))
     metric.update(2.0)
     available = metric.distributed_available_fn
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("sum", metric, 0, 0)
     assert numbers(objects.compute(sync=False)) == {"sum": 2.0}
     assert calls == []
@@ -307,7 +307,7 @@ def test_with_sync_each_metric_meets_the_others_by_its_own_means() -> None:
     calls: list[object] = []
     metric = torchmetrics.SumMetric(**in_company(calls))
     metric.update(2.0)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("sum", metric, 0, 0)
     assert numbers(objects.compute(sync=True)) == {"sum": 4.0}
     assert calls
@@ -319,7 +319,7 @@ def test_with_sync_a_metric_that_not_all_ranks_have_meets_nobody(
     calls: list[object] = []
     metric = torchmetrics.SumMetric(**in_company(calls))
     metric.update(2.0)
-    objects = MetricObjects()
+    objects = TorchmetricsValues()
     objects.remember("sum", metric, 0, 0)
     with caplog.at_level(logging.WARNING):
         assert numbers(objects.compute(sync=True, together=["other"])) == {"sum": 2.0}

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metricbus
 from metricbus import MetricBus, Rejected, Scalars, Unavailable
-from metricbus._bus.default_bus import ProcessBus
+from metricbus._bus.default_bus import DefaultBus
 from metricbus._common import files
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
@@ -66,7 +66,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def test_a_log_method_that_was_kept_logs_to_the_configured_run(tmp_path: Path) -> None:
-    bus, sink = ProcessBus(), MemorySink()
+    bus, sink = DefaultBus(), MemorySink()
     log = bus.log
     bus._open(sinks=[sink], dir=tmp_path / "mine")
     for value in range(3):
@@ -80,7 +80,7 @@ def test_first_logs_from_many_threads_open_one_run_and_lose_nothing(
     monkeypatch: pytest.MonkeyPatch, nervous: None
 ) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
-    bus = ProcessBus()
+    bus = DefaultBus()
     together = threading.Barrier(8)
 
     def work() -> None:
@@ -158,7 +158,7 @@ def test_an_interrupt_anywhere_in_log_does_not_put_the_collector_to_sleep(
         previous = signal.signal(signal.SIGALRM, interrupt)
         try:
             for _ in range(100):
-                wait_for(lambda: bus._queue.alarm == [0])
+                wait_for(lambda: bus._queue.high_water_mark == [0])
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 1e-5)
                     for _ in range(50):

@@ -25,8 +25,7 @@ from benchmarks.harness import Context, Figure, Result, Role, Target, interleave
 from benchmarks.reading import complete
 from metricbus import MetricBus, read
 from metricbus._aggregate.row_builder import join_calls
-from metricbus._common.records import Scalars
-from metricbus._common.records import Call
+from metricbus._common.records import Call, Scalars
 from metricbus._journal.segments import JournalReader, SegmentWriter
 
 NAMES = [f"train/m{i}" for i in range(20)]

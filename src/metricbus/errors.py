@@ -58,7 +58,7 @@ class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailab
 
 
 class Lost(Unavailable):
-    """A sink raises this when what it has taken since it last `settled` is gone with its backend.
+    """A sink raises this when what it has taken since it last `acknowledged` is gone with its backend.
 
     The consumer opens the sink again, and goes on from what was settled.
     """

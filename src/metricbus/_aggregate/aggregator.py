@@ -18,7 +18,7 @@ from metricbus._aggregate.cross_rank import Merged, Parts
 from metricbus._aggregate.reductions import Custom, Reducer, Reduction, reduction_factory
 from metricbus._aggregate.rules import Definition, Definitions, Rule
 from metricbus._common.records import Call, Medium, Number
-from metricbus._common.throttled_log import Complaints
+from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.validation import INT_MAX
 
 _log = logging.getLogger("metricbus.definitions")
@@ -100,7 +100,7 @@ class _Open:
             self.kept = [(value, Place(*place)) for value, *place in state["kept"] or []]
 
 
-class Reducing:
+class Aggregator:
     """The open reductions of one process.
 
     `reduced` counts values that are not journalled themselves, `derived` those that reductions
@@ -116,7 +116,7 @@ class Reducing:
         self._windows: dict[str, _Open] = {}
         self._epochs: dict[str, _Open] = {}
         self._axes: dict[str, Number | None] = {}  # the latest value of each series that is one
-        self._complaints: dict[str, Complaints] = {}  # of functions that fail, by name
+        self._complaints: dict[str, ThrottledLogger] = {}  # of functions that fail, by name
 
     def define(self, definition: Definition, default: bool) -> list[Emission]:
         """Adds a definition; windows that it changes are emitted first, by the old rule."""
@@ -191,7 +191,7 @@ class Reducing:
             self.changes += 1
         return parts
 
-    def give_back(self, parts: Parts) -> None:
+    def restore_partials(self, parts: Parts) -> None:
         """The ranks did not meet: what was taken is open again, with what has come since."""
         for name, part in parts.items():
             before = _Open(reduction_factory(part["reduce"])())
@@ -277,10 +277,10 @@ class Reducing:
         if self._epoch_of(name) < place.epoch and not rule.across_ranks:  # it was not ended
             yield from self._end_epoch_of(name, rule)
         if rule.on_epoch is not None:
-            keep = not rule.as_it_is and rule.on_step is None  # else they are emitted anyway
+            keep = not rule.passthrough and rule.on_step is None  # else they are emitted anyway
             _of(self._epochs, name, rule.on_epoch).add(value, weight, place, keep=keep)
             self.changes += 1
-        if rule.as_it_is:
+        if rule.passthrough:
             yield Emission(name, value, place, self._marks(rule))
             return
         self.reduced += 1
@@ -321,7 +321,7 @@ class Reducing:
         try:
             value = still_open.reduction.result()
         except BaseException as error:  # the function may even call sys.exit()
-            self._complaints.setdefault(name, Complaints(_log)).warn(
+            self._complaints.setdefault(name, ThrottledLogger(_log)).warn(
                 "the reduction of %r failed: %s: %s", name, type(error).__name__, error
             )
             return []

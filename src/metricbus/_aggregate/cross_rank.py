@@ -13,7 +13,7 @@ from metricbus._aggregate.reductions import Reduction, reduction_factory
 from metricbus.errors import RankError
 
 Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""By the name under which values were logged. See `Reducing.take_across`."""
+"""By the name under which values were logged. See `Aggregator.take_across`."""
 
 
 class Merged(NamedTuple):

@@ -35,7 +35,7 @@ class Definition(msgspec.Struct, frozen=True):
     progress: bool | None = None
 
     @property
-    def only_shows(self) -> bool:
+    def display_only(self) -> bool:
         """Whether it speaks of progress bars alone, and so of nothing that is written."""
         return self == Definition(self.pattern, progress=self.progress)
 
@@ -44,7 +44,7 @@ class Rule(msgspec.Struct, frozen=True):
     """What holds for one name, everything decided: by what it is reduced where, if it is."""
 
     every: int
-    as_it_is: bool  # each value is emitted, unreduced
+    passthrough: bool  # each value is emitted, unreduced
     contradictory: bool  # it would never be emitted, and so it is on steps
     on_step: Reducer | None
     on_epoch: Reducer | None
@@ -57,7 +57,7 @@ class Rule(msgspec.Struct, frozen=True):
     @property
     def only_on_epoch(self) -> bool:
         """Whether nothing is emitted on steps."""
-        return self.on_step is None and not self.as_it_is
+        return self.on_step is None and not self.passthrough
 
 
 def checked(definition: Definition) -> Definition:
@@ -189,12 +189,12 @@ class Definitions:
         alone_is_itself = reduction.leaves_one_value or (
             said.every is None and reduction.needs_several
         )
-        as_it_is = on_step and every == 1 and alone_is_itself
+        passthrough = on_step and every == 1 and alone_is_itself
         return Rule(
             every=every,
-            as_it_is=as_it_is,
+            passthrough=passthrough,
             contradictory=on_step and said.on_step is False,
-            on_step=(said.reduce or "last") if on_step and not as_it_is else None,
+            on_step=(said.reduce or "last") if on_step and not passthrough else None,
             on_epoch=(across or said.reduce or "mean") if on_epoch else None,
             epoch_name=f"{name}_epoch" if on_step else name,
             sinks=said.sinks or (),

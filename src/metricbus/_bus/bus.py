@@ -1,6 +1,6 @@
 """`MetricBus`, the only object that a training loop sees.
 
-What it logs goes into a queue (`Recorder`); everything behind the queue is the `Engine`'s.
+What it logs goes into a queue (`Recorder`); everything behind the queue is the `Session`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from metricbus._aggregate.reductions import AcrossRanks, Reducer
 from metricbus._aggregate.rules import Definition, Definitions, checked
 from metricbus._bus import shutdown
-from metricbus._bus.epoch_sync import Meeting
+from metricbus._bus.epoch_sync import EpochSync
 from metricbus._bus.loops import Epochs, Steps
 from metricbus._bus.progress import Progress
 from metricbus._bus.scope import Scope
@@ -28,14 +28,14 @@ from metricbus._journal.run import Run, RunFolder
 from metricbus.sinks import Sink
 
 if TYPE_CHECKING:
-    from metricbus._bus.session import Engine
+    from metricbus._bus.session import Session
 
 T = TypeVar("T")
 
 _RESUME: dict[object, str] = {True: "allow", False: "never"}
 
 
-class MetricBus(Meeting):
+class MetricBus(EpochSync):
     """Logs a run's metrics once, for any number of backends.
 
     with MetricBus(run="digits", config={"lr": 3e-4}) as bus:
@@ -51,7 +51,7 @@ class MetricBus(Meeting):
     misuse that shows at the call ever raises into the training loop.
     """
 
-    _engine: Engine | None
+    _session: Session | None
     _config: Mapping[str, Any]
 
     def __init__(
@@ -130,10 +130,10 @@ class MetricBus(Meeting):
         )
 
         about = About(id, run, self._config, tags, group, notes)
-        self._engine = open_engine(self._settings, about, sinks)
-        self._queue = self._engine.queue
-        if config is None and self._engine.run is not None:  # of a run that goes on
-            self._config = MappingProxyType(self._engine.run.config)
+        self._session = open_engine(self._settings, about, sinks)
+        self._queue = self._session.queue
+        if config is None and self._session.run is not None:  # of a run that goes on
+            self._config = MappingProxyType(self._session.run.config)
         if self._settings.flush_steps is not None:
             self._flush_every(self._settings.flush_steps)
         shutdown.watch(self)
@@ -143,7 +143,7 @@ class MetricBus(Meeting):
     def _begin_idle(self) -> None:
         """The state of a bus that has no run yet."""
         super().__init__()
-        self._engine = None
+        self._session = None
         self._elsewhere: tuple[RunFolder, Run] | None = None  # the run of which this is a copy
         self._config = MappingProxyType({})
         self._settings = Settings()
@@ -198,8 +198,8 @@ class MetricBus(Meeting):
 
     def _define(self, definition: Definition, *, default: bool = False) -> None:
         checked(definition)
-        if self._engine is not None:
-            self._engine.define(definition, default=default)
+        if self._session is not None:
+            self._session.define(definition, default=default)
         self._definitions.add(definition, default=default)
 
     def scope(self, prefix: str) -> Scope:
@@ -295,8 +295,10 @@ class MetricBus(Meeting):
         After going back, of what was logged since. Waits for a value that is still on a device.
         """
         rule = self._definitions.rule(name)
-        if self._engine is not None and (name not in self._newest or (rule and not rule.as_it_is)):
-            return self._engine.newest(name)
+        if self._session is not None and (
+            name not in self._newest or (rule and not rule.passthrough)
+        ):
+            return self._session.newest(name)
         value = self._newest.get(name)
         return value.number() if isinstance(value, Pending) else value
 
@@ -307,8 +309,8 @@ class MetricBus(Meeting):
 
     def stats(self) -> Report:
         """The counts as they are now, without waiting for anything."""
-        if self._engine is not None:
-            return self._engine.stats()
+        if self._session is not None:
+            return self._session.stats()
         return Report(dropped=self._dropped_asleep())
 
     # Ends
@@ -319,10 +321,10 @@ class MetricBus(Meeting):
         It always returns, with the counts. Under `strict=True` it raises `DeliveryError` instead
         when they are not complete.
         """
-        if self._engine is None:
+        if self._session is None:
             report = self.stats()
         else:
-            report = self._engine.flush(self._timeout(timeout))
+            report = self._session.flush(self._timeout(timeout))
         self._judge(report, "flush()")
         return report
 
@@ -334,13 +336,13 @@ class MetricBus(Meeting):
         """
         if status not in ("finished", "failed", "killed"):
             raise ValueError(f'status must be "finished", "failed" or "killed", not {status!r}')
-        if self._engine is None:
+        if self._session is None:
             report = self.stats()
             self._judge(report, "close()")
             return report
         try:
             self._come_to_an_end()
-            report = self._engine.close(status, self._timeout(timeout))
+            report = self._session.close(status, self._timeout(timeout))
         finally:  # who presses Ctrl-C here does not want to wait again at the end of the script
             shutdown.forget(self)
         self._judge(report, "close()")

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from metricbus._bus.session import Engine
+from metricbus._bus.session import Session
 from metricbus._common.clock import Clock, check_step
 from metricbus._common.distributed import find_rank
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import EPOCH_TIME, End, Epoch, Rewind, Scalars
 from metricbus._common.validation import INT_MAX
-from metricbus._ingest.commands import GoBack, Snapshot
+from metricbus._ingest.commands import ApplyRewind, Snapshot
 from metricbus._journal.segments import JournalReader
 
 _log = logging.getLogger("metricbus")
@@ -24,20 +24,20 @@ _VERSION = 1
 _KEYS = {"version", "run", "attempt", "place", "clock", "reductions"}
 
 
-def take(engine: Engine | None, clock: Clock, timeout: float) -> dict[str, Any]:
+def take(session: Session | None, clock: Clock, timeout: float) -> dict[str, Any]:
     """The state, as plain values that any checkpoint format can hold."""
     state: dict[str, Any] = {
         "version": _VERSION,
-        "run": engine.run.id if engine and engine.run else None,
-        "attempt": engine.run.attempt if engine and engine.run else 0,
+        "run": session.run.id if session and session.run else None,
+        "attempt": session.run.attempt if session and session.run else 0,
         "rank": find_rank().number,
         "place": ["", 0],
         "clock": clock.state(),
         "reductions": [],
     }
-    if engine is not None:
+    if session is not None:
         snapshot = Snapshot()
-        if engine.obey(snapshot, timeout):
+        if session.submit_and_wait(snapshot, timeout):
             state["reductions"] = snapshot.state
             state["place"] = list(snapshot.place)
         else:
@@ -45,7 +45,9 @@ def take(engine: Engine | None, clock: Clock, timeout: float) -> dict[str, Any]:
     return state
 
 
-def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock, timeout: float) -> None:
+def put_back(
+    state: Mapping[str, Any], session: Session | None, clock: Clock, timeout: float
+) -> None:
     """Makes the run stand where it stood; what was logged beyond that is superseded.
 
     Raises `ValueError` for what is no state.
@@ -62,49 +64,49 @@ def put_back(state: Mapping[str, Any], engine: Engine | None, clock: Clock, time
         )
     was_ahead = clock.step > state["clock"]["step"]
     clock.restore(state["clock"])
-    if engine is not None:
+    if session is not None:
         record = None
         reductions = state["reductions"]
         if state.get("rank", 0) != find_rank().number:
             reductions = []  # what was open on another rank is not to be counted twice
-        if engine.run is not None and engine.run.id == state["run"]:
+        if session.run is not None and session.run.id == state["run"]:
             segment, line = state["place"]
-            beyond = _end_of_epoch(engine, state)
+            beyond = _end_of_epoch(session, state)
             if beyond is not None:
                 line, reductions = beyond, []
-            is_own = state.get("rank", 0) == find_rank().number or engine.rank == 0
+            is_own = state.get("rank", 0) == find_rank().number or session.rank == 0
             place = {"segment": segment, "line": line} if is_own else {}
             record = _rewind_to(clock, attempt=state["attempt"], **place)
         elif was_ahead:  # the checkpoint is another run's
             record = _rewind_to(clock)
-        _go_back(engine, record, reductions, timeout)
+        _go_back(session, record, reductions, timeout)
 
 
 def _go_back(
-    engine: Engine, record: Rewind | None, reductions: Sequence[Any], timeout: float
+    session: Session, record: Rewind | None, reductions: Sequence[Any], timeout: float
 ) -> None:
     """Where several ranks write, the first one speaks for all of steps: others may be ahead of it.
 
     They speak of what they themselves had written after the checkpoint.
     """
-    if engine.rank > 0 and record is not None:
-        own = msgspec.structs.replace(record, step=INT_MAX, attempt=0, rank=engine.rank)
+    if session.rank > 0 and record is not None:
+        own = msgspec.structs.replace(record, step=INT_MAX, attempt=0, rank=session.rank)
         record = own if record.segment else None
-    engine.order(GoBack(record, reductions), timeout)
+    session.submit(ApplyRewind(record, reductions), timeout)
 
 
-def _end_of_epoch(engine: Engine, state: Mapping[str, Any]) -> int | None:
+def _end_of_epoch(session: Session, state: Mapping[str, Any]) -> int | None:
     """The line after the end of the epoch, if that was all that came after the checkpoint.
 
     So it is where the checkpoint is the last thing in the body of an `epochs()` loop. What the
     epoch gave is in every sink by then, and need not come again.
     """
     (segment, line), clock = state["place"], state["clock"]
-    if engine.folder is None or not clock.get("in_epochs") or clock.get("in_steps"):
+    if session.folder is None or not clock.get("in_epochs") or clock.get("in_steps"):
         return None
     windows = {name for kind, name, _ in state["reductions"] if kind == "window"}
     expected = windows | {EPOCH_TIME}
-    for row in JournalReader(engine.folder.journal).read_segment(segment):
+    for row in JournalReader(session.folder.journal).read_segment(segment):
         record = row.record
         if row.line < line:
             continue
@@ -125,13 +127,13 @@ def _end_of_epoch(engine: Engine, state: Mapping[str, Any]) -> int | None:
 
 
 def rewind(
-    step: int, epoch: int | None, engine: Engine | None, clock: Clock, timeout: float
+    step: int, epoch: int | None, session: Session | None, clock: Clock, timeout: float
 ) -> None:
     """Makes the run stand at an earlier step; what was logged beyond it is superseded."""
     step = check_step(step)
     clock.go_to(step, clock.epoch if epoch is None else check_step(epoch, "epoch"))
-    if engine is not None:
-        _go_back(engine, _rewind_to(clock), [], timeout)
+    if session is not None:
+        _go_back(session, _rewind_to(clock), [], timeout)
 
 
 def _rewind_to(clock: Clock, **place: Any) -> Rewind:

@@ -21,7 +21,7 @@ _log = logging.getLogger("metricbus")
 _SPEAKS = (variable_of("sinks"), variable_of("run_dir"))
 
 
-class ProcessBus(MetricBus):
+class DefaultBus(MetricBus):
     """A bus that opens when somebody has said where its metrics go."""
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class ProcessBus(MetricBus):
         logs meanwhile waits until the new run is open. What has been defined holds on.
         """
         with self._opening:
-            clock = None if self._engine else self._clock
-            ends = [] if self._engine else self._ends
+            clock = None if self._session else self._clock
+            ends = [] if self._session else self._ends
             self.__dict__["log"] = self._log_when_open
             try:
                 self.close()
@@ -64,12 +64,12 @@ class ProcessBus(MetricBus):
     def _log_when_open(self, *args: Any, **kwargs: Any) -> None:
         """What `log` is until a run is open; others may have kept it beyond that."""
         with self._opening:
-            if self.__dict__.get("log") == self._log_when_open and self._engine is None:
+            if self.__dict__.get("log") == self._log_when_open and self._session is None:
                 if _is_spoken_of():
                     self._open()
                 else:
                     self._switch_off()
-        if self._engine is not None:
+        if self._session is not None:
             self.log(*args, **kwargs)
 
     def _bar_setting(self) -> Bars:
@@ -96,11 +96,11 @@ def _is_spoken_of() -> bool:
     return any(variable in os.environ for variable in _SPEAKS)
 
 
-bus = ProcessBus()
+bus = DefaultBus()
 os.register_at_fork(after_in_child=bus._renew_in_child)
 
 
-def _the_bus() -> ProcessBus:
+def _the_bus() -> DefaultBus:
     return bus
 
 

@@ -12,7 +12,7 @@ from time import time_ns
 from typing import Any
 
 from metricbus._aggregate.cross_rank import Merged, merge
-from metricbus._bus.process_copies import Copyable
+from metricbus._bus.process_copies import ProcessCopies
 from metricbus._common.device_values import Pending
 from metricbus._common.distributed import find_rank, gather
 from metricbus._common.records import EPOCH_TIME, Number
@@ -25,7 +25,7 @@ _log = logging.getLogger("metricbus.ranks")
 _LEAST_PATIENCE = 5.0  # seconds
 
 
-class Meeting(Copyable):
+class EpochSync(ProcessCopies):
     """A bus as far as the ends of epochs, and other ranks, are concerned."""
 
     _told_late = False
@@ -55,17 +55,17 @@ class Meeting(Copyable):
         return self._meet("bus.sync()", group, timeout, ended=False)
 
     def _begin_epoch(self) -> None:
-        if (engine := self._awake()) is not None:
-            engine.begin_epoch(self._clock.step, self._clock.epoch)
+        if (session := self._awake()) is not None:
+            session.begin_epoch(self._clock.step, self._clock.epoch)
 
     def _end_epoch(self, seconds: float | None) -> dict[str, Number]:
-        if self._engine is None:
+        if self._session is None:
             return {}
         results: dict[str, Number] = {}
         if seconds is not None:
             self.log(EPOCH_TIME, seconds, step=self._clock.step)
         if self._definitions or seconds is not None:
-            results = self._engine.end_epoch(
+            results = self._session.end_epoch(
                 self._clock.step, self._clock.epoch, seconds, self._patience()
             )
         return results | self._meet("bus.end_epoch()", None, None, ended=True)
@@ -74,13 +74,13 @@ class Meeting(Copyable):
         self, what: str, group: Any, timeout: float | None, *, ended: bool
     ) -> dict[str, Number]:
         """Has the ranks put together what each has, if there is anything that waits for it."""
-        engine = self._awake()
-        if engine is None or not (self._definitions.any_across_ranks or self._metrics.were_logged):
+        session = self._awake()
+        if session is None or not (self._definitions.any_across_ranks or self._metrics.were_logged):
             return {}
         metrics = self._metrics
-        open_here = dict(engine.take_part(self._patience()))
+        open_here = dict(session.collect_partials(self._patience()))
         own = {
-            "writes": engine.folder is not None,
+            "writes": session.folder is not None,
             "parts": open_here,
             "metrics": metrics.counts(),
             "updated": metrics.updated(),
@@ -90,17 +90,17 @@ class Meeting(Copyable):
             by_rank = gather(own, what, group=group, timeout=secs)
             merged = merge({rank: part["parts"] for rank, part in by_rank.items()})
         except BaseException:
-            engine.give_back(open_here)
+            session.restore_partials(open_here)
             raise
         if group is None:
             together = _together(by_rank)
             computed = _as_merged(metrics.compute(len(by_rank) > 1, together))
             merged += [one for one in map(_resolved, computed) if one is not None]
-        if len(by_rank) > 1 and engine.known_as.size == 1:
+        if len(by_rank) > 1 and session.known_as.size == 1:
             self._tell_late()
         writer = next((rank for rank, part in by_rank.items() if part["writes"]), None)
         here = writer == find_rank().number
-        engine.met(merged, self._clock.epoch, ended=ended, here=here)
+        session.publish_merged(merged, self._clock.epoch, ended=ended, here=here)
         return {one.emitted_as: one.value for one in merged}
 
     def _patience(self) -> float:
@@ -119,9 +119,9 @@ class Meeting(Copyable):
 
     def _compute_left(self) -> None:
         """At the end, nobody is met: metric objects that are left are computed alone."""
-        if self._engine is not None and self._metrics.names():
+        if self._session is not None and self._metrics.names():
             left = _as_merged(self._metrics.compute(sync=False))
-            self._engine.met(left, self._clock.epoch, ended=True, here=True)
+            self._session.publish_merged(left, self._clock.epoch, ended=True, here=True)
 
 
 def _together(by_rank: Mapping[int, Mapping[str, Any]]) -> set[str]:

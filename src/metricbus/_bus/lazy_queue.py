@@ -6,14 +6,14 @@ import logging
 import threading
 from collections.abc import Callable
 
-from metricbus._common.media_base import Stamp, Taken
+from metricbus._common.media_base import EncodeJob, LogContext
 from metricbus._ingest.queue import Bounds, CallQueue, Control, values_in
 from metricbus.errors import MetricBusError
 
 _log = logging.getLogger("metricbus")
 
 
-class DormantQueue(CallQueue):
+class LazyQueue(CallQueue):
     """The queue of a copy that has not joined its run: whatever comes first has it do so.
 
     `join` gives the queue that takes the calls from then on, and may fail as making a bus may.
@@ -21,13 +21,13 @@ class DormantQueue(CallQueue):
 
     def __init__(self, join: Callable[[], CallQueue]) -> None:
         super().__init__(Bounds())
-        self.alarm = [-1]
+        self.high_water_mark = [-1]
         self._join = join
         self._joining = threading.RLock()  # a signal handler may log meanwhile
         self._is_joining = False
         self._joined: CallQueue | None = None
 
-    def crowded(self) -> None:
+    def on_high_water(self) -> None:
         """Joins the run, and hands on what has been logged."""
         with self._joining:
             if self._is_joining:
@@ -42,9 +42,9 @@ class DormantQueue(CallQueue):
             finally:
                 self._is_joining = False
 
-    def put_medium(self, stamp: Stamp, taken: Taken) -> None:
+    def put_medium(self, stamp: LogContext, taken: EncodeJob) -> None:
         """Joins the run, and hands the medium on."""
-        self.crowded()
+        self.on_high_water()
         if self._joined is None:
             self.dropped += taken.media
         else:

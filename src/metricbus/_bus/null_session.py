@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from metricbus._bus.session import Engine
+from metricbus._bus.session import Session
 from metricbus._common.distributed import Rank
-from metricbus._common.media_base import Stamp, Taken
+from metricbus._common.media_base import EncodeJob, LogContext
 from metricbus._common.records import Drops, Record, Status
 from metricbus._common.settings import Settings
 from metricbus._delivery.manager import Delivery
@@ -22,7 +22,7 @@ from metricbus._ingest.queue import Bounds, CallQueue
 from metricbus._journal.run import RunFolder
 
 
-class NoJournal:
+class NullJournal:
     """Takes records, and writes none."""
 
     segment = ""
@@ -39,14 +39,14 @@ class NoJournal:
         """There is nothing to end."""
 
 
-class NoMedia:
+class NullMediaWorker:
     """Takes media, and encodes none."""
 
     waiting = 0
     dropped = 0
     error = None
 
-    def put(self, stamp: Stamp, taken: Taken) -> None:
+    def put(self, stamp: LogContext, taken: EncodeJob) -> None:
         """It is let go."""
 
     def drain(self, timeout: float) -> bool:
@@ -57,14 +57,14 @@ class NoMedia:
         """There is nothing to end."""
 
 
-class SilentEngine(Engine):
+class NullSession(Session):
     """What works behind the bus of a rank that does not write."""
 
     def __init__(self, settings: Settings, rank: Rank) -> None:
         queue = CallQueue(Bounds(calls=settings.queue_size, nbytes=settings.queue_bytes))
-        queue.media = NoMedia()
+        queue.media = NullMediaWorker()
         nowhere = Delivery(RunFolder(Path()), [], 1, "off", 0.0)
-        collector = Collector(queue, NoJournal(), settings.flush_secs, nowhere)
+        collector = Collector(queue, NullJournal(), settings.flush_secs, nowhere)
         parts = queue, collector, queue.media, nowhere
         super().__init__(None, *parts, known_as=rank, owner=False)
 

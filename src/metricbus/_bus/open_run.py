@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metricbus._bus.null_session import SilentEngine
-from metricbus._bus.session import Engine
+from metricbus._bus.null_session import NullSession
+from metricbus._bus.session import Session
 from metricbus._common.distributed import Rank, find_rank, launch, launchers_id, writes
 from metricbus._common.settings import Settings
 from metricbus._delivery.manager import Delivery
@@ -50,14 +50,14 @@ class About(NamedTuple):
 
 def open_engine(
     settings: Settings, about: About, sinks: str | Sequence[str | Sink] | None
-) -> Engine:
+) -> Session:
     """A new run with its sinks; or, in a process that a run started, a further segment of that run.
 
     Raises `ConfigError` for whatever cannot work.
     """
     rank = find_rank()
     if not writes(settings.ranks, rank):
-        return SilentEngine(settings, rank)
+        return NullSession(settings, rank)
     joined = _run_to_join(settings, about)
     if joined is not None:
         return _engine_of(*joined, settings, rank)
@@ -106,7 +106,7 @@ def _engine_of(
     specs: Sequence[SinkSpec] = (),
     *,
     owner: bool = False,
-) -> Engine:
+) -> Session:
     """What works behind a bus that writes into this folder; begins a segment there."""
     queue = CallQueue(
         Bounds(
@@ -144,11 +144,11 @@ def _engine_of(
         folder.path,
         journal.segment,
         MediaBounds(settings.queue_bytes, settings.overflow, settings.block_secs),
-        lambda record: queue.put_control(Append(record), hurry=False),
+        lambda record: queue.put_control(Append(record), request_flush=False),
     )
     queue.media = media
     parts = queue, collector, media, delivery
-    return Engine((folder, run), *parts, known_as=rank, owner=owner)
+    return Session((folder, run), *parts, known_as=rank, owner=owner)
 
 
 def _run_of_rank_0(path: Path, rank: Rank) -> tuple[RunFolder, Run]:
@@ -188,7 +188,7 @@ def _is_of_this_launch(run: Run) -> bool:
     return run.status == "running" and run.launch == launch() and run.process.is_alive()
 
 
-def join_engine(folder: RunFolder, settings: Settings, rank: Rank) -> Engine:
+def join_engine(folder: RunFolder, settings: Settings, rank: Rank) -> Session:
     """A further segment of a run that is on its way; `MetricBusError` if it has ended."""
     run = folder.load()
     if run.status != "running":

@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from metricbus._aggregate.rules import Definition, Definitions
 from metricbus._bus import shutdown
-from metricbus._bus.lazy_queue import DormantQueue
+from metricbus._bus.lazy_queue import LazyQueue
 from metricbus._common.distributed import Rank, find_rank
 from metricbus._common.records import Status
 from metricbus._common.settings import Settings
 from metricbus._ingest.queue import CallQueue
 from metricbus._ingest.recorder import Recorder
-from metricbus._ingest.torchmetrics_values import MetricObjects
+from metricbus._ingest.torchmetrics_values import TorchmetricsValues
 from metricbus._journal.run import Run, RunFolder
 
 if TYPE_CHECKING:
-    from metricbus._bus.session import Engine
+    from metricbus._bus.session import Session
 
 _log = logging.getLogger("metricbus")
 
 
-class Copyable(Recorder):
+class ProcessCopies(Recorder):
     """A bus as far as its process, and copies of it, are concerned."""
 
-    _engine: Engine | None
+    _session: Session | None
     _elsewhere: tuple[RunFolder, Run] | None  # the run of which this is a copy
     _rank: Rank  # of the process that this is a copy from
     _settings: Settings
@@ -52,8 +52,8 @@ class Copyable(Recorder):
     @property
     def run(self) -> Run | None:
         """Who the run is; None while nothing is logged anywhere."""
-        if self._engine is not None:
-            return self._engine.run
+        if self._session is not None:
+            return self._session.run
         return self._elsewhere[1] if self._elsewhere else None
 
     @property
@@ -62,7 +62,7 @@ class Copyable(Recorder):
 
         So it does on a rank that does not write, too: it may be reduced across ranks.
         """
-        return self._engine is not None or self._elsewhere is not None
+        return self._session is not None or self._elsewhere is not None
 
     def _run_id(self) -> str:
         return self.run.id if self.run else ""
@@ -70,8 +70,8 @@ class Copyable(Recorder):
     @property
     def folder(self) -> Path | None:
         """The run's folder, for `metricbus.read`."""
-        if self._engine is not None:
-            return self._engine.folder.path if self._engine.folder else None
+        if self._session is not None:
+            return self._session.folder.path if self._session.folder else None
         return self._elsewhere[0].path if self._elsewhere else None
 
     def _come_to_an_end(self) -> None:
@@ -86,27 +86,27 @@ class Copyable(Recorder):
 
     def _save_at_sigterm(self) -> None:
         """What SIGTERM does under `sigterm="flush"`: brings everything into the journal, soon."""
-        if self._engine is not None:
-            self._engine.save()
+        if self._session is not None:
+            self._session.save()
 
     def _close_at_exit(self, status: Status) -> None:
         """What the end of the script does to a bus that was left open; never raises."""
-        if self._engine is not None:
+        if self._session is not None:
             self._come_to_an_end()
-            self._engine.close(status, self._settings.close_timeout)
+            self._session.close(status, self._settings.close_timeout)
 
     def _sleep_in_child(self) -> None:
         """What a fork does to the child's copy: the threads behind this bus are the parent's."""
-        self._metrics = MetricObjects()  # the parent computes its own
+        self._metrics = TorchmetricsValues()  # the parent computes its own
         self._ends = []
-        if self._engine is None:
+        if self._session is None:
             return
-        folder, run = self._engine.folder, self._engine.run
+        folder, run = self._session.folder, self._session.run
         if folder is None or run is None:  # of a rank that does not write
-            self._engine = None
+            self._session = None
             self._switch_off()
         else:
-            self._sleep(folder, run, self._engine.known_as)
+            self._sleep(folder, run, self._session.known_as)
 
     def __copy__(self) -> Self:
         return self
@@ -118,39 +118,39 @@ class Copyable(Recorder):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, it is the run: the same bus in this process, a copy that joins in another."""
         stands = (self._clock.step, self._clock.epoch)
-        rank = self._engine.known_as if self._engine else find_rank()
+        rank = self._session.known_as if self._session else find_rank()
         config = self.run.config if self.run else {}
         definitions = _picklable(self._definitions)
         pickled = _Pickled(self.folder, self._settings, config, definitions, stands, rank)
         return _unpickled, (type(self), pickled)
 
-    def _awake(self) -> Engine | None:
+    def _awake(self) -> Session | None:
         """What works behind this bus; a copy that sleeps joins its run."""
         if self._is_asleep():
-            self._queue.crowded()
-        return self._engine
+            self._queue.on_high_water()
+        return self._session
 
     def _dropped_asleep(self) -> int:
         return self._queue.dropped if self._is_asleep() else 0
 
     def _is_asleep(self) -> bool:
         """Whether this is a copy that has not joined its run; its queue is a dormant one."""
-        return self._engine is None and self._elsewhere is not None
+        return self._session is None and self._elsewhere is not None
 
     def _sleep(self, folder: RunFolder, run: Run, rank: Rank) -> None:
-        self._engine = None
+        self._session = None
         self._rank = rank
         self._elsewhere = folder, run
-        self._queue = DormantQueue(self._wake)
+        self._queue = LazyQueue(self._wake)
 
     def _wake(self) -> CallQueue:
         assert self._elsewhere is not None
         from metricbus._bus.open_run import join_engine
 
-        self._engine = join_engine(self._elsewhere[0], self._settings, self._rank)
+        self._session = join_engine(self._elsewhere[0], self._settings, self._rank)
         for definition in self._definitions:
-            self._engine.define(definition, default=False)
-        self._queue = self._engine.queue
+            self._session.define(definition, default=False)
+        self._queue = self._session.queue
         shutdown.watch(self)
         if self._settings.sigterm == "flush":
             shutdown.flush_at_sigterm()
@@ -168,10 +168,10 @@ class _Pickled(NamedTuple):
     rank: Rank
 
 
-def _unpickled(kind: type[Copyable], pickled: _Pickled) -> Copyable:
+def _unpickled(kind: type[ProcessCopies], pickled: _Pickled) -> ProcessCopies:
     folder = pickled.folder
     for live in shutdown.opened():
-        if isinstance(live, Copyable) and folder is not None and live.folder == folder:
+        if isinstance(live, ProcessCopies) and folder is not None and live.folder == folder:
             return live
     bus = kind.__new__(kind)
     bus._begin_idle()

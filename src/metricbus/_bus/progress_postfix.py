@@ -15,7 +15,7 @@ from metricbus._common.device_values import Pending
 from metricbus._common.records import Number
 
 if TYPE_CHECKING:
-    from metricbus._bus.session import Engine
+    from metricbus._bus.session import Session
 
 _LONGEST = 200  # characters; no terminal shows more
 
@@ -25,7 +25,7 @@ class Logged(Protocol):
 
     _newest: dict[str, Any]
     _definitions: Definitions
-    _engine: Engine | None
+    _session: Session | None
 
 
 class _Chosen(NamedTuple):
@@ -72,7 +72,7 @@ class Metrics:
         """Looked through again only when there is a further name or definition."""
         bus = self._bus
         logged = list(bus._newest)  # one call: another thread may be logging
-        reduced = bus._engine.reduced_names() if bus._engine is not None else []
+        reduced = bus._session.reduced_names() if bus._session is not None else []
         seen = (len(logged), len(reduced), bus._definitions.version)
         if seen != self._seen:
             self._seen = seen
@@ -89,16 +89,16 @@ class Metrics:
 
 def newest_here(bus: Logged, name: str, rule: Rule) -> Number | None:
     """The newest value under a name that can be had without waiting; None if there is none yet."""
-    engine = bus._engine
+    session = bus._session
     value = bus._newest.get(name)
-    if engine is not None and (value is None or not rule.as_it_is):
-        value = engine.newest(name)
+    if session is not None and (value is None or not rule.passthrough):
+        value = session.newest(name)
     if type(value) is not Pending:
         return value
     numbers = value.snapshot.numbers
     if numbers is not None:
         return numbers[value.place]
-    return engine.arrived(name) if engine is not None else None
+    return session.arrived(name) if session is not None else None
 
 
 def in_short(value: Number) -> str:

@@ -19,15 +19,15 @@ from metricbus._delivery.manager import Delivery
 from metricbus._delivery.report import Report
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.commands import (
+    BeginEpoch,
+    CollectPartials,
     Define,
-    EpochBegins,
-    EpochEnds,
+    EndEpoch,
     Flush,
-    GiveBack,
-    Met,
-    Save,
+    PublishMerged,
+    RestorePartials,
+    SavePartials,
     Stop,
-    TakePart,
 )
 from metricbus._ingest.queue import CallQueue, Control
 from metricbus._journal.run import Run, RunFolder
@@ -68,7 +68,7 @@ class Media(Encoder, Protocol):
         """Takes nothing more, and gives up what is not encoded in time."""
 
 
-class Engine:
+class Session:
     """Everything between the queue and the sinks, for one bus."""
 
     def __init__(
@@ -110,7 +110,7 @@ class Engine:
 
     def define(self, definition: Definition, *, default: bool) -> None:
         """Has a definition hold for everything that is logged from now on."""
-        if definition.only_shows:  # which is nothing to the collector, and costs it nothing
+        if definition.display_only:  # which is nothing to the collector, and costs it nothing
             return
         known = self._delivery.names()
         for sink in definition.sinks or ():
@@ -119,51 +119,55 @@ class Engine:
                     f"define({definition.pattern!r}): this bus has no sink {sink!r}; "
                     f"it has: {', '.join(known)}"
                 )
-        self.queue.put_control(Define(definition, default=default), hurry=False)
+        self.queue.put_control(Define(definition, default=default), request_flush=False)
 
     def begin_epoch(self, step: int, epoch: int) -> None:
         """Tells the sinks that show it that an epoch begins."""
-        self.queue.put_control(EpochBegins(step, epoch), hurry=False)
+        self.queue.put_control(BeginEpoch(step, epoch), request_flush=False)
 
     def end_epoch(
         self, step: int, epoch: int, seconds: float | None, timeout: float
     ) -> dict[str, Number]:
         """Emits the epoch's reductions; returns them, or none where that takes too long."""
-        control = EpochEnds(step, epoch, seconds)
-        if self._collector.obey(control, timeout):
+        control = EndEpoch(step, epoch, seconds)
+        if self._collector.submit_and_wait(control, timeout):
             return control.results
         _log.warning("the reductions of epoch %d are not ready; they will be logged", epoch)
         return {}
 
-    def take_part(self, timeout: float) -> Parts:
+    def collect_partials(self, timeout: float) -> Parts:
         """What waits for the ranks to meet; nothing, if that cannot be had in time."""
-        control = TakePart()
-        if not self._collector.obey(control, timeout):
+        control = CollectPartials()
+        if not self._collector.submit_and_wait(control, timeout):
             if control.claim():
                 _log.warning("the journal is held up: this rank brings nothing to the others")
             else:  # it is being obeyed
                 control.done.wait()
         return control.parts
 
-    def give_back(self, parts: Parts) -> None:
+    def restore_partials(self, parts: Parts) -> None:
         """The ranks did not meet."""
-        self.queue.put_control(GiveBack(parts), hurry=False)
+        self.queue.put_control(RestorePartials(parts), request_flush=False)
 
-    def met(self, results: Sequence[Merged], epoch: int, *, ended: bool, here: bool) -> None:
+    def publish_merged(
+        self, results: Sequence[Merged], epoch: int, *, ended: bool, here: bool
+    ) -> None:
         """The ranks met: this is what they gave together; it is written `here`, or elsewhere."""
         self._collector.reducing.newest |= {one.emitted_as: one.value for one in results}
-        self.queue.put_control(Met(results, epoch, ended=ended, here=here), hurry=False)
+        self.queue.put_control(
+            PublishMerged(results, epoch, ended=ended, here=here), request_flush=False
+        )
 
-    def obey(self, control: Control, timeout: float) -> bool:
+    def submit_and_wait(self, control: Control, timeout: float) -> bool:
         """Has the collector obey after all that was logged, and waits; whether it did in time."""
         deadline = time.monotonic() + timeout
         self._media.drain(max(timeout / 2, timeout - _COLLECTORS_SHARE))
-        return self._collector.obey(control, max(0.0, deadline - time.monotonic()))
+        return self._collector.submit_and_wait(control, max(0.0, deadline - time.monotonic()))
 
-    def order(self, control: Control, timeout: float) -> None:
+    def submit(self, control: Control, timeout: float) -> None:
         """Has the collector obey in its turn, after the media that were logged, if that is soon."""
         self._media.drain(timeout)
-        self.queue.put_control(control, hurry=False)
+        self.queue.put_control(control, request_flush=False)
 
     def newest(self, name: str) -> Number | None:
         """The newest value that a reduction gave under this name."""
@@ -179,12 +183,12 @@ class Engine:
 
     def save(self) -> None:
         """Brings into the journal what has been logged and what is open; for a signal handler."""
-        self.obey(Save(), _SAVE_SECS)
+        self.submit_and_wait(SavePartials(), _SAVE_SECS)
 
     def flush(self, timeout: float) -> Report:
         """Waits, at most `timeout` seconds, until all that was logged has reached every sink."""
         deadline = time.monotonic() + timeout
-        if self.obey(Flush(), timeout):
+        if self.submit_and_wait(Flush(), timeout):
             target = {self._collector.segment: self._collector.written}
             self._delivery.flush(target, deadline)
         return self.stats()
@@ -212,7 +216,7 @@ class Engine:
         try:
             self._media.close(_MEDIA_SHARE * max(0.0, deadline - time.monotonic()))
             left = max(0.0, deadline - time.monotonic())
-            is_written = self._collector.obey(Stop(self._ended), left)
+            is_written = self._collector.submit_and_wait(Stop(self._ended), left)
             patience = min(deadline, time.monotonic() + _PATIENCE)
             if not self._delivery.wait_until_closed(patience) and patience < deadline:
                 waiting = ", ".join(self._delivery.unfinished())

@@ -16,7 +16,7 @@ from metricbus._cli.escaping import Screen
 from metricbus._cli.format import reading
 from metricbus._cli.run_lookup import find_run
 from metricbus._history.export import Format, Numbers, check_parquet, write
-from metricbus._history.name_filter import Wanted
+from metricbus._history.name_filter import NameFilter
 from metricbus._journal.run import RunFolder
 
 
@@ -45,7 +45,7 @@ def export(
     with failing(folder.path), _reading(folder, out) as tell:
         if format is Format.PARQUET:
             check_parquet()
-        numbers = Numbers(folder, Wanted(name or ()), superseded=superseded, on_progress=tell)
+        numbers = Numbers(folder, NameFilter(name or ()), superseded=superseded, on_progress=tell)
         if out is None:
             _write_out(numbers, format)
         else:

@@ -15,7 +15,7 @@ from metricbus._cli.console import console, fail, print_json, runs_folder
 from metricbus._cli.escaping import path_text
 from metricbus._cli.format import ABSENT, STATUS_STYLES, number, reading, span
 from metricbus._cli.table import Column, print_table
-from metricbus._history.run_status import Glance, glance
+from metricbus._history.run_status import RunStatus, glance
 from metricbus._history.sink_status import Standing
 from metricbus._journal.run import Run, RunFolder
 from metricbus.errors import JournalError
@@ -33,7 +33,7 @@ class Sort(StrEnum):
     STATUS = "status"
 
 
-class Wanted(StrEnum):
+class NameFilter(StrEnum):
     """The statuses that runs can have."""
 
     RUNNING = "running"
@@ -49,7 +49,7 @@ class _Entry(NamedTuple):
 
     folder: RunFolder
     run: Run | None
-    seen: Glance | None
+    seen: RunStatus | None
     problem: str
 
     @property
@@ -81,7 +81,7 @@ def ls(
     ] = (Sort.STARTED),
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
     status: Annotated[
-        list[Wanted] | None, typer.Option(help="Only runs with this status; may come again.")
+        list[NameFilter] | None, typer.Option(help="Only runs with this status; may come again.")
     ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Only runs of this name or id.")
@@ -215,7 +215,7 @@ def _step(entry: _Entry) -> str:
     return number(entry.seen.step if entry.seen else None)
 
 
-def _values(seen: Glance | None) -> str:
+def _values(seen: RunStatus | None) -> str:
     if seen is None:
         return ABSENT
     return f"{seen.values:,}" if seen.is_exact else f"~{float(f'{seen.values:.2g}'):,.0f}"

@@ -93,7 +93,7 @@ def _oddities(summary: RunSummary) -> dict[str, str]:
     """What not every journal has."""
     counted = (
         ("values left out", summary.superseded, "a rewind went back before them"),
-        ("values still open", summary.left_open, "in reductions that have not ended"),
+        ("values still open", summary.partial_rows, "in reductions that have not ended"),
         ("lines damaged", summary.damaged, "they cannot be read"),
         ("bytes torn", summary.torn, "at the ends of segments, after the last whole line"),
     )

@@ -16,7 +16,7 @@ from metricbus._cli.run_lookup import find_run
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import encode
 from metricbus._history.last_rows import Shown, last_rows, shown
-from metricbus._history.name_filter import Wanted
+from metricbus._history.name_filter import NameFilter
 from metricbus._journal.recovery import endings
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import JournalReader
@@ -46,7 +46,7 @@ def tail(
     Example: metricbus tail runs/digits-20260131-142530-k3x9a --name 'train/*' --follow
     """
     folder = find_run(run)
-    wanted = Wanted(name or ())
+    wanted = NameFilter(name or ())
     show = _json_line if json else _Lines(folder)
     with failing(folder.path):
         rows, positions = last_rows(folder.journal, lines, wanted)
@@ -59,7 +59,7 @@ def tail(
             print(f"metricbus: the run in {folder.path} has no rows yet", file=sys.stderr)
 
 
-def _coming(folder: RunFolder, reader: JournalReader, wanted: Wanted) -> Iterator[Shown | None]:
+def _coming(folder: RunFolder, reader: JournalReader, wanted: NameFilter) -> Iterator[Shown | None]:
     """Rows as they come, until the run has ended; None whenever there is none for now."""
     while True:
         over = _is_over(folder)  # before reading: what was written until then is read

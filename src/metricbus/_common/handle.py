@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Handle(ABC):
+class HookHandle(ABC):
     """A hook that is on until `remove()`, or the end of its `with` block, takes it away."""
 
     def remove(self) -> None:

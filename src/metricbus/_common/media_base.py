@@ -1,6 +1,6 @@
 """What every kind of medium has in common: what `log()` takes of it, and how a worker encodes that.
 
-`log()` calls `_take` on the caller's thread: it checks types and shapes, and makes one copy. What
+`log()` calls `_capture` on the caller's thread: it checks types and shapes, and makes one copy. What
 that gives back goes to the media worker, which calls `encode` with the files' writer at hand.
 """
 
@@ -23,7 +23,7 @@ R = TypeVar("R", bound=MediumRecord)
 _log = logging.getLogger("metricbus.media")
 
 
-class Stamp(NamedTuple):
+class LogContext(NamedTuple):
     """Under which name, and where, a medium was logged."""
 
     name: str
@@ -36,7 +36,7 @@ def _nothing() -> None:
     pass
 
 
-class Taken(NamedTuple):
+class EncodeJob(NamedTuple):
     """What `log()` took: about so many bytes, and what makes the record of them.
 
     What stands for several media gives a list of records, and says in `media` how many they are.
@@ -44,7 +44,7 @@ class Taken(NamedTuple):
     """
 
     nbytes: int
-    encode: Callable[[Work], Medium | list[Medium]]
+    encode: Callable[[EncodeContext], Medium | list[Medium]]
     commit: Callable[[], None] = _nothing
     undo: Callable[[], None] = _nothing
     media: int = 1
@@ -53,7 +53,7 @@ class Taken(NamedTuple):
 class Encoder(Protocol):
     """Who takes what `log()` took, and makes records of it."""
 
-    def put(self, stamp: Stamp, taken: Taken) -> None:
+    def put(self, stamp: LogContext, taken: EncodeJob) -> None:
         """Takes a medium."""
 
 
@@ -67,10 +67,10 @@ class FileWriter(Protocol):
         """Copies the user's file."""
 
 
-class Work:
+class EncodeContext:
     """One medium on its way to a record: where it stands, and where its files go."""
 
-    def __init__(self, stamp: Stamp, writer: FileWriter, told: set[tuple[str, str]]) -> None:
+    def __init__(self, stamp: LogContext, writer: FileWriter, told: set[tuple[str, str]]) -> None:
         self.stamp = stamp
         self._writer = writer
         self._told = told
@@ -95,19 +95,19 @@ class Work:
         return kind(**self.stamp._asdict() | fields)
 
 
-class Kind:
+class MediaValue:
     """The base of `Histogram`, `Image` and all the others that `log()` takes beside numbers."""
 
-    def _take(self, name: str) -> Taken | None:
+    def _capture(self, name: str) -> EncodeJob | None:
         """Checks and copies what was given, for the metric `name`; None if there is nothing new.
 
         Raises `TypeError` or `ValueError` that name the metric.
         """
         raise TypeError(f"metric {name!r} was given a {type(self).__name__}, which has no content")
 
-    def _take_for(self, run: str, name: str) -> Taken | None:
+    def _capture_for_run(self, run: str, name: str) -> EncodeJob | None:
         """The same for what differs by the run to which it goes."""
-        return self._take(name)
+        return self._capture(name)
 
 
 def about(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from metricbus.errors import MissingPackageError
 
 
-def needed(module: str, what: str, install: str) -> Any:
+def import_optional(module: str, what: str, install: str) -> Any:
     """The module; `MissingPackageError` says that `what` needs it, and how to `install` it."""
     try:
         return import_module(module)

@@ -202,14 +202,14 @@ def values_of(record: Record) -> int:
     return 1 if isinstance(record, MediumRecord) else 0
 
 
-def marked_with(record: R, rank: int) -> R:
+def with_rank(record: R, rank: int) -> R:
     """The record as that of a rank, where several write."""
     if isinstance(record, Scalars | MediumRecord):
         return msgspec.structs.replace(record, rank=rank)
     return record
 
 
-def told_apart(record: R) -> R:
+def with_rank_prefix(record: R) -> R:
     """The record with its rank in its names: `loss` of rank 1 becomes `rank1/loss`."""
     if not isinstance(record, Scalars | MediumRecord) or not record.rank:
         return record

@@ -8,7 +8,7 @@ import time
 _EVERY = 60.0
 
 
-class Complaints:
+class ThrottledLogger:
     """Warns on one logger, and keeps silent for a while after each warning."""
 
     def __init__(self, logger: logging.Logger) -> None:

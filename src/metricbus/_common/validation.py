@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from metricbus._common.device_values import is_deferred
-from metricbus._common.media_base import Kind
+from metricbus._common.media_base import MediaValue
 from metricbus._common.records import Number
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
@@ -113,7 +113,7 @@ def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         inner: dict[str, Any]
         if isinstance(value, Mapping):
             inner = flatten(value, f"{name}/")
-        elif isinstance(value, Kind) or is_deferred(value) or is_metric(value):
+        elif isinstance(value, MediaValue) or is_deferred(value) or is_metric(value):
             inner = {check_name(name): value}
         else:
             inner = {check_name(name): to_number(name, value)}

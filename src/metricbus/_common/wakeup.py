@@ -10,12 +10,12 @@ from queue import Empty, SimpleQueue
 _BREATH = 50e-6
 
 
-def breathe() -> None:
+def yield_gil() -> None:
     """Hands the interpreter to the training; a `sleep(0)` may take it back before that wakes up."""
     time.sleep(_BREATH)
 
 
-class Bell:
+class Wakeup:
     """Wakes the one thread that waits for it.
 
     It may be rung from anywhere, also from a signal handler that interrupts a ringing: unlike
@@ -39,7 +39,7 @@ class Bell:
             pass
 
 
-class Done:
+class Event:
     """Tells who waits that something has come to its end.
 
     Ctrl-C may end a wait at any point: unlike `threading.Event`, there is no lock that it could

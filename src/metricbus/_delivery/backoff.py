@@ -7,7 +7,7 @@ import random
 from typing import NamedTuple
 
 from metricbus._common.sink_urls import redact
-from metricbus._common.throttled_log import Complaints
+from metricbus._common.throttled_log import ThrottledLogger
 from metricbus.errors import Unavailable
 
 _log = logging.getLogger("metricbus.delivery")
@@ -23,7 +23,7 @@ class Rest(NamedTuple):
     is_asked_for: bool
 
 
-class Failures:
+class Backoff:
     """What a sink has failed at since it last worked; `error` is the newest one, in words."""
 
     def __init__(self, sink: str) -> None:
@@ -32,7 +32,7 @@ class Failures:
         self._in_a_row = 0
         self._attempts = 0  # of these, since the run has ended
         self._random = random.Random()  # our own: the global one belongs to the training
-        self._complaints = Complaints(_log)
+        self._complaints = ThrottledLogger(_log)
 
     def complain(self, what: str, error: Exception) -> None:
         """Remembers the failure, and warns of it unless that was done a short while ago."""
@@ -53,7 +53,7 @@ class Failures:
         secs = min(_FIRST_REST * 2.0 ** min(self._attempts - 1, 20), _LAST_REST)
         return Rest(secs * self._random.uniform(0.5, 1.0), is_asked_for=False)
 
-    def make_haste(self) -> None:
+    def reset_backoff(self) -> None:
         """The run has ended: there is no time to rest as long as before."""
         self._attempts = 0
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Open, Rewind, Scalars, told_apart, values_of
-from metricbus._common.wakeup import breathe
-from metricbus._delivery.cursor import Ledger, Progress
+from metricbus._common.records import Open, Rewind, Scalars, values_of, with_rank_prefix
+from metricbus._common.wakeup import yield_gil
+from metricbus._delivery.cursor import DeliveryProgress, Ledger
 from metricbus._delivery.row_filter import RowFilter
 from metricbus._delivery.sink_specs import SinkSpec
-from metricbus._journal.recovery import endings, left_open
+from metricbus._journal.recovery import endings, partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import NO_LINE, JournalReader, Row
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     partial: dict[str, int]
 
 
-class Feed:
+class BatchReader:
     """Reads one sink's batches, and keeps the ledger.
 
     If `gently`, it lets go of the interpreter now and then, for the training in the same process.
@@ -56,14 +56,14 @@ class Feed:
         self._options = spec.options
         self._kind = spec.kind
         self._kinds = spec.sink.kinds
-        empty = Progress(sink=spec.canonical, place=spec.place, selection=spec.selection)
+        empty = DeliveryProgress(sink=spec.canonical, place=spec.place, selection=spec.selection)
         path = folder.offsets / f"{spec.key}.json"
-        self.ledger = Ledger(path, empty, ordered=spec.sink.ordered)
+        self.ledger = Ledger(path, empty, ordered=spec.sink.dedup == "position")
         self._limit = spec.options.batch_size
         self.go_back()
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> DeliveryProgress:
         """What is done."""
         return self.ledger.done
 
@@ -90,7 +90,7 @@ class Feed:
         if not rows and ended:
             segments = endings(self._journal)
             if not any(ending.is_open for ending in segments.values()):
-                rows = self.left_open()[: self._limit]
+                rows = self.partial_rows()[: self._limit]
         return rows
 
     def _read(self) -> list[Row]:
@@ -106,9 +106,9 @@ class Feed:
 
     def _breathe(self, number: int) -> None:
         if self._gently and number % _ROWS_A_BREATH == _ROWS_A_BREATH - 1:
-            breathe()
+            yield_gil()
 
-    def left_open(self) -> list[Row]:
+    def partial_rows(self) -> list[Row]:
         """What was in open reductions when a process died, and has not been delivered yet."""
         for segment, ending in endings(self._journal).items():
             if ending.is_broken and (rows := self._left_open(segment)):
@@ -117,7 +117,7 @@ class Feed:
 
     def _left_open(self, segment: str) -> list[Row]:
         """The rest of what one segment held; what is superseded counts, and is empty."""
-        found = left_open(JournalReader(self._journal).read_segment(segment))
+        found = partial_rows(JournalReader(self._journal).read_segment(segment))
         rest = found[self._partial(segment) :]
         if not rest:
             return []
@@ -184,7 +184,7 @@ class Feed:
         segments: dict[str, int] = {}
         for number, row in enumerate(rows):
             self._breathe(number)
-            record = told_apart(row.record)
+            record = with_rank_prefix(row.record)
             if isinstance(record, Scalars):
                 values = len(record.values)
                 segments[row.segment] = segments.get(row.segment, 0) + values

@@ -18,9 +18,9 @@ import threading
 import time
 
 from metricbus._common.records import Status
-from metricbus._common.wakeup import Bell
-from metricbus._delivery.backoff import Failures
-from metricbus._delivery.batch_reader import Batch, Feed
+from metricbus._common.wakeup import Wakeup
+from metricbus._delivery.backoff import Backoff
+from metricbus._delivery.batch_reader import Batch, BatchReader
 from metricbus._delivery.cursor import other_at
 from metricbus._delivery.lease import Lease, Superseded
 from metricbus._delivery.report import Tally
@@ -44,7 +44,7 @@ class Consumer:
         self._beside_training = beside_training
         self._feed = self._new_feed()
         self._given = 0  # records that the sink was given since it was opened
-        self._bell = Bell()
+        self._bell = Wakeup()
         self._in_a_hurry = False
         self._ending: Status | None = None
         self._opened = False
@@ -52,7 +52,7 @@ class Consumer:
         self._written: Batch | None = None  # what is written, or rejected, and not yet flushed
         self._rejected = False
         self._where = self._command = ""
-        self._failures = Failures(spec.name)
+        self._failures = Backoff(spec.name)
         self._tell()
 
     # What other threads call.
@@ -61,7 +61,7 @@ class Consumer:
         """The journal has grown."""
         self._bell.ring()
 
-    def hurry(self) -> None:
+    def request_flush(self) -> None:
         """Deliver what is there now, without regard to the pace."""
         self._in_a_hurry = True
         self._bell.ring()
@@ -69,8 +69,8 @@ class Consumer:
     def end(self, status: Status) -> None:
         """Deliver what is there, close the sink with this status, and finish."""
         self._ending = status
-        self._failures.make_haste()
-        self.hurry()
+        self._failures.reset_backoff()
+        self.request_flush()
 
     def tally(self) -> Tally:
         """What has been dealt with so far, at one moment."""
@@ -137,12 +137,12 @@ class Consumer:
             self._failures.forget()
             self._tell()
 
-    def _new_feed(self) -> Feed:
-        return Feed(self._folder, self.spec, gently=self._beside_training)
+    def _new_feed(self) -> BatchReader:
+        return BatchReader(self._folder, self.spec, gently=self._beside_training)
 
     def _check_place(self) -> None:
         """A sink that knows rows by their place in the order cannot take others in between."""
-        if self._sink.by_content:
+        if self._sink.dedup == "content":
             return
         other = other_at(self._folder.offsets, self._feed.progress)
         if other is not None:
@@ -156,7 +156,7 @@ class Consumer:
         closed = self._feed.progress.closed
         if self._opened or closed != self._ending or self._feed.has_more():
             return False
-        return not self._feed.left_open()
+        return not self._feed.partial_rows()
 
     def _open(self) -> None:
         self._sink.open(self._folder.load(), self._folder.path, self._feed.progress.state)
@@ -206,7 +206,7 @@ class Consumer:
                 return False
             self._complain(f"rejected {batch.values} values at step {batch.records[0].step}", error)
             self._rejected = True
-            self._sink.pass_over(len(batch.records))
+            self._sink.skip_rejected(len(batch.records))
             self._given += len(batch.records)
         self._written = batch
         return True
@@ -216,7 +216,7 @@ class Consumer:
         if self._feed.ledger.is_settled():
             return
         try:
-            self._feed.ledger.settle(self._sink.settled())
+            self._feed.ledger.settle(self._sink.acknowledged())
         except OSError as error:  # after a crash the sink's own state finds what came twice
             self._complain("cannot save its progress", error)
 

@@ -21,11 +21,11 @@ from metricbus._common.records import Status
 from metricbus._delivery.report import Tally
 from metricbus._journal.run import RunFolder
 
-TOLD_VARIABLE = "METRICBUS_DELIVERY_TOLD"
-"""Where the delivery process finds what must be in no file: `Told`, in JSON."""
+WORKER_CONFIG_ENV = "METRICBUS_DELIVERY_TOLD"
+"""Where the delivery process finds what must be in no file: `WorkerConfig`, in JSON."""
 
 
-class Told(msgspec.Struct, frozen=True):
+class WorkerConfig(msgspec.Struct, frozen=True):
     """The sinks' URLs, and the training's command line, which backends ask for."""
 
     sinks: list[str]
@@ -33,7 +33,7 @@ class Told(msgspec.Struct, frozen=True):
     attempt: int
 
 
-class Orders(msgspec.Struct, frozen=True):
+class WorkerCommands(msgspec.Struct, frozen=True):
     """What the training process wants: `hurries` counts how often it asked for all there is.
 
     `alone` says that it waits no longer.
@@ -44,7 +44,7 @@ class Orders(msgspec.Struct, frozen=True):
     alone: bool = False
 
 
-class Saying(msgspec.Struct, frozen=True):
+class RelayedWarning(msgspec.Struct, frozen=True):
     """A warning of the delivery process, to be told where the user looks. Times grow."""
 
     time: int
@@ -65,14 +65,14 @@ class DeliveryStatus(msgspec.Struct, frozen=True):
     tallies: dict[str, Tally]
     finished: list[str] = []
     waits_only: bool = False
-    said: list[Saying] = []
+    said: list[RelayedWarning] = []
     over: bool = False
 
 
 T = TypeVar("T")
 
 
-class Notice(Generic[T]):
+class AtomicJsonFile(Generic[T]):
     """One of the two files."""
 
     def __init__(self, path: Path, kind: type[T]) -> None:
@@ -98,16 +98,16 @@ class Notice(Generic[T]):
         return self._content
 
 
-def orders_of(folder: RunFolder, attempt: int) -> Notice[Orders]:
+def worker_commands_file(folder: RunFolder, attempt: int) -> AtomicJsonFile[WorkerCommands]:
     """The orders of one attempt at the run."""
-    return Notice(folder.delivery / f"orders-{attempt}.json", Orders)
+    return AtomicJsonFile(folder.delivery / f"orders-{attempt}.json", WorkerCommands)
 
 
-def status_of(folder: RunFolder, attempt: int) -> Notice[DeliveryStatus]:
+def delivery_status_file(folder: RunFolder, attempt: int) -> AtomicJsonFile[DeliveryStatus]:
     """The delivery's status, for one attempt at the run."""
-    return Notice(folder.delivery / f"status-{attempt}.json", DeliveryStatus)
+    return AtomicJsonFile(folder.delivery / f"status-{attempt}.json", DeliveryStatus)
 
 
-def log_of(folder: RunFolder) -> Path:
+def delivery_log(folder: RunFolder) -> Path:
     """The delivery process's log."""
     return folder.delivery / "delivery.log"

@@ -23,7 +23,7 @@ from metricbus._journal.segments import NO_LINE, JournalReader, Position, Row, S
 _log = logging.getLogger("metricbus.delivery")
 
 
-class Progress(msgspec.Struct, kw_only=True, frozen=True):
+class DeliveryProgress(msgspec.Struct, kw_only=True, frozen=True):
     """A sink's progress: everything before `positions` is done, in one way or another.
 
     `sink` is the canonical URL, without secrets; `place` what it writes to, `selection` which rows
@@ -56,21 +56,23 @@ class Progress(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Ledger:
-    """What a sink has `done`, what of it is `settled` and saved, and in which order it was read.
+    """What a sink has `done`, what of it is `acknowledged` and saved, and in which order it was read.
 
-    The order matters to sinks that know rows by their place (`ordered`), and only where a journal
+    The order matters to sinks that know rows by their place (`dedup = "position"`), and only where a journal
     has several segments; there it is written down before a batch is written.
     """
 
-    def __init__(self, path: Path, empty: Progress, *, ordered: bool) -> None:
+    def __init__(self, path: Path, empty: DeliveryProgress, *, ordered: bool) -> None:
         """Loads the progress at `path`; `empty` is that of a sink which has seen nothing."""
         self._path = path
         self._ordered = ordered
-        self.settled = self.done = load_progress(path, empty)
-        self._unsettled: deque[tuple[int, Progress]] = deque()  # with the records up to each
+        self.acknowledged = self.done = load_progress(path, empty)
+        self._unsettled: deque[tuple[int, DeliveryProgress]] = (
+            deque()
+        )  # with the records up to each
         self._order: list[Span] = []  # from what is settled to what is done
         self._tried: list[Span] = []  # the batch that is being written
-        self._ahead = self.settled.ahead  # how it once went on, and has to again
+        self._ahead = self.acknowledged.ahead  # how it once went on, and has to again
 
     def intend(self, rows: Sequence[Row], ahead: Sequence[Span]) -> None:
         """These rows are going to be written; of the given order, `ahead` is left after them."""
@@ -86,7 +88,7 @@ class Ledger:
             return Span(segment, self.done.partial.get(segment, 0) + len(rows), partial=True)
         return Span(segment, rows[-1].line + 1)
 
-    def add(self, progress: Progress, records: int) -> None:
+    def add(self, progress: DeliveryProgress, records: int) -> None:
         """The batch is done; `records` is how many the sink was given since it was opened."""
         self.done = progress
         self._unsettled.append((records, progress))
@@ -104,14 +106,14 @@ class Ledger:
             _, newest = self._unsettled.popleft()
         if newest is None:
             return
-        self.settled = newest
+        self.acknowledged = newest
         self._order = [span for span in self._order if not _covers(newest, span)]
         self._save()
 
     def close(self, status: Status, where: str, command: str) -> None:
         """Everything is done and settled, and the sink is closed."""
         self.settle(None)
-        self.settled = self.done = msgspec.structs.replace(
+        self.acknowledged = self.done = msgspec.structs.replace(
             self.done, closed=status, where=where, command=command
         )
         self._save()
@@ -128,29 +130,29 @@ class Ledger:
     def fall_back(self) -> None:
         """What is not settled is not done either."""
         self._unsettled.clear()
-        self.done = self.settled
+        self.done = self.acknowledged
         self._tried, self._order = [*self._order, *self._tried], []
 
     def _spans(self) -> list[Span]:
         return [*self._order, *self._tried, *self._ahead]
 
     def _save(self) -> None:
-        save_progress(self._path, msgspec.structs.replace(self.settled, ahead=self._spans()))
+        save_progress(self._path, msgspec.structs.replace(self.acknowledged, ahead=self._spans()))
 
 
-def _covers(progress: Progress, span: Span) -> bool:
+def _covers(progress: DeliveryProgress, span: Span) -> bool:
     if span.partial:
         return progress.partial.get(span.segment, 0) >= span.line
     return progress.positions.get(span.segment, Position()).line >= span.line
 
 
-def load_progress(path: Path, empty: Progress) -> Progress:
+def load_progress(path: Path, empty: DeliveryProgress) -> DeliveryProgress:
     """The progress saved at `path`; if there is none, that of a sink which has seen nothing.
 
     A file that cannot be read (a power cut) counts as none: sinks recognise what comes again.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Progress)
+        return msgspec.json.decode(path.read_bytes(), type=DeliveryProgress)
     except FileNotFoundError:
         return empty
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -158,7 +160,7 @@ def load_progress(path: Path, empty: Progress) -> Progress:
         return empty
 
 
-def other_at(folder: Path, own: Progress) -> str | None:
+def other_at(folder: Path, own: DeliveryProgress) -> str | None:
     """Another sink's URL that has written other rows to the same place."""
     for path in sorted(folder.glob("*.json")):
         other = load_progress(path, own)
@@ -167,6 +169,6 @@ def other_at(folder: Path, own: Progress) -> str | None:
     return None
 
 
-def save_progress(path: Path, progress: Progress) -> None:
+def save_progress(path: Path, progress: DeliveryProgress) -> None:
     """Replaces the file as a whole."""
     replace_file(path, msgspec.json.encode(progress))

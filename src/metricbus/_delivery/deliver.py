@@ -12,7 +12,7 @@ from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.report import SinkCounts
 from metricbus._delivery.sink_specs import OBJECT, specs_of
 from metricbus._delivery.thread_host import ThreadDelivery
-from metricbus._journal.recovery import bury, endings, left_open
+from metricbus._journal.recovery import endings, mark_dead_run, partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import JournalReader
@@ -42,7 +42,7 @@ def deliver(
     that cannot work.
     """
     run_folder = RunFolder(Path(folder))
-    run = bury(run_folder)
+    run = mark_dead_run(run_folder)
     specs = specs_of(_sinks_of(run) if sinks is None else sinks)
     if not specs:
         raise ConfigError(
@@ -57,7 +57,7 @@ def deliver(
     while follow and run.status == "running" and not _is_over(deadline):
         time.sleep(_LOOK_EVERY)
         delivery.wake()
-        run = bury(run_folder)
+        run = mark_dead_run(run_folder)
     if follow:
         delivery.end(run.status)
     delivery.wait_until_closed(float("inf") if deadline is None else deadline)
@@ -89,7 +89,7 @@ def _sinks_of(run: Run) -> list[str | Sink]:
                 f"the run {run.id} keeps no secrets, and {url!r} has some: name the "
                 "sink by sinks= (--sinks)"
             )
-    return [url for url in urls if not find_sink(parse_sink(url).name).in_process]
+    return [url for url in urls if not find_sink(parse_sink(url).name).training_process_only]
 
 
 def _values_in(folder: RunFolder, *, ended: bool) -> int:
@@ -101,7 +101,7 @@ def _values_in(folder: RunFolder, *, ended: bool) -> int:
         broken = {segment for segment, ending in segments.items() if ending.is_broken}
         values += sum(
             len(row.values)
-            for segment, row in left_open(rows)
+            for segment, row in partial_rows(rows)
             if segment in broken and not rewinds.supersede_partial(segment, row)
         )
     return values

@@ -24,7 +24,7 @@ _STALE_SECS = 60.0
 _TOUCH_EVERY = 5.0
 
 
-class Held(Unavailable):
+class LeaseHeld(Unavailable):
     """Another process delivers to this sink."""
 
 
@@ -43,13 +43,13 @@ class Lease:
     def acquire(self, above: int = 0) -> int:
         """Takes the lease; its number, which is above all before and `above`.
 
-        Raises `Held` while another process has it.
+        Raises `LeaseHeld` while another process has it.
         """
         files = self._files()
         for number, file in files.items():
             holder = _read(file)
             if holder is not None and _holds(holder, file):
-                raise Held(
+                raise LeaseHeld(
                     f"{holder} delivers to this sink (lease {number}); wait until it has ended",
                     retry_after=1.0,
                 )
@@ -58,12 +58,12 @@ class Lease:
         try:
             create_file(own, msgspec.json.encode(this_process()))
         except FileExistsError:
-            raise Held("another process has just begun to deliver", retry_after=1.0) from None
+            raise LeaseHeld("another process has just begun to deliver", retry_after=1.0) from None
         for other, file in self._files().items():
             holder = _read(file)
             if other > number or (other < number and holder is not None and _holds(holder, file)):
                 own.unlink(missing_ok=True)  # somebody else came in between
-                raise Held("another process has just begun to deliver", retry_after=1.0)
+                raise LeaseHeld("another process has just begun to deliver", retry_after=1.0)
         for old in files.values():
             old.unlink(missing_ok=True)
         self._own = own

@@ -91,6 +91,8 @@ class Delivery:
 
 def _apart(specs: Sequence[SinkSpec], hosting: Hosting) -> list[SinkSpec]:
     """The sinks for the delivery process."""
-    movable = [spec for spec in specs if spec.url is not None and not spec.sink.in_process]
-    heavy = any(spec.sink.heavy for spec in movable)
-    return movable if hosting == "process" or (hosting == "auto" and heavy) else []
+    movable = [
+        spec for spec in specs if spec.url is not None and not spec.sink.training_process_only
+    ]
+    prefers_subprocess = any(spec.sink.prefers_subprocess for spec in movable)
+    return movable if hosting == "process" or (hosting == "auto" and prefers_subprocess) else []

@@ -17,18 +17,18 @@ import msgspec
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import Status
 from metricbus._delivery.control_files import (
-    TOLD_VARIABLE,
+    WORKER_CONFIG_ENV,
     DeliveryStatus,
-    Orders,
-    Told,
-    log_of,
-    orders_of,
-    status_of,
+    WorkerCommands,
+    WorkerConfig,
+    delivery_log,
+    delivery_status_file,
+    worker_commands_file,
 )
 from metricbus._delivery.report import Tally
 from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._delivery.thread_host import ThreadDelivery
-from metricbus._delivery.wake_pipe import Doorbell
+from metricbus._delivery.wake_pipe import WakePipe
 from metricbus._journal.run import RunFolder
 
 _log = logging.getLogger("metricbus.delivery")
@@ -63,12 +63,12 @@ class ProcessDelivery:
         self._linger_secs = linger_secs
         self._directory = _working_directory()  # what relative locations are relative to
         self._attempt = attempt
-        self._orders_file = orders_of(folder, attempt)
-        self._status_file = status_of(folder, attempt)
-        self._orders = Orders()
+        self._orders_file = worker_commands_file(folder, attempt)
+        self._status_file = delivery_status_file(folder, attempt)
+        self._orders = WorkerCommands()
         self._ordered = True  # whether the file has the orders
         self._ordering = threading.RLock()
-        self._doorbell = Doorbell()
+        self._doorbell = WakePipe()
         self._status: DeliveryStatus | None = None
         self._pids: set[int] = set()
         self._told = 0
@@ -130,7 +130,7 @@ class ProcessDelivery:
         known = status.tallies if status else {}
         tallies = {spec.name: known.get(spec.name, Tally()) for spec in self._specs}
         if self._gave_up:
-            error = f"the delivery process died again and again; see {log_of(self._folder)}"
+            error = f"the delivery process died again and again; see {delivery_log(self._folder)}"
             tallies = {name: tally._replace(error=error) for name, tally in tallies.items()}
         return tallies
 
@@ -186,15 +186,15 @@ class ProcessDelivery:
         if not sys.executable or getattr(sys, "frozen", False):
             raise OSError("there is no Python interpreter to start")
         urls = [spec.url.text for spec in self._specs if spec.url]
-        told = Told(urls, [str(argument) for argument in sys.argv], self._attempt)
+        told = WorkerConfig(urls, [str(argument) for argument in sys.argv], self._attempt)
         arguments = [json.dumps(_import_path()), str(self._folder.path), str(self._linger_secs)]
-        with open(log_of(self._folder), "ab") as log:
+        with open(delivery_log(self._folder), "ab") as log:
             bell = self._doorbell.connect()
             try:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-c", _COMMAND, *arguments],
                     cwd=self._directory,
-                    env={**os.environ, TOLD_VARIABLE: json.dumps(msgspec.to_builtins(told))},
+                    env={**os.environ, WORKER_CONFIG_ENV: json.dumps(msgspec.to_builtins(told))},
                     stdin=bell,
                     stdout=log,
                     stderr=log,
@@ -260,7 +260,7 @@ class ProcessDelivery:
             _log.warning(
                 "no delivery process can be started (%s; see %s): threads deliver instead",
                 _in_words(code),
-                log_of(self._folder),
+                delivery_log(self._folder),
             )
             self._instead = instead = ThreadDelivery(
                 self._folder, self._specs, beside_training=True
@@ -275,7 +275,7 @@ class ProcessDelivery:
                 "Everything is in the journal: metricbus deliver %s",
                 starts,
                 _in_words(code),
-                log_of(self._folder),
+                delivery_log(self._folder),
                 self._folder.path,
             )
 

@@ -44,7 +44,7 @@ def spec_of(sink: SinkURL | Sink) -> SinkSpec:
     if isinstance(sink, SinkURL):
         made, options = make_sink(sink)
         sink = msgspec.structs.replace(sink, location=made.location)
-        place = sink.key if made.may_share else f"{sink.name}-{digest(made.location)}"
+        place = sink.key if made.shareable else f"{sink.name}-{digest(made.location)}"
         name = redact(sink.text)
         return SinkSpec(name, sink.name, sink.key, place, sink.canonical, made, options, sink)
     name = type(sink).__name__
@@ -86,12 +86,12 @@ def _check_apart(spec: SinkSpec, others: Sequence[SinkSpec], twins: int) -> None
     if twins:
         raise ConfigError(f"the sink {spec.name!r} is named twice")
     for other in others:
-        if spec.sink.only_one and other.kind == spec.kind:
+        if spec.sink.exclusive_reason and other.kind == spec.kind:
             raise ConfigError(
-                f"{other.name!r} and {spec.name!r} do not go together: {spec.sink.only_one}"
+                f"{other.name!r} and {spec.name!r} do not go together: {spec.sink.exclusive_reason}"
             )
         same = (other.kind, other.sink.location) == (spec.kind, spec.sink.location)
-        if same and not spec.sink.may_share:
+        if same and not spec.sink.shareable:
             raise ConfigError(
                 f"the sinks {other.name!r} and {spec.name!r} would write to the same place; give "
                 f"one a place of its own, such as {spec.kind}:elsewhere"

@@ -29,10 +29,10 @@ class ThreadDelivery:
             name = f"metricbus-{consumer.spec.key}"
             threading.Thread(target=consumer.run, name=name, daemon=True).start()
 
-    def hurry(self) -> None:
+    def request_flush(self) -> None:
         """Has every sink take what there is now."""
         for consumer in self._consumers:
-            consumer.hurry()
+            consumer.request_flush()
 
     def wake(self) -> None:
         """The journal has grown."""
@@ -41,7 +41,7 @@ class ThreadDelivery:
 
     def flush(self, target: Mapping[str, int], deadline: float) -> bool:
         """Waits until every sink has dealt with these bytes of the segments; whether all have."""
-        self.hurry()
+        self.request_flush()
         return self._wait(
             lambda consumer: consumer.finished or consumer.tally().has_reached(target), deadline
         )

@@ -14,7 +14,7 @@ import threading
 import time
 
 
-class Doorbell:
+class WakePipe:
     """The training's side: one pipe to each delivery process that it starts.
 
     The other end stays open here, too: writing into a pipe that nobody could read from would raise

@@ -23,17 +23,17 @@ import msgspec
 from metricbus._common.processes import this_process
 from metricbus._common.records import Status
 from metricbus._delivery.control_files import (
-    TOLD_VARIABLE,
+    WORKER_CONFIG_ENV,
     DeliveryStatus,
-    Saying,
-    Told,
-    orders_of,
-    status_of,
+    RelayedWarning,
+    WorkerConfig,
+    delivery_status_file,
+    worker_commands_file,
 )
 from metricbus._delivery.sink_specs import SinkSpec, specs_of
 from metricbus._delivery.thread_host import ThreadDelivery
 from metricbus._delivery.wake_pipe import Listener
-from metricbus._journal.recovery import bury, endings
+from metricbus._journal.recovery import endings, mark_dead_run
 from metricbus._journal.run import RunFolder
 from metricbus.errors import JournalError
 
@@ -56,15 +56,15 @@ class Sayings(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.kept: deque[Saying] = deque(maxlen=_SAID_AT_MOST)
+        self.kept: deque[RelayedWarning] = deque(maxlen=_SAID_AT_MOST)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps the warning."""
         now = max(time.time_ns(), self.kept[-1].time + 1 if self.kept else 0)
-        self.kept.append(Saying(now, record.name, record.levelno, record.getMessage()))
+        self.kept.append(RelayedWarning(now, record.name, record.levelno, record.getMessage()))
 
 
-class Deliverer:
+class Worker:
     """What the process does."""
 
     def __init__(
@@ -76,7 +76,10 @@ class Deliverer:
         self._names = [spec.name for spec in specs]
         self._attempt = attempt
         self._owner = folder.load().process
-        self._orders, self._status = orders_of(folder, attempt), status_of(folder, attempt)
+        self._orders, self._status = (
+            worker_commands_file(folder, attempt),
+            delivery_status_file(folder, attempt),
+        )
         self._sayings = Sayings()
         logging.getLogger("metricbus").addHandler(self._sayings)
         self._listener = Listener()
@@ -117,7 +120,7 @@ class Deliverer:
             if orders.hurries > self._hurries:
                 self._hurries = orders.hurries
                 self._awaited_until = time.monotonic() + _AWAITED_SECS
-                self._delivery.hurry()
+                self._delivery.request_flush()
             if orders.ended is not None:
                 self._end(orders.ended)
             if orders.alone:
@@ -143,7 +146,7 @@ class Deliverer:
 
     def _look_at_training(self) -> None:
         try:
-            run = bury(self._folder)
+            run = mark_dead_run(self._folder)
         except (OSError, JournalError) as error:  # a full disk, say; it is tried again
             _log.info("cannot look after the run: %s", error)
             if not self._owner.is_alive():
@@ -197,7 +200,7 @@ def _length_of(journal: Path) -> int:
     return sum(entry.stat().st_size for entry in os.scandir(journal))
 
 
-def _stand_back() -> None:
+def _lower_priority() -> None:
     """Where training wants the processor, training has it: on Linux, this gets what is idle."""
     os.nice(_NICENESS)
     if sys.platform == "linux":
@@ -210,14 +213,14 @@ def main() -> None:
     folder, linger_secs = RunFolder(Path(sys.argv[1])), float(sys.argv[2])
     for variable in _NOT_INHERITED:
         os.environ.pop(variable, None)
-    told = msgspec.convert(json.loads(os.environ.pop(TOLD_VARIABLE)), type=Told)
+    told = msgspec.convert(json.loads(os.environ.pop(WORKER_CONFIG_ENV)), type=WorkerConfig)
     sys.argv = told.argv
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
     )
-    _stand_back()
+    _lower_priority()
     _log.info("process %d delivers %s", os.getpid(), folder.path)
-    complete = Deliverer(folder, specs_of(told.sinks), told.attempt, linger_secs).run()
+    complete = Worker(folder, specs_of(told.sinks), told.attempt, linger_secs).run()
     _log.info("process %d ends, %s", os.getpid(), "all done" if complete else "not all done")
     logging.shutdown()
     if not complete:  # a backend that hangs must not hold up the end

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus._common.records import Number, Scalars, told_apart
+from metricbus._common.records import Number, Scalars, with_rank_prefix
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -144,7 +144,7 @@ class Columns:
 def _packed(waiting: Sequence[tuple[int, Scalars]]) -> _Block:
     """The columns of rows that all have the same names, in the same order."""
     rows = [row for _, row in waiting]
-    names = list(told_apart(rows[0]).values)
+    names = list(with_rank_prefix(rows[0]).values)
     flat = list(chain.from_iterable(row.values.values() for row in rows))
     if set(map(type, flat)) == {float}:
         columns = list(np.array(flat, dtype=np.float64).reshape(len(rows), len(names)).T)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus._common.optional_imports import needed
+from metricbus._common.optional_imports import import_optional
 from metricbus._common.records import Number
 from metricbus._history.columns import Columns, Ints, joined
 from metricbus.errors import MissingPackageError
@@ -48,7 +48,7 @@ def _chosen(kind: str | None) -> str:
 
 
 def _library(kind: str) -> Any:
-    return needed(kind, "history.frame()", kind)
+    return import_optional(kind, "history.frame()", kind)
 
 
 class _Long:

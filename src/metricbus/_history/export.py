@@ -28,8 +28,8 @@ from typing import IO, Any, TypeAlias
 
 import msgspec
 
-from metricbus._common.records import Number, Scalars, told_apart
-from metricbus._history.name_filter import Wanted
+from metricbus._common.records import Number, Scalars, with_rank_prefix
+from metricbus._history.name_filter import NameFilter
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import SUFFIX, JournalReader, OnProgress
@@ -63,7 +63,7 @@ class Numbers:
     def __init__(
         self,
         folder: RunFolder,
-        wanted: Wanted,
+        wanted: NameFilter,
         *,
         superseded: bool = False,
         on_progress: OnProgress = lambda done, total: None,
@@ -92,7 +92,7 @@ class Numbers:
                 continue
             if self._rewinds and self._rewinds.supersede(row.segment, row.line, record):
                 continue
-            kept = self.wanted.part_of(told_apart(record))
+            kept = self.wanted.part_of(with_rank_prefix(record))
             if kept is not None:
                 self.values += len(kept.values)
                 yield kept

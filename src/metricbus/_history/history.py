@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from metricbus._common.media_records import Cell, MediumRecord, TableRecord
-from metricbus._common.records import Header, Number, Rewind, Scalars, told_apart
+from metricbus._common.records import Header, Number, Rewind, Scalars, with_rank_prefix
 from metricbus._history.columns import Columns, PlainRow, Series
 from metricbus._journal.media_files import MediaFolder
-from metricbus._journal.recovery import left_open
+from metricbus._journal.recovery import partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import JournalReader, OnProgress, Row
@@ -60,7 +60,7 @@ class Wide(NamedTuple):
             writer.writerows(self.rows)
 
 
-class _Reading:
+class _JournalPass:
     """One pass over a journal: what is not needed as an object goes into columns as it comes."""
 
     def __init__(self, reader: JournalReader, on_progress: OnProgress) -> None:
@@ -70,7 +70,7 @@ class _Reading:
         self.media: list[tuple[Row, MediumRecord]] = []
         self.places: list[tuple[int, str]] = []  # at which place each segment begins
         self._marks: list[Row] = []  # what rewinds are known from
-        self.partial = left_open(self._taken(reader.read()))
+        self.partial = partial_rows(self._taken(reader.read()))
         self.columns.pack()
 
     def _taken(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -136,7 +136,7 @@ class History:
         self.run: Run = folder.load()
         reader = JournalReader(folder.journal)
         try:
-            read = _Reading(reader, on_progress)
+            read = _JournalPass(reader, on_progress)
         except OverflowError:
             raise JournalError(
                 f"{folder.journal} has a step, an epoch or a time beyond 64 bits"
@@ -144,9 +144,9 @@ class History:
         if not superseded:
             read.leave_out_superseded()
         self._columns = read.columns
-        self._media = [told_apart(record) for _, record in read.media]
+        self._media = [with_rank_prefix(record) for _, record in read.media]
         self.files = MediaFolder(folder.path)
-        self.partial = [told_apart(row) for _, row in read.partial]
+        self.partial = [with_rank_prefix(row) for _, row in read.partial]
         self.damaged = reader.damaged
         self.torn = reader.unread_bytes()
 

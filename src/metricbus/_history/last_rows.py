@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Record, Rewind, Scalars, decode, told_apart
-from metricbus._history.name_filter import Wanted
+from metricbus._common.records import Record, Rewind, Scalars, decode, with_rank_prefix
+from metricbus._history.name_filter import NameFilter
 from metricbus._journal.segments import NOT_A_LINE, SUFFIX, JournalReader, Position
 from metricbus._journal.tail import end_of_lines, lines_backwards
 
 Shown: TypeAlias = Scalars | MediumRecord | Rewind
 
 
-def shown(record: Record | None, wanted: Wanted) -> Shown | None:
+def shown(record: Record | None, wanted: NameFilter) -> Shown | None:
     """What a reader is to see of a record: of rows and media what is wanted, and rewinds."""
     if isinstance(record, Scalars):
-        return wanted.part_of(told_apart(record))
+        return wanted.part_of(with_rank_prefix(record))
     if isinstance(record, MediumRecord):
-        return wanted.part_of(told_apart(record))
+        return wanted.part_of(with_rank_prefix(record))
     return record if isinstance(record, Rewind) else None
 
 
-def last_rows(journal: Path, count: int, wanted: Wanted) -> tuple[list[Shown], dict[str, Position]]:
+def last_rows(
+    journal: Path, count: int, wanted: NameFilter
+) -> tuple[list[Shown], dict[str, Position]]:
     """The last `count` rows of all segments by their times, those of each in its own order.
 
     And where each segment is read up to: for a `JournalReader` to go on there. (It counts lines
@@ -44,7 +46,7 @@ def last_rows(journal: Path, count: int, wanted: Wanted) -> tuple[list[Shown], d
     return rows[len(rows) - min(count, len(rows)) :], positions
 
 
-def _last_of(file: BinaryIO, end: int, count: int, wanted: Wanted) -> list[Shown]:
+def _last_of(file: BinaryIO, end: int, count: int, wanted: NameFilter) -> list[Shown]:
     rows: list[Shown] = []
     lines = lines_backwards(file, end)
     while len(rows) < count and (line := next(lines, None)) is not None:

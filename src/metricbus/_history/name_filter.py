@@ -18,7 +18,7 @@ _RANK = re.compile(r"^rank\d+/")
 R = TypeVar("R", Scalars, MediumRecord)
 
 
-class Wanted:
+class NameFilter:
     """The names that one of the globs fits; without globs, all.
 
     A glob speaks of a name on all ranks, or with `rank1/` in front on that one, as for sinks.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from metricbus._delivery.cursor import Progress, load_progress
+from metricbus._delivery.cursor import DeliveryProgress, load_progress
 from metricbus._history.columns import Series
 from metricbus._history.plots.downsample import Floats, thinned
 from metricbus._history.plots.text_width import shown
@@ -181,7 +181,7 @@ def _path(x: Floats, y: Floats) -> str:
 def _delivered(offsets: Path) -> dict[str, tuple[object, ...]]:
     """What each sink's progress says; one that was never delivered to is not there."""
     all_progress = [
-        load_progress(path, Progress(sink=path.stem)) for path in offsets.glob("*.json")
+        load_progress(path, DeliveryProgress(sink=path.stem)) for path in offsets.glob("*.json")
     ]
     return {
         progress.sink: (progress.delivered, progress.rejected, progress.filtered)

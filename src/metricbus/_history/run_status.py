@@ -24,12 +24,12 @@ from metricbus._common.records import (
     Rewind,
     Scalars,
     decode,
-    told_apart,
     values_of,
+    with_rank_prefix,
 )
-from metricbus._delivery.cursor import Progress
+from metricbus._delivery.cursor import DeliveryProgress
 from metricbus._history.sink_status import Standing, progress_in, standings
-from metricbus._journal.dropped_counts import SegmentDrops, Told, in_all
+from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
 from metricbus._journal.recovery import endings
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import NOT_A_LINE, SUFFIX, Position
@@ -48,7 +48,7 @@ _LONGEST_HEADER = 1 << 16
 _SILENT_SECS = 60.0
 
 
-class Glance(msgspec.Struct, frozen=True, kw_only=True):
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a run without reading all of it.
 
     `step` and `epoch` are the largest near the ends of the segments, `last` has the newest value
@@ -65,7 +65,7 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     is_exact: bool
     last: dict[str, Number]
     changed: int
-    dropped: Told
+    dropped: DroppedCounts
     sinks: list[Standing]
 
 
@@ -96,7 +96,7 @@ class _Tail(NamedTuple):
         return self.header.attempt if self.header else 1
 
 
-def glance(folder: RunFolder, run: Run) -> Glance:
+def glance(folder: RunFolder, run: Run) -> RunStatus:
     """A look at the run; `JournalError` or `OSError` where its folder cannot be read."""
     paths = _segments(folder)
     tails = {path.stem: _read_tail(path) for path in paths}
@@ -105,7 +105,7 @@ def glance(folder: RunFolder, run: Run) -> Glance:
     counts = [_count(segment, tail, progress) for segment, tail in tails.items()]
     step, epoch, last = _newest(tails.values())
     lengths = {segment: tail.length for segment, tail in tails.items()}
-    return Glance(
+    return RunStatus(
         status=condition(folder, run),
         step=step,
         epoch=epoch,
@@ -113,7 +113,7 @@ def glance(folder: RunFolder, run: Run) -> Glance:
         is_exact=all(exact for _, exact in counts),
         last=last,
         changed=changed,
-        dropped=in_all(SegmentDrops(tail.records) for tail in tails.values()),
+        dropped=total_dropped(SegmentDrops(tail.records) for tail in tails.values()),
         sinks=standings(folder, run, progress, lengths),
     )
 
@@ -169,7 +169,7 @@ def _decoded(line: bytes) -> Record | None:
         return None
 
 
-def _count(segment: str, tail: _Tail, found: Sequence[Progress]) -> tuple[int, bool]:
+def _count(segment: str, tail: _Tail, found: Sequence[DeliveryProgress]) -> tuple[int, bool]:
     """A segment's values, and whether that is exact; the sink that is furthest has counted most."""
     if tail.is_whole:
         return tail.values, True
@@ -204,7 +204,7 @@ def _newest(tails: Iterable[_Tail]) -> tuple[int | None, int | None, dict[str, N
             continue
         step, epoch = _larger(step, record.step), _larger(epoch, record.epoch)
         if isinstance(record, Scalars):
-            values = told_apart(record).values
+            values = with_rank_prefix(record).values
             last.update({name: (record.step, value) for name, value in values.items()})
     return step, epoch, {name: value for name, (_, value) in last.items()}
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import msgspec
 
 from metricbus._common.media_records import MediumRecord, TableRecord
-from metricbus._common.records import Epoch, Scalars, decode, told_apart, values_of
+from metricbus._common.records import Epoch, Scalars, decode, values_of, with_rank_prefix
 from metricbus._history.series_summary import AllSeries, SeriesSummary
-from metricbus._journal.dropped_counts import SegmentDrops, Told, in_all
-from metricbus._journal.recovery import endings, left_open
+from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
+from metricbus._journal.recovery import endings, partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segments import NOT_A_LINE, SUFFIX, JournalReader, OnProgress, Row
@@ -39,7 +39,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a run logged.
 
     `values` are those that count, media among them; `superseded` ones were left out after a rewind.
-    `left_open` were in reductions when their process died (or are, in a live run). `first_time` and
+    `partial_rows` were in reductions when their process died (or are, in a live run). `first_time` and
     `last_time` are of the first and the last row, in nanoseconds since 1970-01-01 UTC. `lengths`
     has the bytes of each segment's whole lines, `torn` is how many stand after those. `damaged`
     lines could not be read.
@@ -50,13 +50,13 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     values: int
     superseded: int
-    left_open: int
+    partial_rows: int
     pending_open: int  # of what was left open: what only comes once the run is over
     last_step: int | None
     epochs: int
     first_time: int | None
     last_time: int | None
-    dropped: Told
+    dropped: DroppedCounts
     damaged: int
     torn: int
     lengths: dict[str, int]
@@ -69,10 +69,10 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 def summarise(folder: RunFolder, on_progress: OnProgress | None = None) -> RunSummary:
     """Reads the whole journal once; `JournalError` or `OSError` where that cannot be done."""
-    return _Reading(folder, on_progress or (lambda done, total: None)).summary()
+    return _SummaryPass(folder, on_progress or (lambda done, total: None)).summary()
 
 
-class _Reading:
+class _SummaryPass:
     """One pass through the journal."""
 
     def __init__(self, folder: RunFolder, on_progress: OnProgress) -> None:
@@ -93,7 +93,7 @@ class _Reading:
 
     def summary(self) -> RunSummary:
         """Reads everything."""
-        opened = left_open(self._read())
+        opened = partial_rows(self._read())
         left = [
             (segment, len(row.values))
             for segment, row in opened
@@ -107,13 +107,13 @@ class _Reading:
             rows=self._rows,
             values=self._values,
             superseded=self._superseded,
-            left_open=sum(values for _, values in left),
+            partial_rows=sum(values for _, values in left),
             pending_open=sum(values for segment, values in left if segment in broken),
             last_step=self._last_step if began else None,
             epochs=self._last_epoch + 1,
             first_time=self._first_time if began else None,
             last_time=self._last_time if began else None,
-            dropped=in_all(self._drops.values()),
+            dropped=total_dropped(self._drops.values()),
             damaged=self._reader.damaged,
             torn=max(0, self._bytes - sum(self._lengths.values())),
             lengths=self._lengths,
@@ -150,7 +150,7 @@ class _Reading:
         self._last_epoch = max(self._last_epoch, record.epoch)
         self._first_time = min(self._first_time, record.time)
         self._last_time = max(self._last_time, record.time)
-        record = told_apart(record)
+        record = with_rank_prefix(record)
         if isinstance(record, Scalars):
             self._rows += 1
             self._series.add(record)

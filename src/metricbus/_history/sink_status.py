@@ -10,8 +10,8 @@ import msgspec
 
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import Status
-from metricbus._delivery.control_files import status_of
-from metricbus._delivery.cursor import Progress
+from metricbus._delivery.control_files import delivery_status_file
+from metricbus._delivery.cursor import DeliveryProgress
 from metricbus._delivery.report import Tally
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segments import Position
@@ -50,7 +50,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         return self.share == 1.0 and not self.rejected
 
 
-def progress_in(folder: RunFolder) -> list[Progress]:
+def progress_in(folder: RunFolder) -> list[DeliveryProgress]:
     """The progress of every sink that has any; a file that cannot be read counts as none.
 
     It does for the next delivery too.
@@ -58,14 +58,14 @@ def progress_in(folder: RunFolder) -> list[Progress]:
     found = []
     for path in sorted(folder.offsets.glob("*.json")):
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Progress))
+            found.append(msgspec.json.decode(path.read_bytes(), type=DeliveryProgress))
         except (msgspec.DecodeError, UnicodeDecodeError, FileNotFoundError):
             continue
     return found
 
 
 def standings(
-    folder: RunFolder, run: Run, found: Sequence[Progress], lengths: Mapping[str, int]
+    folder: RunFolder, run: Run, found: Sequence[DeliveryProgress], lengths: Mapping[str, int]
 ) -> list[Standing]:
     """All sinks: those that the run was told to write to, and those it was delivered to since.
 
@@ -73,16 +73,16 @@ def standings(
     """
     by_url = {progress.sink: progress for progress in found}
     urls = [*run.sinks, *(url for url in by_url if url not in run.sinks)]
-    told = status_of(folder, run.attempt).read()
+    told = delivery_status_file(folder, run.attempt).read()
     errors = _errors(urls, told.tallies if told else {})
     return [
-        _standing(folder, by_url.get(url, Progress(sink=url)), lengths, errors.get(url, ""))
+        _standing(folder, by_url.get(url, DeliveryProgress(sink=url)), lengths, errors.get(url, ""))
         for url in urls
     ]
 
 
 def _standing(
-    folder: RunFolder, progress: Progress, lengths: Mapping[str, int], error: str
+    folder: RunFolder, progress: DeliveryProgress, lengths: Mapping[str, int], error: str
 ) -> Standing:
     whole = sum(lengths.values())
     read = sum(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from metricbus._common.media_base import Stamp, Work
+from metricbus._common.media_base import EncodeContext, LogContext
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Drops, Medium, Record, Rewind, Scalars, Status
 from metricbus._journal.media_files import MediaWriter
@@ -102,9 +102,9 @@ class RunWriter:
         self._names.add(record.name)
         self._add(record)
 
-    def work(self, stamp: Stamp) -> Work:
+    def work(self, stamp: LogContext) -> EncodeContext:
         """What a medium's files are written with."""
-        return Work(stamp, self._media, self._told)
+        return EncodeContext(stamp, self._media, self._told)
 
     def _add(self, record: Scalars | Rewind | MediumRecord) -> None:
         first, last = self._times or (record.time, record.time)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from metricbus._common.media_base import Work, check_package
+from metricbus._common.media_base import EncodeContext, check_package
 from metricbus._common.media_records import (
     AudioRecord,
     HistogramRecord,
@@ -53,7 +53,7 @@ def number_of(value: Summary.Value) -> Number:
     return to_number(value.tag, _array(value))
 
 
-def media_of(value: Summary.Value, plugin: str, work: Work) -> list[Medium]:
+def media_of(value: Summary.Value, plugin: str, work: EncodeContext) -> list[Medium]:
     """The media in a value of this plugin: pictures may be several.
 
     Raises `ValueError` for what cannot be read.
@@ -81,7 +81,7 @@ def _array(value: Summary.Value) -> Any:
     return make_ndarray(value.tensor)
 
 
-def _text(value: Summary.Value, work: Work) -> Medium:
+def _text(value: Summary.Value, work: EncodeContext) -> Medium:
     parts = np.atleast_1d(_array(value)).ravel().tolist()
     text = "\n\n".join(
         part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in parts
@@ -162,7 +162,7 @@ def _pictures(value: Summary.Value) -> list[bytes]:
     return [bytes(one) for one in np.atleast_1d(_array(value)).ravel().tolist()[2:]]
 
 
-def _picture(content: bytes, work: Work) -> Medium:
+def _picture(content: bytes, work: EncodeContext) -> Medium:
     """A PNG as it is, a GIF as a film, and whatever else Pillow reads as a PNG."""
     if content.startswith(_PNG) and len(content) >= _PNG_HEADER.size:
         width, height, bits, colour = _PNG_HEADER.unpack_from(content)
@@ -175,7 +175,7 @@ def _picture(content: bytes, work: Work) -> Medium:
     return _film(content, work) if content.startswith(_GIF) else _converted(content, work)
 
 
-def _film(content: bytes, work: Work) -> VideoRecord:
+def _film(content: bytes, work: EncodeContext) -> VideoRecord:
     width, height = struct.unpack_from("<HH", content, 6)
     file = work.save("videos", ".gif", content)
     return work.record(
@@ -183,7 +183,7 @@ def _film(content: bytes, work: Work) -> VideoRecord:
     )
 
 
-def _converted(content: bytes, work: Work) -> Medium:
+def _converted(content: bytes, work: EncodeContext) -> Medium:
     check_package(work.stamp.name, "PIL")
     import PIL.Image
 
@@ -194,9 +194,9 @@ def _converted(content: bytes, work: Work) -> Medium:
         raise ValueError(f"the picture cannot be read: {error}") from error
 
 
-def _encoded(medium: Text | Image, work: Work) -> Medium:
+def _encoded(medium: Text | Image, work: EncodeContext) -> Medium:
     """The record of what could as well have been logged."""
-    record = medium._take(work.stamp.name).encode(work)
+    record = medium._capture(work.stamp.name).encode(work)
     assert not isinstance(record, list)
     return record
 
@@ -208,7 +208,7 @@ def _sounds(value: Summary.Value) -> list[bytes]:
     return [bytes(one) for one in (clips[:, 0] if clips.ndim == 2 else clips).tolist()]
 
 
-def _sound(content: bytes, work: Work) -> AudioRecord:
+def _sound(content: bytes, work: EncodeContext) -> AudioRecord:
     try:
         with wave.open(io.BytesIO(content)) as opened:
             rate, channels, frames = (

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricbus._common.media_base import Stamp
+from metricbus._common.media_base import LogContext
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
 from metricbus._importers.run_writer import Destination, Imported, RunWriter, new_run
@@ -228,7 +228,7 @@ class _Folder:
     def _take_media(self, event: Event, value: Summary.Value, plugin: str, where: str) -> None:
         from metricbus._importers.summaries import media_of
 
-        stamp = Stamp(self.prefix + value.tag, event.step, 0, _time(event))
+        stamp = LogContext(self.prefix + value.tag, event.step, 0, _time(event))
         try:
             for record in media_of(value, plugin, self._run.work(stamp)):
                 self._run.medium(record)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
-from metricbus._aggregate.aggregator import Emission, Reducing
+from metricbus._aggregate.aggregator import Aggregator, Emission
 from metricbus._aggregate.cross_rank import Merged
 from metricbus._aggregate.row_builder import join_calls, join_emissions
 from metricbus._common.records import (
@@ -28,26 +28,26 @@ from metricbus._common.records import (
     Open,
     Record,
     Status,
-    marked_with,
     values_of,
+    with_rank,
 )
-from metricbus._common.throttled_log import Complaints
-from metricbus._common.wakeup import breathe
+from metricbus._common.throttled_log import ThrottledLogger
+from metricbus._common.wakeup import yield_gil
 from metricbus._ingest.commands import (
     Append,
+    ApplyRewind,
+    BeginEpoch,
+    CollectPartials,
     Define,
-    EpochBegins,
-    EpochEnds,
+    EndEpoch,
     Flush,
-    GiveBack,
-    GoBack,
-    Met,
-    Save,
+    PublishMerged,
+    RestorePartials,
+    SavePartials,
     Snapshot,
     Stop,
-    TakePart,
 )
-from metricbus._ingest.device_fetch import Arrivals
+from metricbus._ingest.device_fetch import DeviceFetcher
 from metricbus._ingest.queue import CallQueue, Control, Deferred, values_in
 from metricbus._journal.segments import Journal
 
@@ -86,7 +86,7 @@ class Collector:
         several: bool = False,
     ) -> None:
         """The records are marked with the `rank` where `several` ranks write."""
-        self.reducing = Reducing()
+        self.reducing = Aggregator()
         self.taken = 0  # values taken out of the queue
         self.journalled = 0  # values in the journal
         self._unwritable = 0  # values that no journal can hold; a fault of ours
@@ -104,8 +104,8 @@ class Collector:
         self._wrote_dropped_at = -math.inf
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
-        self._complaints = Complaints(_log)
-        self.arrivals = Arrivals(queue, self._complaints)
+        self._complaints = ThrottledLogger(_log)
+        self.arrivals = DeviceFetcher(queue, self._complaints)
         self._thread = threading.Thread(target=self._run, name="metricbus-collector", daemon=True)
 
     def start(self) -> None:
@@ -122,7 +122,7 @@ class Collector:
         """The segment that this collector writes."""
         return self._journal.segment
 
-    def obey(self, control: Control, timeout: float) -> bool:
+    def submit_and_wait(self, control: Control, timeout: float) -> bool:
         """Waits until what was logged before is in the journal; whether it is."""
         self._queue.put_control(control)
         return control.done.wait(min(timeout, threading.TIMEOUT_MAX))
@@ -133,7 +133,7 @@ class Collector:
             self._queue.wait(self._flush_secs, idle_secs=self._checkpoint_due())
             while stop is None and (calls := self._queue.take(self._chunk())):
                 stop = self._collect(calls)
-                breathe()
+                yield_gil()
             self._checkpoint()
             self._tell_dropped()
             self._write_dropped()
@@ -187,7 +187,7 @@ class Collector:
 
     def _obey(self, control: Control) -> None:
         if isinstance(control, Flush):
-            if isinstance(control, Save):
+            if isinstance(control, SavePartials):
                 self._write_open()
             self._journal.sync()
         elif isinstance(control, Define):
@@ -195,7 +195,7 @@ class Collector:
         elif isinstance(control, Snapshot):
             control.state = self.reducing.state()
             control.place = (self._journal.segment, self._journal.lines)
-        elif isinstance(control, GoBack):
+        elif isinstance(control, ApplyRewind):
             self._emit(self.reducing.end_epoch(ranks=True)[0])
             if control.record is not None:
                 self._append([control.record])
@@ -203,24 +203,24 @@ class Collector:
             self.arrivals.newest.clear()
         elif isinstance(control, Append):
             self._append([self.reducing.marked(record) for record in control.records])
-        elif isinstance(control, EpochBegins):
+        elif isinstance(control, BeginEpoch):
             self._append([control.record])
-        elif isinstance(control, TakePart):
+        elif isinstance(control, CollectPartials):
             if control.claim():
                 control.parts = self.reducing.take_across()
-        elif isinstance(control, GiveBack):
-            self.reducing.give_back(control.parts)
-        elif isinstance(control, Met):
+        elif isinstance(control, RestorePartials):
+            self.reducing.restore_partials(control.parts)
+        elif isinstance(control, PublishMerged):
             if control.here:
                 epoch, ended = control.epoch, control.ended
                 self._emit(self.reducing.merged(self._arrived(control), epoch, ended=ended))
-        elif isinstance(control, EpochEnds):
+        elif isinstance(control, EndEpoch):
             emissions, control.results = self.reducing.end_epoch()
             self._emit(emissions)
             if control.record.seconds is not None:
                 self._append([control.record])
 
-    def _arrived(self, control: Met) -> list[Merged]:
+    def _arrived(self, control: PublishMerged) -> list[Merged]:
         """What was computed on a device may still be there; what that does not give is left out."""
         found = []
         for one in control.results:
@@ -264,13 +264,13 @@ class Collector:
         rows = list(join_emissions(self.reducing.partial(), partial=True))
         self._checkpointed = time.monotonic()
         self._checkpointed_at = self.reducing.changes
-        rows = [marked_with(row, self.rank) for row in rows] if self.rank else rows
+        rows = [with_rank(row, self.rank) for row in rows] if self.rank else rows
         self._append([Open(time=time.time_ns(), rows=rows)])
 
     def _append(self, rows: Sequence[Record]) -> None:
         """Writes the rows, however long that takes; leaves out what cannot be written at all."""
         if self.rank:
-            rows = [marked_with(row, self.rank) for row in rows]
+            rows = [with_rank(row, self.rank) for row in rows]
         while True:
             try:
                 self._journal.append(rows)

@@ -16,7 +16,7 @@ class Flush(Control):
     """Asks to be told when everything before it is in the journal."""
 
 
-class Save(Flush):
+class SavePartials(Flush):
     """Also asks for what is open to be written down."""
 
 
@@ -29,7 +29,7 @@ class Define(Control):
         self.default = default
 
 
-class EpochBegins(Control):
+class BeginEpoch(Control):
     """An epoch begins here."""
 
     def __init__(self, step: int, epoch: int) -> None:
@@ -37,7 +37,7 @@ class EpochBegins(Control):
         self.record = Epoch(step=step, epoch=epoch, time=time.time_ns())
 
 
-class EpochEnds(Control):
+class EndEpoch(Control):
     """The epoch's reductions are to be emitted; `results` has them once it is `done`."""
 
     def __init__(self, step: int, epoch: int, seconds: float | None) -> None:
@@ -47,7 +47,7 @@ class EpochEnds(Control):
         self.record = Epoch(step=step, epoch=epoch, time=now, seconds=seconds)
 
 
-class GoBack(Control):
+class ApplyRewind(Control):
     """What was logged beyond a step is superseded, if there is such a record; what is open goes out
     before. From then on the open reductions are what they were when `state` was saved.
     """
@@ -58,7 +58,7 @@ class GoBack(Control):
         self.state = state
 
 
-class TakePart(Control):
+class CollectPartials(Control):
     """Asks for what waits for the ranks to meet, which is open no more. `parts` has it once it is
     `done`. Either the collector claims it, to obey, or who asks, to withdraw it.
     """
@@ -76,7 +76,7 @@ class TakePart(Control):
             return False
 
 
-class GiveBack(Control):
+class RestorePartials(Control):
     """The ranks did not meet: what was taken is open again."""
 
     def __init__(self, parts: Parts) -> None:
@@ -84,7 +84,7 @@ class GiveBack(Control):
         self.parts = parts
 
 
-class Met(Control):
+class PublishMerged(Control):
     """What the ranks gave together, at the end of an epoch if it has `ended`; it is to be emitted
     `here`, or by another rank.
     """

@@ -7,18 +7,18 @@ from typing import Any
 
 from metricbus._common.device_values import DeviceCopy, Pending, bring
 from metricbus._common.records import Call, Number
-from metricbus._common.throttled_log import Complaints
+from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._ingest.queue import CallQueue, Control, Deferred
 from metricbus.errors import DeviceError
 
 
-class Arrivals:
+class DeviceFetcher:
     """Has what the calls wait for come over.
 
     `lost` counts the values that no device gave, `newest` has the last of those that came, by name.
     """
 
-    def __init__(self, queue: CallQueue, complaints: Complaints) -> None:
+    def __init__(self, queue: CallQueue, complaints: ThrottledLogger) -> None:
         self.lost = 0
         self.newest: dict[str, Number] = {}
         self._queue = queue

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from metricbus._common.media_base import Stamp, Taken, Work
+from metricbus._common.media_base import EncodeContext, EncodeJob, LogContext
 from metricbus._common.records import Medium
-from metricbus._common.throttled_log import Complaints
-from metricbus._common.wakeup import Bell
+from metricbus._common.throttled_log import ThrottledLogger
+from metricbus._common.wakeup import Wakeup
 from metricbus._ingest.queue import Overflow
 from metricbus._journal.media_files import MediaWriter
 
@@ -43,8 +43,8 @@ class _Job(NamedTuple):
     """A medium that waits."""
 
     number: int
-    stamp: Stamp
-    taken: Taken
+    stamp: LogContext
+    taken: EncodeJob
 
 
 class MediaWorker:
@@ -72,13 +72,13 @@ class MediaWorker:
         self._current = 0  # the number of the job at work, 0 if none is
         self._nbytes = 0
         self._lock = threading.RLock()  # a signal handler, or a finaliser, may log meanwhile
-        self._bell = Bell()
+        self._bell = Wakeup()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._given_up = False
         self._waited_in_vain = False
-        self._complaints = Complaints(_log)
-        self._dropped_names: dict[str, Complaints] = {}
+        self._complaints = ThrottledLogger(_log)
+        self._dropped_names: dict[str, ThrottledLogger] = {}
         self._told: set[tuple[str, str]] = set()
 
     @property
@@ -86,7 +86,7 @@ class MediaWorker:
         """Media that are not in the collector's hands yet."""
         return self.accepted - self.delivered - self.dropped
 
-    def put(self, stamp: Stamp, taken: Taken) -> None:
+    def put(self, stamp: LogContext, taken: EncodeJob) -> None:
         """Takes a medium, or drops it by the policy when too much waits."""
         with self._lock:
             self.accepted += taken.media
@@ -169,11 +169,11 @@ class MediaWorker:
         self._waited_in_vain = False
         return True
 
-    def _drop(self, stamp: Stamp, taken: Taken, why: str) -> None:
+    def _drop(self, stamp: LogContext, taken: EncodeJob, why: str) -> None:
         self.dropped += taken.media
         self.error = f"{stamp.name!r} at step {stamp.step} was dropped: {why}"
         if len(self._dropped_names) < _MOST_NAMES:
-            complaints = self._dropped_names.setdefault(stamp.name, Complaints(_log))
+            complaints = self._dropped_names.setdefault(stamp.name, ThrottledLogger(_log))
             complaints.warn("%s", self.error)
 
     def _run(self) -> None:
@@ -196,11 +196,11 @@ class MediaWorker:
                 self.delivered += taken.media
             self._current = 0  # not before: who drains wants it in the collector's queue
 
-    def _encode(self, stamp: Stamp, taken: Taken) -> list[Medium]:
+    def _encode(self, stamp: LogContext, taken: EncodeJob) -> list[Medium]:
         """The records of a job; none of them, and a count, if one cannot be had."""
         while True:
             try:
-                found = taken.encode(Work(stamp, self._writer, self._told))
+                found = taken.encode(EncodeContext(stamp, self._writer, self._told))
                 return found if isinstance(found, list) else [found]
             except BaseException as error:  # an encoder may do anything
                 if getattr(error, "errno", None) in _FULL and not self._given_up:

@@ -7,7 +7,7 @@ cost as much again:
     if len(queue.calls) > queue.alarm[0]: queue.crowded()
 
 Appending to a deque is atomic, and nothing is locked, so a signal handler or a garbage collection
-may log at any point. The collector is not signalled per call: `alarm` is the length at which it
+may log at any point. The collector is not signalled per call: `high_water_mark` is the length at which it
 wants to hear of the next one. That is 0 while it sleeps for want of calls, the batch size while it
 waits for a batch, and the queue's bound while it works. It is a list of one number, a new list for
 each rest of the collector: a producer that was held up while it marked an old alarm as gone off
@@ -26,9 +26,9 @@ import time
 from collections import deque
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from metricbus._common.media_base import Encoder, Stamp, Taken
+from metricbus._common.media_base import EncodeJob, Encoder, LogContext
 from metricbus._common.records import Call
-from metricbus._common.wakeup import Bell, Done
+from metricbus._common.wakeup import Event, Wakeup
 from metricbus.errors import ClosedError
 
 _log = logging.getLogger("metricbus.queue")
@@ -70,7 +70,7 @@ class Control:
     values = 0
 
     def __init__(self) -> None:
-        self.done = Done()
+        self.done = Event()
 
 
 class CallQueue:
@@ -78,7 +78,7 @@ class CallQueue:
 
     def __init__(self, bounds: Bounds, *, strict: bool = False) -> None:
         self.calls: deque[Call | Control] = deque()
-        self.alarm = [0]
+        self.high_water_mark = [0]
         self.nbytes = 0
         self.dropped = 0  # met a full queue
         self.dropped_late = 0  # met a closed one
@@ -89,32 +89,32 @@ class CallQueue:
         self._closed = False
         self._gave_up = False  # the `block` policy has waited in vain; no second wait until empty
         self._hurry = False
-        self._bell = Bell()
+        self._bell = Wakeup()
         self._collector = 0  # its thread
 
     def put(self, call: Call | Control) -> None:
         """Appends; what `MetricBus.log` does in place, for everybody else."""
         self.calls.append(call)
-        if len(self.calls) > self.alarm[0]:
-            self.crowded()
+        if len(self.calls) > self.high_water_mark[0]:
+            self.on_high_water()
 
     def put_row(self, call: Call, values: int) -> None:
         """Appends a mapping's call, counting its bytes."""
         nbytes = values * BYTES_A_VALUE
         self.nbytes += nbytes
         self.calls.append(call)
-        if len(self.calls) > self.alarm[0] or self.nbytes > self._alarm_bytes:
-            self.crowded()
+        if len(self.calls) > self.high_water_mark[0] or self.nbytes > self._alarm_bytes:
+            self.on_high_water()
 
-    def put_control(self, control: Control, *, hurry: bool = True) -> None:
+    def put_control(self, control: Control, *, request_flush: bool = True) -> None:
         """Appends past every bound; wakes the collector at once, or when it next works."""
         self.calls.append(control)
         if self._closed:  # nobody takes it any more, and there is nothing to wait for
             self._take_back(control)
-        if hurry:
-            self.hurry()
-        elif len(self.calls) > self.alarm[0]:
-            self.crowded()
+        if request_flush:
+            self.request_flush()
+        elif len(self.calls) > self.high_water_mark[0]:
+            self.on_high_water()
 
     def _take_back(self, control: Control) -> None:
         """Out of a closed queue, unless the collector was faster, and will obey."""
@@ -125,37 +125,39 @@ class CallQueue:
         self.dropped_late += control.values
         control.done.set()
 
-    def put_medium(self, stamp: Stamp, taken: Taken) -> None:
+    def put_medium(self, stamp: LogContext, taken: EncodeJob) -> None:
         """Hands a medium to the worker that encodes it; `ClosedError` as for values."""
         assert self.media is not None
         self.media.put(stamp, taken)
         if self._closed and self._strict:
             raise ClosedError("the bus is closed; log before close(), or make a new MetricBus")
 
-    def hurry(self) -> None:
+    def request_flush(self) -> None:
         """Makes the collector work now instead of waiting for more."""
         self._hurry = True
         self._bell.ring()
 
-    def crowded(self) -> None:
-        """The queue is longer than `alarm`: wake the collector, and hold the bound.
+    def on_high_water(self) -> None:
+        """The queue is longer than `high_water_mark`: wake the collector, and hold the bound.
 
         On a closed queue the new call is dropped; `ClosedError` says so under `strict`.
         """
-        alarm = self.alarm
+        high_water_mark = self.high_water_mark
         if self._closed:
             self._refuse()
             return
         if self._is_over():
             self._overflow()
-        if alarm[0] < self._bounds.calls:
+        if high_water_mark[0] < self._bounds.calls:
             self._bell.ring()
-            alarm[0] = self._bounds.calls  # it has gone off; interrupted before, it does so again
+            high_water_mark[0] = (
+                self._bounds.calls
+            )  # it has gone off; interrupted before, it does so again
 
     def close(self) -> None:
         """From now on nothing gets in. For the collector, which takes what is left afterwards."""
         self._closed = True
-        self.alarm = [-1]
+        self.high_water_mark = [-1]
 
     def waiting(self) -> int:
         """The number of values in the queue now."""
@@ -167,24 +169,24 @@ class CallQueue:
         Without calls it sleeps for `idle_secs`, or for good; the next call wakes it.
         """
         self._collector = threading.get_ident()
-        self.alarm = [0]
+        self.high_water_mark = [0]
         if not self.calls and not self._hurry:
             self._gave_up = False
             self.nbytes = 0
             self._bell.wait(idle_secs)
             if not self.calls:
                 return
-        self.alarm = [min(self._bounds.batch_size, self._bounds.calls)]
-        batch_is_full = len(self.calls) > self.alarm[0] or self.nbytes > self._alarm_bytes
+        self.high_water_mark = [min(self._bounds.batch_size, self._bounds.calls)]
+        batch_is_full = len(self.calls) > self.high_water_mark[0] or self.nbytes > self._alarm_bytes
         if not self._hurry and not batch_is_full:
             self._bell.wait(secs)
         self._hurry = False
-        self.alarm = [self._bounds.calls]
+        self.high_water_mark = [self._bounds.calls]
 
     def pause(self, secs: float) -> None:
         """Waits like `wait`, but only a hurry ends it: for retrying what cannot be written."""
         deadline = time.monotonic() + secs
-        self.alarm = [self._bounds.calls]
+        self.high_water_mark = [self._bounds.calls]
         while not self._hurry and (left := deadline - time.monotonic()) > 0:
             self._bell.wait(left)
         self._hurry = False
@@ -251,8 +253,8 @@ class CallQueue:
             dropped, nbytes = values_in(call), _nbytes_of(call)
             self.dropped += dropped
             self.nbytes -= nbytes
-        give_back = self.calls.extendleft if oldest_first else self.calls.extend
-        give_back(reversed(spared))
+        restore_partials = self.calls.extendleft if oldest_first else self.calls.extend
+        restore_partials(reversed(spared))
         if self._closed:
             for control in spared:
                 self._take_back(control)

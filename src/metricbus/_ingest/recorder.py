@@ -15,7 +15,7 @@ from typing import Any, overload
 
 from metricbus._common.clock import Clock, check_step
 from metricbus._common.device_values import defer, is_deferred
-from metricbus._common.media_base import Kind, Stamp, Taken
+from metricbus._common.media_base import EncodeJob, LogContext, MediaValue
 from metricbus._common.validation import (
     INT_MAX,
     INT_MIN,
@@ -26,7 +26,7 @@ from metricbus._common.validation import (
     to_number,
 )
 from metricbus._ingest.queue import CallQueue, Deferred
-from metricbus._ingest.torchmetrics_values import MetricObjects
+from metricbus._ingest.torchmetrics_values import TorchmetricsValues
 from metricbus.errors import ClosedError
 
 _MISSING: Any = object()
@@ -40,7 +40,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._clock = Clock()
-        self._metrics = MetricObjects()
+        self._metrics = TorchmetricsValues()
         self._known: set[str] = set()  # the names that were checked
         self._newest: dict[str, Any] = {}  # the last values by name
 
@@ -108,8 +108,8 @@ class Recorder:
         queue = self._queue
         calls = queue.calls
         calls.append((name, value, step, clock.epoch, time_ns()))
-        if len(calls) > queue.alarm[0]:
-            queue.crowded()
+        if len(calls) > queue.high_water_mark[0]:
+            queue.on_high_water()
 
     def _log_numbers(
         self,
@@ -152,7 +152,10 @@ class Recorder:
     ) -> None:
         """Whatever else there is: another type of number, a medium, a mapping of all that."""
         is_one_number = type(value) is int or not (
-            value is _MISSING or isinstance(value, Kind) or is_deferred(value) or is_metric(value)
+            value is _MISSING
+            or isinstance(value, MediaValue)
+            or is_deferred(value)
+            or is_metric(value)
         )
         if is_one_number and type(what) is str and weight is None:
             self._log_number(what, value, step, epoch)
@@ -189,12 +192,12 @@ class Recorder:
         epoch = None if epoch is None else check_step(epoch, "epoch")
         step = None if step is None else check_step(step)
         row: dict[str, Any] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
-        taken: dict[str, Taken] = {}
+        taken: dict[str, EncodeJob] = {}
         metrics: dict[str, Any] = {}
-        is_late = False
+        has_device_values = False
         row = flatten(row)
         if not _NUMBERS.issuperset(map(type, row.values())):
-            row, taken, metrics, is_late = self._apart(row)
+            row, taken, metrics, has_device_values = self._apart(row)
         if not row and not taken and not metrics:
             return
         clock = self._clock
@@ -204,14 +207,14 @@ class Recorder:
         if row:
             self._newest.update(row)
             call = (row, share, step, epoch, now)
-            self._queue.put_row(Deferred(*call) if is_late else call, len(row))
+            self._queue.put_row(Deferred(*call) if has_device_values else call, len(row))
         for name, metric in metrics.items():
             self._metrics.remember(name, metric, step, epoch)
         closed: ClosedError | None = None
         for name, medium in taken.items():
             medium.commit()
             try:
-                self._queue.put_medium(Stamp(name, step, epoch, now), medium)
+                self._queue.put_medium(LogContext(name, step, epoch, now), medium)
             except ClosedError as error:  # all of them are to be counted
                 closed = error
         if closed is not None:
@@ -219,13 +222,13 @@ class Recorder:
 
     def _apart(
         self, flat: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Taken], dict[str, Any], bool]:
+    ) -> tuple[dict[str, Any], dict[str, EncodeJob], dict[str, Any], bool]:
         """The numbers; what is taken of the media, nothing of those that have nothing new; metrics.
 
         And whether some of the numbers are still to come over from a device.
         """
         row: dict[str, Any] = {}
-        taken: dict[str, Taken] = {}
+        taken: dict[str, EncodeJob] = {}
         metrics: dict[str, Any] = {}
         on_devices: dict[str, Any] = {}
         run = self._run_id()
@@ -233,11 +236,11 @@ class Recorder:
             for name, value in flat.items():
                 if is_metric(value):
                     metrics[name] = value
-                elif not isinstance(value, Kind):
+                elif not isinstance(value, MediaValue):
                     row[name] = value
                     if is_deferred(value):
                         on_devices[name] = value
-                elif (found := value._take_for(run, name)) is not None:
+                elif (found := value._capture_for_run(run, name)) is not None:
                     taken[name] = found
             if on_devices:
                 row |= defer(on_devices)
@@ -276,7 +279,7 @@ class Recorder:
             type(self).log(self, *args, **kwargs)
             if self._clock.step >= flushed_at + steps:
                 flushed_at = self._clock.step
-                self._queue.hurry()
+                self._queue.request_flush()
 
         self.__dict__["log"] = log
 

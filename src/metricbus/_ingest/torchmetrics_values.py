@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 from metricbus._common.device_values import spread
-from metricbus._common.throttled_log import Complaints
+from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.validation import check_name, to_number
 
 Metric: TypeAlias = Any
@@ -43,7 +43,7 @@ class _Remembered(NamedTuple):
     epoch: int
 
 
-class MetricObjects:
+class TorchmetricsValues:
     """The metrics that were logged and are still to be computed.
 
     `remember` is called by whoever logs, on any thread, and neither waits nor computes.
@@ -52,7 +52,7 @@ class MetricObjects:
     def __init__(self) -> None:
         self._remembered: dict[tuple[str, int], _Remembered] = {}
         self.were_logged = False  # whether any ever was
-        self._complaints: dict[str, Complaints] = {}
+        self._complaints: dict[str, ThrottledLogger] = {}
 
     def remember(self, name: str, metric: Metric, step: int, epoch: int) -> None:
         """Has `metric` computed later, as it is then; logged again, it stands where it was last.
@@ -133,7 +133,7 @@ class MetricObjects:
             self._warn(name, f"it cannot be reset: {type(error).__name__}: {error}")
 
     def _warn(self, name: str, what: str) -> None:
-        self._complaints.setdefault(name, Complaints(_log)).warn("metric %r: %s", name, what)
+        self._complaints.setdefault(name, ThrottledLogger(_log)).warn("metric %r: %s", name, what)
 
 
 def _parts(metric: Metric) -> list[Metric]:

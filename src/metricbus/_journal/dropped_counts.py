@@ -9,7 +9,7 @@ import msgspec
 from metricbus._common.records import Dropped, Drops, End, Record
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class DroppedCounts(msgspec.Struct, frozen=True, kw_only=True):
     """The values that are in no file, by why; at least these, unless `is_final`.
 
     It is final when every segment's writer has ended it and said so: not while the run is live, nor
@@ -44,10 +44,10 @@ class SegmentDrops:
             self.newest, self.is_final = record.dropped, True
 
 
-def in_all(segments: Iterable[SegmentDrops]) -> Told:
+def total_dropped(segments: Iterable[SegmentDrops]) -> DroppedCounts:
     """What all segments of a run tell together."""
     segments = list(segments)
-    return Told(
+    return DroppedCounts(
         queue=sum(one.newest.queue for one in segments),
         media=sum(one.newest.media for one in segments),
         unwritable=sum(one.newest.unwritable for one in segments),

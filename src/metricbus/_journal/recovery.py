@@ -66,7 +66,7 @@ def _ending_of(path: Path) -> Ending | None:
     )
 
 
-def bury(folder: RunFolder) -> Run:
+def mark_dead_run(folder: RunFolder) -> Run:
     """The run; if its process has died, marked as its segment says or else as killed."""
     run = folder.load()
     if run.status != "running" or run.process.is_alive():
@@ -80,7 +80,7 @@ def bury(folder: RunFolder) -> Run:
     return dead
 
 
-def left_open(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
+def partial_rows(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
     """What the reductions held that were open when their segments broke off: partial rows, each
     with its segment. A name that came again after it was written down was emitted since, and is
     left out.

@@ -36,7 +36,7 @@ from metricbus._common.records import (
     decode,
     encode,
 )
-from metricbus._common.throttled_log import Complaints
+from metricbus._common.throttled_log import ThrottledLogger
 from metricbus.errors import JournalError
 
 _log = logging.getLogger("metricbus.journal")
@@ -124,7 +124,7 @@ class SegmentWriter:
         self._file, self.segment = _create_segment(folder)
         self.lines = 0
         self._fsync = fsync
-        self._complaints = Complaints(_log)
+        self._complaints = ThrottledLogger(_log)
         writer = this_process()
         header = Header(
             format=FORMAT_VERSION,

@@ -1,6 +1,6 @@
 """What `log()` takes beside numbers: one neutral type for each kind of medium."""
 
-from metricbus._common.media_base import Kind
+from metricbus._common.media_base import MediaValue
 from metricbus._common.media_records import Box
 from metricbus.media.audio import Audio
 from metricbus.media.chart import Chart

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from metricbus._common.media_base import Kind, Taken, Work, as_path, check_format, check_text
+from metricbus._common.media_base import (
+    EncodeContext,
+    EncodeJob,
+    MediaValue,
+    as_path,
+    check_format,
+    check_text,
+)
 from metricbus._common.media_records import AudioRecord
 from metricbus.media.arrays import Array, snapshot, told, view_of
 
@@ -21,7 +28,7 @@ _LOUDEST = 32_767
 _ACCEPTED = "samples as int16, or as floats from -1 to 1, with one axis or (time, channels); a path"
 
 
-class Audio(Kind):
+class Audio(MediaValue):
     """A sound: samples and their rate, or the path of a file.
 
     Samples have one axis, or time and channels; the longer axis is the time. They are int16, or
@@ -35,13 +42,13 @@ class Audio(Kind):
         self._rate = sample_rate
         self._caption = caption
 
-    def _take(self, name: str) -> Taken:
+    def _capture(self, name: str) -> EncodeJob:
         """Checks and copies the samples."""
         check_text(name, "caption=", self._caption)
         path = as_path(self._data)
         if path is not None:
             check_format(name, path, "sound", _FORMATS)
-            return Taken(0, partial(_copy, path, self._caption))
+            return EncodeJob(0, partial(_copy, path, self._caption))
         if isinstance(self._rate, bool) or not isinstance(self._rate, int | np.integer):
             raise TypeError(
                 f"metric {name!r}: sample_rate= is a whole number of samples a second, "
@@ -66,10 +73,10 @@ class Audio(Kind):
                 "are taken"
             )
         copy = snapshot(view)
-        return Taken(copy.nbytes, partial(_encode, copy, int(self._rate), self._caption))
+        return EncodeJob(copy.nbytes, partial(_encode, copy, int(self._rate), self._caption))
 
 
-def _encode(samples: Array, rate: int, caption: str, work: Work) -> AudioRecord:
+def _encode(samples: Array, rate: int, caption: str, work: EncodeContext) -> AudioRecord:
     if samples.dtype != np.int16:
         with np.errstate(over="ignore"):  # infinities are clipped like what is too loud
             samples = samples.astype(np.float32)
@@ -92,7 +99,7 @@ def _encode(samples: Array, rate: int, caption: str, work: Work) -> AudioRecord:
     )
 
 
-def _as_pcm(samples: Array, work: Work) -> Array:
+def _as_pcm(samples: Array, work: EncodeContext) -> Array:
     if np.isnan(samples).any():
         work.tell("NaN samples are silent")
         samples = np.nan_to_num(samples, nan=0.0, posinf=np.inf, neginf=-np.inf)
@@ -103,7 +110,7 @@ def _as_pcm(samples: Array, work: Work) -> Array:
     return pcm
 
 
-def _copy(path: Path, caption: str, work: Work) -> AudioRecord:
+def _copy(path: Path, caption: str, work: EncodeContext) -> AudioRecord:
     file = work.copy("audio", path)
     rate = channels = frames = 0
     if path.suffix.lower() == ".wav":

@@ -8,7 +8,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from metricbus._common.media_base import Kind, Taken, Work, check_package, check_text
+from metricbus._common.media_base import (
+    EncodeContext,
+    EncodeJob,
+    MediaValue,
+    check_package,
+    check_text,
+)
 from metricbus._common.media_records import ChartRecord, encode_rows
 from metricbus.media.arrays import is_tensor, told, view_of
 from metricbus.media.table import Table, check_columns, finish_rows, take_rows
@@ -17,7 +23,7 @@ ChartKind = Literal["line", "scatter", "bar", "histogram", "confusion"]
 _MOST_CLASSES = 200
 
 
-class Chart(Kind):
+class Chart(MediaValue):
     """A chart of a table's columns: `Chart(table, kind="line", x="epoch", y=["train", "val"])`.
 
     `table` is a `Table` or what makes one. `kind` is `line`, `scatter`, `bar`, `histogram` (of `x`
@@ -52,7 +58,7 @@ class Chart(Kind):
             raise TypeError(f"y= is a column's name, or a list of them, not {y!r:.80}")
         self._title = title
 
-    def _take(self, name: str) -> Taken:
+    def _capture(self, name: str) -> EncodeJob:
         """Checks and copies the columns."""
         check_package(name, "matplotlib")
         if self._kind not in get_args(ChartKind):
@@ -66,7 +72,7 @@ class Chart(Kind):
         if not rows:
             raise ValueError(f"metric {name!r}: a chart of a table without rows shows nothing")
         x, y = self._check_axes(name, columns, rows)
-        return Taken(
+        return EncodeJob(
             nbytes,
             partial(_encode, plot=(self._kind, x, y, self._title), columns=columns, rows=rows),
         )
@@ -141,7 +147,7 @@ def _is_numeric(rows: list[list[Any]], at: int) -> bool:
 
 
 def _encode(
-    work: Work,
+    work: EncodeContext,
     *,
     plot: tuple[ChartKind, str, list[str], str],
     columns: list[str],

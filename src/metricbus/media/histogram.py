@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from metricbus._common.device_values import ACCELERATORS
-from metricbus._common.media_base import Kind, Taken, Work
+from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
 from metricbus._common.media_records import HistogramRecord
 from metricbus.media.arrays import Array, is_tensor, snapshot, told, view_of
 from metricbus.media.histogram_batch_device import apart_from
@@ -28,7 +28,7 @@ from metricbus.media.histogram_bins import (
 _MOST_VALUES = 2.0**63
 
 
-class Histogram(Kind):
+class Histogram(MediaValue):
     """How the values of an array or a tensor, of any shape and real type, are spread.
 
     `bins` bins of equal width from the smallest to the largest finite value, with count, extremes,
@@ -51,10 +51,10 @@ class Histogram(Kind):
         self._counts = counts
         self._edges = edges
 
-    def _take(self, name: str) -> Taken:
+    def _capture(self, name: str) -> EncodeJob:
         """Checks and copies the values."""
         if self._values is None:
-            return Taken(0, partial(_record, self._check_counted(name)))
+            return EncodeJob(0, partial(_record, self._check_counted(name)))
         check_bins(name, self._bins, "; of counts and edges, write Histogram(counts=, edges=)")
         values = self._values
         if is_tensor(values) and _can_bin(values):
@@ -62,14 +62,14 @@ class Histogram(Kind):
             nbytes = copied.numel() * copied.element_size()
             accelerator = ACCELERATORS.get(values.device.type)
             stream = accelerator.stream(values.device) if accelerator else None
-            return Taken(nbytes, partial(_from_device, copied, self._bins, stream))
+            return EncodeJob(nbytes, partial(_from_device, copied, self._bins, stream))
         if is_tensor(values) and _is_to_be_counted_here(values):
-            return Taken(0, partial(_record, bin_values(values.detach(), self._bins)))
+            return EncodeJob(0, partial(_record, bin_values(values.detach(), self._bins)))
         view = view_of(name, values, ACCEPTED)
         if view.nbytes > COPIED_BYTES:
-            return Taken(0, partial(_record, bin_values(view, self._bins)))
+            return EncodeJob(0, partial(_record, bin_values(view, self._bins)))
         copy = snapshot(view)
-        return Taken(copy.nbytes, partial(_from_values, copy, self._bins))
+        return EncodeJob(copy.nbytes, partial(_from_values, copy, self._bins))
 
     def _check_counted(self, name: str) -> Binned:
         counts = view_of(name, self._counts, "counts= as a list of whole numbers")
@@ -114,14 +114,14 @@ def _is_to_be_counted_here(tensor: Any) -> bool:
     return is_plain and not tensor.is_complex() and is_large
 
 
-def _from_values(values: Array, bins: int, work: Work) -> HistogramRecord:
+def _from_values(values: Array, bins: int, work: EncodeContext) -> HistogramRecord:
     return _record(bin_values(values, bins), work)
 
 
-def _from_device(tensor: Any, bins: int, stream: Any, work: Work) -> HistogramRecord:
+def _from_device(tensor: Any, bins: int, stream: Any, work: EncodeContext) -> HistogramRecord:
     with apart_from(stream, tensor.device):
         return _record(bin_on_device(tensor, bins), work)
 
 
-def _record(found: Binned, work: Work) -> HistogramRecord:
+def _record(found: Binned, work: EncodeContext) -> HistogramRecord:
     return work.record(HistogramRecord, **msgspec.structs.asdict(found))

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from metricbus._common.device_values import ACCELERATORS
-from metricbus._common.media_base import Kind, Taken, Work
+from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
 from metricbus._common.media_records import HistogramRecord
 from metricbus._common.records import Medium
 from metricbus._common.validation import check_name
@@ -27,7 +27,7 @@ _IN_NUMPY = frozenset(
 Tensor: TypeAlias = Any
 
 
-class Histograms(Kind):
+class Histograms(MediaValue):
     """A histogram of each of several arrays or tensors, all of them taken and counted together.
 
     bus.log("gradients", Histograms({"fc1.weight": g1, "fc1.bias": g2}))
@@ -51,7 +51,7 @@ class Histograms(Kind):
         self._tensors = tensors
         self._bins = bins
 
-    def _take(self, name: str) -> Taken | None:
+    def _capture(self, name: str) -> EncodeJob | None:
         """Checks and copies the values."""
         check_bins(name, self._bins)
         names = _names(name, tuple(self._tensors))
@@ -61,7 +61,7 @@ class Histograms(Kind):
         is_large = sum(map(_nbytes, groups)) > COPIED_BYTES
         batches = [_taken(group, names, self._bins, is_large=is_large) for group in groups]
         nbytes = sum(batch.nbytes for batch in batches)
-        return Taken(nbytes, partial(_encode, names, batches), media=len(names))
+        return EncodeJob(nbytes, partial(_encode, names, batches), media=len(names))
 
 
 class _Group(NamedTuple):
@@ -204,7 +204,7 @@ def _count_on_device(flat: Tensor, sizes: list[int], bins: int, stream: Any) -> 
     return counting.wait()
 
 
-def _encode(names: Sequence[str], batches: Sequence[_Batch], work: Work) -> list[Medium]:
+def _encode(names: Sequence[str], batches: Sequence[_Batch], work: EncodeContext) -> list[Medium]:
     found = {
         place: one
         for batch in batches

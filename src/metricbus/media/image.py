@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricbus._common.media_base import Kind, Taken, as_path, check_file, check_package, check_text
+from metricbus._common.media_base import (
+    EncodeJob,
+    MediaValue,
+    as_path,
+    check_file,
+    check_package,
+    check_text,
+)
 from metricbus._common.media_records import Box
 from metricbus.media.annotations import GivenMarks
 from metricbus.media.arrays import (
@@ -34,7 +41,7 @@ _ACCEPTED = (
 )
 
 
-class Image(Kind):
+class Image(MediaValue):
     """A picture: an array or tensor, a PIL image, a path, a matplotlib figure; or a list of these.
 
     Arrays have height and width, and 1, 3 or 4 channels last or first: with three axes, the one of
@@ -76,7 +83,7 @@ class Image(Kind):
         self._columns = columns
         self._close = close
 
-    def _take(self, name: str) -> Taken:
+    def _capture(self, name: str) -> EncodeJob:
         """Checks and copies the pixels."""
         sources, is_grid = self._sources(name)
         if self._marks.are_some(name) and is_grid:
@@ -85,7 +92,7 @@ class Image(Kind):
         nbytes = sum(map(nbytes_of, sources)) + sum(mask.nbytes for mask in marks.masks.values())
         columns = self._check_columns(name, len(sources)) if is_grid else 0
         encoded = partial(encode, sources, columns, self.caption, marks)
-        return Taken(nbytes, encoded, self._close_figures)
+        return EncodeJob(nbytes, encoded, self._close_figures)
 
     def _take_cell(self, name: str) -> tuple[int, Any]:
         """The same for a picture in a table: about how many bytes, and what makes the cell."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 import numpy as np
 
-from metricbus._common.media_base import Work
+from metricbus._common.media_base import EncodeContext
 from metricbus._common.media_records import Box, FileRef, ImageRecord, Picture
 from metricbus.media.annotations import Marks
 from metricbus.media.arrays import MOST_PIXELS, Array, as_bytes
@@ -56,7 +56,7 @@ def check_size(name: str, size: tuple[int, int]) -> None:
 
 
 def encode(
-    sources: Sequence[Source], columns: int, caption: str, marks: Marks, work: Work
+    sources: Sequence[Source], columns: int, caption: str, marks: Marks, work: EncodeContext
 ) -> ImageRecord:
     """One picture, or a grid if there are `columns`, with what is to be seen on it."""
     picture = _picture(sources, columns, work)
@@ -87,7 +87,9 @@ def encode(
     )
 
 
-def encode_cell(sources: Sequence[Source], columns: int, caption: str, work: Work) -> Picture:
+def encode_cell(
+    sources: Sequence[Source], columns: int, caption: str, work: EncodeContext
+) -> Picture:
     """The same as a table's cell."""
     picture = _picture(sources, columns, work)
     file = work.save("tables", ".png", png_of(picture))
@@ -101,12 +103,12 @@ def png_of(picture: Pil) -> bytes:
     return content.getvalue()
 
 
-def _picture(sources: Sequence[Source], columns: int, work: Work) -> Pil:
+def _picture(sources: Sequence[Source], columns: int, work: EncodeContext) -> Pil:
     pictures = [_load(source, work) for source in sources]
     return _grid(pictures, columns) if columns else pictures[0]
 
 
-def _load(source: Source, work: Work) -> Pil:
+def _load(source: Source, work: EncodeContext) -> Pil:
     import PIL.Image
 
     if isinstance(source, np.ndarray):
@@ -133,7 +135,7 @@ def _load(source: Source, work: Work) -> Pil:
     return converted
 
 
-def _open(path: Path, work: Work) -> Pil:
+def _open(path: Path, work: EncodeContext) -> Pil:
     """The picture in a file; `ValueError` whatever is wrong with it: to try again is no use."""
     import PIL.Image
 
@@ -176,7 +178,7 @@ def _grid(pictures: Sequence[Pil], columns: int) -> Pil:
     return grid
 
 
-def _save_mask(key: str, mask: Array, work: Work) -> FileRef:
+def _save_mask(key: str, mask: Array, work: EncodeContext) -> FileRef:
     import PIL.Image
 
     if mask.min() < 0 or mask.max() > _LARGEST_CLASS:

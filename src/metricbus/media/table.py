@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metricbus._common.media_base import Kind, Taken, Work, about, check_text
+from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue, about, check_text
 from metricbus._common.media_records import Cell, TableRecord, encode_rows
 from metricbus._common.validation import to_number
 from metricbus.errors import MetricBusError
@@ -42,7 +42,7 @@ class _Logged(NamedTuple):
     rows: int
 
 
-class Table(Kind):
+class Table(MediaValue):
     """Rows with named columns: `Table(columns=["id", "guess"], rows=[[7, 1], [9, 4]])`.
 
     Instead of columns and rows it takes a dict of columns, a list of dicts, a pandas or polars
@@ -79,11 +79,11 @@ class Table(Kind):
                     _check_cell("", number, column, cell)
         self._rows.extend(rows)
 
-    def _take(self, name: str) -> Taken | None:
+    def _capture(self, name: str) -> EncodeJob | None:
         """Checks and copies the rows that are new under this name."""
-        return self._take_for("", name)
+        return self._capture_for_run("", name)
 
-    def _take_for(self, run: str, name: str) -> Taken | None:
+    def _capture_for_run(self, run: str, name: str) -> EncodeJob | None:
         """Checks and copies the rows that are new in this run under this name."""
         columns = check_columns(name, self._columns)
         key = run, os.getpid(), name  # a forked child's table goes its own way
@@ -96,7 +96,7 @@ class Table(Kind):
             nbytes, cells = take_rows(name, columns, rows, first)
             claimed = self._logged[key] = _Logged(table, part + 1, first + len(rows))
         encode = partial(_encode, table=table, part=part, first=first, columns=columns, rows=cells)
-        return Taken(nbytes, encode, undo=partial(self._give_back, key, claimed, before))
+        return EncodeJob(nbytes, encode, undo=partial(self._give_back, key, claimed, before))
 
     def _give_back(self, key: tuple[str, int, str], claimed: _Logged, before: _Logged) -> None:
         with _claims:
@@ -136,13 +136,19 @@ def take_rows(
     return nbytes, taken
 
 
-def finish_rows(rows: Sequence[Sequence[Any]], work: Work) -> list[list[Cell]]:
+def finish_rows(rows: Sequence[Sequence[Any]], work: EncodeContext) -> list[list[Cell]]:
     """The rows with their pictures encoded."""
     return [[cell(work) if callable(cell) else cell for cell in row] for row in rows]
 
 
 def _encode(
-    work: Work, *, table: str, part: int, first: int, columns: list[str], rows: list[list[Any]]
+    work: EncodeContext,
+    *,
+    table: str,
+    part: int,
+    first: int,
+    columns: list[str],
+    rows: list[list[Any]],
 ) -> TableRecord:
     file = work.save("tables", ".jsonl", encode_rows(finish_rows(rows, work)))
     return work.record(

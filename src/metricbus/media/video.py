@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metricbus._common.media_base import (
-    Kind,
-    Taken,
-    Work,
+    EncodeContext,
+    EncodeJob,
+    MediaValue,
     as_path,
     check_format,
     check_package,
@@ -43,7 +43,7 @@ _LONGEST_TIME = (1 << 16) - 1  # of a frame, in hundredths of a second
 _ACCEPTED = "frames (T, H, W, C) or (T, C, H, W) as uint8 or floats from 0 to 1, or a path"
 
 
-class Video(Kind):
+class Video(MediaValue):
     """A film: frames, or the path of a file.
 
     Frames are (T, H, W), (T, H, W, C) or (T, C, H, W), with the rules of `Image` for each of them.
@@ -57,13 +57,13 @@ class Video(Kind):
         self._fps = fps
         self._caption = caption
 
-    def _take(self, name: str) -> Taken:
+    def _capture(self, name: str) -> EncodeJob:
         """Checks and copies the frames."""
         check_text(name, "caption=", self._caption)
         path = as_path(self._data)
         if path is not None:
             check_format(name, path, "film", _FORMATS)
-            return Taken(0, partial(_copy, path, self._caption))
+            return EncodeJob(0, partial(_copy, path, self._caption))
         check_package(name, "PIL")
         wrong = isinstance(self._fps, bool) or not isinstance(self._fps, int | float | np.number)
         if wrong or not _LEAST_FPS <= self._fps <= _MOST_FPS:
@@ -84,10 +84,10 @@ class Video(Kind):
         check_pixels(name, self._data, view)
         copy = snapshot(view)
         frames = [channels_last(one, layout) for one in copy]
-        return Taken(copy.nbytes, partial(_encode, frames, float(self._fps), self._caption))
+        return EncodeJob(copy.nbytes, partial(_encode, frames, float(self._fps), self._caption))
 
 
-def _encode(frames: list[Array], fps: float, caption: str, work: Work) -> VideoRecord:
+def _encode(frames: list[Array], fps: float, caption: str, work: EncodeContext) -> VideoRecord:
     import PIL.Image
 
     pictures = []
@@ -143,7 +143,7 @@ def _hundredths(frames: int, fps: float) -> list[int]:
     return [max(1, end - start) for start, end in pairwise(ends)]
 
 
-def _copy(path: Path, caption: str, work: Work) -> VideoRecord:
+def _copy(path: Path, caption: str, work: EncodeContext) -> VideoRecord:
     return work.record(
         VideoRecord,
         file=work.copy("videos", path),

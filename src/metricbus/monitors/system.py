@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeAlias
 from metricbus._bus.bus import MetricBus
 from metricbus._bus.hook_arguments import check_bus
 from metricbus._bus.scope import Scope
-from metricbus._common.handle import Handle
-from metricbus._common.wakeup import Done
+from metricbus._common.handle import HookHandle
+from metricbus._common.wakeup import Event
 from metricbus.errors import MissingPackageError
 
 _log = logging.getLogger("metricbus.system")
@@ -29,7 +29,7 @@ Sensor: TypeAlias = Callable[[], Mapping[str, float | None]]
 """Gives numbers by their names; None for what is not known now."""
 
 
-class SystemMonitor(Handle):
+class SystemMonitor(HookHandle):
     """Logs what the machine and this process are doing, every `every_secs` seconds.
 
     with SystemMonitor(bus):
@@ -60,7 +60,7 @@ class SystemMonitor(Handle):
         self._every_secs = every_secs
         self._gpus = gpus
         self._told: set[str] = set()
-        self._stop = Done()
+        self._stop = Event()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="metricbus-system", daemon=True)
         self._thread.start()

@@ -7,8 +7,8 @@ write in the backend: sinks neither merge nor split.
 Progress is saved after each `flush`, together with what `flush` returns. After a crash the sink is
 opened with that state again and is given everything after it once more. What stands in the backend
 beyond the state is the sink's to recognise: a file is cut to the saved length, for one. A sink that
-recognises records by their place among all that it was given says so (`ordered`), and gets them in
-the same order again. A sink whose backend takes its time says how much is safe (`settled`); only
+recognises records by their place among all that it was given says so (`dedup`), and gets them in
+the same order again. A sink whose backend takes its time says how much is safe (`acknowledged`); only
 that is saved.
 
 Failures: raise `Unavailable` (or any `OSError`) when the backend cannot be had right now, and the
@@ -25,7 +25,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeGuard
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 import msgspec
 
@@ -65,13 +65,13 @@ class Sink(ABC):
     * `kinds`: the classes of records that it takes; others never reach it. Left out: scalars.
     * `Options`: a `msgspec.Struct` with the options that the sink's URL may have, with types and
       defaults; they are checked when the bus is made.
-    * `may_share`: whether two sinks of one location can live side by side; files cannot.
-    * `only_one`: why a bus cannot have two of the kind, if it cannot.
-    * `in_process`: whether it only makes sense in the process that trains.
-    * `heavy`: whether it imports or computes so much that it wants a process of its own.
-    * `by_content`: whether it recognises records that come again by what they are, whichever others
-      were left out.
-    * `ordered`: whether it recognises records that come again by their place in the order.
+    * `shareable`: whether two sinks of one location can live side by side; files cannot.
+    * `exclusive_reason`: why a bus cannot have two of the kind, if it cannot.
+    * `training_process_only`: whether it only makes sense in the process that trains.
+    * `prefers_subprocess`: whether it imports or computes so much that it wants a process of its own.
+    * `dedup`: how the sink recognises records that it receives again after a crash. `"content"`: by
+      their content, independently of other records. `"position"`: by their position among all
+      records, so they are repeated in the same order. `"none"`: not at all.
     * `requires`: names of the modules that must be importable; they are looked for, not imported,
       when the bus is made.
     * `install`: the command that installs them, for the error message.
@@ -79,12 +79,11 @@ class Sink(ABC):
 
     kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (Scalars,)
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
-    may_share: ClassVar[bool] = False
-    only_one: ClassVar[str] = ""
-    in_process: ClassVar[bool] = False
-    heavy: ClassVar[bool] = False
-    by_content: ClassVar[bool] = False
-    ordered: ClassVar[bool] = False
+    shareable: ClassVar[bool] = False
+    exclusive_reason: ClassVar[str] = ""
+    training_process_only: ClassVar[bool] = False
+    prefers_subprocess: ClassVar[bool] = False
+    dedup: ClassVar[Literal["none", "content", "position"]] = "none"
     requires: ClassVar[Sequence[str]] = ()
     install: ClassVar[str] = ""
 
@@ -105,14 +104,14 @@ class Sink(ABC):
     def write(self, records: Sequence[Any]) -> None:
         """Takes the records (of its `kinds`), all or none."""
 
-    def pass_over(self, count: int) -> None:
+    def skip_rejected(self, count: int) -> None:
         """So many records, which were rejected, are left out here: for a sink that numbers them."""
 
     def flush(self) -> Mapping[str, Any]:
         """Makes what was written safe, and returns what `open` needs to go on from here (JSON)."""
         return {}
 
-    def settled(self) -> int | None:
+    def acknowledged(self) -> int | None:
         """How many of the records written since `open` outlive this process and the backend's own.
 
         None: all that were flushed. Asked after each flush, and now and then.
@@ -125,7 +124,7 @@ class Sink(ABC):
         What was flushed counts as settled once this has returned.
         """
 
-    def tell_fallback(self, kind: str, instead: str) -> None:
+    def log_fallback(self, kind: str, instead: str) -> None:
         """Says, once for each kind, what the backend gets for lack of something better."""
         if kind not in self._fallbacks:
             self._fallbacks.add(kind)

@@ -18,7 +18,7 @@ from metricbus._bus.bus import MetricBus
 from metricbus._bus.hook_arguments import check_bus
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import LOOP, check_every, check_step, clock_of
-from metricbus._common.handle import Handle
+from metricbus._common.handle import HookHandle
 from metricbus.torch._device_timers import marks_of
 from metricbus.torch._step_timing import TimedStep
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 _NOTHING: Any = object()
 
 
-class StepTimer(Handle):
+class StepTimer(HookHandle):
     """Times the steps of a training loop and what they are made of.
 
     timer = StepTimer(bus)

@@ -15,7 +15,7 @@ from metricbus._bus.bus import MetricBus
 from metricbus._bus.hook_arguments import bus_first
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
-from metricbus._common.handle import Handle
+from metricbus._common.handle import HookHandle
 from metricbus.media.histogram_group import Histograms
 from metricbus.torch._hook_registry import Registration
 from metricbus.torch._modules import checked
@@ -85,7 +85,7 @@ def watch(
         raise ValueError(f"log= is one of {', '.join(map(repr, _CHOICES))}, not {log!r:.60}")
     if not (norms or histograms):
         raise ValueError("watch() has nothing to log; leave norms=True or histograms=True")
-    Histograms({}, bins)._take("watch()")  # which checks the bins
+    Histograms({}, bins)._capture("watch()")  # which checks the bins
     wanted = _Wanted(
         every=check_every(every),
         gradients=log != "parameters",
@@ -117,7 +117,7 @@ class _Wanted(NamedTuple):
         )
 
 
-class ModelWatch(Handle):
+class ModelWatch(HookHandle):
     """What `watch` returns; a context manager."""
 
     def __init__(self, bus: MetricBus | Scope, model: nn.Module, wanted: _Wanted) -> None:

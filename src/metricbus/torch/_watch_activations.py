@@ -21,8 +21,8 @@ from metricbus._bus.hook_arguments import bus_first
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
 from metricbus._common.device_values import spread
-from metricbus._common.handle import Handle
-from metricbus._common.throttled_log import Complaints
+from metricbus._common.handle import HookHandle
+from metricbus._common.throttled_log import ThrottledLogger
 from metricbus.torch._activation_stats import STATS, is_measurable, measured, tensors_in
 from metricbus.torch._hook_registry import Registration
 from metricbus.torch._modules import checked, named_modules
@@ -86,7 +86,7 @@ def watch_activations(
     return ActivationWatch(bus, root, chosen, measure, every, names=names)
 
 
-class ActivationWatch(Handle):
+class ActivationWatch(HookHandle):
     """What `watch_activations` returns; a context manager."""
 
     def __init__(
@@ -108,7 +108,7 @@ class ActivationWatch(Handle):
         self._forwards = 0
         self._found: dict[str, list[Tensor]] = {}  # of this forward, by the metric's name
         self._hooks: list[RemovableHandle] = []  # for this forward
-        self._complaints = Complaints(_log)
+        self._complaints = ThrottledLogger(_log)
         self._hook = root.register_forward_pre_hook(_Hook(self._before))
 
     def _end(self, error: BaseException | None) -> None:

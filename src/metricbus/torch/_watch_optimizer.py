@@ -21,8 +21,8 @@ from metricbus._bus.hook_arguments import bus_first
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import Clock, check_every, clock_of
 from metricbus._common.device_values import Pending, spread
-from metricbus._common.handle import Handle
-from metricbus._common.throttled_log import Complaints
+from metricbus._common.handle import HookHandle
+from metricbus._common.throttled_log import ThrottledLogger
 from metricbus.torch._hook_registry import Registration
 
 _log = logging.getLogger("metricbus.torch")
@@ -74,7 +74,7 @@ def watch_optimizer(
     return OptimizerWatch(bus, optimizer, wanted, every, StepCounter(bus) if advance else None)
 
 
-class OptimizerWatch(Handle):
+class OptimizerWatch(HookHandle):
     """What `watch_optimizer` returns; a context manager."""
 
     def __init__(
@@ -90,7 +90,7 @@ class OptimizerWatch(Handle):
         self._every = every
         self._counter = counter
         self._made = 0
-        self._complaints = Complaints(_log)
+        self._complaints = ThrottledLogger(_log)
         # In a compiled step it is called, rather than traced anew whenever a number has changed.
         hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
         self._hook = optimizer.register_step_post_hook(hook)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metricbus._common.optional_imports import needed
+from metricbus._common.optional_imports import import_optional
 from metricbus._history.plots.downsample import thinned
 from metricbus._history.plots.panels import Floats, Line, Panel, matching, panels_of
 from metricbus._history.plots.text_width import shown
@@ -43,7 +43,7 @@ def draw_on_axes(
     log: bool,
 ) -> Axes:
     """Series of one run in one pair of axes, made by pyplot if there is none: notebooks show it."""
-    needed("matplotlib", "history.plot()", "matplotlib")
+    import_optional("matplotlib", "history.plot()", "matplotlib")
     chosen = matching(history.names(), names)
     panel = panels_of([history], chosen, x=x, smooth=smooth, together=True)[0]
     if ax is None:
@@ -56,7 +56,7 @@ def draw_on_axes(
 
 def figure_of(panels: Sequence[Panel], *, title: str, log: bool = False) -> Figure:
     """A figure that belongs to no window: it needs no display, whatever the settings say."""
-    needed("matplotlib", "plot", "'metricbus[media]'")
+    import_optional("matplotlib", "plot", "'metricbus[media]'")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from metricbus._common.optional_imports import needed
+from metricbus._common.optional_imports import import_optional
 from metricbus._history.plots.downsample import thinned
 from metricbus._history.plots.panels import Floats, Line, Panel
 from metricbus._history.plots.text_width import shown
@@ -22,7 +22,7 @@ def text_of(
     panels: Sequence[Panel], *, width: int, height: int, log: bool = False, colour: bool = False
 ) -> str:
     """The panels below each other, each at most as wide and as high as a screen."""
-    plotext = needed("plotext", "plot --term", "'metricbus[cli]'")
+    plotext = import_optional("plotext", "plot --term", "'metricbus[cli]'")
     height = max(_LOWEST, min(_TALLEST, height - 2))
     drawn = [_drawn(plotext, panel, width, height, log=log) for panel in panels]
     text = "\n".join(drawn)

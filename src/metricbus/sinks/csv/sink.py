@@ -61,7 +61,7 @@ class CsvSink(FileSink):
         self._files = GrowingFiles(self._folder, lengths)
         copies = bool(self.location)
         self._media = CsvMedia(
-            folder, self._folder, self._files, copies=copies, tell=self.tell_fallback
+            folder, self._folder, self._files, copies=copies, tell=self.log_fallback
         )
         try:
             if not self._files.file(_METRICS).length:

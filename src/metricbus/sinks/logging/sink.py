@@ -25,7 +25,7 @@ import msgspec
 from metricbus._common.media_records import MEDIA, MediumRecord
 from metricbus._common.records import Epoch, Rewind, Scalars, Status
 from metricbus._common.tqdm_logging import BesideBars
-from metricbus._common.wakeup import breathe
+from metricbus._common.wakeup import yield_gil
 from metricbus._journal.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.logging.media import MediaLines
@@ -44,8 +44,8 @@ class LoggingSink(Sink):
     """Writes rows and media to the logger `metricbus`, in this process."""
 
     kinds = (Scalars, Epoch, Rewind, *MEDIA)
-    may_share = True
-    in_process = True
+    shareable = True
+    training_process_only = True
     Options = LoggingOptions
     options: LoggingOptions
 
@@ -73,7 +73,7 @@ class LoggingSink(Sink):
         media.reverse()  # made before anything is logged: a file may be missing
         for number, record in enumerate(records):
             if number % _ROWS_A_BREATH == 0 and number:
-                breathe()
+                yield_gil()
             extra: dict[str, Any] = {"step": record.step, "epoch": record.epoch}
             if isinstance(record, MediumRecord):
                 extra["medium"] = record

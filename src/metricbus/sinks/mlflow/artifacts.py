@@ -57,9 +57,9 @@ class Artefact(NamedTuple):
 class Layout:
     """Lays out the media of the run in `folder` as artefacts."""
 
-    def __init__(self, folder: Path, tell_fallback: Callable[[str, str], None]) -> None:
+    def __init__(self, folder: Path, log_fallback: Callable[[str, str], None]) -> None:
         self._media = MediaFolder(folder.absolute())
-        self._tell_fallback = tell_fallback
+        self._tell_fallback = log_fallback
 
     def of(self, record: MediumRecord) -> Iterator[Artefact]:
         """What a record becomes; `MediaError` if one of its files is not what was logged."""

@@ -30,13 +30,13 @@ class Artefacts:
         run_id: str,
         folder: Path,
         timeout_secs: int,
-        tell_fallback: Callable[[str, str], None],
+        log_fallback: Callable[[str, str], None],
     ) -> None:
         self._client = client
         self._run_id = run_id
         self._timeout_secs = timeout_secs
-        self._layout = Layout(folder, tell_fallback)
-        self._tags = MediaTags(client, run_id, tell_fallback)
+        self._layout = Layout(folder, log_fallback)
+        self._tags = MediaTags(client, run_id, log_fallback)
         self._sent: set[str] = set()  # by a call that failed then
 
     def send(self, records: Sequence[MediumRecord]) -> None:

@@ -77,8 +77,8 @@ class MlflowSink(Sink):
     Options = MlflowOptions
     options: MlflowOptions
     kinds = (Scalars, Rewind, *MEDIA)
-    heavy = True
-    by_content = True
+    prefers_subprocess = True
+    dedup = "content"
     requires = ("mlflow",)
     install = "pip install 'metricbus[mlflow]'"
 
@@ -107,7 +107,7 @@ class MlflowSink(Sink):
                     check_is_mlflows(file)
                     self._connect(run, file.parent)
         self._artefacts = Artefacts(
-            self._client, self._run_id, folder, self.options.timeout_secs, self.tell_fallback
+            self._client, self._run_id, folder, self.options.timeout_secs, self.log_fallback
         )
         self._times = Times([(tuple(slot), at) for slot, at in state.get("recent", [])])
 

@@ -28,11 +28,11 @@ class MediaTags:
     """Sets the tags that go with media, each once."""
 
     def __init__(
-        self, client: MlflowClient, run_id: str, tell_fallback: Callable[[str, str], None]
+        self, client: MlflowClient, run_id: str, log_fallback: Callable[[str, str], None]
     ) -> None:
         self._client = client
         self._run_id = run_id
-        self._tell_fallback = tell_fallback
+        self._tell_fallback = log_fallback
         self._tagged: set[str] = set()  # tags that the run has
         self._seen_tables: set[str] = set()  # listed, or known to find no room
 

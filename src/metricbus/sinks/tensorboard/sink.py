@@ -41,8 +41,8 @@ class TensorBoardSink(FileSink):
     """Writes event files; `tensorboard:FOLDER` puts them into `FOLDER/<run's id>`."""
 
     kinds = (Scalars, Rewind, *MEDIA)
-    ordered = True
-    heavy = True
+    dedup = "position"
+    prefers_subprocess = True
     requires = ("tensorboard", "google_crc32c")
     install = "pip install 'metricbus[tensorboard]'"
 
@@ -59,7 +59,7 @@ class TensorBoardSink(FileSink):
         from metricbus.sinks.tensorboard.media import MediaEvents
 
         self._event_of = EventMaker()
-        self._media = MediaEvents(folder, self.tell_fallback)
+        self._media = MediaEvents(folder, self.log_fallback)
         self._folder = self.folder_for(run, folder, "tensorboard")
         self._run = run
         self._counted = dict(state.get("lengths", {}))

@@ -56,7 +56,7 @@ _ODD = re.compile(r"[^\w.+=@ -]+")
 class MediaColumns:
     """Makes columns of media for one run.
 
-    `tell` is the sink's `tell_fallback`.
+    `tell` is the sink's `log_fallback`.
     """
 
     def __init__(

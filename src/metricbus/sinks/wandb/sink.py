@@ -75,11 +75,11 @@ class WandbSink(Sink):
     """Logs to Weights & Biases; `wandb://team/project` says where to."""
 
     kinds = (Scalars, Rewind, *MEDIA)
-    ordered = True
-    heavy = True
+    dedup = "position"
+    prefers_subprocess = True
     Options = WandbOptions
     options: WandbOptions
-    only_one = (
+    exclusive_reason = (
         "W&B takes a run only once in a process; bring it to the second place when the run has "
         "ended: metricbus deliver RUN --sinks wandb:elsewhere"
     )
@@ -129,7 +129,7 @@ class WandbSink(Sink):
             )
             self._process.remember()
             self._run.define_metric("*", step_metric=STEP)
-            self._media = MediaColumns(self._run, MediaFolder(folder), self.tell_fallback)
+            self._media = MediaColumns(self._run, MediaFolder(folder), self.log_fallback)
         self._file: HistoryFile | None = None
         if not self._run.disabled:
             file = Path(self._run.settings.sync_file or "")
@@ -160,7 +160,7 @@ class WandbSink(Sink):
         self._run.log(self._row(record, number), step=number, commit=True)
         self._logged, self._next = number, number + 1
 
-    def pass_over(self, count: int) -> None:
+    def skip_rejected(self, count: int) -> None:
         """A rejected record has a number too: so it is the same when records come again."""
         self._given += count
         self._next = max(self._next, self._base + self._given)
@@ -205,7 +205,7 @@ class WandbSink(Sink):
         """How many rows the run has."""
         return {"rows": self._base + self._given}
 
-    def settled(self) -> int | None:
+    def acknowledged(self) -> int | None:
         """The rows that W&B's file has."""
         if self._file is None:
             return None
