@@ -35,7 +35,7 @@ bench-torch: .venv/installed-bench  ## What watching a network's gradients costs
 	$(BIN)/python -W ignore benchmarks/torch_cost.py
 
 chaos: .venv/installed-dev  ## Kills at random instants: more of them than the tests have.
-	CHAOS_KILLS=1000 CHAOS_KILLS_WITH_ALL=200 $(BIN)/pytest tests/test_chaos.py
+	CHAOS_KILLS=1000 CHAOS_KILLS_WITH_ALL=200 $(BIN)/pytest tests/journal/test_kills.py
 
 pages: .venv/installed-docs  ## The pages that are made from code.
 	$(BIN)/metricbus doctor --markdown > docs/environment.md

@@ -1,10 +1,29 @@
-"""metricbus: log once into a small durable journal, deliver to any backend.
+"""metricbus: a logging facade for machine-learning metrics.
 
-from metricbus import MetricBus
+    from metricbus import MetricBus
 
-with MetricBus(run="digits", sinks="logging,csv,tensorboard") as bus:
-    for step in bus.steps(range(100)):
-        bus.log("train/loss", 1 / (step + 1))
+    with MetricBus(run="digits", sinks="logging,csv,tensorboard") as bus:
+        for step in bus.steps(range(100)):
+            bus.log("train/loss", 1 / (step + 1))
+
+The way of a record:
+
+1. `bus.log()` checks name and value and appends one tuple to a bounded queue
+   (`_bus/bus.py`, `_ingest/recorder.py`, `_ingest/queue.py`).
+2. The collector thread takes calls from the queue, copies device values to the host, applies the
+   reductions of `bus.define()`, and joins neighbouring calls into rows (`_ingest/collector.py`,
+   `_ingest/device_fetch.py`, `_aggregate/aggregator.py`, `_aggregate/row_builder.py`).
+3. It appends the rows to the journal: JSON lines in a segment that no other process writes
+   (`_journal/segment_writer.py`). Images and other media take a side path: a worker encodes them
+   into files first (`media/`, `_ingest/media_worker.py`, `_journal/media_files.py`).
+4. For each sink, a consumer reads the journal in batches from its stored cursor, in a thread or in
+   a delivery process (`_delivery/manager.py`, `_delivery/consumer.py`,
+   `_delivery/batch_reader.py`, `_delivery/cursor.py`).
+5. The sink writes the batch to its backend. After a flush the consumer stores the new cursor
+   (`sinks/base.py`, `sinks/csv/`, `sinks/tensorboard/`, ...).
+
+Reading back starts at the journal as well: `metricbus.read` and the command line
+(`_history/`, `_cli/`).
 """
 
 from importlib import import_module
@@ -13,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metricbus._bus.bus import MetricBus
     from metricbus._bus.default_bus import bus, configure
+    from metricbus._common.distributed import agree
     from metricbus._common.records import Scalars
     from metricbus._delivery.deliver import deliver
     from metricbus._delivery.report import DeliveryError, Report, SinkCounts
@@ -85,6 +105,7 @@ __all__ = [
     "Text",
     "Unavailable",
     "Video",
+    "agree",
     "bus",
     "configure",
     "deliver",
@@ -124,6 +145,7 @@ _FROM = {
     "metricbus._delivery.deliver": ("deliver",),
     "metricbus._bus.bus": ("MetricBus",),
     "metricbus._bus.default_bus": ("bus", "configure"),
+    "metricbus._common.distributed": ("agree",),
     "metricbus._common.records": ("Scalars",),
     "metricbus._delivery.report": ("DeliveryError", "Report", "SinkCounts"),
     "metricbus._journal.run": ("Run",),

@@ -197,7 +197,16 @@ def _as_json(
 ) -> dict[str, Any]:
     run, summary = read.run, read.summary
     about_run = msgspec.structs.asdict(run) | {"status": read.status, "sinks": run.sinks}
-    counts = ("rows", "values", "superseded", "left_open", "last_step", "epochs", "damaged", "torn")
+    counts = (
+        "rows",
+        "values",
+        "superseded",
+        "partial_rows",
+        "last_step",
+        "epochs",
+        "damaged",
+        "torn",
+    )
     return {
         "folder": path_text(read.folder.path),
         "run": about_run,

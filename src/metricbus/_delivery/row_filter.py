@@ -10,7 +10,7 @@ from itertools import product
 import msgspec
 
 from metricbus._common.records import Scalars
-from metricbus.sinks.base import CommonOptions
+from metricbus.sinks.base import SinkOptions
 
 _RANK = re.compile(r"^rank\d+/")
 
@@ -18,7 +18,7 @@ _RANK = re.compile(r"^rank\d+/")
 class RowFilter:
     """Takes names out of rows. `seen` counts the values of each name and can be carried over."""
 
-    def __init__(self, options: CommonOptions, seen: dict[str, int]) -> None:
+    def __init__(self, options: SinkOptions, seen: dict[str, int]) -> None:
         self._options = options
         self._wanted: dict[str, bool] = {}
         self.seen = seen

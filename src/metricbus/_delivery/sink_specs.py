@@ -9,7 +9,7 @@ import msgspec
 
 from metricbus._common.sink_urls import SinkURL, digest, parse_sinks, redact
 from metricbus.errors import ConfigError
-from metricbus.sinks import CommonOptions, Sink, make_sink
+from metricbus.sinks import Sink, SinkOptions, make_sink
 
 OBJECT = "object:"
 """How the canonical name of a user's own sink object begins."""
@@ -29,7 +29,7 @@ class SinkSpec(NamedTuple):
     place: str
     canonical: str
     sink: Sink
-    options: CommonOptions
+    options: SinkOptions
     url: SinkURL | None  # None for an object
 
     @property
@@ -49,7 +49,7 @@ def spec_of(sink: SinkURL | Sink) -> SinkSpec:
         return SinkSpec(name, sink.name, sink.key, place, sink.canonical, made, options, sink)
     name = type(sink).__name__
     key = f"object-{name}"
-    return SinkSpec(name, name, key, key, OBJECT + name, sink, CommonOptions(), None)
+    return SinkSpec(name, name, key, key, OBJECT + name, sink, SinkOptions(), None)
 
 
 def specs_of(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:

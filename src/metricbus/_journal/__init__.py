@@ -1,1 +1,9 @@
-"""_journal"""
+"""The run folder and its journal: the durable, append-only record of everything that was logged.
+
+In: records, from the collector (`_ingest/collector.py`) and the importers.
+Out: JSON lines in `journal/<segment>.jsonl`, files in `media/`, the identity of the run in
+`run.json`; and readers for them.
+Promises: a segment has exactly one writer; an append is written whole or not at all; no process
+changes another one's file; a torn last line is skipped.
+May not touch: the bus, the queue, sinks.
+"""

@@ -1,7 +1,28 @@
-"""What `log()` takes beside numbers: one neutral type for each kind of medium."""
+"""Everything that `log()` accepts besides numbers, and the records that sinks receive for it.
+
+In: an object such as `Image(pixels)`, given to `log()`. `MediaValue._capture` checks it on the
+caller's thread and makes one copy.
+Out: an `EncodeJob`, which the media worker (`_ingest/media_worker.py`) runs in the background. It
+writes the files into the run's `media/` folder and returns a record, such as `ImageRecord`.
+Promises: encoding happens once, whatever the number of sinks; the caller's data may change after
+`log()` returns.
+May not touch: the bus, the queue, the journal's segments, any sink.
+"""
 
 from metricbus._common.media_base import MediaValue
-from metricbus._common.media_records import Box
+from metricbus._common.media_records import (
+    AudioRecord,
+    Box,
+    ChartRecord,
+    FileRecord,
+    FileRef,
+    HistogramRecord,
+    ImageRecord,
+    MediumRecord,
+    TableRecord,
+    TextRecord,
+    VideoRecord,
+)
 from metricbus.media.audio import Audio
 from metricbus.media.chart import Chart
 from metricbus.media.file import File
@@ -14,14 +35,24 @@ from metricbus.media.video import Video
 
 __all__ = [
     "Audio",
+    "AudioRecord",
     "Box",
     "Chart",
+    "ChartRecord",
     "File",
+    "FileRecord",
+    "FileRef",
     "Histogram",
+    "HistogramRecord",
     "Histograms",
     "Image",
-    "Kind",
+    "ImageRecord",
+    "MediaValue",
+    "MediumRecord",
     "Table",
+    "TableRecord",
     "Text",
+    "TextRecord",
     "Video",
+    "VideoRecord",
 ]

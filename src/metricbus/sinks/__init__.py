@@ -1,6 +1,13 @@
-"""The registry: sink names to sink classes, by table for ours and by entry point for yours.
+"""The sink contract, the registry of sink names, and one package for each backend.
 
-A package adds a sink with one entry point:
+In: batches of records (`Scalars`, `Rewind`, and the media records of `metricbus.media`), from the
+consumer in `_delivery/consumer.py`.
+Out: the backend's own files or requests, and a small state that the consumer stores after each
+flush and passes to `Sink.open` after a restart.
+Promises: what `Sink` documents in `sinks/base.py`; records are never changed, merged or split.
+May not touch: the bus, the queue, the journal's segments, other sinks.
+
+A package can register a sink of its own with an entry point:
 
     [project.entry-points."metricbus.sinks"]
     mysink = "my_package:MySink"
@@ -14,15 +21,29 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import msgspec
 
+from metricbus._common.records import Rewind, Scalars
 from metricbus._common.settings import in_words
 from metricbus._common.sink_urls import SinkURL, redact
+from metricbus._journal.media_files import MediaFolder
+from metricbus._journal.run import Run
 from metricbus.errors import ConfigError, MissingPackageError
-from metricbus.sinks.base import CommonOptions, Sink
+from metricbus.sinks.base import FileSink, Sink, SinkOptions
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["CommonOptions", "Sink", "find_sink", "make_sink", "sink_names"]
+__all__ = [
+    "FileSink",
+    "MediaFolder",
+    "Rewind",
+    "Run",
+    "Scalars",
+    "Sink",
+    "SinkOptions",
+    "find_sink",
+    "make_sink",
+    "sink_names",
+]
 
 _OURS = {
     "csv": "metricbus.sinks.csv.sink:CsvSink",
@@ -54,12 +75,12 @@ def find_sink(name: str) -> type[Sink]:
     return cls
 
 
-def make_sink(url: SinkURL) -> tuple[Sink, CommonOptions]:
+def make_sink(url: SinkURL) -> tuple[Sink, SinkOptions]:
     """The sink that a URL stands for, not opened, and how it is to be fed; all options checked."""
     cls = find_sink(url.name)
-    common = {field.name for field in msgspec.structs.fields(CommonOptions)}
+    common = {field.name for field in msgspec.structs.fields(SinkOptions)}
     own = {field.encode_name for field in msgspec.structs.fields(cls.Options)}
-    fields = (*msgspec.structs.fields(CommonOptions), *msgspec.structs.fields(cls.Options))
+    fields = (*msgspec.structs.fields(SinkOptions), *msgspec.structs.fields(cls.Options))
     lists = {field.encode_name for field in fields if get_origin(field.type) is list}
     for option, texts in url.options.items():
         if option not in common | own:
@@ -72,7 +93,7 @@ def make_sink(url: SinkURL) -> tuple[Sink, CommonOptions]:
             raise ConfigError(f"the sink {redact(url.text)!r} has the option {option!r} twice")
     return (
         cls(url.location, _parse_options(url, own - common, cls.Options)),
-        _parse_options(url, common, CommonOptions),
+        _parse_options(url, common, SinkOptions),
     )
 
 

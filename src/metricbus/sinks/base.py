@@ -42,7 +42,7 @@ class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The options of a sink that has none of its own."""
 
 
-class CommonOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SinkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the URL of every sink may say.
 
     `include` and `exclude` are globs over names. `every=n` thins: of each name, the first value and

@@ -1,5 +1,5 @@
-"""Pictures of series: as an image, in the terminal, or in a notebook.
+"""Plots of series: as an image, in the terminal, or in a notebook.
 
-`lines` makes of histories what is to be drawn; `figures` draws it by matplotlib and `terminal` by
-plotext. Neither is imported before something is drawn.
+`panels` turns histories into the lines of each panel; `matplotlib_figure` and `plotext_plot` draw
+them. matplotlib and plotext are imported when something is drawn, not before.
 """

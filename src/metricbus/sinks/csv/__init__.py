@@ -1,1 +1,1 @@
-"""csv"""
+"""The CSV sink: one file for scalars, more for media, in the run folder or elsewhere."""

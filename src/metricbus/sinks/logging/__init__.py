@@ -1,1 +1,1 @@
-"""logging"""
+"""The logging sink: one line of the standard logging module for each row."""

@@ -1,0 +1,311 @@
+"""Copies of a bus: forked, pickled, deep-copied; in workers of every kind."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchmetrics import MeanMetric
+
+import metricbus
+from metricbus import MetricBus, Report, Scalars
+from tests.helpers.scripts import run_script
+
+
+def values(folder: Path, name: str) -> list[float]:
+    return sorted(metricbus.read(folder).series(name).value.tolist())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_that_is_given_the_bus_joins_the_run(tmp_path: Path, method: str) -> None:
+    """It ends without `atexit`, and without a word of its own."""
+    code = f"""
+        import gc, multiprocessing
+        from metricbus import MetricBus
+
+        def work(bus, number):
+            bus.log("x", float(number))
+            gc.collect()
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context({method!r})
+            with MetricBus(id="r", dir=".", sinks="csv") as bus:
+                bus.log("own", 1.0)
+                workers = [context.Process(target=work, args=(bus, n)) for n in range(3)]
+                for worker in workers:
+                    worker.start()
+                for worker in workers:
+                    worker.join()
+            assert bus.stats().others == 3, bus.stats()
+    """
+    done = run_script(tmp_path, code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert values(tmp_path / "r", "x") == [0, 1, 2]
+    assert values(tmp_path / "r", "own") == [1]
+    assert len((tmp_path / "r/csv/metrics.csv").read_text().splitlines()) == 1 + 4
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_datasets_bus_works_in_a_loaders_workers(tmp_path: Path, method: str) -> None:
+    code = f"""
+        import gc
+        from torch.utils.data import DataLoader, Dataset
+        from metricbus import MetricBus
+
+        class Numbers(Dataset):
+            def __init__(self, bus):
+                self.bus = bus
+            def __len__(self):
+                return 20
+            def __getitem__(self, index):
+                self.bus.log("read", float(index))
+                gc.collect()
+                return index
+
+        if __name__ == "__main__":
+            with MetricBus(id="r", dir=".", sinks="csv") as bus:
+                loader = DataLoader(
+                    Numbers(bus), batch_size=5, num_workers=2, multiprocessing_context={method!r}
+                )
+                for batch in bus.steps(loader):
+                    bus.log("sum", batch.sum())
+    """
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert values(tmp_path / "r", "read") == list(range(20))
+    assert len(values(tmp_path / "r", "sum")) == 4
+
+
+def test_deep_copied_it_is_the_same_bus(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        assert copy.deepcopy({"model": bus})["model"] is bus
+        assert copy.copy(bus) is bus
+
+
+def test_pickled_and_back_in_its_process_it_is_the_same_bus(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        assert pickle.loads(pickle.dumps(bus)) is bus
+        scope: Any = pickle.loads(pickle.dumps(bus.scope("val")))
+        scope.log("x", 1.0)
+    assert bus.folder is not None
+    assert values(bus.folder, "val/x") == [1.0]
+
+
+def test_the_process_wide_bus_is_that_of_wherever_it_arrives() -> None:
+    assert pickle.loads(pickle.dumps(metricbus.bus)) is metricbus.bus
+
+
+def test_a_copy_knows_the_definitions_and_where_the_run_stood(tmp_path: Path) -> None:
+    code = """
+        import multiprocessing
+        from metricbus import MetricBus
+
+        def work(bus):
+            assert (bus.step, bus.epoch) == (7, 2)
+            assert bus.config == {"lr": 0.1}
+            for value in (1.0, 3.0):
+                bus.log("x", value)
+
+        if __name__ == "__main__":
+            config = {"lr": 0.1}
+            with MetricBus(id="r", dir=".", sinks="", config=config, strict=True) as bus:
+                bus.define("x", every=2, reduce="mean")
+                bus.define("y", reduce=lambda values: 1.0)
+                bus.log("a", 1.0, step=7, epoch=2)
+                worker = multiprocessing.get_context("spawn").Process(target=work, args=(bus,))
+                worker.start()
+                worker.join()
+                assert worker.exitcode == 0
+    """
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    series = metricbus.read(tmp_path / "r").series("x")
+    assert (series.value.tolist(), series.step.tolist()) == ([2.0], [8])
+    assert "does not have the definition of 'y'" in done.stderr
+
+
+def test_a_copy_of_a_run_that_has_ended_tells_and_drops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = MetricBus(sinks="", dir=tmp_path)
+    pickled = pickle.dumps(bus)
+    bus.close()
+    loaded = pickle.loads(pickled)
+    for _ in range(3):
+        loaded.log("x", 1.0)
+    assert caplog.text.count("cannot join the run") == 1
+    assert "has ended" in caplog.text
+
+
+def test_a_disabled_bus_stays_so(tmp_path: Path) -> None:
+    loaded = pickle.loads(pickle.dumps(MetricBus(disabled=True)))
+    loaded.log("x", 1.0)
+    assert loaded.close().logged == 0
+
+
+def test_records_and_reports_can_be_pickled() -> None:
+    record = Scalars(step=1, epoch=0, time=5, values={"x": 1.0})
+    report = Report(journalled=3)
+    assert pickle.loads(pickle.dumps((record, report))) == (record, report)
+
+
+def test_a_thousand_forks_under_load_lose_nothing_and_hang_nowhere(tmp_path: Path) -> None:
+    code = """
+        import os, threading
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", dir=".", sinks="csv")
+        go_on = True
+        logged = [0] * 4
+
+        def load(thread):
+            while go_on:
+                for _ in range(100):
+                    bus.log(f"load/{thread}", 1.0)
+                    logged[thread] += 1
+                threading.Event().wait(0.01)
+
+        threads = [threading.Thread(target=load, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for number in range(1000):
+            pid = os.fork()
+            if pid == 0:
+                bus.log("child", float(number))
+                bus.close()
+                os._exit(0)
+            _, status = os.waitpid(pid, 0)
+            assert status == 0
+        go_on = False
+        for thread in threads:
+            thread.join()
+        report = bus.close(timeout=60)
+        assert report.complete, report
+        assert report.others == 1000
+        print(sum(logged))
+    """
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert values(tmp_path / "r", "child") == list(range(1000))
+    loads = sum(len(values(tmp_path / "r", f"load/{thread}")) for thread in range(4))
+    assert loads == int(done.stdout)
+
+
+def test_a_fork_while_every_lock_is_held_does_not_hang_the_child(tmp_path: Path) -> None:
+    code = """
+        import os, threading
+        import metricbus
+        from metricbus import MetricBus
+
+        bus = MetricBus(id="r", dir=".", sinks="csv,tensorboard")
+        bus.log("x", 0.0)
+        bus.flush()
+        (process,) = bus._session._delivery._hosts
+        locks = [
+            bus._session._closing,
+            metricbus.bus._opening,
+            process._ordering,
+            process._telling,
+        ]
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold():
+            for lock in locks:
+                lock.acquire()
+            held.set()
+            go_on.wait()
+            for lock in reversed(locks):
+                lock.release()
+
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+        pid = os.fork()
+        if pid == 0:
+            bus.log("child", 1.0)
+            metricbus.bus.log("nowhere", 1.0)
+            bus.flush()
+            bus.close()
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        go_on.set()
+        assert status == 0
+        assert bus.close().complete
+    """
+    done = run_script(tmp_path, code, METRICBUS_DELIVERY="process")
+    assert done.returncode == 0, done.stderr
+    assert values(tmp_path / "r", "child") == [1]
+
+
+def test_a_copy_whose_first_act_is_to_load_a_state_joins_the_run(tmp_path: Path) -> None:
+    code = """
+        import multiprocessing
+        from metricbus import MetricBus
+
+        def work(bus, state):
+            bus.load_state_dict(state)
+            bus.log("loss", 4.0, step=2)
+
+        if __name__ == "__main__":
+            with MetricBus(id="r", dir=".", sinks="") as bus:
+                bus.define("loss", every=2, reduce="mean")
+                bus.log("loss", 2.0, step=1)
+                state = bus.state_dict()
+                context = multiprocessing.get_context("fork")
+                worker = context.Process(target=work, args=(bus, state))
+                worker.start()
+                worker.join()
+    """
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert 3.0 in values(tmp_path / "r", "loss")
+
+
+def test_what_a_copy_drops_is_counted(tmp_path: Path) -> None:
+    bus = MetricBus(sinks="", dir=tmp_path, strict=True)
+    pickled = pickle.dumps(bus)
+    bus.close()
+    loaded = pickle.loads(pickled)
+    for _ in range(3):
+        loaded.log("x", 1.0)
+    assert loaded.stats().dropped == 3
+    with pytest.raises(metricbus.DeliveryError):
+        loaded.flush()
+
+
+def test_a_child_that_begins_after_the_end_has_a_run_of_its_own(tmp_path: Path) -> None:
+    bus = MetricBus(id="r", sinks="", dir=tmp_path)
+    late = {"METRICBUS_RUN_DIR": os.environ["METRICBUS_RUN_DIR"]}
+    bus.close()
+    code = """
+        from metricbus import MetricBus
+        with MetricBus(id="own", dir=".", sinks="csv") as bus:
+            bus.log("x", 1.0)
+        with MetricBus(dir=".", sinks="csv") as bus:
+            bus.log("x", 1.0)
+        assert bus.stats().sinks["csv"].delivered == 1
+    """
+    done = run_script(tmp_path, code, **late)
+    assert done.returncode == 0, done.stderr
+    assert "the run r that started this process has ended" in done.stderr
+
+
+def test_a_forked_child_leaves_metric_objects_and_hooks_to_its_parent(tmp_path: Path) -> None:
+    ended: list[int] = []
+    metric = MeanMetric()
+    metric.update(torch.tensor(3.0))
+    with MetricBus(id="r", dir=tmp_path, sinks="") as bus:
+        bus.before_close(lambda: ended.append(os.getpid()))
+        bus.log("m", metric)
+        child = os.fork()
+        if child == 0:
+            bus.log("own", 1.0)
+            bus.close()
+            os._exit(len(ended))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ended == [os.getpid()]
+    assert values(tmp_path / "r", "m") == [3.0]
+    assert values(tmp_path / "r", "own") == [1.0]

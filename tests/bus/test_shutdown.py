@@ -1,0 +1,202 @@
+"""How a run ends, and what each end can lose: the table of docs/durability.md."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import metricbus
+from metricbus import MetricBus
+from metricbus._common.settings import Fsync
+from tests.helpers.scripts import run_script
+
+WaitFor = Callable[[Callable[[], bool]], None]
+
+TRAINING = """
+    import os, signal, sys, threading, time
+    from metricbus import MetricBus
+    bus = MetricBus(id="r", dir=".", sinks="csv", flush_secs=0.2)
+    bus.define("mean", every=2000, reduce="mean")
+    for step in range(1000):
+        bus.log({"x": float(step), "mean": 2.0}, step=step)
+"""
+
+
+def after(end: str) -> str:
+    return textwrap.dedent(TRAINING) + textwrap.dedent(end)
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("", "finished"),
+        ("bus.close()", "finished"),
+        ("raise ValueError('oops')", "failed"),
+        ("sys.exit()", "finished"),
+        ("with bus: sys.exit(3)", "failed"),
+        ("with bus: raise ValueError('oops')", "failed"),
+        ("with bus: os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", "killed"),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", "killed"),
+    ],
+)
+def test_an_end_that_runs_code_loses_nothing(tmp_path: Path, end: str, status: str) -> None:
+    run_script(tmp_path, after(end))
+    history = metricbus.read(tmp_path / "r")
+    assert len(history.series("x")) == 1000
+    assert history.series("mean").value.tolist() == [2.0]
+    assert history.run.status == status
+    assert len((tmp_path / "r/csv/metrics.csv").read_text().splitlines()) == 1 + 1001
+
+
+@pytest.mark.parametrize(
+    "end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), 15)"]
+)
+def test_an_end_that_runs_no_code_loses_what_is_younger_than_a_pass(
+    tmp_path: Path, end: str
+) -> None:
+    """Everything older is there, however short the life after it."""
+    older = """
+        while bus.stats().waiting:
+            time.sleep(0.001)
+        bus.log("younger", 1.0)
+    """
+    run_script(tmp_path, after(textwrap.dedent(older) + end))
+    history = metricbus.read(tmp_path / "r")
+    assert len(history.series("x")) == 1000
+    assert history.run.status == "running"
+    metricbus.deliver(tmp_path / "r", timeout=30)
+    assert metricbus.read(tmp_path / "r").run.status == "killed"
+
+
+def test_sigterm_flushes_if_that_is_wanted_and_then_ends_the_process(tmp_path: Path) -> None:
+    end = "os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
+    done = run_script(tmp_path, after(end), METRICBUS_SIGTERM="flush")
+    assert done.returncode == -signal.SIGTERM
+    history = metricbus.read(tmp_path / "r")
+    assert len(history.series("x")) == 1000
+    assert [row.values["mean"] for row in history.partial] == [2.0]
+
+
+def test_sigterm_does_what_the_script_wants_after_it_has_flushed(tmp_path: Path) -> None:
+    code = """
+        import signal, sys
+        signal.signal(signal.SIGTERM, lambda number, frame: print("saved the model", flush=True))
+    """
+    end = "os.kill(os.getpid(), signal.SIGTERM); print(bus.stats().waiting); bus.close()"
+    done = run_script(tmp_path, textwrap.dedent(code) + after(end), METRICBUS_SIGTERM="flush")
+    assert done.stdout == "saved the model\n0\n", done.stderr
+    assert metricbus.read(tmp_path / "r").run.status == "finished"
+
+
+def test_sigterm_in_the_midst_of_logging_and_flushing_does_not_hang(tmp_path: Path) -> None:
+    code = """
+        import os, signal, threading, time
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", dir=".", sinks="csv", sigterm="flush")
+        seen = []
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        from metricbus._bus import shutdown
+        shutdown._before = lambda number, frame: seen.append(number)
+        def disturb():
+            for _ in range(100):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.005)
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        count = 0
+        while thread.is_alive():
+            for _ in range(50):
+                bus.log("x", 1.0)
+                count += 1
+            bus.flush()
+        bus.close()
+        print(len(seen) > 10, bus.stats().logged == count)
+    """
+    done = run_script(tmp_path, code)
+    assert done.stdout == "True True\n", done.stderr
+
+
+def test_sigterm_has_no_handler_by_default(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with MetricBus(sinks="", dir=tmp_path):
+        assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("fsync", "times"), [("never", 0), ("flush", 3), ("always", 4)])
+def test_the_journal_is_forced_onto_the_disk_when_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync, times: int
+) -> None:
+    forced: list[int] = []
+    real = os.fsync
+
+    def fsync_and_count(fd: int) -> None:
+        forced.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync_and_count)
+    with MetricBus(sinks="", dir=tmp_path, fsync=fsync) as bus:
+        bus.log("x", 1.0)
+        bus.flush()
+    assert len(forced) == times, "the header, the row and the end; the folder once"
+
+
+def test_a_disk_that_cannot_force_is_told_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with MetricBus(sinks="", dir=tmp_path, fsync="always") as bus:
+        bus.log("x", 1.0)
+    assert bus.folder is not None
+    assert len(metricbus.read(bus.folder).series("x")) == 1
+    assert "may not be safe from a power cut" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["pytest", "thread", "notebook"])
+def test_with_a_sink_that_blocks_for_ever_it_ends_by_its_deadline(
+    tmp_path: Path, where: str
+) -> None:
+    training = """
+        import threading
+        from metricbus import MetricBus, Sink
+        class Blocks(Sink):
+            def write(self, records):
+                threading.Event().wait()
+        bus = MetricBus(id="r", dir=".", sinks=[Blocks(), "csv"], close_timeout=1)
+        bus.log("x", 1.0)
+    """
+    code = textwrap.dedent(training)
+    if where == "pytest":
+        (tmp_path / "test_it.py").write_text(f"def test_it():\n{textwrap.indent(code, '    ')}")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    elif where == "thread":
+        body = textwrap.indent(code, "    ")
+        call = "import threading\nthread = threading.Thread(target=train)\nthread.start()\n"
+        (tmp_path / "train.py").write_text(f"def train():\n{body}\n{call}")
+        command = [sys.executable, "train.py"]
+    else:
+        notebook = f"""
+            import nbformat
+            from nbclient import NotebookClient
+            cells = [nbformat.v4.new_code_cell(code) for code in ({code!r}, "bus.stats().logged")]
+            notebook = nbformat.v4.new_notebook(cells=cells)
+            NotebookClient(notebook, timeout=60).execute()
+            assert notebook.cells[1].outputs[0].data["text/plain"] == "1"
+        """
+        (tmp_path / "train.py").write_text(textwrap.dedent(notebook))
+        command = [sys.executable, "-W", "ignore", "train.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (tmp_path / "r/csv/metrics.csv").read_text().splitlines()
+    assert len(lines) == 2

@@ -1,0 +1,240 @@
+"""A consumer: progress that survives, nothing doubled, needs the folder and the URL alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metricbus import Lost, MetricBus, Run, Scalars, Sink
+from metricbus._common.sink_urls import parse_sink
+from metricbus._delivery.consumer import Consumer
+from metricbus._delivery.cursor import DeliveryProgress, load_progress, save_progress
+from metricbus._delivery.sink_specs import spec_of
+from metricbus._journal.run import RunFolder, create_run
+from metricbus._journal.segments import JournalReader, SegmentWriter
+from metricbus.sinks.base import SinkOptions
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        for step in range(100):
+            bus.log("x", float(step), step=step)
+    return RunFolder(tmp_path / "r")
+
+
+def deliver(folder: RunFolder, url: str) -> Consumer:
+    consumer = Consumer(folder, spec_of(parse_sink(url)))
+    consumer.end("finished")
+    consumer.run()
+    return consumer
+
+
+def lines(folder: RunFolder) -> list[str]:
+    return (folder.path / "csv" / "metrics.csv").read_text().splitlines()[1:]
+
+
+def test_a_folder_and_a_url_are_enough(folder: RunFolder) -> None:
+    counts = deliver(folder, "csv").tally().counts(100)
+    assert (counts.delivered, counts.pending) == (100, 0)
+    assert len(lines(folder)) == 100
+
+
+def test_delivering_again_doubles_nothing(folder: RunFolder) -> None:
+    deliver(folder, "csv")
+    counts = deliver(folder, "csv").tally().counts(100)
+    assert (counts.delivered, counts.pending) == (100, 0)
+    assert len(lines(folder)) == 100
+
+
+class Measuring(Sink):
+    """Remembers how many values it got at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        self.batches.append(sum(len(record.values) for record in records))
+
+
+def test_a_batch_of_very_wide_rows_is_no_larger_than_memory_bears(tmp_path: Path) -> None:
+    row = {f"layer{i}/norm": 0.5 for i in range(10_000)}
+    with MetricBus(id="wide", sinks="", dir=tmp_path) as bus:
+        for step in range(12):
+            bus.log(row, step=step)
+    sink = Measuring()
+    consumer = Consumer(RunFolder(tmp_path / "wide"), spec_of(sink))
+    consumer.end("finished")
+    consumer.run()
+    assert consumer.tally().delivered == sum(sink.batches) == 120_000
+    assert max(sink.batches) == 50_000
+
+
+@pytest.mark.parametrize("killed_after", range(0, 101, 10))
+def test_after_a_kill_between_write_and_save_nothing_is_doubled_or_missing(
+    folder: RunFolder, killed_after: int
+) -> None:
+    url = parse_sink("csv?batch_size=10")
+    first = Consumer(folder, spec_of(url))
+    first.end("finished")
+    while len(lines(folder)) < killed_after if (folder.path / "csv").exists() else True:
+        first._turn()
+    path = folder.offsets / f"{url.key}.json"
+    if path.exists():
+        saved = path.read_bytes()
+        first._turn()  # writes a further batch …
+        path.write_bytes(saved)  # … whose progress is lost
+    first._lease.release()  # as its death would
+    deliver(folder, "csv?batch_size=10")
+    assert [line.split(",")[0] for line in lines(folder)] == [str(step) for step in range(100)]
+
+
+def test_thinning_goes_on_after_a_restart_where_it_was(folder: RunFolder) -> None:
+    url = parse_sink("csv?every=7&batch_size=10")
+    first = Consumer(folder, spec_of(url))
+    for _ in range(3):
+        first._turn()
+    first._lease.release()
+    deliver(folder, "csv?every=7&batch_size=10")
+    assert [int(line.split(",")[0]) for line in lines(folder)] == list(range(0, 100, 7))
+
+
+def test_progress_is_saved_and_loaded_as_it_was(tmp_path: Path, folder: RunFolder) -> None:
+    reader = JournalReader(folder.journal)
+    list(reader.read(limit=5))
+    progress = DeliveryProgress(
+        sink="csv:", positions=reader.positions, state={"length": 3}, delivered=4
+    )
+    assert load_progress(tmp_path / "p.json", DeliveryProgress(sink="csv:")) == DeliveryProgress(
+        sink="csv:"
+    )
+    save_progress(tmp_path / "p.json", progress)
+    assert load_progress(tmp_path / "p.json", DeliveryProgress(sink="csv:")) == progress
+
+
+class Slow(Sink):
+    """Its backend has what it was given `lag` records later, and may die."""
+
+    dedup = "position"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend: list[float] = []  # outlives the sink
+        self.lag = 0
+        self.opened = 0
+        self.dies_at: set[float] = set()
+
+    def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+        self.opened += 1
+        self.base: int = state.get("count", 0)
+        self.taken: list[float] = []
+        self.skip = len(self.backend) - self.base
+
+    def write(self, records: Sequence[Scalars]) -> None:
+        for record in records:
+            (value,) = record.values.values()
+            if value in self.dies_at:
+                self.dies_at.remove(value)
+                del self.backend[self.base + (self.acknowledged() or 0) :]
+                raise Lost("the backend is gone")
+            self.taken.append(value)
+            if self.skip:
+                self.skip -= 1
+            else:
+                self.backend.append(value)
+
+    def flush(self) -> Mapping[str, Any]:
+        return {"count": self.base + len(self.taken)}
+
+    def acknowledged(self) -> int:
+        return max(0, len(self.taken) - self.lag)
+
+
+def saved_lines(folder: RunFolder, consumer: Consumer) -> int:
+    progress = load_progress(
+        folder.offsets / f"{consumer.spec.key}.json", DeliveryProgress(sink="object:Slow")
+    )
+    return sum(position.line for position in progress.positions.values())
+
+
+def test_only_what_is_settled_is_saved(folder: RunFolder) -> None:
+    sink = Slow()
+    sink.lag = 30
+    spec = spec_of(sink)._replace(options=SinkOptions(batch_size=10))
+    consumer = Consumer(folder, spec)
+    for _ in range(6):
+        consumer._turn()
+    assert consumer.tally().delivered == 59  # one line of each segment is its header
+    assert saved_lines(folder, consumer) == 30
+    consumer.end("finished")
+    consumer.run()
+    assert saved_lines(folder, consumer) == 102
+
+
+def test_after_a_loss_everything_that_was_not_settled_comes_again(folder: RunFolder) -> None:
+    sink = Slow()
+    sink.lag = 30
+    sink.dies_at = {5.0, 63.0}
+    consumer = Consumer(folder, spec_of(sink)._replace(options=SinkOptions(batch_size=10)))
+    consumer.end("finished")
+    consumer.run()
+    assert sink.backend == [float(step) for step in range(100)]
+    assert sink.opened == 3
+    assert consumer.tally().delivered == 100
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_rows_of_several_segments_come_again_in_the_order_in_which_they_came(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder, _ = create_run(tmp_path_factory.mktemp("runs"), id="r", name="r", config={})
+    writers = [SegmentWriter(folder.journal, "r") for _ in range(3)]
+    sink = Slow()
+    spec = spec_of(sink)._replace(options=SinkOptions(batch_size=5))
+    consumer = Consumer(folder, spec)
+    values = iter(range(10_000))
+    for _ in range(data.draw(st.integers(1, 12), "turns")):
+        writer = data.draw(st.sampled_from(writers))
+        for _ in range(data.draw(st.integers(0, 8), "rows")):
+            writer.append([Scalars(step=0, epoch=0, time=0, values={"x": float(next(values))})])
+        sink.lag = data.draw(st.integers(0, 20), "lag")
+        if data.draw(st.booleans(), "killed"):
+            consumer._lease.release()
+            consumer = Consumer(folder, spec)  # knows what was saved, and nothing else
+        if consumer._opened:
+            consumer._pass()
+        else:
+            consumer._take_lease()
+            consumer._open()
+    consumer._lease.release()
+    consumer = Consumer(folder, spec)
+    consumer.end("finished")
+    consumer.run()
+    assert sorted(sink.backend) == [float(value) for value in range(next(values))]
+
+
+def test_rows_that_were_read_before_a_failure_come_again(folder: RunFolder) -> None:
+    """A segment that cannot be read for a while stands in for any failing disk."""
+    second = SegmentWriter(folder.journal, "r")
+    second.append([Scalars(step=500, epoch=0, time=1, values={"x": 1.0})])
+    second.close()
+    path = folder.journal / "0002.jsonl"
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    consumer = Consumer(folder, spec_of(parse_sink("csv")))
+    consumer.request_flush()
+    consumer._turn()
+    assert consumer.tally().error is not None
+    path.rmdir()
+    path.write_bytes(content)
+    consumer.end("finished")
+    consumer.run()
+    assert len(lines(folder)) == 101

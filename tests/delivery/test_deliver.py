@@ -1,0 +1,374 @@
+"""Delivering later, and who may deliver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import metricbus
+from metricbus import ConfigError, JournalError, Lost, MetricBus, Scalars, deliver
+from metricbus._common.files import AppendFile, create_file
+from metricbus._common.processes import ProcessId, this_process
+from metricbus._delivery import lease
+from metricbus._delivery.consumer import Consumer
+from metricbus._delivery.lease import Lease, LeaseHeld, Superseded
+from metricbus._delivery.sink_specs import spec_of
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.segments import SegmentWriter
+from metricbus.testing import MemorySink
+from tests.helpers.wandb_reader import wandb_files, wandb_rows
+
+
+def script(folder: Path, code: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.Popen(command, cwd=folder)
+
+
+KILLED = """
+    import os, signal
+    from metricbus import MetricBus
+    bus = MetricBus(id="r", sinks="csv?flush_secs=60", dir=".")
+    for step in range(500):
+        bus.log("x", float(step), step=step)
+    bus._session._collector.submit_and_wait(Flush(), 20)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A run whose process was killed after 500 values."""
+    assert script(tmp_path, KILLED).wait(50) == -signal.SIGKILL
+    return tmp_path / "r"
+
+
+def csv_values(folder: Path) -> list[float]:
+    lines = (folder / "csv" / "metrics.csv").read_text().splitlines()[1:]
+    return [float(line.split(",")[4]) for line in lines]
+
+
+def test_a_killed_run_is_delivered_to_its_own_sinks_and_marked_as_killed(killed: Path) -> None:
+    counts = deliver(killed, timeout=30)
+    assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 500}
+    assert csv_values(killed) == [float(step) for step in range(500)]
+    assert metricbus.read(killed).run.status == "killed"
+    assert metricbus.read(killed).run.ended is not None
+
+
+def test_delivering_twice_doubles_nothing_in_any_sink(killed: Path) -> None:
+    sinks = "csv,tensorboard,wandb"
+    for _ in range(2):
+        counts = deliver(killed, sinks, timeout=50)
+        assert all((sink.delivered, sink.pending) == (500, 0) for sink in counts.values())
+        assert all(sink.where for sink in counts.values())
+    assert len(csv_values(killed)) == 500
+    assert len(list(wandb_rows(killed))) == 500
+    assert len(wandb_files(killed)) == 1, "nothing was new, and yet a run was begun"
+
+
+def test_a_finished_run_reaches_sinks_that_were_not_configured_then(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    sink = MemorySink()
+    deliver(tmp_path / "r", [sink], timeout=30)
+    assert [point.value for point in sink.series("x")] == [1.0]
+    assert sink.status == "finished"
+
+
+def test_a_live_run_is_delivered_as_far_as_it_is_and_then_on(
+    tmp_path: Path,
+) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+        bus.flush()
+        assert deliver(tmp_path / "r", "csv", timeout=30)["csv"].delivered == 1
+        bus.log("x", 2.0)
+    assert deliver(tmp_path / "r", "csv", timeout=30)["csv"].delivered == 2
+    assert csv_values(tmp_path / "r") == [1.0, 2.0]
+    assert json.loads((tmp_path / "r" / "csv" / "run.json").read_bytes())["status"] == "finished"
+
+
+def test_following_a_run_ends_when_it_ends(
+    tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+        command = [sys.executable, "-m", "metricbus", "deliver", "r", "--sinks", "csv", "--follow"]
+        follower = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        wait_for((tmp_path / "r" / "csv" / "metrics.csv").exists)
+        wait_for(lambda: csv_values(tmp_path / "r") == [1.0])
+        bus.log("x", 2.0)
+    said, _ = follower.communicate(timeout=30)
+    assert follower.returncode == 0
+    assert "csv" in said
+    assert csv_values(tmp_path / "r") == [1.0, 2.0]
+
+
+def test_without_its_own_sinks_or_named_ones_there_is_nothing_to_do(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks=["logging", MemorySink()], dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    with pytest.raises(ConfigError, match="names no sink to deliver to"):
+        deliver(tmp_path / "r")
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="is no run's folder"):
+        deliver(tmp_path, "csv")
+
+
+def test_secrets_are_not_kept_and_have_to_be_named_again(tmp_path: Path) -> None:
+    bus = MetricBus(id="r", sinks="mlflow+http://me:hunter2@127.0.0.1:9", dir=tmp_path)
+    bus.close(timeout=0.1)
+    with pytest.raises(ConfigError, match="keeps no secrets"):
+        deliver(tmp_path / "r")
+
+
+# Leases
+
+
+def test_a_lease_is_one_processs_at_a_time(tmp_path: Path) -> None:
+    first, second = Lease(tmp_path / "csv"), Lease(tmp_path / "csv")
+    assert first.acquire() == 1
+    with pytest.raises(LeaseHeld, match=f"process {os.getpid()} on .* delivers to this sink"):
+        second.acquire()
+    first.release()
+    assert second.acquire(above=5) == 6
+
+
+def test_the_lease_of_a_dead_process_passes_on_with_a_higher_number(tmp_path: Path) -> None:
+    code = """
+        from pathlib import Path
+        from metricbus._delivery.lease import Lease
+        Lease(Path("csv")).acquire(above=7)
+    """
+    assert script(tmp_path, code).wait(30) == 0
+    assert Lease(tmp_path / "csv").acquire() == 9
+
+
+def test_a_lease_that_was_not_touched_for_long_passes_on_and_its_holder_finds_out(
+    tmp_path: Path,
+) -> None:
+    first, second = Lease(tmp_path / "csv"), Lease(tmp_path / "csv")
+    first.acquire()
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (time.time() - 100, time.time() - 100))
+    second.acquire()
+    with pytest.raises(Superseded):
+        first.check()
+    second.check()
+
+
+def test_a_process_is_known_by_when_it_started_too() -> None:
+    here = this_process()
+    assert here.is_alive()
+    assert not ProcessId(here.host, here.pid, here.started + 1).is_alive()
+    assert ProcessId("elsewhere", here.pid).is_alive()
+
+
+def test_a_process_that_is_not_reaped_yet_is_dead(
+    wait_for: Callable[[Callable[[], bool]], None],
+) -> None:
+    child = subprocess.Popen(["true"])
+    wait_for(lambda: not ProcessId(os.uname().nodename, child.pid).is_alive())
+    child.wait()
+
+
+def test_a_deliverer_that_was_frozen_does_not_write_after_another_took_over(
+    killed: Path, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    """It is stopped in the midst of its work, overtaken a minute later, and woken."""
+    slow = """
+        import sys, time
+        from pathlib import Path
+        import metricbus
+        from metricbus.sinks.csv.sink import CsvSink
+        write = CsvSink.write
+        def slowly(self, records):
+            write(self, records)
+            Path("written").touch()
+            time.sleep(0.2)
+        CsvSink.write = slowly
+        metricbus.deliver("r", "csv?batch_size=20", timeout=40)
+    """
+    frozen = script(killed.parent, slow)
+    wait_for((killed.parent / "written").exists)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    (file,) = (killed / "offsets").glob("[!.]*.lease-*")
+    os.utime(file, (time.time() - 100, time.time() - 100))
+    counts = deliver(killed, "csv?batch_size=20", timeout=40)
+    assert next(iter(counts.values())).delivered == 500
+    os.kill(frozen.pid, signal.SIGCONT)
+    assert frozen.wait(50) == 0
+    assert csv_values(killed) == [float(step) for step in range(500)]
+
+
+def test_a_servers_sink_is_one_of_the_runs_own(tmp_path: Path, mlflow_server: str) -> None:
+    url = mlflow_server.replace("http://", "mlflow+http://") + "?experiment=later"
+    bus = MetricBus(id="r", sinks=f"csv,{url}", dir=tmp_path, delivery="off")
+    bus.log("x", 1.0)
+    bus.close()
+    counts = deliver(tmp_path / "r", timeout=50)
+    assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 1, url: 1}
+
+
+def test_other_rows_at_the_same_place_are_refused_and_what_is_there_stays(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks="csv", dir=tmp_path) as bus:
+        bus.log({"loss": 1.0, "acc": 2.0})
+    counts = deliver(tmp_path / "r", "csv?include=loss", timeout=30)["csv?include=loss"]
+    assert "give csv?include=loss a place of its own" in str(counts.error)
+    assert (counts.delivered, counts.pending) == (0, 2)
+    assert csv_values(tmp_path / "r") == [1.0, 2.0]
+
+
+def test_a_relative_location_is_kept_as_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = MetricBus(id="r", sinks="csv:out,tensorboard:out", dir=tmp_path, delivery="off")
+    bus.log("x", 1.0)
+    bus.close()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    deliver(tmp_path / "r", timeout=30)
+    assert (tmp_path / "out" / "r" / "metrics.csv").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_of_another_run_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with MetricBus(id="r", sinks="csv:out", dir=tmp_path / name) as bus:
+            bus.log(name, 1.0)
+    assert "is another run's" in str(bus.stats().sinks["csv:out"].error)
+    assert ",one,1.0," in (tmp_path / "out" / "r" / "metrics.csv").read_text()
+
+
+DIES = """
+    import os, signal
+    from metricbus import MetricBus
+    bus = MetricBus()
+    bus.define("c/*", on_step=False, on_epoch=True)
+    bus.log({"c/a": 1.0, "c/b": 2.0})
+    bus._session._collector._checkpointed -= 60
+    bus.flush()
+    while b'"open"' not in (bus.folder / "journal" / "0002.jsonl").read_bytes():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_worker_held_that_died_after_the_end_arrives_later(
+    tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    bus = MetricBus(id="r", sinks="csv", dir=tmp_path)
+    bus.log("x", 5.0)
+    lives = DIES.replace("os.kill(os.getpid(), signal.SIGKILL)", "signal.pause()")
+    worker = script(tmp_path, lives)
+    segment = tmp_path / "r" / "journal" / "0002.jsonl"
+    wait_for(lambda: segment.exists() and b'"open"' in segment.read_bytes())
+    bus.close()
+    worker.kill()
+    worker.wait(30)
+    counts = deliver(tmp_path / "r", timeout=30)["csv"]
+    assert (counts.delivered, counts.pending) == (3, 0)
+    assert csv_values(tmp_path / "r") == [5.0, 1.0, 2.0]
+
+
+def test_partial_rows_come_again_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    """A delivery is killed after it wrote them; then the run goes on."""
+    first = MetricBus(id="r", sinks="", dir=tmp_path)
+    first.log("x", 0.0, step=0)
+    first.flush()
+    command = [sys.executable, "-c", textwrap.dedent(DIES)]
+    subprocess.run(command, cwd=tmp_path, timeout=50, check=False)
+    first.close()
+    killed = """
+        import os, signal
+        import metricbus
+        from metricbus._delivery.batch_reader import BatchReader
+        done = BatchReader.done
+        def die(self, batch, *rest, **options):
+            if batch.partial:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done(self, batch, *rest, **options)
+        BatchReader.done = die
+        metricbus.deliver("r", "tensorboard", timeout=30)
+    """
+    assert script(tmp_path, killed).wait(50) == -signal.SIGKILL
+    with_more = SegmentWriter(tmp_path / "r" / "journal", "r")
+    with_more.append([Scalars(step=1, epoch=0, time=1, values={"x": 1.0})])
+    with_more.close()
+    assert deliver(tmp_path / "r", "tensorboard", timeout=30)["tensorboard"].pending == 0
+    accumulator = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
+    accumulator.Reload()
+    found = {
+        tag: [event.value for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+    assert found == {"x": [0.0, 1.0], "c/a_partial": [1.0], "c/b_partial": [2.0]}
+
+
+def test_who_has_lost_the_lease_does_not_even_open_the_sink(tmp_path: Path) -> None:
+    opened = []
+
+    class Sink(MemorySink):
+        def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
+            opened.append(run.id)
+            raise OSError(28, "No space left on device")
+
+    with MetricBus(id="r", sinks="", dir=tmp_path):
+        pass
+    consumer = Consumer(RunFolder(tmp_path / "r"), spec_of(Sink()))
+    consumer.request_flush()
+    consumer._turn()
+    (file,) = (tmp_path / "r" / "offsets").glob("[!.]*.lease-*")
+    file.unlink()
+    other = Lease(tmp_path / "r" / "offsets" / consumer.spec.place)
+    other.acquire(above=1)
+    for _ in range(3):
+        consumer.request_flush()
+        consumer._turn()
+    assert opened == ["r"]
+    other.check()
+
+
+def test_of_two_that_claim_a_lease_at_once_one_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One was held up between looking and claiming; meanwhile others came, and one went."""
+    real = create_file
+    others = [Lease(tmp_path / "csv"), Lease(tmp_path / "csv")]
+
+    def held_up(path: Path, content: bytes) -> None:
+        monkeypatch.setattr(lease, "create_file", real)
+        others[0].acquire()
+        others[0].release()
+        others[1].acquire(above=1)
+        real(path, content)
+
+    monkeypatch.setattr(lease, "create_file", held_up)
+    late = Lease(tmp_path / "csv")
+    with pytest.raises(LeaseHeld):
+        late.acquire()
+    others[1].check()
+    assert len(list(tmp_path.glob("csv.lease-*"))) == 1
+
+
+def test_a_file_that_another_has_changed_is_not_appended_to(tmp_path: Path) -> None:
+    file = AppendFile(tmp_path / "x", shared=True)
+    file.append(b"one")
+    with open(tmp_path / "x", "ab") as other:
+        other.write(b"two")
+    with pytest.raises(Lost, match="was changed by another process"):
+        file.append(b"three")
+    file.close()
+    assert (tmp_path / "x").read_bytes() == b"onetwo"

@@ -1,0 +1,138 @@
+"""What never reached the journal is told by the journal, so that commands can tell it later."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from metricbus import Image, MetricBus
+from metricbus._cli.app import app
+from metricbus._common.records import Dropped, Drops, End, decode, encode
+from metricbus._history.run_status import glance
+from metricbus._history.run_summary import summarise
+from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
+from metricbus._journal.run import RunFolder
+from metricbus._journal.segments import SegmentWriter
+from tests.helpers.scripts import run_script
+
+
+def command(name: str, run: Path) -> str:
+    done = CliRunner().invoke(app, [name, str(run)])
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+def told_by(run: Path) -> dict[str, Any]:
+    done = CliRunner().invoke(app, ["show", str(run), "--json"])
+    found: dict[str, Any] = json.loads(done.stdout)["dropped"]
+    return found
+
+
+@pytest.fixture
+def on_high_water(tmp_path: Path) -> tuple[Path, int]:
+    """A run whose queue was too small, and how many values it dropped."""
+    with MetricBus(id="r", sinks=[], dir=tmp_path, queue_size=10, overflow="drop_newest") as bus:
+        for step in range(5_000):
+            bus.log("loss", 0.5, step=step)
+    return tmp_path / "r", bus.stats().dropped
+
+
+def test_what_met_a_full_queue_is_told_after_the_run(on_high_water: tuple[Path, int]) -> None:
+    run, dropped = on_high_water
+    assert dropped > 0
+    assert told_by(run) == {"queue": dropped, "media": 0, "unwritable": 0, "is_final": True}
+    assert f"values dropped: {dropped:,} ({dropped:,} met a full queue)" in command("show", run)
+    assert f"{dropped:,} dropped" in command("ls", run)
+
+
+def test_a_medium_that_could_not_be_encoded_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(picture: object) -> bytes:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(sys.modules["metricbus.media.png"], "png_of", no_room)
+    with MetricBus(id="r", sinks=[], dir=tmp_path) as bus:
+        bus.log("picture", Image(np.zeros((4, 4))))
+    assert bus.stats().dropped == 1
+    assert told_by(tmp_path / "r")["media"] == 1
+
+
+def test_a_run_that_dropped_nothing_says_so_and_shows_nothing(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks=[], dir=tmp_path) as bus:
+        bus.log("loss", 0.5)
+    last = (tmp_path / "r" / "journal" / "0001.jsonl").read_bytes().splitlines()[-1]
+    assert json.loads(last)["dropped"] == {}
+    assert told_by(tmp_path / "r")["is_final"]
+    assert "values dropped" not in command("show", tmp_path / "r")
+    assert " dropped" not in command("ls", tmp_path / "r")
+
+
+def test_of_a_killed_run_it_is_not_known(tmp_path: Path) -> None:
+    run_script(
+        tmp_path,
+        """
+        import os, signal
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", sinks=[], dir=".")
+        bus.log("loss", 0.5)
+        bus.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+    )
+    assert not told_by(tmp_path / "r")["is_final"]
+    assert "values dropped: not known" in command("show", tmp_path / "r")
+
+
+def test_a_run_that_lives_tells_what_it_dropped_so_far(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks=[], dir=tmp_path, queue_size=10, overflow="drop_newest") as bus:
+        while not bus.stats().dropped:
+            for step in range(100):
+                bus.log("loss", 0.5, step=step)
+        bus.flush()
+        bus.log("loss", 0.5)
+        bus.flush()
+        told = told_by(tmp_path / "r")
+        assert 0 < told["queue"] <= bus.stats().dropped
+        assert not told["is_final"]
+        assert "so far" in command("show", tmp_path / "r")
+        lines = (tmp_path / "r" / "journal" / "0001.jsonl").read_bytes().splitlines()
+        assert sum(isinstance(decode(line), Dropped) for line in lines) == 1, "not at each drop"
+
+
+def test_an_end_of_an_earlier_version_is_read_and_tells_nothing() -> None:
+    end = decode(b'{"kind":"end","status":"finished","time":1}')
+    assert end == End(status="finished", time=1)
+    assert not SegmentDrops([end]).is_final
+
+
+def test_the_counts_of_all_segments_are_added(tmp_path: Path) -> None:
+    writers = [SegmentWriter(tmp_path, run="r") for _ in range(2)]
+    for number, writer in enumerate(writers):
+        writer.close(dropped=Drops(queue=number, media=2))
+    segments = [
+        SegmentDrops(map(decode, path.read_bytes().splitlines())) for path in tmp_path.iterdir()
+    ]
+    assert total_dropped(segments) == DroppedCounts(queue=1, media=4, is_final=True)
+
+
+def test_a_record_of_drops_comes_back_as_it_was() -> None:
+    for record in (
+        Dropped(time=5, dropped=Drops(queue=3, unwritable=1)),
+        End(status="failed", time=5, dropped=Drops(media=2)),
+    ):
+        assert decode(encode([record]).rstrip(b"\n")) == record
+
+
+def test_a_glance_and_a_summary_tell_the_same(on_high_water: tuple[Path, int]) -> None:
+    folder = RunFolder(on_high_water[0])
+    seen, summary = glance(folder, folder.load()).dropped, summarise(folder).dropped
+    assert seen == summary
+    assert msgspec.structs.asdict(seen)["queue"] == on_high_water[1]

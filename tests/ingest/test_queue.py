@@ -1,0 +1,268 @@
+"""The bounded queue: its policies, its bound in bytes, and counts that add up."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from typing import Literal
+
+import pytest
+
+from metricbus._common.records import Call
+from metricbus._ingest.queue import BYTES_A_VALUE, Bounds, CallQueue, Control, values_in
+from metricbus.errors import ClosedError
+from tests.helpers.interrupts import interrupted
+
+
+def call(number: float) -> Call:
+    return ("x", number, 0, 0, 0)
+
+
+def start_waiting(queue: CallQueue, secs: float) -> threading.Event:
+    """Has a thread wait as the collector does; the event says that it was woken."""
+    woken = threading.Event()
+
+    def wait() -> None:
+        queue.wait(secs)
+        woken.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return woken
+
+
+def numbers(queue: CallQueue) -> list[float]:
+    return [taken[1] for taken in queue.take(10**6) if not isinstance(taken, Control)]
+
+
+def test_calls_come_out_in_their_order() -> None:
+    queue = CallQueue(Bounds())
+    for number in range(5):
+        queue.put(call(number))
+    assert numbers(queue) == [0, 1, 2, 3, 4]
+
+
+def test_drop_newest_keeps_the_first_and_counts_the_rest() -> None:
+    queue = CallQueue(Bounds(calls=3, overflow="drop_newest"))
+    for number in range(10):
+        queue.put(call(number))
+    assert numbers(queue) == [0, 1, 2]
+    assert queue.dropped == 7
+
+
+def test_drop_oldest_keeps_the_last_and_counts_the_rest() -> None:
+    queue = CallQueue(Bounds(calls=3, overflow="drop_oldest"))
+    for number in range(10):
+        queue.put(call(number))
+    assert numbers(queue) == [7, 8, 9]
+    assert queue.dropped == 7
+
+
+def test_block_waits_once_and_then_drops_until_the_queue_has_drained() -> None:
+    queue = CallQueue(Bounds(calls=2, overflow="block", block_secs=0.2))
+    queue.put(call(0))
+    queue.put(call(1))
+    started = time.monotonic()
+    queue.put(call(2))
+    waited = time.monotonic() - started
+    started = time.monotonic()
+    for number in range(3, 1003):
+        queue.put(call(number))
+    assert waited >= 0.2 > time.monotonic() - started
+    assert queue.dropped == 1001
+    assert numbers(queue) == [0, 1]
+    queue.put(call(5))
+    assert numbers(queue) == [5]
+
+
+def test_block_lets_the_call_in_when_there_is_room_in_time() -> None:
+    queue = CallQueue(Bounds(calls=1, overflow="block", block_secs=30))
+    queue.put(call(0))
+    taker = threading.Timer(0.05, lambda: queue.take(1))
+    taker.start()
+    queue.put(call(1))
+    taker.join()
+    assert numbers(queue) == [1]
+    assert queue.dropped == 0
+
+
+@pytest.mark.parametrize("overflow", ["block", "drop_newest", "drop_oldest"])
+def test_controls_pass_a_full_queue_and_are_never_dropped(
+    overflow: Literal["block", "drop_newest", "drop_oldest"],
+) -> None:
+    queue = CallQueue(Bounds(calls=2, overflow=overflow, block_secs=0))
+    first, second = Control(), Control()
+    queue.put_control(first)
+    for number in range(5):
+        queue.put(call(number))
+    queue.put_control(second)
+    for number in range(5):
+        queue.put(call(number))
+    controls = [taken for taken in queue.take(100) if isinstance(taken, Control)]
+    assert controls == [first, second]
+
+
+def test_mappings_are_bounded_by_bytes() -> None:
+    queue = CallQueue(Bounds(nbytes=10 * BYTES_A_VALUE, overflow="drop_newest"))
+    row = {f"x{i}": 1.0 for i in range(4)}
+    for _ in range(5):
+        queue.put_row((dict(row), 0, 0, 0, 0), len(row))
+    assert queue.waiting() == 8
+    assert queue.dropped == 12
+
+
+def test_a_closed_queue_refuses_and_counts() -> None:
+    queue = CallQueue(Bounds())
+    queue.put(call(0))
+    queue.close()
+    queue.put(call(1))
+    queue.put_row(({"a": 1.0, "b": 2.0}, 0, 0, 0, 0), 2)
+    assert numbers(queue) == [0]
+    assert queue.dropped_late == 3
+
+
+def test_a_closed_queue_raises_under_strict() -> None:
+    queue = CallQueue(Bounds(), strict=True)
+    queue.close()
+    with pytest.raises(ClosedError, match="log before close"):
+        queue.put(call(1))
+    assert queue.dropped_late == 1
+
+
+def test_a_control_put_after_close_is_answered_at_once() -> None:
+    queue = CallQueue(Bounds())
+    queue.close()
+    control = Control()
+    queue.put_control(control)
+    assert control.done.wait(0)
+
+
+def test_ctrl_c_at_any_point_of_a_wait_holds_up_nobody_who_obeys() -> None:
+    point = 0
+    control = Control()
+    while interrupted(partial(control.done.wait, 0.0001), point):
+        obeys = threading.Thread(target=control.done.set, daemon=True)
+        obeys.start()
+        obeys.join(30)
+        assert not obeys.is_alive()
+        control, point = Control(), point + 1
+    assert point > 10
+
+
+def test_all_who_wait_for_a_control_hear_of_it() -> None:
+    control = Control()
+    heard: list[bool] = []
+    waits = [threading.Thread(target=lambda: heard.append(control.done.wait(60))) for _ in range(4)]
+    for one in waits:
+        one.start()
+    control.done.set()
+    for one in waits:
+        one.join(30)
+    assert heard == [True] * 4
+
+
+@pytest.mark.parametrize("overflow", ["block", "drop_newest", "drop_oldest"])
+def test_counts_add_up_under_16_threads(
+    overflow: Literal["block", "drop_newest", "drop_oldest"],
+) -> None:
+    queue = CallQueue(Bounds(calls=500, overflow=overflow, block_secs=0.01))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    running = True
+    taken = 0
+
+    def collect() -> None:
+        nonlocal taken
+        while running or queue.calls:
+            taken += sum(map(values_in, queue.take(64)))
+            time.sleep(1e-4)
+
+    def produce() -> None:
+        row = {"a": 1.0, "b": 2.0, "c": 3.0}
+        for number in range(1000):
+            queue.put(call(number))
+            queue.put_row((dict(row), 0, 0, 0, 0), 3)
+
+    collector = threading.Thread(target=collect)
+    producers = [threading.Thread(target=produce) for _ in range(16)]
+    try:
+        collector.start()
+        for producer in producers:
+            producer.start()
+        for producer in producers:
+            producer.join()
+    finally:
+        running = False
+        collector.join()
+        sys.setswitchinterval(interval)
+    assert taken + queue.dropped == 16 * 1000 * 4
+    assert queue.dropped > 0
+
+
+def test_a_signal_handler_may_log_at_any_point() -> None:
+    queue = CallQueue(Bounds(calls=100, overflow="drop_newest"))
+    handled = 0
+
+    def handler(signum: int, frame: object) -> None:
+        nonlocal handled
+        handled += 1
+        queue.put(call(-1))
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    taken = put = 0
+    try:
+        while handled < 200:
+            for number in range(300):
+                queue.put(call(number))
+                put += 1
+            taken += len(queue.take(1000))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    taken += len(queue.take(1000))
+    assert taken + queue.dropped == put + handled
+
+
+def test_the_collector_sleeps_without_calls_and_wakes_for_the_first() -> None:
+    queue = CallQueue(Bounds())
+    woken = start_waiting(queue, 0.01)
+    assert not woken.wait(0.2)
+    queue.put(call(0))
+    assert woken.wait(10)
+
+
+def test_a_full_batch_wakes_the_collector_early() -> None:
+    queue = CallQueue(Bounds(batch_size=10))
+    woken = start_waiting(queue, 1000)
+    for number in range(12):
+        queue.put(call(number))
+    assert woken.wait(10)
+
+
+def test_bytes_of_mappings_wake_the_collector_early() -> None:
+    queue = CallQueue(Bounds(flush_bytes=10 * BYTES_A_VALUE))
+    woken = start_waiting(queue, 1000)
+    for _ in range(2):
+        queue.put_row(({f"x{i}": 1.0 for i in range(100)}, 0, 0, 0, 0), 100)
+    assert woken.wait(10)
+
+
+def test_a_hurry_wakes_the_collector_at_once() -> None:
+    queue = CallQueue(Bounds())
+    woken = start_waiting(queue, 1000)
+    queue.put(call(0))
+    queue.request_flush()
+    assert woken.wait(10)
+
+
+def test_what_comes_by_a_control_to_a_closed_queue_is_counted_once() -> None:
+    class Brings(Control):
+        values = 1
+
+    queue = CallQueue(Bounds())
+    queue.close()
+    queue.put_control(Brings(), request_flush=False)
+    assert (queue.dropped_late, queue.waiting()) == (1, 0)

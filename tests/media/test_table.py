@@ -1,0 +1,502 @@
+"""`Table`: cells that come back exactly, rows that are written once."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import io
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import metricbus
+from metricbus import Box, Histogram, Image, MetricBus, Table
+from metricbus._common.media_records import Cell, Picture, TableRecord, decode_rows, encode_rows
+from metricbus._history.history import TableRows
+from metricbus.testing import MemorySink
+from tests.helpers.param_ids import shown
+
+cells = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.text(),
+)
+grids = st.integers(1, 4).flatmap(
+    lambda width: st.lists(st.lists(cells, min_size=width, max_size=width), max_size=5)
+)
+
+
+class Colour(str, enum.Enum):  # noqa: UP042 - what people had before StrEnum
+    RED = "red"
+
+
+def tables_of(folder: Path, *calls: dict[str, Any]) -> dict[str, list[TableRows]]:
+    """What is read back, by name, after these calls of `log()`."""
+    with MetricBus(sinks=[], dir=folder) as bus:
+        for call in calls:
+            bus.log(call)
+    assert bus.folder is not None
+    history = metricbus.read(bus.folder)
+    return {name: history.tables(name) for call in calls for name in call}
+
+
+def rows_of(folder: Path, table: Table) -> list[list[Cell]]:
+    (found,) = tables_of(folder, {"a/b": table})["a/b"]
+    assert found.columns == table.columns
+    return found.rows
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, of one type, and with one sign."""
+    if isinstance(one, float) and isinstance(other, float):
+        both_nan = math.isnan(one) and math.isnan(other)
+        return both_nan or (one == other and math.copysign(1, one) == math.copysign(1, other))
+    return type(one) is type(other) and one == other
+
+
+# What comes back
+
+
+@given(grids)
+def test_cells_survive_their_file_exactly(rows: list[list[Cell]]) -> None:
+    found = decode_rows(encode_rows(rows))
+    assert [len(row) for row in found] == [len(row) for row in rows]
+    assert all(
+        same(*pair)
+        for one, other in zip(found, rows, strict=True)
+        for pair in zip(one, other, strict=True)
+    )
+
+
+@given(grids.filter(bool))
+@settings(max_examples=15, deadline=None)
+def test_a_table_is_read_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[Cell]]
+) -> None:
+    columns = [f"c{number}" for number in range(len(rows[0]))]
+    found = rows_of(tmp_path_factory.mktemp("run"), Table(columns, rows))
+    assert len(found) == len(rows)
+    assert all(
+        same(*pair)
+        for one, other in zip(found, rows, strict=True)
+        for pair in zip(one, other, strict=True)
+    )
+
+
+TUESDAY = datetime.datetime(2024, 5, 7, 8, 9, 10, 11)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (np.float32(0.1), 0.10000000149011612),
+        (np.float64("nan"), math.nan),
+        (-math.inf, -math.inf),
+        (-0.0, -0.0),
+        (5e-324, 5e-324),
+        (2**63 - 1, 2**63 - 1),
+        (-(2**63), -(2**63)),
+        (np.uint64(2**64 - 1), float(2**64 - 1)),
+        (np.bool_(True), True),
+        (np.array(3), 3),
+        (torch.tensor(2.5, requires_grad=True), 2.5),
+        (Decimal("0.5"), 0.5),
+        (np.str_("text"), "text"),
+        (Colour.RED, "red"),
+        ("line\nend\r\u2028\x00 \U0001f600", "line\nend\r\u2028\x00 \U0001f600"),
+        ("", ""),
+        ("NaN", "NaN"),
+        ("=1+1", "=1+1"),
+        (TUESDAY, "2024-05-07T08:09:10.000011"),
+        (TUESDAY.replace(tzinfo=datetime.UTC), "2024-05-07T08:09:10.000011+00:00"),
+        (TUESDAY.date(), "2024-05-07"),
+        (TUESDAY.time(), "08:09:10.000011"),
+        (np.datetime64("2024-05-07"), "2024-05-07"),
+        (np.datetime64("2024-05-07T08:09:10.123456789"), "2024-05-07T08:09:10.123456789"),
+        (np.datetime64("NaT"), None),
+        (pd.Timestamp(TUESDAY), "2024-05-07T08:09:10.000011"),
+        (pd.NaT, None),
+        (pd.NA, None),
+    ],
+    ids=shown,
+)
+def test_a_cell_becomes(tmp_path: Path, cell: Any, expected: Cell) -> None:
+    ((found,),) = rows_of(tmp_path, Table(["c"], [[cell]]))
+    assert same(found, expected)
+
+
+def test_pictures_in_cells_come_back_with_their_pixels(tmp_path: Path) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    table = Table(["id", "picture"], [[1, Image(pixels, "seven")], [2, Image([pixels] * 2)]])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        bus.log("a/b", table)
+        pixels[:] = 0
+    assert bus.folder is not None
+    history = metricbus.read(bus.folder)
+    one, two = (row[1] for row in history.tables("a/b")[0].rows)
+    assert isinstance(one, Picture)
+    assert isinstance(two, Picture)
+    assert (one.width, one.height, one.channels, one.caption) == (6, 4, 1, "seven")
+    assert (two.width, two.height) == (14, 4)
+    seen = np.asarray(PIL.Image.open(io.BytesIO(history.files.read(one.file))))
+    np.testing.assert_array_equal(seen, np.arange(24).reshape(4, 6))
+
+
+MADE: dict[str, Callable[[], Any]] = {
+    "dict of lists": lambda: {"x": [1, 2], "y": ["a", None]},
+    "dict of arrays": lambda: {"x": np.array([1, 2]), "y": np.array(["a", None])},
+    "dict of tensors and series": lambda: {"x": torch.tensor([1, 2]), "y": pd.Series(["a", None])},
+    "pandas": lambda: pd.DataFrame({"x": [1, 2], "y": pd.Series(["a", None], dtype=object)}),
+    "named fields": lambda: np.array([(1, "a"), (2, None)], [("x", int), ("y", object)]),
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_a_table_is_made_of(tmp_path: Path, make: Callable[[], Any]) -> None:
+    table = Table(make())
+    assert table.columns == ["x", "y"]
+    rows = rows_of(tmp_path, table)
+    assert rows[0] == [1, "a"]
+    assert rows[1][0] == 2
+    assert rows[1][1] is None or rows[1][1] != rows[1][1]
+
+
+def test_a_polars_frame_is_a_table(tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"x": [1, 2], "y": ["a", None]})
+    assert rows_of(tmp_path, Table(frame)) == [[1, "a"], [2, None]]
+
+
+def test_an_array_with_two_axes_is_a_table_with_numbered_columns(tmp_path: Path) -> None:
+    table = Table(np.array([[1, 2**60 + 1], [3, 4]]))
+    assert table.columns == ["0", "1"]
+    assert rows_of(tmp_path, table) == [[1, 2**60 + 1], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.array([[1.5, 2], [3, 4]]), torch.tensor([[1.5, 2], [3, 4]]), ((1.5, 2), (3, 4))],
+    ids=["numpy", "torch", "tuples"],
+)
+def test_rows_may_be_an_array(tmp_path: Path, rows: Any) -> None:
+    assert rows_of(tmp_path, Table(["x", "y"], rows)) == [[1.5, 2], [3, 4]]
+
+
+NANOSECONDS = np.array(["2024-05-07T08:09:10.123456789", "NaT"], "M8[ns]")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        lambda: Table({"at": NANOSECONDS}),
+        lambda: Table(np.array([(one,) for one in NANOSECONDS], [("at", "M8[ns]")])),
+        lambda: Table(["at"], NANOSECONDS[:, None]),
+    ],
+    ids=["column", "field", "rows"],
+)
+def test_dates_of_numpy_stay_dates(tmp_path: Path, table: Callable[[], Table]) -> None:
+    assert rows_of(tmp_path, table()) == [["2024-05-07T08:09:10.123456789"], [None]]
+
+
+def test_an_empty_table_has_columns_and_no_rows(tmp_path: Path) -> None:
+    assert rows_of(tmp_path, Table(["x", "y"])) == []
+
+
+# Growing
+
+
+def test_a_table_that_grows_is_read_back_as_one(tmp_path: Path) -> None:
+    table = Table(["x"])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        for number in range(5):
+            table.append([number], [-number])
+            bus.log("a/b", table, step=number)
+    assert bus.folder is not None
+    (found,) = metricbus.read(bus.folder).tables("a/b")
+    assert found.rows == [[sign * number] for number in range(5) for sign in (1, -1)]
+    assert found.step == 0
+
+
+def test_each_log_writes_what_is_new_alone(tmp_path: Path) -> None:
+    table = Table(["x", "y"])
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        for number in range(50):
+            table.append([1000 + number, "text"])
+            bus.log("a/b", table)
+    records = [record for record in sink.media("a/b") if isinstance(record, TableRecord)]
+    assert [(one.part, one.first_row, one.rows) for one in records] == [
+        (number, number, 1) for number in range(50)
+    ]
+    assert {one.file.size for one in records} == {len('[1000,"text"]\n')}
+    assert len({one.table for one in records}) == 1
+    assert bus.folder is not None
+    on_disk = [path.stat().st_size for path in (bus.folder / "media").rglob("*.jsonl")]
+    assert sum(on_disk) == 50 * len('[1000,"text"]\n')
+
+
+def test_a_table_without_anything_new_is_not_logged_again(tmp_path: Path) -> None:
+    table = Table(["x"])
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        for _ in range(3):
+            bus.log("a/b", table)
+    assert len(sink.media("a/b")) == 1
+    assert bus.stats().logged == 1
+
+
+def test_one_table_under_two_names_is_whole_under_both(tmp_path: Path) -> None:
+    table = Table(["x"], [[1]])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        bus.log("one", table)
+        table.append([2])
+        bus.log({"one": table, "two": table})
+    assert bus.folder is not None
+    history = metricbus.read(bus.folder)
+    for name in ("one", "two"):
+        (found,) = history.tables(name)
+        assert found.rows == [[1], [2]]
+
+
+def test_another_table_under_the_name_is_another_table(tmp_path: Path) -> None:
+    found = tables_of(tmp_path, {"a": Table(["x"], [[1]])}, {"a": Table(["y"], [["b"]])})["a"]
+    assert [(one.columns, one.rows) for one in found] == [(["x"], [[1]]), (["y"], [["b"]])]
+
+
+def test_rows_that_change_after_the_call_are_as_they_were(tmp_path: Path) -> None:
+    row: list[Any] = [1, "a"]
+    array: Any = np.array([2.0, 3.0])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        bus.log("a/b", Table(["x", "y"], [row, array]))
+        row[0] = 9
+        array[:] = 9
+    assert bus.folder is not None
+    assert metricbus.read(bus.folder).tables("a/b")[0].rows == [[1, "a"], [2.0, 3.0]]
+
+
+def test_columns_and_rows_cannot_be_changed_from_outside() -> None:
+    table = Table(["x"], [[1]])
+    table.columns.append("y")
+    table.rows.append([2])
+    assert (table.columns, table.rows) == (["x"], [[1]])
+
+
+@pytest.mark.parametrize(
+    "spoilt", [Histogram("no"), Table(["x"], [[object()]]), Table([], []), object()]
+)
+def test_a_mapping_that_is_refused_takes_no_rows_of_a_table(tmp_path: Path, spoilt: Any) -> None:
+    table = Table(["x"], [[1]])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        with pytest.raises((TypeError, ValueError), match="metric 'bad'"):
+            bus.log({"good": table, "bad": spoilt})
+        bus.log("good", table)
+    assert bus.folder is not None
+    (found,) = metricbus.read(bus.folder).tables("good")
+    assert found.rows == [[1]]
+    assert bus.stats().logged == 1
+
+
+def test_rows_after_a_bad_one_can_be_logged_once_it_is_mended(tmp_path: Path) -> None:
+    bad: list[Any] = [object()]
+    table = Table(["x"], [[1], bad])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        with pytest.raises(TypeError, match="row 1, column 'x' is object"):
+            bus.log("a/b", table)
+        bad[0] = 2
+        bus.log("a/b", table)
+    assert bus.folder is not None
+    assert metricbus.read(bus.folder).tables("a/b")[0].rows == [[1], [2]]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ([], "a table has at least one column"),
+        (["x", "y", "x"], "the table has the column 'x' twice"),
+        ([1], "the column's name 1 must be text, not int"),
+        ([None], "the column's name None must be text, not NoneType"),
+        (["\ud800"], "the column's name .* cannot be written as UTF-8"),
+    ],
+)
+def test_bad_columns_are_refused(columns: Any, told: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{told}"):
+        Table(columns, [])._capture("a/b")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ([1], "row 1 has 1 cells, the table has 2 columns: x, y"),
+        ([1, 2, 3], "row 1 has 3 cells, the table has 2 columns: x, y"),
+        ("ab", "row 1 is str; a row is a list of cells"),
+        (b"ab", "row 1 is bytes; a row is a list of cells"),
+        ({"x": 1, "y": 2}, "row 1 is dict; a row is a list of cells"),
+        ({1, 2}, "row 1 is set; a row is a list of cells"),
+        (3, "row 1 is int; a row is a list of cells"),
+        (None, "row 1 is NoneType; a row is a list of cells"),
+        (np.array(3), "row 1 is ndarray; a row is a list of cells"),
+    ],
+)
+def test_bad_rows_are_refused(row: Any, told: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b': {told}"):
+        Table(["x", "y"], [[1, 2], row])._capture("a/b")
+    with pytest.raises((TypeError, ValueError), match=told):
+        Table(["x", "y"], [[1, 2]]).append(row)
+
+
+def test_of_several_rows_with_a_bad_one_none_is_appended() -> None:
+    table = Table(["x"])
+    with pytest.raises(ValueError, match="row 1 has 2 cells"):
+        table.append([1], [2, 3])
+    assert table.rows == []
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        object(),
+        [1],
+        {"a": 1},
+        1j,
+        b"x",
+        np.zeros(2),
+        10**400,
+        datetime.timedelta(1),
+        np.timedelta64(1, "D"),
+        pd.Timedelta(1),
+        Histogram([1.0]),
+        len,
+    ],
+    ids=shown,
+)
+def test_bad_cells_are_refused(cell: Any) -> None:
+    told = (
+        f"metric 'a/b': row 0, column 'y' is .*{type(cell).__name__}; a cell may hold numbers, "
+        r"text, booleans, None, dates and metricbus's Image\(…\)"
+    )
+    with pytest.raises(TypeError, match=told):
+        Table(["x", "y"], [[1, cell]])._capture("a/b")
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("\ud800", "row 0, column 'x' cannot be written as UTF-8"),
+        (Image(np.zeros((5, 5, 2))), "was given ndarray of shape"),
+        (Image(np.zeros((5, 5)), boxes=[Box(0, 0, 1, 1)]), "a picture in a table has no boxes"),
+        (Image("missing.png"), "cannot be read"),
+    ],
+)
+def test_bad_text_and_pictures_are_refused(cell: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}"):
+        Table(["x"], [[cell]])._capture("a/b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("x", [[1]]), r"columns= takes a list of names, not a text: write \['x'\]"),
+        (("x",), "given str; it takes columns and rows"),
+        ((5,), "given int; it takes columns and rows"),
+        ((5, [[1]]), "columns= takes a list, not int: 5"),
+        ((["x"], 5), "rows= takes a list, not int: 5"),
+        ((["x"], "ab"), "rows= takes a list, not str"),
+        (({"x": [1], "y": [1, 2]},), "of one length, these are of {'x': 1, 'y': 2}"),
+        (({"x": "abc"},), "the column 'x' takes a list, not str: 'abc'"),
+        (({"x": 5},), "the column 'x' takes a list, not int: 5"),
+        (({"x": np.array(5)},), "the column 'x' takes a list, not int: 5"),
+        ((np.zeros(3),), r"two axes, or with named fields, not of shape \(3,\)"),
+        ((np.zeros((1, 1, 1)),), "two axes"),
+    ],
+)
+def test_what_makes_no_table_is_refused_outright(arguments: Any, told: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=told):
+        Table(*arguments)
+
+
+def test_a_picture_that_fails_in_the_background_costs_its_rows_alone(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    table = Table(["picture"], [[Image(broken)]])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        bus.log("a/b", table)
+        bus.log("loss", 1.0)
+        table.append([None])
+        bus.log("a/b", table)
+    report = bus.stats()
+    assert (report.journalled, report.dropped) == (2, 1)
+    assert "'a/b' at step 0 was dropped" in (report.error or "")
+    assert f"{broken} cannot be read as a picture" in (report.error or "")
+
+
+def test_a_table_in_two_runs_is_whole_in_each(tmp_path: Path) -> None:
+    table = Table(["x"], [[1]])
+    folders = []
+    for _ in range(2):
+        with MetricBus(sinks=[], dir=tmp_path) as bus:
+            bus.log("a", table)
+            assert bus.folder is not None
+            folders.append(bus.folder)
+        table.append([2])
+    rows = [metricbus.read(folder).tables("a")[0].rows for folder in folders]
+    assert rows == [[[1]], [[1], [2]]]
+
+
+def test_rows_of_a_part_that_was_superseded_are_counted_as_missing(tmp_path: Path) -> None:
+    table = Table(["x"], [[1]])
+    with MetricBus(sinks=[], dir=tmp_path) as bus:
+        for step in range(3):
+            bus.log("a", table, step=step)
+            table.append([step + 2])
+        bus.rewind(1)
+        bus.log("a", table, step=2)
+    assert bus.folder is not None
+    (found,) = metricbus.read(bus.folder).tables("a")
+    assert (found.rows, found.missing) == ([[1], [2], [4]], 1)
+
+
+def test_a_cell_that_cannot_be_is_refused_by_append_and_the_table_stays_good(
+    tmp_path: Path,
+) -> None:
+    table = Table(["x"], [[1]])
+    with pytest.raises(TypeError, match="row 2, column 'x' is object"):
+        table.append([2], [object()])
+    assert table.rows == [[1]]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Table([{"x": 1, "y": "a"}, {"y": "b", "x": 2}]),
+        lambda: Table(rows=[{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]),
+        lambda: Table(rows=pd.DataFrame({"x": [1, 2], "y": ["a", "b"]})),
+    ],
+)
+def test_rows_that_bring_their_columns_along_make_a_table(made: Callable[[], Table]) -> None:
+    table = made()
+    assert table.columns == ["x", "y"]
+    assert [list(row) for row in table.rows] == [[1, "a"], [2, "b"]]
+
+
+def test_rows_of_different_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"row 1 is .*; the first one is a dict of x, y"):
+        Table([{"x": 1, "y": 2}, {"x": 1}])
+
+
+def test_a_tensor_with_two_axes_makes_a_table() -> None:
+    assert Table(torch.tensor([[1, 2], [3, 4]])).rows == [[1, 2], [3, 4]]

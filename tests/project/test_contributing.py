@@ -1,0 +1,129 @@
+"""What CONTRIBUTING.md tells is so, and what is there already keeps to what it asks for."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from markdown_it import MarkdownIt
+from typer.main import get_command
+
+from metricbus import MetricBus, media
+from metricbus._aggregate.reductions import _SIMPLE, AcrossRanks, reduction_factory
+from metricbus._cli.app import app
+from metricbus._common.media_records import MEDIA
+from metricbus._common.settings import declared
+from metricbus.sinks import _OURS, find_sink
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+DOCS = "\n".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+MAKEFILE = (ROOT / "Makefile").read_text()
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+
+CODE = [  # all that stands between backticks, and in blocks of commands
+    child.content
+    for token in MarkdownIt().enable("table").parse(PAGE)
+    for child in (token, *(token.children or []))
+    if child.type in ("code_inline", "fence")
+]
+FILES = sorted(
+    {path for path in CODE if re.fullmatch(r"[\w./-]+(/|\.(py|md|txt|toml|json))", path)}
+)
+
+
+def recipe(target: str) -> list[str]:
+    """The commands of a target of the Makefile."""
+    block = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    assert block, target
+    return [line.strip().replace("$(BIN)", ".venv/bin") for line in block[1].splitlines()]
+
+
+# The page
+
+
+def test_hooks_before_a_commit_are_the_commands_of_lint_and_types() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    entries = re.findall(r"^ *entry: (.+)$", hooks, re.MULTILINE)
+    assert entries == [*recipe("lint"), *recipe("types")]
+
+
+def test_every_target_of_make_is_there() -> None:
+    told = {
+        target
+        for code in CODE
+        for words in re.findall(r"^make ((?:[a-z-]+ ?)+)", code, re.MULTILINE)
+        for target in words.split()
+    }
+    assert told >= {"lint", "test", "docs", "bench"}
+    assert told <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_every_file_is_there(path: str) -> None:
+    folders = (ROOT, ROOT / "src" / "metricbus", ROOT / "src" / "metricbus" / "sinks")
+    made_by_a_build = path == "dist/"
+    assert made_by_a_build or any((folder / path).exists() for folder in folders)
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGE)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+# What it asks for
+
+
+@pytest.mark.parametrize("name", sorted(_OURS))
+def test_a_sink_tells_how_to_install_what_it_needs(name: str) -> None:
+    sink = find_sink(name)
+    assert (sink.__doc__ or "").strip()
+    if sink.requires:
+        assert sink.install == f"pip install 'metricbus[{name}]'"
+        assert name in EXTRAS
+        assert any(name in extra for extra in EXTRAS["demo"])
+
+
+@pytest.mark.parametrize("name", sorted(_OURS))
+def test_a_sink_has_its_place_in_the_docs(name: str) -> None:
+    assert f"`{name}`" in DOCS
+
+
+@pytest.mark.parametrize("record", MEDIA)
+def test_every_sink_takes_every_medium(record: type) -> None:
+    assert [name for name in _OURS if record not in find_sink(name).kinds] == []
+
+
+@pytest.mark.parametrize("record", MEDIA)
+def test_a_medium_has_a_type_that_users_make_and_its_place_in_the_docs(record: type) -> None:
+    name = record.__name__.removesuffix("Record")
+    assert name in media.__all__
+    assert f"`{name}" in DOCS
+
+
+def test_every_setting_is_an_argument_of_the_bus() -> None:
+    """But for the folder of a run to join, which only the environment can say."""
+    arguments = set(inspect.signature(MetricBus).parameters)
+    settings = {setting.name for setting in declared()}
+    assert settings - arguments == {"run_id", "run_dir"}  # the argument is called `id`
+    assert "id" in arguments
+
+
+def test_every_reduction_is_told_in_the_docs() -> None:
+    assert [name for name in _SIMPLE if f"`{name}`" not in DOCS] == []
+
+
+def test_ranks_reduce_by_what_merges() -> None:
+    assert [name for name in get_args(AcrossRanks) if not reduction_factory(name)().merges] == []
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_has_an_example_and_its_place_in_the_docs(name: str) -> None:
+    assert re.search(rf"Example: .*metricbus {name}\b", COMMANDS[name].help)
+    assert f"metricbus {name}" in DOCS or f"`{name}`" in DOCS

@@ -1,0 +1,332 @@
+"""The same calls through every sink, read back with that backend's own reader.
+
+A sink joins with one line in `BACKENDS`: its URL, a reader that gives back points, and what the
+backend makes of a point (its projection of step, epoch and time, its precision).
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import metricbus
+from metricbus import MetricBus
+from metricbus.testing import MemorySink
+from tests.helpers.wandb_reader import wandb_rows
+
+NAMES = [
+    "train/loss",
+    "val/acc",
+    "a,b",
+    'say "x"',
+    "line\nbreak",
+    "nul\0",
+    "../../up",
+    "🦆",
+    "=cmd()",
+    "'quoted",
+    "-1",
+    "step",
+    "epoch",
+    "time",
+    "value",
+    "_step",
+    "_runtime",
+    "_private",
+    "metricbus/step",
+    "logged/twice",
+    "mean@1",
+    "mean_1",
+    "timing(s)/gen",
+    "a//b/./c/",
+    "long" * 200,
+    "déjà vu",
+    "train.loss",
+]
+
+
+class Point(NamedTuple):
+    """A value where it stands; `epoch` is None where a backend has no place for it."""
+
+    name: str
+    step: int
+    epoch: int | None
+    value: float
+
+
+class Keeping(logging.Handler):
+    """Keeps the log records that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class Logged:
+    """What a run logged, by way of each place where it can be found."""
+
+    def __init__(
+        self,
+        folder: Path,
+        memory: MemorySink,
+        log_records: list[logging.LogRecord],
+        server: str,
+    ) -> None:
+        self.folder = folder
+        self.server = server
+        self.memory = memory
+        self.log_records = log_records
+
+
+def read_journal(logged: Logged) -> Iterator[Point]:
+    history = metricbus.read(logged.folder)
+    for name in history.names():
+        series = history.series(name)
+        for step, epoch, value in zip(series.step, series.epoch, series.value, strict=True):
+            yield Point(name, int(step), int(epoch), value)
+
+
+def read_memory(logged: Logged) -> Iterator[Point]:
+    for name in logged.memory.names():
+        for point in logged.memory.series(name):
+            yield Point(name, point.step, point.epoch, point.value)
+
+
+def read_logging(logged: Logged) -> Iterator[Point]:
+    for record in logged.log_records:
+        for name, value in getattr(record, "metrics", {}).items():
+            yield Point(name, record.step, record.epoch, value)  # type: ignore[attr-defined]
+
+
+def read_csv(logged: Logged) -> Iterator[Point]:
+    with open(logged.folder / "csv" / "metrics.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            assert row["kind"] == "scalar"
+            text = row["value"]
+            value = int(text) if text.lstrip("-").isdigit() else float(text)
+            name = row["name"].removeprefix("'")
+            yield Point(name, int(row["step"]), int(row["epoch"]), value)
+
+
+def read_tensorboard(logged: Logged) -> Iterator[Point]:
+    lanes = {file.parent for file in logged.folder.glob("tensorboard/**/*tfevents*")}
+    for lane in lanes:
+        events = EventAccumulator(str(lane), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            for event in events.Scalars(tag):
+                yield Point(tag, event.step, None, event.value)
+
+
+def read_wandb(logged: Logged) -> Iterator[Point]:
+    for columns in wandb_rows(logged.folder):
+        where = int(columns["metricbus/step"]), int(columns["metricbus/epoch"])
+        for key, value in columns.items():
+            if not key.startswith(("_", "metricbus/")):
+                yield Point(key.removeprefix("logged/"), *where, value)
+
+
+def read_mlflow_file(logged: Logged) -> Iterator[Point]:
+    return read_mlflow(f"sqlite:///{logged.folder.parent}/mlflow.db", logged.folder.name)
+
+
+def read_mlflow_server(logged: Logged) -> Iterator[Point]:
+    return read_mlflow(logged.server, logged.folder.name)
+
+
+def read_mlflow(uri: str, id: str, experiment_name: str = "conformance") -> Iterator[Point]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(experiment_name)
+    assert experiment is not None
+    ours = f"tags.`metricbus.run_id` = '{id}'"
+    (run,) = client.search_runs([experiment.experiment_id], ours)
+    for key in run.data.metrics:
+        name = run.data.tags.get(f"metricbus.name.{key}", key)
+        for metric in client.get_metric_history(run.info.run_id, key):
+            yield Point(name, metric.step, None, metric.value)
+
+
+def exactly(point: Point) -> Point:
+    return point
+
+
+def as_json_number(point: Point) -> Point:
+    """W&B writes 2.0 and 2 alike."""
+    value = point.value
+    if not math.isfinite(value) or not float(value).is_integer():
+        return point
+    return point._replace(value=int(value))
+
+
+def as_float64_at_step(point: Point) -> Point:
+    value = float(point.value)
+    if math.isinf(value):
+        value = math.copysign(sys.float_info.max, value)
+    return point._replace(epoch=None, value=value + 0.0)  # there is no -0.0 in SQL
+
+
+def as_float32_at_step(point: Point) -> Point:
+    value = float(point.value)
+    if math.isfinite(value):
+        try:
+            (value,) = struct.unpack("f", struct.pack("f", value))
+        except OverflowError:
+            value = math.copysign(math.inf, value)
+    return point._replace(epoch=None, value=value)
+
+
+class Backend(NamedTuple):
+    url: str | None
+    read: Callable[[Logged], Iterator[Point]]
+    projection: Callable[[Point], Point]
+
+
+BACKENDS = {
+    "journal": Backend(None, read_journal, exactly),
+    "memory": Backend(None, read_memory, exactly),
+    "logging": Backend("logging", read_logging, exactly),
+    "csv": Backend("csv", read_csv, exactly),
+    "tensorboard": Backend("tensorboard", read_tensorboard, as_float32_at_step),
+    "wandb": Backend("wandb", read_wandb, as_json_number),
+    "mlflow": Backend("mlflow?experiment=conformance", read_mlflow_file, as_float64_at_step),
+    "mlflow-server": Backend(
+        "mlflow+{server}?experiment=conformance", read_mlflow_server, as_float64_at_step
+    ),
+}
+
+
+class Script:
+    """Logs, and remembers what every sink must have."""
+
+    def __init__(self, bus: MetricBus) -> None:
+        self.bus = bus
+        self.points: list[Point] = []
+
+    def log(self, name: str, value: float, step: int, epoch: int) -> None:
+        self.bus.log(name, value, step=step, epoch=epoch)
+        self.points.append(Point(name, step, epoch, value))
+
+    def run(self) -> None:
+        for step in range(101):
+            self.log("train/loss", 1 / (step + 1), step, step // 50)
+            self.log("train/lr", 1e-3 * step, step, step // 50)
+            if step == 50:
+                self.log("val/acc", 0.5, 50, 0)
+        self.log("val/acc", 0.25, 10, 0)  # a late evaluation
+        self.log("val/acc", 0.125, 5, 0)  # and one that is later still
+        for value in (1.0, 2.0, 2.0, 3.0):  # a step that repeats
+            self.log("train/loss", value, 100, 2)
+        for step, value in enumerate((math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.8e308 / 2)):
+            self.log("odd", value, step, 3)
+        for step, integer in enumerate((2**63 - 1, -(2**63), 2**53 + 1, 0)):
+            self.log("integers", integer, step, 3)
+        self.log("mixed", 0.5, 0, 3)
+        self.log("mixed", 2**53 + 1, 1, 3)
+        for step, name in enumerate(NAMES):
+            self.log(name, float(step), 1000 + step, 4)
+
+
+@pytest.fixture(scope="module", params=["thread", "process"])
+def logged(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_server: str, request: pytest.FixtureRequest
+) -> tuple[Logged, list[Point]]:
+    memory, handler = MemorySink(), Keeping()
+    logger = logging.getLogger("metricbus")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    urls = [
+        backend.url.format(server=mlflow_server) for backend in BACKENDS.values() if backend.url
+    ]
+    place = tmp_path_factory.mktemp("runs")
+    with MetricBus(sinks=[memory, *urls], dir=place, delivery=request.param) as bus:
+        script = Script(bus)
+        script.run()
+        folder = bus.folder
+    assert folder is not None
+    assert bus.stats().complete, str(bus.stats())
+    return Logged(folder, memory, handler.records, mlflow_server), script.points
+
+
+def told(point: Point) -> tuple[str, int, int | None, str]:
+    """The point as text: integers without a dot, floats exactly, one NaN like any other."""
+    is_integer = isinstance(point.value, int | np.integer)
+    value = str(int(point.value)) if is_integer else repr(float(point.value))
+    return (point.name, point.step, point.epoch, value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+def test_every_backend_has_every_value_exactly_once(
+    backend: Backend, logged: tuple[Logged, list[Point]]
+) -> None:
+    expected = Counter(told(backend.projection(point)) for point in logged[1])
+    found = map(backend.projection, backend.read(logged[0]))
+    assert Counter(map(told, found)) == expected
+
+
+@pytest.mark.parametrize("name", ["journal", "memory", "logging", "csv", "wandb"])
+def test_the_order_of_late_and_repeated_values_is_kept(
+    name: str, logged: tuple[Logged, list[Point]]
+) -> None:
+    values = [point.value for point in BACKENDS[name].read(logged[0]) if point.name == "val/acc"]
+    assert values[:3] == [0.5, 0.25, 0.125]
+
+
+def test_every_backend_marks_what_was_open_when_a_process_died(
+    tmp_path: Path, mlflow_server: str
+) -> None:
+    """A process joins the run, writes down its open reductions, and dies of SIGKILL."""
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from metricbus._journal.segments import SegmentWriter
+        from metricbus._common.records import Open, Scalars
+        journal = SegmentWriter(Path(sys.argv[1]), "r")
+        journal.append([Scalars(step=1, epoch=0, time=10**9, values={"whole": 1.0})])
+        row = Scalars(step=2, epoch=0, time=2 * 10**9, values={"loss": 0.5}, partial=True)
+        journal.append([Open(time=3 * 10**9, rows=[row])])
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    memory, handler = MemorySink(), Keeping()
+    logging.getLogger("metricbus").addHandler(handler)
+    logging.getLogger("metricbus").setLevel(logging.INFO)
+    urls = ["logging", "csv", "tensorboard", "wandb", f"mlflow+{mlflow_server}?experiment=partial"]
+    with MetricBus(sinks=[memory, *urls], dir=tmp_path) as bus:
+        folder = bus.folder
+        assert folder is not None
+        command = [sys.executable, "-c", textwrap.dedent(code), str(folder / "journal")]
+        assert subprocess.run(command, timeout=50, check=False).returncode == -signal.SIGKILL
+    report = bus.stats()
+    assert report.complete, str(report)
+    assert {sink.delivered for sink in report.sinks.values()} == {2}
+    logged = Logged(folder, memory, handler.records, mlflow_server)
+    assert [(record.values, record.partial) for record in memory.records] == [
+        ({"whole": 1.0}, False),
+        ({"loss": 0.5}, True),
+    ]
+    assert "step 2 epoch 0 | loss=0.5 (partial)" in [
+        record.getMessage() for record in handler.records
+    ]
+    assert ",loss,0.5,partial\r\n" in (folder / "csv" / "metrics.csv").read_bytes().decode()
+    assert [row["loss"] for row in wandb_rows(folder) if row.get("metricbus/partial")] == [0.5]
+    assert Point("loss_partial", 2, None, 0.5) in list(read_tensorboard(logged))
+    assert Point("loss_partial", 2, None, 0.5) in list(
+        read_mlflow(mlflow_server, folder.name, "partial")
+    )
