@@ -38,6 +38,7 @@ def script(folder: Path, code: str) -> subprocess.Popen[bytes]:
 KILLED = """
     import os, signal
     from metricbus import MetricBus
+    from metricbus._ingest.commands import Flush
     bus = MetricBus(id="r", sinks="csv?flush_secs=60", dir=".")
     for step in range(500):
         bus.log("x", float(step), step=step)
