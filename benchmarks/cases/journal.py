@@ -26,7 +26,8 @@ from benchmarks.reading import complete
 from metricbus import MetricBus, read
 from metricbus._aggregate.row_builder import join_calls
 from metricbus._common.records import Call, Scalars
-from metricbus._journal.segments import JournalReader, SegmentWriter
+from metricbus._journal.segment_reader import JournalReader
+from metricbus._journal.segment_writer import SegmentWriter
 
 NAMES = [f"train/m{i}" for i in range(20)]
 CHUNK = 256  # calls that the collector takes at a time

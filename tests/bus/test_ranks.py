@@ -15,7 +15,7 @@ from metricbus._aggregate.reductions import reduction_factory
 from metricbus._common.distributed import Rank, find_rank, launchers_id, writes
 from metricbus._common.records import Header
 from metricbus._ingest.commands import CollectPartials
-from metricbus._journal.segments import JournalReader
+from metricbus._journal.segment_reader import JournalReader
 from tests.helpers import rank_scenarios as scenarios
 from tests.helpers.rank_scenarios import run_ranks
 

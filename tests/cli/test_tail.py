@@ -26,7 +26,8 @@ from metricbus._history.last_rows import last_rows
 from metricbus._history.name_filter import NameFilter
 from metricbus._journal import tail as journal_tail
 from metricbus._journal.run import RunFolder, create_run
-from metricbus._journal.segments import JournalReader, SegmentWriter
+from metricbus._journal.segment_reader import JournalReader
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus._journal.tail import lines_backwards
 
 WaitFor = Callable[[Callable[[], bool]], None]

@@ -16,7 +16,8 @@ from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.cursor import DeliveryProgress, load_progress, save_progress
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder, create_run
-from metricbus._journal.segments import JournalReader, SegmentWriter
+from metricbus._journal.segment_reader import JournalReader
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.sinks.base import SinkOptions
 
 

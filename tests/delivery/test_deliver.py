@@ -25,7 +25,7 @@ from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.lease import Lease, LeaseHeld, Superseded
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.testing import MemorySink
 from tests.helpers.wandb_reader import wandb_files, wandb_rows
 

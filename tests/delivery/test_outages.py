@@ -267,7 +267,7 @@ def test_a_full_disk_costs_only_what_the_queue_cannot_hold(tmp_path: Path) -> No
 def test_a_disk_that_hangs_costs_one_pause_and_then_drops_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metricbus._journal.segments import SegmentWriter
+    from metricbus._journal.segment_writer import SegmentWriter
 
     hangs = threading.Event()
     hangs.set()

@@ -25,7 +25,7 @@ import numpy as np
 import metricbus
 from metricbus._common.records import Header, Scalars
 from metricbus._journal.recovery import partial_rows
-from metricbus._journal.segments import JournalReader
+from metricbus._journal.segment_reader import JournalReader
 
 THREADS = 3
 MOST = 100_000  # values a thread

@@ -23,10 +23,10 @@ from metricbus import MetricBus, Scalars
 from metricbus._cli.app import app
 from metricbus._common.records import Number, Rewind
 from metricbus._history import export as run_export
-from metricbus._history.export import Format, Numbers, write
+from metricbus._history.export import ExportFormat, ScalarSource, write
 from metricbus._history.name_filter import NameFilter
 from metricbus._journal.run import RunFolder, create_run
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 
 TIME = 1_769_869_530_123_456_789
 NUMBERS: dict[str, Number] = {
@@ -170,10 +170,10 @@ def test_whatever_was_logged_comes_out_of_csv_and_json(
     root = tmp_path_factory.mktemp("run")
     folder = run_of(root, *(row(step, values) for step, values in enumerate(rows)))
     logged = [(name, value) for values in rows for name, value in values.items()]
-    for format in (Format.CSV, Format.JSON):
+    for format in (ExportFormat.CSV, ExportFormat.JSON):
         with open(root / "out", "wb") as file:
-            write(Numbers(folder, NameFilter()), format, file)
-        if format is Format.JSON:
+            write(ScalarSource(folder, NameFilter()), format, file)
+        if format is ExportFormat.JSON:
             found = [(one["name"], one["value"]) for one in json.loads((root / "out").read_bytes())]
         else:
             with open(root / "out", newline="", encoding="utf-8") as file_:
@@ -186,9 +186,9 @@ def test_whatever_was_logged_comes_out_of_csv_and_json(
 
 
 def metricbus_name(cell: str) -> str:
-    from metricbus._importers.csv import plain_name
+    from metricbus._importers.csv import unescape_name
 
-    return plain_name(cell)
+    return unescape_name(cell)
 
 
 def wide(folder: RunFolder) -> list[list[str]]:

@@ -18,11 +18,11 @@ import metricbus
 from metricbus import Image, JournalError, MetricBus, Table
 from metricbus._common.records import Number, Scalars
 from metricbus._history import series_summary
-from metricbus._history.run_status import RunStatus, glance
-from metricbus._history.run_summary import RunSummary, summarise
-from metricbus._history.sparkline import BUCKETS, Curve
+from metricbus._history.run_status import RunStatus, read_run_status
+from metricbus._history.run_summary import RunSummary, summarize_run
+from metricbus._history.sparkline import BUCKETS, SparklineData
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 from tests.helpers.scripts import run_script
 
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats())
@@ -35,12 +35,12 @@ def made(folder: Path) -> RunFolder:
 
 
 def summary_of(tmp_path: Path) -> RunSummary:
-    return summarise(made(tmp_path))
+    return summarize_run(made(tmp_path))
 
 
 def glance_of(tmp_path: Path) -> RunStatus:
     folder = made(tmp_path)
-    return glance(folder, folder.load())
+    return read_run_status(folder, folder.load())
 
 
 def row(step: int, **values: Number) -> Scalars:
@@ -75,7 +75,7 @@ def test_it_is_what_reading_all_gives(values: list[Number], held: int) -> None:
         patch.setattr(series_summary, "_HELD_AT_MOST", held)
         folder = Path(f"all-{os.urandom(8).hex()}")
         run = rows_of(folder, [[row(step, x=value) for step, value in enumerate(values)]])
-        found = summarise(run).series["x"]
+        found = summarize_run(run).series["x"]
     known = [value for value in values if not math.isnan(value)]
     assert found.count == len(values)
     assert found.nan == len(values) - len(known)
@@ -89,12 +89,12 @@ def test_it_is_what_reading_all_gives(values: list[Number], held: int) -> None:
 def test_small_terms_survive_beside_large_ones(tmp_path: Path) -> None:
     values = [1e16, *[1.0] * 1000, -1e16]
     run = rows_of(tmp_path, [[row(step, x=value) for step, value in enumerate(values)]])
-    assert summarise(run).series["x"].mean == 1000 / 1002
+    assert summarize_run(run).series["x"].mean == 1000 / 1002
 
 
 def test_the_mean_of_both_infinities_is_no_number(tmp_path: Path) -> None:
     run = rows_of(tmp_path, [[row(0, x=math.inf), row(1, x=-math.inf)]])
-    x = summarise(run).series["x"]
+    x = summarize_run(run).series["x"]
     assert (x.min, x.max) == (-math.inf, math.inf)
     assert x.mean is not None
     assert math.isnan(x.mean)
@@ -102,7 +102,7 @@ def test_the_mean_of_both_infinities_is_no_number(tmp_path: Path) -> None:
 
 @given(st.lists(st.lists(st.floats(), max_size=300), max_size=8))
 def test_a_curve_keeps_every_extreme_in_its_place(parts: list[list[float]]) -> None:
-    curve = Curve()
+    curve = SparklineData()
     for part in parts:
         curve.add(np.array(part, dtype=np.float64))
     whole = np.array([value for part in parts for value in part], dtype=np.float64)
@@ -115,7 +115,7 @@ def test_a_curve_keeps_every_extreme_in_its_place(parts: list[list[float]]) -> N
 
 
 def test_one_peak_among_a_million_values_stays() -> None:
-    curve = Curve()
+    curve = SparklineData()
     values = np.zeros(1_000_000)
     values[765_432] = 9.0
     curve.add(values)
@@ -135,7 +135,7 @@ def test_what_a_rewind_goes_back_before_is_left_out(tmp_path: Path) -> None:
     expected = metricbus.read(folder).series("x").value.tolist()
     assert expected == [0, 1, 2, 3, 4, 50]
     assert (found.series["x"].count, found.series["x"].max, found.superseded) == (6, 50, 5)
-    assert (found.last_step, found.journalled) == (5, 11)
+    assert (found.last_step, found.journal_values) == (5, 11)
 
 
 def test_ranks_are_told_apart(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_ranks_are_told_apart(tmp_path: Path) -> None:
     writer = SegmentWriter(run.journal, run="r", rank=1)
     writer.append([Scalars(step=0, epoch=0, time=0, values={"x": 1}, rank=1)])
     writer.close()
-    assert list(summarise(run).series) == ["rank1/x"]
+    assert list(summarize_run(run).series) == ["rank1/x"]
 
 
 def test_media_are_counted_by_name_and_kind(tmp_path: Path) -> None:
@@ -163,14 +163,14 @@ def test_damaged_and_torn_lines_are_counted(tmp_path: Path) -> None:
     run = rows_of(tmp_path, [[row(0, x=1)]])
     with open(run.journal / "0002.jsonl", "ab") as file:
         file.write(b'no record\n{"kind":"sca')
-    found = summarise(run)
+    found = summarize_run(run)
     assert (found.damaged, found.torn, found.values) == (1, 12, 1)
 
 
 def test_progress_is_told_in_bytes_up_to_all(tmp_path: Path) -> None:
     run = rows_of(tmp_path, [[row(step, x=1) for step in range(12_000)]])
     told: list[tuple[int, int]] = []
-    summarise(run, lambda done, total: told.append((done, total)))
+    summarize_run(run, lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert len(told) > 3
     assert told[-1][0] == told[-1][1] == sum(file.stat().st_size for file in run.journal.iterdir())
@@ -181,9 +181,9 @@ def test_a_run_without_a_journal_is_told(tmp_path: Path) -> None:
     (run.journal / "0001.jsonl").unlink()
     run.journal.rmdir()
     with pytest.raises(JournalError, match="is missing"):
-        summarise(run)
+        summarize_run(run)
     with pytest.raises(JournalError, match="is missing"):
-        glance(run, run.load())
+        read_run_status(run, run.load())
 
 
 KILLED = """
@@ -217,13 +217,13 @@ def test_a_live_run_is_running(tmp_path: Path) -> None:
 def test_a_run_of_a_host_that_is_silent_is_not_taken_for_a_live_one(tmp_path: Path) -> None:
     run = rows_of(tmp_path, [])
     run.save(_elsewhere(run))
-    assert glance(run, run.load()).status == "finished", "its segments are ended"
+    assert read_run_status(run, run.load()).status == "finished", "its segments are ended"
     with open(run.journal / "0002.jsonl", "wb") as file:
         file.write((run.journal / "0001.jsonl").read_bytes().split(b"\n")[0] + b"\n")
-    assert glance(run, run.load()).status == "running", "it was written to just now"
+    assert read_run_status(run, run.load()).status == "running", "it was written to just now"
     for segment in run.journal.iterdir():
         os.utime(segment, (1e9, 1e9))
-    assert glance(run, run.load()).status == "silent"
+    assert read_run_status(run, run.load()).status == "silent"
 
 
 def _elsewhere(run: RunFolder) -> Run:
@@ -254,7 +254,7 @@ def test_a_glance_does_not_show_what_was_rewound(tmp_path: Path) -> None:
 
 def test_of_a_long_run_the_ends_are_read_and_the_count_is_an_estimate(tmp_path: Path) -> None:
     run = rows_of(tmp_path, [[row(step, x=step, y=0.5) for step in range(20_000)]])
-    seen = glance(run, run.load())
+    seen = read_run_status(run, run.load())
     assert (seen.step, seen.last) == (19_999, {"x": 19_999, "y": 0.5})
     assert not seen.is_exact
     assert seen.values == pytest.approx(40_000, rel=0.05)
@@ -275,7 +275,7 @@ def _others(tmp_path: Path) -> list[str]:
 def test_a_row_that_is_longer_than_the_look_is_still_seen(tmp_path: Path) -> None:
     wide = Scalars(step=7, epoch=0, time=7, values={f"name/{n}": n for n in range(10_000)})
     run = rows_of(tmp_path, [[wide]])
-    assert len(glance(run, run.load()).last) == 10_000
+    assert len(read_run_status(run, run.load()).last) == 10_000
 
 
 @settings(max_examples=25)
@@ -287,7 +287,7 @@ def test_a_journal_that_is_cut_anywhere_can_be_read(data: st.DataObject) -> None
     whole = segment.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     segment.write_bytes(whole[:cut])
-    found, seen = summarise(run), glance(run, run.load())
+    found, seen = summarize_run(run), read_run_status(run, run.load())
     rows = max(0, min(4, whole[:cut].count(b"\n") - 1))
     assert found.rows == rows
     assert (seen.values, seen.is_exact) == (rows, True)

@@ -26,7 +26,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import metricbus
 from metricbus import MetricBus, Scalars
 from metricbus._common.device_values import ACCELERATORS, as_64_bits, is_deferred, spread
-from metricbus._journal.segments import JournalReader
+from metricbus._journal.segment_reader import JournalReader
 
 
 class Device:

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from metricbus import Image, MetricBus
 from metricbus._cli.app import app
 from metricbus._common.records import Dropped, Drops, End, decode, encode
-from metricbus._history.run_status import glance
-from metricbus._history.run_summary import summarise
+from metricbus._history.run_status import read_run_status
+from metricbus._history.run_summary import summarize_run
 from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
 from metricbus._journal.run import RunFolder
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 from tests.helpers.scripts import run_script
 
 
@@ -133,6 +133,6 @@ def test_a_record_of_drops_comes_back_as_it_was() -> None:
 
 def test_a_glance_and_a_summary_tell_the_same(on_high_water: tuple[Path, int]) -> None:
     folder = RunFolder(on_high_water[0])
-    seen, summary = glance(folder, folder.load()).dropped, summarise(folder).dropped
+    seen, summary = read_run_status(folder, folder.load()).dropped, summarize_run(folder).dropped
     assert seen == summary
     assert msgspec.structs.asdict(seen)["queue"] == on_high_water[1]

@@ -35,7 +35,7 @@ from metricbus._common.media_records import FileRef, HistogramRecord, ImageRecor
 from metricbus._ingest.media_worker import MediaWorker
 from metricbus._ingest.queue import Overflow
 from metricbus._journal.media_files import MediaFolder, MediaWriter, safe_name
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.testing import MemorySink
 from tests.helpers.scripts import run_script
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metricbus._common.records import End, Header, Scalars, decode, encode
-from metricbus._journal.segments import JournalReader, Position, SegmentWriter
+from metricbus._journal.segment_reader import JournalReader, Position
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import JournalError
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

@@ -296,7 +296,7 @@ def test_every_backend_marks_what_was_open_when_a_process_died(
     code = """
         import os, signal, sys
         from pathlib import Path
-        from metricbus._journal.segments import SegmentWriter
+        from metricbus._journal.segment_writer import SegmentWriter
         from metricbus._common.records import Open, Scalars
         journal = SegmentWriter(Path(sys.argv[1]), "r")
         journal.append([Scalars(step=1, epoch=0, time=10**9, values={"whole": 1.0})])

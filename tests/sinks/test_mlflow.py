@@ -31,7 +31,7 @@ from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder, create_run
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.sinks.mlflow.rows import NAME_TAG, Identity, Names, Times, allowed
 from metricbus.sinks.mlflow.sink import MlflowSink
 from metricbus.sinks.mlflow.store import in_batches

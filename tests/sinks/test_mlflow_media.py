@@ -25,16 +25,16 @@ from PIL import Image as PillowImage
 
 from metricbus import Rejected, Scalars, Unavailable
 from metricbus._common.media_records import (
-    MEDIA,
+    MEDIA_RECORD_TYPES,
     AudioRecord,
     Box,
     Cell,
     ChartRecord,
     FileRecord,
     HistogramRecord,
+    ImageCell,
     ImageRecord,
     MediumRecord,
-    Picture,
     TableRecord,
     TextRecord,
     VideoRecord,
@@ -46,7 +46,7 @@ from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.media_files import MediaWriter, ref_of, safe_name
 from metricbus._journal.run import Run, RunFolder, create_run
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import MediaError
 from metricbus.sinks.mlflow import media
 from metricbus.sinks.mlflow.rows import image_key
@@ -178,8 +178,8 @@ class Backend:
         ref = self.media.save("file", name, 3, ".pt", b"weights")
         return FileRecord(name=name, step=3, file=ref, origin=origin, copied=True, **AT)
 
-    def picture(self, seed: int = 1, **more: Any) -> Picture:
-        return Picture(self.media.save("table", "p", 3, ".png", png(seed)), 6, 4, 3, **more)
+    def picture(self, seed: int = 1, **more: Any) -> ImageCell:
+        return ImageCell(self.media.save("table", "p", 3, ".png", png(seed)), 6, 4, 3, **more)
 
     def all(self, name: str = "all") -> list[MediumRecord]:
         rows: list[list[Cell]] = [[1, self.picture()], [math.nan, self.picture(2)]]
@@ -215,7 +215,7 @@ def png(seed: int, mode: str = "RGB") -> bytes:
 
 
 def test_the_sink_takes_every_kind() -> None:
-    assert set(MEDIA) <= set(MlflowSink.kinds)
+    assert set(MEDIA_RECORD_TYPES) <= set(MlflowSink.kinds)
 
 
 # Histograms

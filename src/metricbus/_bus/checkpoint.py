@@ -16,7 +16,7 @@ from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import EPOCH_TIME, End, Epoch, Rewind, Scalars
 from metricbus._common.validation import INT_MAX
 from metricbus._ingest.commands import ApplyRewind, Snapshot
-from metricbus._journal.segments import JournalReader
+from metricbus._journal.segment_reader import JournalReader
 
 _log = logging.getLogger("metricbus")
 

@@ -26,7 +26,7 @@ from metricbus._ingest.queue import Bounds, CallQueue
 from metricbus._journal.resume import find_run, go_on
 from metricbus._journal.run import Run, RunFolder, create_run, plain_config, slug_of
 from metricbus._journal.run_env import announce, is_own
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import ConfigError, JournalError
 from metricbus.sinks import Sink
 
@@ -148,7 +148,7 @@ def _engine_of(
     )
     queue.media = media
     parts = queue, collector, media, delivery
-    return Session((folder, run), *parts, known_as=rank, owner=owner)
+    return Session((folder, run), *parts, initial_rank=rank, owner=owner)
 
 
 def _run_of_rank_0(path: Path, rank: Rank) -> tuple[RunFolder, Run]:

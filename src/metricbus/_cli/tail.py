@@ -15,11 +15,11 @@ from metricbus._cli.escaping import json_text
 from metricbus._cli.run_lookup import find_run
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import encode
-from metricbus._history.last_rows import Shown, last_rows, shown
+from metricbus._history.last_rows import TailRecord, last_rows, select_record
 from metricbus._history.name_filter import NameFilter
 from metricbus._journal.recovery import endings
 from metricbus._journal.run import RunFolder
-from metricbus._journal.segments import JournalReader
+from metricbus._journal.segment_reader import JournalReader
 from metricbus.errors import MediaError
 from metricbus.sinks.logging.media import MediaLines
 from metricbus.sinks.logging.sink import line_of, printable
@@ -53,18 +53,18 @@ def tail(
         _print(rows, show)
         if follow:
             _print(_coming(folder, JournalReader(folder.journal, positions), wanted), show)
-        elif name and lines and not wanted.found():
-            fail(wanted.unfound())
+        elif name and lines and not wanted.matched_names():
+            fail(wanted.no_match_message())
         elif lines and not rows:
             print(f"metricbus: the run in {folder.path} has no rows yet", file=sys.stderr)
 
 
-def _coming(folder: RunFolder, reader: JournalReader, wanted: NameFilter) -> Iterator[Shown | None]:
+def _coming(folder: RunFolder, reader: JournalReader, wanted: NameFilter) -> Iterator[TailRecord | None]:
     """Rows as they come, until the run has ended; None whenever there is none for now."""
     while True:
         over = _is_over(folder)  # before reading: what was written until then is read
         for row in reader.read():
-            found = shown(row.record, wanted)
+            found = select_record(row.record, wanted)
             if found is not None:
                 yield found
         if over:
@@ -85,7 +85,7 @@ def _is_over(folder: RunFolder) -> bool:
     return not any(ending.is_open and ending.writer.is_here for ending in segments)
 
 
-def _print(rows: Iterable[Shown | None], show: Callable[[Shown], str]) -> None:
+def _print(rows: Iterable[TailRecord | None], show: Callable[[TailRecord], str]) -> None:
     """Prints a line for each; what was printed is seen before it waits for more."""
     for row in rows:
         if row is None:
@@ -95,7 +95,7 @@ def _print(rows: Iterable[Shown | None], show: Callable[[Shown], str]) -> None:
     sys.stdout.flush()
 
 
-def _json_line(row: Shown) -> str:
+def _json_line(row: TailRecord) -> str:
     return json_text(encode([row])).rstrip("\n")  # type: ignore[list-item]  # media: a closed set
 
 
@@ -105,7 +105,7 @@ class _Lines:
     def __init__(self, folder: RunFolder) -> None:
         self._media = MediaLines(folder.path, printable)
 
-    def __call__(self, row: Shown) -> str:
+    def __call__(self, row: TailRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(row.time // 10**9))
         return f"{clock} {self._medium(row) if isinstance(row, MediumRecord) else line_of(row)}"
 

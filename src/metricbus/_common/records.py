@@ -181,6 +181,9 @@ R = TypeVar("R")
 
 Record: TypeAlias = Header | Scalars | Epoch | Rewind | Open | Dropped | End | Medium
 
+DECODE_ERRORS = (msgspec.DecodeError, KeyError, UnicodeDecodeError)
+"""What `decode` raises for a line that is not a record."""
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 

@@ -20,7 +20,7 @@ from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.recovery import endings, partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
-from metricbus._journal.segments import NO_LINE, JournalReader, Row
+from metricbus._journal.segment_reader import NO_LINE, JournalReader, Row
 
 _ROWS_A_BREATH = 100
 _NOTHING = Open(time=0, rows=[])

@@ -18,7 +18,7 @@ import msgspec
 
 from metricbus._common.files import replace_file
 from metricbus._common.records import Status
-from metricbus._journal.segments import NO_LINE, JournalReader, Position, Row, Span
+from metricbus._journal.segment_reader import NO_LINE, JournalReader, Position, Row, Span
 
 _log = logging.getLogger("metricbus.delivery")
 

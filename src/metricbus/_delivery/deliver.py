@@ -15,7 +15,7 @@ from metricbus._delivery.thread_host import ThreadDelivery
 from metricbus._journal.recovery import endings, mark_dead_run, partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segments import JournalReader
+from metricbus._journal.segment_reader import JournalReader
 from metricbus.errors import ConfigError
 from metricbus.sinks import Sink, find_sink
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from metricbus._journal.segments import Position
+from metricbus._journal.segment_reader import Position
 from metricbus.errors import MetricBusError
 
 

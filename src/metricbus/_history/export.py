@@ -32,7 +32,7 @@ from metricbus._common.records import Number, Scalars, with_rank_prefix
 from metricbus._history.name_filter import NameFilter
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
-from metricbus._journal.segments import SUFFIX, JournalReader, OnProgress
+from metricbus._journal.segment_reader import SUFFIX, JournalReader, OnProgress
 from metricbus.errors import MissingPackageError
 from metricbus.sinks.csv.cells import lines, safe_cell, seconds
 
@@ -44,7 +44,7 @@ _BLOCK = 1 << 20  # bytes
 _ROWS_A_REPORT = 5_000
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """What may be written."""
 
     CSV = "csv"
@@ -53,7 +53,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
-class Numbers:
+class ScalarSource:
     """The rows of numbers of a run, of the wanted names, as often as they are asked for.
 
     What rewinds superseded is left out, unless `superseded` asks for it. `values` and `damaged`
@@ -71,7 +71,7 @@ class Numbers:
         """Raises `JournalError` for what is no run."""
         self._on_progress = on_progress
         self.run = folder.load()
-        self.wanted = wanted
+        self.name_filter = wanted
         self.values = self.damaged = 0
         self._journal = folder.journal
         asks = not superseded and _has_rewinds(folder.journal)
@@ -92,7 +92,7 @@ class Numbers:
                 continue
             if self._rewinds and self._rewinds.supersede(row.segment, row.line, record):
                 continue
-            kept = self.wanted.part_of(with_rank_prefix(record))
+            kept = self.name_filter.part_of(with_rank_prefix(record))
             if kept is not None:
                 self.values += len(kept.values)
                 yield kept
@@ -113,21 +113,21 @@ def _has(path: Path, word: bytes) -> bool:
     return False
 
 
-def write(numbers: Numbers, format: Format, file: IO[bytes]) -> None:
+def write(numbers: ScalarSource, format: ExportFormat, file: IO[bytes]) -> None:
     """Writes the numbers into the file.
 
     Raises `MissingPackageError` if what the format needs is not installed.
     """
-    writers: dict[Format, Callable[[Numbers, IO[bytes]], None]] = {
-        Format.CSV: _write_csv,
-        Format.CSV_WIDE: _write_wide,
-        Format.JSON: _write_json,
-        Format.PARQUET: _write_parquet,
+    writers: dict[ExportFormat, Callable[[ScalarSource, IO[bytes]], None]] = {
+        ExportFormat.CSV: _write_csv,
+        ExportFormat.CSV_WIDE: _write_wide,
+        ExportFormat.JSON: _write_json,
+        ExportFormat.PARQUET: _write_parquet,
     }
     writers[format](numbers, file)
 
 
-def _write_csv(numbers: Numbers, file: IO[bytes]) -> None:
+def _write_csv(numbers: ScalarSource, file: IO[bytes]) -> None:
     cells = _Cells()
     file.write(f"{','.join(COLUMNS)}\r\n".encode())
     for row in numbers:
@@ -144,7 +144,7 @@ class _Cells(dict[str, str]):
         return cell
 
 
-def _write_wide(numbers: Numbers, file: IO[bytes]) -> None:
+def _write_wide(numbers: ScalarSource, file: IO[bytes]) -> None:
     """One line after the other where steps come in order; else all of them are gathered first."""
     names: dict[str, None] = {}
     in_order, last = True, (-1, -1)
@@ -192,7 +192,7 @@ def _sorted(rows: Iterable[Scalars]) -> Iterator[tuple[Key, dict[str, Number]]]:
             yield key, line
 
 
-def _write_json(numbers: Numbers, file: IO[bytes]) -> None:
+def _write_json(numbers: ScalarSource, file: IO[bytes]) -> None:
     encode = msgspec.json.Encoder().encode
     before = b"[\n"
     for row in numbers:
@@ -217,7 +217,7 @@ def check_parquet() -> None:
         )
 
 
-def _write_parquet(numbers: Numbers, file: IO[bytes]) -> None:
+def _write_parquet(numbers: ScalarSource, file: IO[bytes]) -> None:
     check_parquet()
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]

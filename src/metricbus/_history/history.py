@@ -12,12 +12,12 @@ import numpy as np
 
 from metricbus._common.media_records import Cell, MediumRecord, TableRecord
 from metricbus._common.records import Header, Number, Rewind, Scalars, with_rank_prefix
-from metricbus._history.columns import Columns, PlainRow, Series
+from metricbus._history.columns import ScalarColumns, PlainRow, Series
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.recovery import partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segments import JournalReader, OnProgress, Row
+from metricbus._journal.segment_reader import JournalReader, OnProgress, Row
 from metricbus.errors import JournalError
 from metricbus.sinks.csv.cells import safe_cell
 
@@ -43,7 +43,7 @@ class TableRows(NamedTuple):
     missing: int = 0
 
 
-class Wide(NamedTuple):
+class WideTable(NamedTuple):
     """A table with one line per step and epoch and one column per name; absent values are None.
 
     A name that came twice at a step and epoch takes a further line.
@@ -66,7 +66,7 @@ class _JournalPass:
     def __init__(self, reader: JournalReader, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
         self._bytes = reader.unread_bytes()
-        self.columns = Columns()
+        self.columns = ScalarColumns()
         self.media: list[tuple[Row, MediumRecord]] = []
         self.places: list[tuple[int, str]] = []  # at which place each segment begins
         self._marks: list[Row] = []  # what rewinds are known from
@@ -162,9 +162,9 @@ class History:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from metricbus._history.notebook_html import html_of_history
+        from metricbus._history.notebook_html import history_html
 
-        return html_of_history(self)
+        return history_html(self)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -208,7 +208,7 @@ class History:
         missing = last.first_row + last.rows - len(rows)
         return TableRows(first.step, first.epoch, first.columns, rows, missing)
 
-    def wide(self) -> Wide:
+    def wide(self) -> WideTable:
         """The scalars as one table, ordered by step and epoch."""
         names = self.names()
         lines: dict[tuple[int, int], list[dict[str, Number]]] = {}
@@ -217,7 +217,7 @@ class History:
             if not merged[-1].keys().isdisjoint(row.values):
                 merged.append({})
             merged[-1].update(row.values)
-        return Wide(
+        return WideTable(
             columns=["step", "epoch", *names],
             rows=[
                 [step, epoch, *(line.get(name) for name in names)]

@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Record, Rewind, Scalars, decode, with_rank_prefix
+from metricbus._common.records import (
+    DECODE_ERRORS,
+    Record,
+    Rewind,
+    Scalars,
+    decode,
+    with_rank_prefix,
+)
 from metricbus._history.name_filter import NameFilter
-from metricbus._journal.segments import NOT_A_LINE, SUFFIX, JournalReader, Position
+from metricbus._journal.segment_reader import SUFFIX, JournalReader, Position
 from metricbus._journal.tail import end_of_lines, lines_backwards
 
-Shown: TypeAlias = Scalars | MediumRecord | Rewind
+TailRecord: TypeAlias = Scalars | MediumRecord | Rewind
 
 
-def shown(record: Record | None, wanted: NameFilter) -> Shown | None:
+def select_record(record: Record | None, wanted: NameFilter) -> TailRecord | None:
     """What a reader is to see of a record: of rows and media what is wanted, and rewinds."""
     if isinstance(record, Scalars):
         return wanted.part_of(with_rank_prefix(record))
@@ -27,7 +34,7 @@ def shown(record: Record | None, wanted: NameFilter) -> Shown | None:
 
 def last_rows(
     journal: Path, count: int, wanted: NameFilter
-) -> tuple[list[Shown], dict[str, Position]]:
+) -> tuple[list[TailRecord], dict[str, Position]]:
     """The last `count` rows of all segments by their times, those of each in its own order.
 
     And where each segment is read up to: for a `JournalReader` to go on there. (It counts lines
@@ -36,7 +43,7 @@ def last_rows(
     Raises `JournalError` if there is no journal, `OSError` if it cannot be read.
     """
     positions: dict[str, Position] = {}
-    found: list[list[Shown]] = []
+    found: list[list[TailRecord]] = []
     for segment in JournalReader(journal).segments():
         with open(journal / (segment + SUFFIX), "rb") as file:
             end = end_of_lines(file)
@@ -46,13 +53,13 @@ def last_rows(
     return rows[len(rows) - min(count, len(rows)) :], positions
 
 
-def _last_of(file: BinaryIO, end: int, count: int, wanted: NameFilter) -> list[Shown]:
-    rows: list[Shown] = []
+def _last_of(file: BinaryIO, end: int, count: int, wanted: NameFilter) -> list[TailRecord]:
+    rows: list[TailRecord] = []
     lines = lines_backwards(file, end)
     while len(rows) < count and (line := next(lines, None)) is not None:
         try:
-            row = shown(decode(line), wanted)
-        except NOT_A_LINE:
+            row = select_record(decode(line), wanted)
+        except DECODE_ERRORS:
             continue
         if row is not None:
             rows.append(row)

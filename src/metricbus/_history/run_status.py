@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 
 from metricbus._common.records import (
+    DECODE_ERRORS,
     Dropped,
     End,
     Header,
@@ -28,15 +29,15 @@ from metricbus._common.records import (
     with_rank_prefix,
 )
 from metricbus._delivery.cursor import DeliveryProgress
-from metricbus._history.sink_status import Standing, progress_in, standings
+from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
 from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
 from metricbus._journal.recovery import endings
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segments import NOT_A_LINE, SUFFIX, Position
+from metricbus._journal.segment_reader import SUFFIX, Position
 from metricbus._journal.tail import end_of_lines, lines_backwards
 from metricbus.errors import JournalError
 
-Condition: TypeAlias = Literal["running", "silent", "finished", "failed", "killed"]
+CurrentStatus: TypeAlias = Literal["running", "silent", "finished", "failed", "killed"]
 """A run's status as it is now, whatever run.json says: a dead process cannot correct that.
 
 `silent` is a run of another machine (or of an unknown writer) that has not ended and has written
@@ -53,12 +54,12 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `step` and `epoch` are the largest near the ends of the segments, `last` has the newest value
     of each name there; None or empty where nothing was logged. `values` counts what is in the
-    journal, superseded values too; it is an estimate unless `is_exact`. `changed` is when the
+    journal, superseded values too; it is an estimate unless `is_exact`. `modified` is when the
     journal was written to last, in nanoseconds since 1970-01-01 UTC. Of a run that has not ended,
     `dropped` is what was written down lately.
     """
 
-    status: Condition
+    status: CurrentStatus
     step: int | None
     epoch: int | None
     values: int
@@ -66,7 +67,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     last: dict[str, Number]
     changed: int
     dropped: DroppedCounts
-    sinks: list[Standing]
+    sinks: list[SinkStatus]
 
 
 class _Tail(NamedTuple):
@@ -96,17 +97,17 @@ class _Tail(NamedTuple):
         return self.header.attempt if self.header else 1
 
 
-def glance(folder: RunFolder, run: Run) -> RunStatus:
+def read_run_status(folder: RunFolder, run: Run) -> RunStatus:
     """A look at the run; `JournalError` or `OSError` where its folder cannot be read."""
     paths = _segments(folder)
     tails = {path.stem: _read_tail(path) for path in paths}
     changed = max((path.stat().st_mtime_ns for path in paths), default=run.started)
-    progress = progress_in(folder)
+    progress = read_all_progress(folder)
     counts = [_count(segment, tail, progress) for segment, tail in tails.items()]
     step, epoch, last = _newest(tails.values())
     lengths = {segment: tail.length for segment, tail in tails.items()}
     return RunStatus(
-        status=condition(folder, run),
+        status=current_status(folder, run),
         step=step,
         epoch=epoch,
         values=sum(values for values, _ in counts),
@@ -114,11 +115,11 @@ def glance(folder: RunFolder, run: Run) -> RunStatus:
         last=last,
         changed=changed,
         dropped=total_dropped(SegmentDrops(tail.records) for tail in tails.values()),
-        sinks=standings(folder, run, progress, lengths),
+        sinks=sink_statuses(folder, run, progress, lengths),
     )
 
 
-def condition(folder: RunFolder, run: Run) -> Condition:
+def current_status(folder: RunFolder, run: Run) -> CurrentStatus:
     """How it stands with the run now; writes nothing."""
     if run.status != "running":
         return run.status
@@ -165,7 +166,7 @@ def _read_tail(path: Path) -> _Tail:
 def _decoded(line: bytes) -> Record | None:
     try:
         return decode(line)
-    except NOT_A_LINE:
+    except DECODE_ERRORS:
         return None
 
 

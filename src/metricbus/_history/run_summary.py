@@ -1,4 +1,4 @@
-"""What a run logged, in a few numbers a name: `summarise` reads the journal once and keeps no rows.
+"""What a run logged, in a few numbers a name: `summarize_run` reads the journal once and keeps no rows.
 
 Memory is bounded, by the names and not by the rows.
 What a rewind went back before is left out, as by `metricbus.read`.
@@ -13,13 +13,20 @@ from pathlib import Path
 import msgspec
 
 from metricbus._common.media_records import MediumRecord, TableRecord
-from metricbus._common.records import Epoch, Scalars, decode, values_of, with_rank_prefix
+from metricbus._common.records import (
+    DECODE_ERRORS,
+    Epoch,
+    Scalars,
+    decode,
+    values_of,
+    with_rank_prefix,
+)
 from metricbus._history.series_summary import AllSeries, SeriesSummary
 from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
 from metricbus._journal.recovery import endings, partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
-from metricbus._journal.segments import NOT_A_LINE, SUFFIX, JournalReader, OnProgress, Row
+from metricbus._journal.segment_reader import SUFFIX, JournalReader, OnProgress, Row
 
 _ROWS_A_REPORT = 5_000
 
@@ -51,7 +58,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     values: int
     superseded: int
     partial_rows: int
-    pending_open: int  # of what was left open: what only comes once the run is over
+    pending_partial: int  # of what was left open: what only comes once the run is over
     last_step: int | None
     epochs: int
     first_time: int | None
@@ -62,12 +69,12 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     lengths: dict[str, int]
 
     @property
-    def journalled(self) -> int:
+    def journal_values(self) -> int:
         """All values in the journal's rows: what is delivered, superseded or not."""
         return self.values + self.superseded
 
 
-def summarise(folder: RunFolder, on_progress: OnProgress | None = None) -> RunSummary:
+def summarize_run(folder: RunFolder, on_progress: OnProgress | None = None) -> RunSummary:
     """Reads the whole journal once; `JournalError` or `OSError` where that cannot be done."""
     return _SummaryPass(folder, on_progress or (lambda done, total: None)).summary()
 
@@ -108,7 +115,7 @@ class _SummaryPass:
             values=self._values,
             superseded=self._superseded,
             partial_rows=sum(values for _, values in left),
-            pending_open=sum(values for segment, values in left if segment in broken),
+            pending_partial=sum(values for segment, values in left if segment in broken),
             last_step=self._last_step if began else None,
             epochs=self._last_epoch + 1,
             first_time=self._first_time if began else None,
@@ -179,7 +186,7 @@ def _rewinds_and_headers(journal: Path, segments: list[str]) -> Iterator[Row]:
                 if (number == 0 or b'"rewind"' in line) and line.endswith(b"\n"):
                     try:
                         yield Row(segment, number, 0, decode(line))
-                    except NOT_A_LINE:
+                    except DECODE_ERRORS:
                         continue
 
 

@@ -14,12 +14,12 @@ from metricbus._delivery.control_files import delivery_status_file
 from metricbus._delivery.cursor import DeliveryProgress
 from metricbus._delivery.report import Tally
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segments import Position
+from metricbus._journal.segment_reader import Position
 
 _KIND = re.compile(r"[a-z0-9_-]*")
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One sink's share of a run; the counts are in values.
 
     `sink` is its canonical URL, without secrets. `share` is how much of the journal it has dealt
@@ -40,7 +40,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     command: str = ""
 
     @property
-    def done(self) -> int:
+    def processed(self) -> int:
         """Values that have been dealt with, in one way or another."""
         return self.delivered + self.rejected + self.filtered
 
@@ -50,7 +50,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         return self.share == 1.0 and not self.rejected
 
 
-def progress_in(folder: RunFolder) -> list[DeliveryProgress]:
+def read_all_progress(folder: RunFolder) -> list[DeliveryProgress]:
     """The progress of every sink that has any; a file that cannot be read counts as none.
 
     It does for the next delivery too.
@@ -64,9 +64,9 @@ def progress_in(folder: RunFolder) -> list[DeliveryProgress]:
     return found
 
 
-def standings(
+def sink_statuses(
     folder: RunFolder, run: Run, found: Sequence[DeliveryProgress], lengths: Mapping[str, int]
-) -> list[Standing]:
+) -> list[SinkStatus]:
     """All sinks: those that the run was told to write to, and those it was delivered to since.
 
     `found` is their progress, `lengths` has the bytes of each segment's whole lines.
@@ -83,13 +83,13 @@ def standings(
 
 def _standing(
     folder: RunFolder, progress: DeliveryProgress, lengths: Mapping[str, int], error: str
-) -> Standing:
+) -> SinkStatus:
     whole = sum(lengths.values())
     read = sum(
         min(progress.positions.get(segment, Position()).offset, length)
         for segment, length in lengths.items()
     )
-    return Standing(
+    return SinkStatus(
         sink=progress.sink,
         delivered=progress.delivered,
         rejected=progress.rejected,

@@ -17,9 +17,9 @@ from typing import NamedTuple, TextIO
 
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
-from metricbus._importers.cells import number_in, step_in, time_in
-from metricbus._importers.run_writer import Destination, Imported, LeftOut, RunWriter, new_run
-from metricbus._journal.segments import OnProgress
+from metricbus._importers.cells import parse_number, parse_step, parse_time
+from metricbus._importers.run_writer import ImportTarget, ImportResult, SkipCounts, RunWriter, new_run
+from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError
 from metricbus.sinks.csv.cells import safe_cell
 
@@ -48,12 +48,12 @@ class Header(NamedTuple):
 
 def import_csv(
     path: Path,
-    to: Destination,
+    to: ImportTarget,
     *,
     step: str = "step",
     time: str | None = None,
     on_progress: OnProgress = lambda done, total: None,
-) -> Imported:
+) -> ImportResult:
     """Makes a run of a CSV file, line by line.
 
     `step` names the column of the steps. Times, in seconds since 1970-01-01 UTC or as ISO 8601,
@@ -151,7 +151,7 @@ class _Reader(ABC):
         self._known: dict[str, str | None] = {}
 
     @property
-    def _left_out(self) -> LeftOut:
+    def _left_out(self) -> SkipCounts:
         return self._run.left_out
 
     def take(self, line: Line) -> None:
@@ -173,7 +173,7 @@ class _Reader(ABC):
         """Step, epoch and time; None, and a word of it, for a line that cannot be placed."""
         step = self._cell(line, self._header.step)
         try:
-            found = step_in(step)
+            found = parse_step(step)
         except ValueError:
             where = f"{step!r:.40} in line {line.number:,}"
             self._left_out.add("lines whose step is no whole number from 0 on", where)
@@ -183,7 +183,7 @@ class _Reader(ABC):
     def _epoch(self, line: Line) -> int:
         cell = self._cell(line, self._header.epoch)
         try:
-            return step_in(cell) if cell else 0
+            return parse_step(cell) if cell else 0
         except ValueError:
             where = f"{cell!r:.40} in line {line.number:,}"
             self._left_out.add("epochs that are no whole number from 0 on, taken for 0", where)
@@ -192,7 +192,7 @@ class _Reader(ABC):
     def _time(self, line: Line) -> int:
         cell = self._cell(line, self._header.time)
         try:
-            return time_in(cell) if cell else self._changed
+            return parse_time(cell) if cell else self._changed
         except ValueError:
             where = f"{cell!r:.40} in line {line.number:,}"
             self._left_out.add("times that are none, taken for that of the file", where)
@@ -205,7 +205,7 @@ class _Reader(ABC):
         """The name of a series in a cell; None if no metric may be called so."""
         if cell not in self._known:
             try:
-                self._known[cell] = check_name(plain_name(cell))
+                self._known[cell] = check_name(unescape_name(cell))
             except ValueError:
                 self._known[cell] = None
         name = self._known[cell]
@@ -217,7 +217,7 @@ class _Reader(ABC):
 
     def _number(self, cell: str, what: str, line: Line) -> Number | None:
         try:
-            return number_in(cell)
+            return parse_number(cell)
         except ValueError:
             self._left_out.add(what, f"{cell!r:.40} in line {line.number:,}")
             return None
@@ -295,7 +295,7 @@ class _Long(_Reader):
             self._row = None
 
 
-def plain_name(cell: str) -> str:
+def unescape_name(cell: str) -> str:
     """The name in a cell, without the apostrophe by which it was made safe for spreadsheets."""
     return cell[1:] if cell[:1] == "'" and safe_cell(cell[1:]) == cell else cell
 

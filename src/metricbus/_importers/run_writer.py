@@ -15,13 +15,13 @@ from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Drops, Medium, Record, Rewind, Scalars, Status
 from metricbus._journal.media_files import MediaWriter
 from metricbus._journal.run import create_run, plain_config
-from metricbus._journal.segments import SegmentWriter
+from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import ConfigError
 
 _BATCH = 1000  # records that are written at once
 
 
-class Destination(NamedTuple):
+class ImportTarget(NamedTuple):
     """The folder of the runs, and what the new run is called there."""
 
     root: Path
@@ -30,7 +30,7 @@ class Destination(NamedTuple):
     project: str | None = None
 
 
-class Imported(msgspec.Struct, frozen=True, kw_only=True):
+class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
     """What an import has made; `left_out` tells what was not taken, each in a sentence."""
 
     folder: str
@@ -43,7 +43,7 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
     left_out: list[str]
 
 
-class LeftOut:
+class SkipCounts:
     """What was not taken: how often for each reason, and where first."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class RunWriter:
     `config` and `status` may be set until it ends.
     """
 
-    def __init__(self, to: Destination, source: Path) -> None:
+    def __init__(self, to: ImportTarget, source: Path) -> None:
         """Makes the run's folder; `ConfigError` if that cannot be."""
         notes = f"imported from {source.absolute()}"
         self._folder, self._run = create_run(
@@ -81,7 +81,7 @@ class RunWriter:
         self._rows = self._values = self._pictures = 0
         self._names: set[str] = set()
         self._times: tuple[int, int] | None = None
-        self.left_out = LeftOut()
+        self.left_out = SkipCounts()
         self.config: Mapping[str, Any] = {}
         self.status: Status = "finished"
 
@@ -117,7 +117,7 @@ class RunWriter:
         self._journal.append(self._batch)
         self._batch = []
 
-    def end(self) -> Imported:
+    def end(self) -> ImportResult:
         """Ends the run, at the time of its last record; `ConfigError` if there was none."""
         if self._times is None or not self._names:
             told = "; ".join(self.left_out.told())
@@ -134,7 +134,7 @@ class RunWriter:
             program="",
         )
         self._folder.save(run)
-        return Imported(
+        return ImportResult(
             folder=str(self._folder.path),
             id=run.id,
             name=run.name,
@@ -151,7 +151,7 @@ class RunWriter:
 
 
 @contextmanager
-def new_run(to: Destination, source: Path) -> Iterator[RunWriter]:
+def new_run(to: ImportTarget, source: Path) -> Iterator[RunWriter]:
     """A run to write; whoever fails, or is interrupted, before it has ended leaves none."""
     writer = RunWriter(to, source)
     try:

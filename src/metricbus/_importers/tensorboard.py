@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from metricbus._common.media_base import LogContext
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
-from metricbus._importers.run_writer import Destination, Imported, RunWriter, new_run
-from metricbus._journal.segments import OnProgress
+from metricbus._importers.run_writer import ImportTarget, ImportResult, RunWriter, new_run
+from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ _QUIET = ("file_version", None)  # events that say nothing of a run
 
 def import_tensorboard(
     path: Path,
-    to: Destination,
+    to: ImportTarget,
     *,
     each: bool = False,
     on_progress: OnProgress = lambda done, total: None,
-) -> list[Imported]:
+) -> list[ImportResult]:
     """Makes a run of the event files in or below `path`; if `each`, one of every folder of them.
 
     Scalars, histograms, images, audio, texts and hyperparameters are taken.
@@ -99,8 +99,8 @@ def _prefix(folder: Path, root: Path) -> str:
 
 
 def _import(
-    folders: Mapping[str, list[Path]], to: Destination, source: Path, on_progress: OnProgress
-) -> Imported:
+    folders: Mapping[str, list[Path]], to: ImportTarget, source: Path, on_progress: OnProgress
+) -> ImportResult:
     total = sum(file.stat().st_size for files in folders.values() for file in files)
     with new_run(to, source) as run:
         alone = len(folders) == 1

@@ -49,7 +49,7 @@ from metricbus._ingest.commands import (
 )
 from metricbus._ingest.device_fetch import DeviceFetcher
 from metricbus._ingest.queue import CallQueue, Control, Deferred, values_in
-from metricbus._journal.segments import Journal
+from metricbus._journal.segment_writer import Journal
 
 _log = logging.getLogger("metricbus.journal")
 

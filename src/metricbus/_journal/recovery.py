@@ -15,9 +15,9 @@ from typing import NamedTuple
 import msgspec
 
 from metricbus._common.processes import ProcessId
-from metricbus._common.records import End, Header, Open, Scalars, Status, decode
+from metricbus._common.records import DECODE_ERRORS, End, Header, Open, Scalars, Status, decode
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segments import NOT_A_LINE, SUFFIX, Row
+from metricbus._journal.segment_reader import SUFFIX, Row
 
 _LAST_LINE_BYTES = 4096  # an end mark is far shorter
 
@@ -52,13 +52,13 @@ def _ending_of(path: Path) -> Ending | None:
         last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
     try:
         header = decode(first)
-    except NOT_A_LINE:
+    except DECODE_ERRORS:
         return None  # nobody knows who writes it
     if not isinstance(header, Header):
         return None
     try:
         record = decode(last)
-    except NOT_A_LINE:  # torn
+    except DECODE_ERRORS:  # torn
         record = None
     return Ending(
         ProcessId(header.host, header.pid, header.process_started),

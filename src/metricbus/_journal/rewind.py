@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Header, Rewind, Scalars
-from metricbus._journal.segments import Row
+from metricbus._journal.segment_reader import Row
 
 _BEHIND_ALL_LINES = 1 << 62
 
