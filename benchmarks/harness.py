@@ -56,7 +56,7 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str = ""
 
     @property
-    def publish_merged(self) -> bool:
+    def met(self) -> bool:
         """Whether it was reached."""
         return self.seen <= self.limit if self.at_most else self.seen >= self.limit
 

@@ -55,7 +55,7 @@ def targets(measured: Sequence[Measured]) -> list[str]:
     ]
     if not aims:
         return []
-    met = sum(target.publish_merged for _, target in aims)
+    met = sum(target.met for _, target in aims)
     rows = [[one.case, *_target(target)] for one, target in aims]
     return [
         f"### Targets\n\n{met} of {len(aims)} met.",
@@ -67,7 +67,7 @@ def _target(target: Target) -> Row:
     seen, limit = (with_unit(one, target.unit) for one in apart(target.seen, target.limit))
     what = f"{target.what} ({target.note})" if target.note else target.what
     sign = "≤" if target.at_most else "≥"
-    return [what, f"{sign} {limit}", seen, "yes" if target.publish_merged else "**no**"]
+    return [what, f"{sign} {limit}", seen, "yes" if target.met else "**no**"]
 
 
 def conditions(measured: Sequence[Measured]) -> list[str]:
