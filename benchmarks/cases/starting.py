@@ -165,13 +165,10 @@ def _imports(context: Context) -> Result:
     )
     context.tell("imports: those of the backends")
     backends = HEAVY[: context.pick(len(HEAVY), 1)]
-    prefers_subprocess = interleaved(
-        _importing(backends, place), context.pick(2, 1), warm_up=not context.quick
-    )
+    heavy = interleaved(_importing(backends, place), context.pick(2, 1), warm_up=not context.quick)
     roles = {bare: "control", **LIGHT}
     figures = [
-        Figure(name, seen, roles.get(name, "peer"))
-        for name, seen in (light | prefers_subprocess).items()
+        Figure(name, seen, roles.get(name, "peer")) for name, seen in (light | heavy).items()
     ]
     result = Result(
         id="starting-imports",
