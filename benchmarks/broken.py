@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from metricbus import Sink, Unavailable
-from metricbus._common.records import values_of
+from metricbus._common.records import count_values
 
 _LONGEST_WRITE = 4096  # bytes that a slow disk takes at once, so that it is slow evenly
 
@@ -31,7 +31,7 @@ class HangingSink(Sink):
         """Blocks, in a wait that leaves the interpreter to others, as a socket would."""
         self.hangs.set()
         self._released.wait()
-        self.values += sum(map(values_of, records))
+        self.values += sum(map(count_values, records))
 
     def release(self) -> None:
         """Lets it go on, so that what it missed can be counted and its thread ends."""
@@ -50,7 +50,7 @@ class SwitchedSink(Sink):
         """Counts the values; `Unavailable` if it is down."""
         if not self._up:
             raise Unavailable("switched off")
-        self.values += sum(map(values_of, records))
+        self.values += sum(map(count_values, records))
 
 
 @contextlib.contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metricbus._common.records import Call, Drops, Record, Status
+from metricbus._common.records import Call, DroppedCounts, Record, Status
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.commands import Stop
-from metricbus._ingest.queue import Bounds, CallQueue
+from metricbus._ingest.queue import QueueLimits, CallQueue
 
 
 class Counting:
@@ -23,7 +23,7 @@ class Counting:
 
     def sync(self) -> None: ...
 
-    def close(self, status: Status = "finished", dropped: Drops | None = None) -> None: ...
+    def close(self, status: Status = "finished", dropped: DroppedCounts | None = None) -> None: ...
 
 
 class Nobody:
@@ -34,14 +34,14 @@ class Nobody:
 
 def chunks_of(calls: list[Call]) -> list[int]:
     """The sizes in which a collector takes what waits in the queue."""
-    queue, journal = CallQueue(Bounds(calls=1 << 20, nbytes=1 << 40)), Counting()
+    queue, journal = CallQueue(QueueLimits(calls=1 << 20, nbytes=1 << 40)), Counting()
     for call in calls:
         if isinstance(call[0], dict):
             queue.put_row(call, len(call[0]))
         else:
             queue.put(call)
     collector = Collector(queue, journal, 0.0, Nobody())
-    queue.put_control(stop := Stop("finished"))
+    queue.put_command(stop := Stop("finished"))
     collector.start()
     assert stop.done.wait(30)
     return [size for size in journal.chunks if size]

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from metricbus import Image, MetricBus
 from metricbus._cli.app import app
-from metricbus._common.records import Dropped, Drops, End, decode, encode
+from metricbus._common.records import Dropped, DroppedCounts, End, decode, encode
 from metricbus._history.run_status import read_run_status
 from metricbus._history.run_summary import summarize_run
-from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
+from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_writer import SegmentWriter
 from tests.helpers.scripts import run_script
@@ -110,23 +110,24 @@ def test_a_run_that_lives_tells_what_it_dropped_so_far(tmp_path: Path) -> None:
 def test_an_end_of_an_earlier_version_is_read_and_tells_nothing() -> None:
     end = decode(b'{"kind":"end","status":"finished","time":1}')
     assert end == End(status="finished", time=1)
-    assert not SegmentDrops([end]).is_final
+    assert not SegmentDroppedCounts([end]).is_final
 
 
 def test_the_counts_of_all_segments_are_added(tmp_path: Path) -> None:
     writers = [SegmentWriter(tmp_path, run="r") for _ in range(2)]
     for number, writer in enumerate(writers):
-        writer.close(dropped=Drops(queue=number, media=2))
+        writer.close(dropped=DroppedCounts(queue=number, media=2))
     segments = [
-        SegmentDrops(map(decode, path.read_bytes().splitlines())) for path in tmp_path.iterdir()
+        SegmentDroppedCounts(map(decode, path.read_bytes().splitlines()))
+        for path in tmp_path.iterdir()
     ]
-    assert total_dropped(segments) == DroppedCounts(queue=1, media=4, is_final=True)
+    assert total_dropped(segments) == RunDroppedCounts(queue=1, media=4, is_final=True)
 
 
 def test_a_record_of_drops_comes_back_as_it_was() -> None:
     for record in (
-        Dropped(time=5, dropped=Drops(queue=3, unwritable=1)),
-        End(status="failed", time=5, dropped=Drops(media=2)),
+        Dropped(time=5, dropped=DroppedCounts(queue=3, unwritable=1)),
+        End(status="failed", time=5, dropped=DroppedCounts(media=2)),
     ):
         assert decode(encode([record]).rstrip(b"\n")) == record
 

@@ -297,11 +297,11 @@ def test_every_backend_marks_what_was_open_when_a_process_died(
         import os, signal, sys
         from pathlib import Path
         from metricbus._journal.segment_writer import SegmentWriter
-        from metricbus._common.records import Open, Scalars
+        from metricbus._common.records import PartialAggregates, Scalars
         journal = SegmentWriter(Path(sys.argv[1]), "r")
         journal.append([Scalars(step=1, epoch=0, time=10**9, values={"whole": 1.0})])
         row = Scalars(step=2, epoch=0, time=2 * 10**9, values={"loss": 0.5}, partial=True)
-        journal.append([Open(time=3 * 10**9, rows=[row])])
+        journal.append([PartialAggregates(time=3 * 10**9, rows=[row])])
         os.kill(os.getpid(), signal.SIGKILL)
     """
     memory, handler = MemorySink(), Keeping()

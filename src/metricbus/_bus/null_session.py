@@ -13,12 +13,12 @@ from pathlib import Path
 from metricbus._bus.session import Session
 from metricbus._common.distributed import Rank
 from metricbus._common.media_base import EncodeJob, LogContext
-from metricbus._common.records import Drops, Record, Status
+from metricbus._common.records import DroppedCounts, Record, Status
 from metricbus._common.settings import Settings
-from metricbus._delivery.manager import Delivery
+from metricbus._delivery.manager import DeliveryManager
 from metricbus._delivery.report import Report
 from metricbus._ingest.collector import Collector
-from metricbus._ingest.queue import Bounds, CallQueue
+from metricbus._ingest.queue import QueueLimits, CallQueue
 from metricbus._journal.run import RunFolder
 
 
@@ -35,7 +35,7 @@ class NullJournal:
     def sync(self) -> None:
         """There is nothing to force onto a disk."""
 
-    def close(self, status: Status = "finished", dropped: Drops | None = None) -> None:
+    def close(self, status: Status = "finished", dropped: DroppedCounts | None = None) -> None:
         """There is nothing to end."""
 
 
@@ -61,12 +61,12 @@ class NullSession(Session):
     """What works behind the bus of a rank that does not write."""
 
     def __init__(self, settings: Settings, rank: Rank) -> None:
-        queue = CallQueue(Bounds(calls=settings.queue_size, nbytes=settings.queue_bytes))
+        queue = CallQueue(QueueLimits(calls=settings.queue_size, nbytes=settings.queue_bytes))
         queue.media = NullMediaWorker()
-        nowhere = Delivery(RunFolder(Path()), [], 1, "off", 0.0)
+        nowhere = DeliveryManager(RunFolder(Path()), [], 1, "off", 0.0)
         collector = Collector(queue, NullJournal(), settings.flush_secs, nowhere)
         parts = queue, collector, queue.media, nowhere
-        super().__init__(None, *parts, known_as=rank, owner=False)
+        super().__init__(None, *parts, initial_rank=rank, owner=False)
 
     def flush(self, timeout: float) -> Report:
         """There is nowhere to bring anything."""

@@ -1,12 +1,11 @@
-"""The closed set of records, and how each is written as one line of JSON.
+"""The records of a journal, and their encoding as one line of JSON each.
 
-A journal is a sequence of these lines. Everything that reads a run (consumers, `metricbus.read`)
-gets these objects and nothing else. They are immutable, and each reader decodes its own, so no sink
-can change what another one sees.
+Everything that reads a run, such as sinks and `metricbus.read`, receives these objects. They are
+immutable, and each reader decodes its own copies, so no sink can change what another one sees.
 
-Encoding is plain JSON with one addition: JSON has no NaN and no infinities, so those three values
-are written as the strings "NaN", "Infinity" and "-Infinity". Integers keep all 64 bits and floats
-are written in the shortest form that reads back as the same float64.
+The encoding is plain JSON, except that the strings "NaN", "Infinity" and "-Infinity" represent the
+three values that JSON lacks. Integers keep all 64 bits. Floats are written in the shortest form
+that decodes to the same float64.
 """
 
 from __future__ import annotations
@@ -30,30 +29,30 @@ from metricbus._common.media_records import (
 )
 
 FORMAT_VERSION = 1
-"""Written into every segment's header; raised when an old reader could misread a new journal."""
+"""Version in every segment's header; incremented when old readers could misread new journals."""
 
 EPOCH_TIME = "time/epoch"
-"""The metric that holds the duration of each epoch of `bus.epochs()`, in seconds."""
+"""Name of the metric for the duration of each epoch of `bus.epochs()`, in seconds."""
 
 Number: TypeAlias = int | float
 Call: TypeAlias = tuple[str | dict[str, Number], Number, int, int, int]
-"""One queued call: (name, value, step, epoch, time), or (row, weight, step, epoch, time)
-for a mapping."""
+"""One queued call: (name, value, step, epoch, time), or for a mapping
+(row, weight, step, epoch, time)."""
 
 Status: TypeAlias = Literal["running", "finished", "failed", "killed"]
 
 if TYPE_CHECKING:
     Values: TypeAlias = dict[str, Number]
-else:  # on the wire three floats are spelled as strings; `decode` turns them back
+else:  # in JSON, NaN and the infinities are strings; `decode` converts them
     Values = dict[str, int | float | Literal["NaN", "Infinity", "-Infinity"]]
 
 
 class _Record(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, gc=False):
-    """Common to all records: one JSON object whose first key, `kind`, names the class."""
+    """Base class of records: one JSON object whose first key, `kind`, identifies the class."""
 
 
 class Header(_Record, frozen=True, tag="segment"):
-    """The first line of a segment: who writes it, and in which version of the format."""
+    """The first line of a segment: its run, its writer's process, and the format version."""
 
     format: int
     run: str
@@ -67,12 +66,13 @@ class Header(_Record, frozen=True, tag="segment"):
 
 
 class Scalars(_Record, frozen=True, tag="scalars"):
-    """One row: what was logged at one step and epoch by one or a few joined calls.
+    """One row: the values that one call, or several adjacent calls, logged at a step and epoch.
 
-    `time` is the wall clock of the row's first call in nanoseconds since 1970-01-01 UTC. A row
-    whose x axis is not the step names its `axis` (`epoch`, or another series) and where it stands
-    `at`. A row for some sinks alone lists their names. A `partial` row is what was in a reduction
-    when its process died. Where several ranks write, it has its `rank`.
+    `time` is the time of the row's first call, in nanoseconds since 1970-01-01 UTC. `axis` is the x
+    axis of the row: `""` for the step, `"epoch"`, or the name of another series, in which case `at`
+    is the position on it. `sinks` names the sinks that receive the row; empty means all. A
+    `partial` row is the state of a reduction when its process died. `rank` is the rank that logged
+    the row.
     """
 
     step: int
@@ -87,14 +87,14 @@ class Scalars(_Record, frozen=True, tag="scalars"):
 
     @property
     def x(self) -> int:
-        """Where the row stands for a backend with a single axis of 64-bit integers."""
+        """The position for a backend with a single axis of 64-bit integers: `at`, or the step."""
         if self.at is None:
             return self.step
         return min(max(int(self.at), -(1 << 63)), (1 << 63) - 1)
 
 
 class Epoch(_Record, frozen=True, tag="epoch"):
-    """An epoch begins; or ends, after `seconds`."""
+    """The start of an epoch or, if `seconds` is set, its end and its duration."""
 
     step: int
     epoch: int
@@ -103,12 +103,12 @@ class Epoch(_Record, frozen=True, tag="epoch"):
 
 
 class Rewind(_Record, frozen=True, tag="rewind"):
-    """Supersedes every row of the run so far whose step is greater, whenever it was logged.
+    """Supersedes all earlier rows of the run whose step is greater than `step`.
 
-    "So far" is what stands before it in its segment, and in others what is not younger. Where a run
-    goes on from a checkpoint, it also supersedes what stands from `line` on in `segment`, where the
-    checkpoint was taken, and whatever attempts after that `attempt` have logged. That of a `rank`
-    other than the first has its own place alone.
+    Earlier rows are those before it in its segment and, in other segments, those that are not
+    younger. If the run was resumed from a checkpoint, the record also supersedes the rows from
+    `line` on in `segment`, where the checkpoint was taken, and all rows of the attempts between
+    `attempt` and its own. A `rank` other than 0 supersedes only the rows from `line` on in `segment`.
     """
 
     step: int
@@ -120,22 +120,21 @@ class Rewind(_Record, frozen=True, tag="rewind"):
     rank: int = 0
 
 
-class Open(_Record, frozen=True, tag="open"):
-    """What the open reductions would give now, as partial rows; replaces the one before it.
+class PartialAggregates(_Record, frozen=True, tag="open"):
+    """The current results of all pending reductions, as partial rows; replaces the previous one.
 
-    Counts only for a segment that ends without `End`, and there only for names that do not come
-    again after it.
+    It only counts in a segment without an `End`, and only for names that have no later row there.
     """
 
     time: int
     rows: list[Scalars]
 
 
-class Drops(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """How many values a writer has taken and never written down, and why.
+class DroppedCounts(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The numbers of values that were logged but not written to the journal, by reason.
 
-    They met a full `queue`; were `media` that could not be encoded, or not in time; or were
-    `unwritable`: no device gave them, or no journal can hold them.
+    `queue`: the queue was full. `media`: encoding failed or did not finish in time. `unwritable`:
+    the value could not be copied from its device, or the journal cannot represent it.
     """
 
     queue: int = 0
@@ -144,26 +143,26 @@ class Drops(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The number of all dropped values."""
         return self.queue + self.media + self.unwritable
 
 
 class Dropped(_Record, frozen=True, tag="dropped"):
-    """What this segment's writer has dropped so far; it replaces the one before it."""
+    """What the writer of this segment has dropped so far; replaces the previous record."""
 
     time: int
-    dropped: Drops
+    dropped: DroppedCounts
 
 
 class End(_Record, frozen=True, tag="end"):
     """The last line of a segment whose writer closed it properly.
 
-    `dropped` is all that its writer has dropped; None where an older one did not say.
+    `dropped` is the final count; None in segments of versions that did not record it.
     """
 
     status: Status
     time: int
-    dropped: Drops | None = None
+    dropped: DroppedCounts | None = None
 
 
 Medium: TypeAlias = (
@@ -179,7 +178,7 @@ Medium: TypeAlias = (
 
 R = TypeVar("R")
 
-Record: TypeAlias = Header | Scalars | Epoch | Rewind | Open | Dropped | End | Medium
+Record: TypeAlias = Header | Scalars | Epoch | Rewind | PartialAggregates | Dropped | End | Medium
 
 DECODE_ERRORS = (msgspec.DecodeError, KeyError, UnicodeDecodeError)
 """What `decode` raises for a line that is not a record."""
@@ -187,33 +186,45 @@ DECODE_ERRORS = (msgspec.DecodeError, KeyError, UnicodeDecodeError)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
-_SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(records: Sequence[Record]) -> bytes:
-    """The records as JSON lines, each ended by a newline."""
+    """Return the records as JSON lines, each ended by a newline."""
     lines: bytes = _encoder.encode_lines(records)
-    if b"null" in lines:  # msgspec's spelling of NaN and the infinities, and nothing else of ours
-        lines = _encoder.encode_lines([_spell_out(record) for record in records])
+    # msgspec encodes NaN and the infinities as null, and nothing else in a record.
+    if b"null" in lines:
+        lines = _encoder.encode_lines([_nonfinite_to_text(record) for record in records])
     return lines
 
 
-def values_of(record: Record) -> int:
-    """How many values a record carries: one for each name in a row, one for a medium."""
+def decode(line: bytes) -> Record:
+    """Return the record in one line; raise one of `DECODE_ERRORS` if it is not a record."""
+    record: Record = _decoder.decode(line)
+    if b'"NaN"' in line or b'Infinity"' in line:
+        rows = record.rows if isinstance(record, PartialAggregates) else [record]
+        for row in rows:
+            if isinstance(row, Scalars):
+                _text_to_nonfinite(row.values)
+    return record
+
+
+def count_values(record: Record) -> int:
+    """Return the number of values in a record: one per name in a row, one for a medium."""
     if isinstance(record, Scalars):
         return len(record.values)
     return 1 if isinstance(record, MediumRecord) else 0
 
 
 def with_rank(record: R, rank: int) -> R:
-    """The record as that of a rank, where several write."""
+    """Return a row or medium with its `rank` set; other records unchanged."""
     if isinstance(record, Scalars | MediumRecord):
         return msgspec.structs.replace(record, rank=rank)
     return record
 
 
 def with_rank_prefix(record: R) -> R:
-    """The record with its rank in its names: `loss` of rank 1 becomes `rank1/loss`."""
+    """Return the record with its rank in all names: `loss` of rank 1 becomes `rank1/loss`."""
     if not isinstance(record, Scalars | MediumRecord) or not record.rank:
         return record
     prefix = f"rank{record.rank}/"
@@ -224,31 +235,19 @@ def with_rank_prefix(record: R) -> R:
     return msgspec.structs.replace(record, values=values, axis=axis)
 
 
-def decode(line: bytes) -> Record:
-    """The record in one line; `msgspec.DecodeError` when the line is none."""
-    record: Record = _decoder.decode(line)
-    if b'"NaN"' in line or b'Infinity"' in line:
-        rows = record.rows if isinstance(record, Open) else [record]
-        for row in rows:
-            if isinstance(row, Scalars):
-                _read_spelled(row.values)
-    return record
-
-
-def _read_spelled(values: Values) -> None:
+def _text_to_nonfinite(values: Values) -> None:
     for name, value in values.items():
         if isinstance(value, str):
-            values[name] = _SPELLED[value]
+            values[name] = _NONFINITE[value]
 
 
-def _spell_out(record: Record) -> Record:
-    if isinstance(record, Open):
-        return msgspec.structs.replace(record, rows=[_spell_out(row) for row in record.rows])
+def _nonfinite_to_text(record: Record) -> Record:
+    if isinstance(record, PartialAggregates):
+        return msgspec.structs.replace(record, rows=list(map(_nonfinite_to_text, record.rows)))
     if not isinstance(record, Scalars):
         return record
     values: dict[str, object] = dict(record.values)
     for name, value in record.values.items():
         if not math.isfinite(value):
-            spelled = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-            values[name] = spelled
+            values[name] = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return msgspec.structs.replace(record, values=values)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Open, Rewind, Scalars, values_of, with_rank_prefix
+from metricbus._common.records import PartialAggregates, Rewind, Scalars, count_values, with_rank_prefix
 from metricbus._common.wakeup import yield_gil
 from metricbus._delivery.cursor import DeliveryProgress, Ledger
 from metricbus._delivery.row_filter import RowFilter
@@ -23,7 +23,7 @@ from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import NO_LINE, JournalReader, Row
 
 _ROWS_A_BREATH = 100
-_NOTHING = Open(time=0, rows=[])
+_NOTHING = PartialAggregates(time=0, rows=[])
 _MOST_VALUES = 50_000  # in a batch: a thousand rows of ten thousand names would take a gigabyte
 
 
@@ -99,7 +99,7 @@ class BatchReader:
         for row in self._reader.read(self._limit):
             self._breathe(len(rows))
             rows.append(row)
-            values += 0 if row.record is None else values_of(row.record)
+            values += 0 if row.record is None else count_values(row.record)
             if values >= _MOST_VALUES:
                 break
         return rows

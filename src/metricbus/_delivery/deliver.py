@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from metricbus._common.records import values_of
+from metricbus._common.records import count_values
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.report import SinkCounts
-from metricbus._delivery.sink_specs import OBJECT, specs_of
-from metricbus._delivery.thread_host import ThreadDelivery
+from metricbus._delivery.sink_specs import OBJECT_PREFIX, specs_of
+from metricbus._delivery.thread_host import ThreadHost
 from metricbus._journal.recovery import endings, mark_dead_run, partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
@@ -50,7 +50,7 @@ def deliver(
         )
     _make_ready(run_folder)
     deadline = None if timeout is None else time.monotonic() + timeout
-    delivery = ThreadDelivery(run_folder, specs)
+    delivery = ThreadHost(run_folder, specs)
     if not follow:
         delivery.end(run.status)  # before it begins: a sink that has all is not opened again
     delivery.start()
@@ -82,7 +82,7 @@ def _is_over(deadline: float | None) -> bool:
 
 def _sinks_of(run: Run) -> list[str | Sink]:
     """The URLs that the run was told, of sinks that do not live in the training process."""
-    urls = [url for url in run.sinks if not url.startswith(OBJECT)]
+    urls = [url for url in run.sinks if not url.startswith(OBJECT_PREFIX)]
     for url in urls:
         if _MASK in url:
             raise ConfigError(
@@ -95,7 +95,7 @@ def _sinks_of(run: Run) -> list[str | Sink]:
 def _values_in(folder: RunFolder, *, ended: bool) -> int:
     """All values, those in open reductions of processes that died among them."""
     rows = list(JournalReader(folder.journal).read())
-    values = sum(values_of(row.record) for row in rows if row.record is not None)
+    values = sum(count_values(row.record) for row in rows if row.record is not None)
     if ended:
         rewinds, segments = Rewinds(rows), endings(folder.journal)
         broken = {segment for segment, ending in segments.items() if ending.is_broken}

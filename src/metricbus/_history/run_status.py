@@ -20,17 +20,17 @@ from metricbus._common.records import (
     End,
     Header,
     Number,
-    Open,
+    PartialAggregates,
     Record,
     Rewind,
     Scalars,
     decode,
-    values_of,
+    count_values,
     with_rank_prefix,
 )
 from metricbus._delivery.cursor import DeliveryProgress
 from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
-from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
+from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
 from metricbus._journal.recovery import endings
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import SUFFIX, Position
@@ -66,7 +66,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     is_exact: bool
     last: dict[str, Number]
     changed: int
-    dropped: DroppedCounts
+    dropped: RunDroppedCounts
     sinks: list[SinkStatus]
 
 
@@ -89,7 +89,7 @@ class _Tail(NamedTuple):
     @property
     def values(self) -> int:
         """In these records."""
-        return sum(map(values_of, self.records))
+        return sum(map(count_values, self.records))
 
     @property
     def attempt(self) -> int:
@@ -114,7 +114,7 @@ def read_run_status(folder: RunFolder, run: Run) -> RunStatus:
         is_exact=all(exact for _, exact in counts),
         last=last,
         changed=changed,
-        dropped=total_dropped(SegmentDrops(tail.records) for tail in tails.values()),
+        dropped=total_dropped(SegmentDroppedCounts(tail.records) for tail in tails.values()),
         sinks=sink_statuses(folder, run, progress, lengths),
     )
 
@@ -155,7 +155,7 @@ def _read_tail(path: Path) -> _Tail:
             read += len(line) + 1
             if (record := _decoded(line)) is not None:
                 records.append(record)
-                values += values_of(record)
+                values += count_values(record)
             if values and read >= _ENOUGH:
                 break
         file.seek(0)
@@ -191,7 +191,7 @@ def _newest(tails: Iterable[_Tail]) -> tuple[int | None, int | None, dict[str, N
     """
     records = [(tail.attempt, record) for tail in tails for record in tail.records]
     placed = [
-        (attempt, r) for attempt, r in records if not isinstance(r, Header | Open | Dropped | End)
+        (attempt, r) for attempt, r in records if not isinstance(r, Header | PartialAggregates | Dropped | End)
     ]
     placed.sort(key=lambda pair: (pair[0], pair[1].time))  # stable: a segment keeps its order
     last: dict[str, tuple[int, Number]] = {}

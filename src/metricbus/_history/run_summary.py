@@ -18,11 +18,11 @@ from metricbus._common.records import (
     Epoch,
     Scalars,
     decode,
-    values_of,
+    count_values,
     with_rank_prefix,
 )
 from metricbus._history.series_summary import AllSeries, SeriesSummary
-from metricbus._journal.dropped_counts import DroppedCounts, SegmentDrops, total_dropped
+from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
 from metricbus._journal.recovery import endings, partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
@@ -63,7 +63,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     first_time: int | None
     last_time: int | None
-    dropped: DroppedCounts
+    dropped: RunDroppedCounts
     damaged: int
     torn: int
     lengths: dict[str, int]
@@ -96,7 +96,7 @@ class _SummaryPass:
         self._last_step = self._last_epoch = -1
         self._first_time, self._last_time = 1 << 63, -1
         self._lengths: dict[str, int] = {}
-        self._drops = {segment: SegmentDrops() for segment in self._segments}
+        self._drops = {segment: SegmentDroppedCounts() for segment in self._segments}
 
     def summary(self) -> RunSummary:
         """Reads everything."""
@@ -146,9 +146,9 @@ class _SummaryPass:
         if isinstance(record, Epoch):
             self._last_epoch = max(self._last_epoch, record.epoch)
         if not isinstance(record, Scalars | MediumRecord):
-            self._drops[row.segment].take(record)
+            self._drops[row.segment].update(record)
             return
-        values = values_of(record)
+        values = count_values(record)
         if self._has_rewinds and self._rewinds.supersede(row.segment, row.line, record):
             self._superseded += values
             return

@@ -12,7 +12,7 @@ import msgspec
 
 from metricbus._common.media_base import EncodeContext, LogContext
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Drops, Medium, Record, Rewind, Scalars, Status
+from metricbus._common.records import DroppedCounts, Medium, Record, Rewind, Scalars, Status
 from metricbus._journal.media_files import MediaWriter
 from metricbus._journal.run import create_run, plain_config
 from metricbus._journal.segment_writer import SegmentWriter
@@ -123,7 +123,7 @@ class RunWriter:
             told = "; ".join(self.left_out.told())
             raise ConfigError(f"there is nothing to import{f' ({told})' if told else ''}")
         self._write()
-        self._journal.close(self.status, Drops())
+        self._journal.close(self.status, DroppedCounts())
         started, ended = self._times
         run = msgspec.structs.replace(
             self._run,

@@ -19,16 +19,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from metricbus._aggregate.aggregator import Aggregator, Emission
-from metricbus._aggregate.cross_rank import Merged
+from metricbus._aggregate.cross_rank import MergedValue
 from metricbus._aggregate.row_builder import join_calls, join_emissions
 from metricbus._common.records import (
     Call,
     Dropped,
-    Drops,
-    Open,
+    DroppedCounts,
+    PartialAggregates,
     Record,
     Status,
-    values_of,
+    count_values,
     with_rank,
 )
 from metricbus._common.throttled_log import ThrottledLogger
@@ -48,7 +48,7 @@ from metricbus._ingest.commands import (
     Stop,
 )
 from metricbus._ingest.device_fetch import DeviceFetcher
-from metricbus._ingest.queue import CallQueue, Control, Deferred, values_in
+from metricbus._ingest.queue import CallQueue, Command, Deferred, count_call_values
 from metricbus._journal.segment_writer import Journal
 
 _log = logging.getLogger("metricbus.journal")
@@ -86,7 +86,7 @@ class Collector:
         several: bool = False,
     ) -> None:
         """The records are marked with the `rank` where `several` ranks write."""
-        self.reducing = Aggregator()
+        self.aggregator = Aggregator()
         self.taken = 0  # values taken out of the queue
         self.journalled = 0  # values in the journal
         self._unwritable = 0  # values that no journal can hold; a fault of ours
@@ -100,12 +100,12 @@ class Collector:
         self.is_of_several = several
         self.dropped_media: Callable[[], int] = lambda: 0
         self._told_dropped = 0
-        self._wrote_dropped = Drops()
+        self._wrote_dropped = DroppedCounts()
         self._wrote_dropped_at = -math.inf
         self._checkpointed = time.monotonic()
         self._checkpointed_at = 0
         self._complaints = ThrottledLogger(_log)
-        self.arrivals = DeviceFetcher(queue, self._complaints)
+        self.device_fetcher = DeviceFetcher(queue, self._complaints)
         self._thread = threading.Thread(target=self._run, name="metricbus-collector", daemon=True)
 
     def start(self) -> None:
@@ -115,16 +115,16 @@ class Collector:
     @property
     def unwritable(self) -> int:
         """Values that no device gave, or that no journal can hold."""
-        return self._unwritable + self.arrivals.lost
+        return self._unwritable + self.device_fetcher.lost
 
     @property
     def segment(self) -> str:
         """The segment that this collector writes."""
         return self._journal.segment
 
-    def submit_and_wait(self, control: Control, timeout: float) -> bool:
+    def submit_and_wait(self, control: Command, timeout: float) -> bool:
         """Waits until what was logged before is in the journal; whether it is."""
-        self._queue.put_control(control)
+        self._queue.put_command(control)
         return control.done.wait(min(timeout, threading.TIMEOUT_MAX))
 
     def _run(self) -> None:
@@ -143,8 +143,8 @@ class Collector:
             if again is not None:
                 again.done.set()
         self._tell_unmet()
-        self._emit(self.reducing.end_epoch(ranks=True)[0])
-        for axis in self.reducing.unknown_axes():
+        self._emit(self.aggregator.end_epoch(ranks=True)[0])
+        for axis in self.aggregator.unknown_axes():
             _log.warning("the axis %r was never logged: what has it stands on the step", axis)
         self._close(stop)
 
@@ -159,20 +159,20 @@ class Collector:
             chunk = min(chunk, max(1, waiting * _CHUNK_BYTES // nbytes))
         return chunk
 
-    def _collect(self, calls: list[Call | Control]) -> Stop | None:
+    def _collect(self, calls: list[Call | Command]) -> Stop | None:
         """Journals a chunk and obeys the controls in it, in turn; the one that says to stop."""
         if _VALUES_ALONE.issuperset(map(type, calls)):  # as nearly always
             self._take(cast(list[Call], calls))
             return None
         stop = None
         values: list[Call] = []
-        self.taken += sum(map(values_in, calls))  # all: a control may have to wait for the disk
-        self.arrivals.bring(calls)
+        self.taken += sum(map(count_call_values, calls))  # all: a control may have to wait for the disk
+        self.device_fetcher.bring(calls)
         for call in calls:
             if isinstance(call, Deferred):
-                values += self.arrivals.resolved(call)
+                values += self.device_fetcher.resolved(call)
                 continue
-            if not isinstance(call, Control):
+            if not isinstance(call, Command):
                 values.append(call)
                 continue
             self._take(values, counted=True)
@@ -185,62 +185,62 @@ class Collector:
         self._take(values, counted=True)
         return stop
 
-    def _obey(self, control: Control) -> None:
+    def _obey(self, control: Command) -> None:
         if isinstance(control, Flush):
             if isinstance(control, SavePartials):
                 self._write_open()
             self._journal.sync()
         elif isinstance(control, Define):
-            self._emit(self.reducing.define(control.definition, control.default))
+            self._emit(self.aggregator.define(control.definition, control.default))
         elif isinstance(control, Snapshot):
-            control.state = self.reducing.state()
+            control.state = self.aggregator.state()
             control.place = (self._journal.segment, self._journal.lines)
         elif isinstance(control, ApplyRewind):
-            self._emit(self.reducing.end_epoch(ranks=True)[0])
+            self._emit(self.aggregator.end_epoch(ranks=True)[0])
             if control.record is not None:
                 self._append([control.record])
-            self.reducing.restore(control.state)
-            self.arrivals.newest.clear()
+            self.aggregator.restore(control.state)
+            self.device_fetcher.newest.clear()
         elif isinstance(control, Append):
-            self._append([self.reducing.marked(record) for record in control.records])
+            self._append([self.aggregator.marked(record) for record in control.records])
         elif isinstance(control, BeginEpoch):
             self._append([control.record])
         elif isinstance(control, CollectPartials):
             if control.claim():
-                control.parts = self.reducing.take_across()
+                control.parts = self.aggregator.take_across()
         elif isinstance(control, RestorePartials):
-            self.reducing.restore_partials(control.parts)
+            self.aggregator.restore_partials(control.parts)
         elif isinstance(control, PublishMerged):
             if control.here:
                 epoch, ended = control.epoch, control.ended
-                self._emit(self.reducing.merged(self._arrived(control), epoch, ended=ended))
+                self._emit(self.aggregator.merged(self._arrived(control), epoch, ended=ended))
         elif isinstance(control, EndEpoch):
-            emissions, control.results = self.reducing.end_epoch()
+            emissions, control.results = self.aggregator.end_epoch()
             self._emit(emissions)
             if control.record.seconds is not None:
                 self._append([control.record])
 
-    def _arrived(self, control: PublishMerged) -> list[Merged]:
+    def _arrived(self, control: PublishMerged) -> list[MergedValue]:
         """What was computed on a device may still be there; what that does not give is left out."""
         found = []
         for one in control.results:
-            number = self.arrivals.number(one.name, one.step, one.value)
+            number = self.device_fetcher.number(one.name, one.step, one.value)
             if number is not None:
                 found.append(one._replace(value=number))
-                self.reducing.newest[one.emitted_as] = number
+                self.aggregator.newest[one.emitted_as] = number
         return found
 
     def _take(self, calls: list[Call], *, counted: bool = False) -> None:
         if not calls:
             return
-        if self.reducing.definitions:
+        if self.aggregator.definitions:
             if not counted:
-                self.taken += sum(map(values_in, calls))
-            self._emit(list(self.reducing.take(calls)))
+                self.taken += sum(map(count_call_values, calls))
+            self._emit(list(self.aggregator.take(calls)))
         else:
             rows = list(join_calls(calls))
             if not counted:
-                self.taken += sum(map(values_of, rows))
+                self.taken += sum(map(count_values, rows))
             self._append(rows)
 
     def _emit(self, emissions: list[Emission]) -> None:
@@ -249,7 +249,7 @@ class Collector:
 
     def _checkpoint_due(self) -> float | None:
         """Seconds until open reductions are to be written down; None if there is nothing to do."""
-        if self.reducing.changes == self._checkpointed_at:
+        if self.aggregator.changes == self._checkpointed_at:
             return None
         return max(0.0, self._checkpointed + _CHECKPOINT_EVERY - time.monotonic())
 
@@ -259,13 +259,13 @@ class Collector:
             self._write_open()
 
     def _write_open(self) -> None:
-        if self.reducing.changes == self._checkpointed_at:
+        if self.aggregator.changes == self._checkpointed_at:
             return
-        rows = list(join_emissions(self.reducing.partial(), partial=True))
+        rows = list(join_emissions(self.aggregator.partial(), partial=True))
         self._checkpointed = time.monotonic()
-        self._checkpointed_at = self.reducing.changes
+        self._checkpointed_at = self.aggregator.changes
         rows = [with_rank(row, self.rank) for row in rows] if self.rank else rows
-        self._append([Open(time=time.time_ns(), rows=rows)])
+        self._append([PartialAggregates(time=time.time_ns(), rows=rows)])
 
     def _append(self, rows: Sequence[Record]) -> None:
         """Writes the rows, however long that takes; leaves out what cannot be written at all."""
@@ -288,7 +288,7 @@ class Collector:
         if self.error:
             _log.warning("the journal can be written again")
             self.error = None
-        self.journalled += sum(map(values_of, rows))
+        self.journalled += sum(map(count_values, rows))
         self.written = self._journal.length
         self._listener.wake()
 
@@ -297,13 +297,13 @@ class Collector:
             for row in rows:
                 self._append([row])
             return
-        values = sum(map(values_of, rows))
+        values = sum(map(count_values, rows))
         self._unwritable += values
         self._complaints.warn("a row cannot be written and is dropped: %s", error)
 
     def _tell_unmet(self) -> None:
         """Of several ranks, nobody met at the end: that is not for `close()` to do."""
-        names = self.reducing.across_ranks()
+        names = self.aggregator.across_ranks()
         if names and self.is_of_several:
             _log.warning(
                 "the ranks have not met since %s was logged: what is written at the end is of this "
@@ -320,9 +320,9 @@ class Collector:
         self._listener.end(stop.status)
         stop.done.set()
 
-    def _drops(self) -> Drops:
+    def _drops(self) -> DroppedCounts:
         """What was dropped so far."""
-        return Drops(
+        return DroppedCounts(
             queue=self._queue.dropped, media=self.dropped_media(), unwritable=self.unwritable
         )
 

@@ -1,55 +1,45 @@
-"""What a run has dropped, as its segments tell."""
+"""Counts of the values that a run has dropped, added up over its segments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
-
-from metricbus._common.records import Dropped, Drops, End, Record
+from metricbus._common.records import Dropped, DroppedCounts, End, Record
 
 
-class DroppedCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """The values that are in no file, by why; at least these, unless `is_final`.
+class RunDroppedCounts(DroppedCounts, frozen=True, kw_only=True, omit_defaults=False):
+    """The dropped values of a whole run; lower bounds unless `is_final` is set.
 
-    It is final when every segment's writer has ended it and said so: not while the run is live, nor
-    where a process was killed, nor of a journal whose writer does not count them.
+    The counts are final once every segment has an end record with counts. They never are for a live
+    run, after a process was killed, or if a version that did not count wrote a segment.
     """
 
-    queue: int = 0
-    media: int = 0
-    unwritable: int = 0
     is_final: bool = False
 
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.queue + self.media + self.unwritable
 
-
-class SegmentDrops:
-    """What one segment tells, from its records in their order; the last ones are enough."""
+class SegmentDroppedCounts:
+    """The counts that one segment reports; `is_final` once its end record has been read."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self.newest = Drops()
+        self.counts = DroppedCounts()
         self.is_final = False
         for record in records:
-            self.take(record)
+            self.update(record)
 
-    def take(self, record: Record | None) -> None:
-        """The next record."""
+    def update(self, record: Record | None) -> None:
+        """Process the next record of the segment; records without counts are ignored."""
         if isinstance(record, Dropped):
-            self.newest = record.dropped
+            self.counts = record.dropped
         elif isinstance(record, End) and record.dropped is not None:
-            self.newest, self.is_final = record.dropped, True
+            self.counts, self.is_final = record.dropped, True
 
 
-def total_dropped(segments: Iterable[SegmentDrops]) -> DroppedCounts:
-    """What all segments of a run tell together."""
+def total_dropped(segments: Iterable[SegmentDroppedCounts]) -> RunDroppedCounts:
+    """Return the sum over all segments of a run."""
     segments = list(segments)
-    return DroppedCounts(
-        queue=sum(one.newest.queue for one in segments),
-        media=sum(one.newest.media for one in segments),
-        unwritable=sum(one.newest.unwritable for one in segments),
-        is_final=bool(segments) and all(one.is_final for one in segments),
+    return RunDroppedCounts(
+        queue=sum(segment.counts.queue for segment in segments),
+        media=sum(segment.counts.media for segment in segments),
+        unwritable=sum(segment.counts.unwritable for segment in segments),
+        is_final=bool(segments) and all(segment.is_final for segment in segments),
     )

@@ -15,7 +15,15 @@ from typing import NamedTuple
 import msgspec
 
 from metricbus._common.processes import ProcessId
-from metricbus._common.records import DECODE_ERRORS, End, Header, Open, Scalars, Status, decode
+from metricbus._common.records import (
+    DECODE_ERRORS,
+    End,
+    Header,
+    PartialAggregates,
+    Scalars,
+    Status,
+    decode,
+)
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import SUFFIX, Row
 
@@ -85,10 +93,10 @@ def partial_rows(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
     with its segment. A name that came again after it was written down was emitted since, and is
     left out.
     """
-    opened: dict[str, Open] = {}
+    opened: dict[str, PartialAggregates] = {}
     since: dict[str, set[str]] = {}
     for row in rows:
-        if isinstance(row.record, Open):
+        if isinstance(row.record, PartialAggregates):
             opened[row.segment] = row.record
             since[row.segment] = set()
         elif isinstance(row.record, Scalars) and row.segment in opened:

@@ -21,7 +21,15 @@ from typing import Literal, Protocol
 
 from metricbus._common.files import AppendFile
 from metricbus._common.processes import this_process
-from metricbus._common.records import FORMAT_VERSION, Drops, End, Header, Record, Status, encode
+from metricbus._common.records import (
+    FORMAT_VERSION,
+    DroppedCounts,
+    End,
+    Header,
+    Record,
+    Status,
+    encode,
+)
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._journal.segment_reader import SUFFIX
 
@@ -52,7 +60,7 @@ class Journal(Protocol):
     def sync(self) -> None:
         """Force written data to disk if `fsync` is `"flush"`."""
 
-    def close(self, status: Status = "finished", dropped: Drops | None = None) -> None:
+    def close(self, status: Status = "finished", dropped: DroppedCounts | None = None) -> None:
         """Write the end record, with the dropped counts if they are known, and close the file."""
 
 
@@ -114,7 +122,7 @@ class SegmentWriter:
         """The number of bytes written in whole batches; a reader that has read all is here."""
         return self._file.length
 
-    def close(self, status: Status = "finished", dropped: Drops | None = None) -> None:
+    def close(self, status: Status = "finished", dropped: DroppedCounts | None = None) -> None:
         """Write the end record, if that is possible, and close the file."""
         try:
             self.append([End(status=status, time=time.time_ns(), dropped=dropped)])
