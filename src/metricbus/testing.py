@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
 from metricbus._common.records import Number, Scalars, Status
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
@@ -38,7 +38,7 @@ class MemorySink(Sink):
     They are complete after `bus.flush()` or `bus.close()`.
     """
 
-    kinds = (Scalars, *MEDIA)
+    kinds = (Scalars, *MEDIA_RECORD_TYPES)
 
     def __init__(self) -> None:
         super().__init__()

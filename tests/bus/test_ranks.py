@@ -12,7 +12,7 @@ import pytest
 import metricbus
 from metricbus import ConfigError, MetricBus, RankError, Series
 from metricbus._aggregate.reductions import reduction_factory
-from metricbus._common.distributed import Rank, find_rank, launchers_id, writes
+from metricbus._common.distributed import Rank, current_rank, launcher_run_id, is_writing_rank
 from metricbus._common.records import Header
 from metricbus._ingest.commands import CollectPartials
 from metricbus._journal.segment_reader import JournalReader
@@ -47,7 +47,7 @@ def values(run: Path, name: str) -> list[float]:
     ],
 )
 def test_the_launcher_says_which_rank_it_is(environ: dict[str, str], rank: Rank) -> None:
-    assert find_rank(environ) == rank
+    assert current_rank(environ) == rank
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_launcher_says_which_rank_it_is(environ: dict[str, str], rank: Rank)
     ],
 )
 def test_the_setting_says_who_writes(ranks: str, rank: Rank, expected: bool) -> None:
-    assert writes(ranks, rank) is expected
+    assert is_writing_rank(ranks, rank) is expected
 
 
 @pytest.mark.parametrize("wrong", ["some", "-1", "", "1.5"])
@@ -72,10 +72,10 @@ def test_other_settings_are_refused(wrong: str, tmp_path: Path) -> None:
 
 
 def test_the_launchers_id_is_taken_unless_it_is_none() -> None:
-    assert launchers_id({"TORCHELASTIC_RUN_ID": "a"}) == "a"
-    assert launchers_id({"TORCHELASTIC_RUN_ID": "none", "SLURM_JOB_ID": "7"}) == "7"
+    assert launcher_run_id({"TORCHELASTIC_RUN_ID": "a"}) == "a"
+    assert launcher_run_id({"TORCHELASTIC_RUN_ID": "none", "SLURM_JOB_ID": "7"}) == "7"
     with pytest.raises(ConfigError, match="--rdzv-id"):
-        launchers_id({"TORCHELASTIC_RUN_ID": "none"})
+        launcher_run_id({"TORCHELASTIC_RUN_ID": "none"})
 
 
 def test_a_rank_that_does_not_write_logs_nothing(
@@ -203,16 +203,16 @@ def test_groups_meet_by_themselves(tmp_path: Path) -> None:
 
 def test_a_rank_that_does_not_come_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
     said = run_ranks(tmp_path, 3, scenarios.without_one)
-    assert "rank 1 did not come within 0.5 s, of ranks 0, 1, 2" in said[0][0]
+    assert "rank 1 did not arrive within 0.5 s (expected ranks 0, 1, 2)" in said[0][0]
     assert "METRICBUS_SYNC_SECS" in said[0][0]
-    assert "had given up waiting when rank 1 came" in said[1][0]
+    assert "had stopped waiting when rank 1 arrived" in said[1][0]
     assert [one[1] for one in said] == [{"n": 6}] * 3, "the next meeting has it all"
     assert values(tmp_path / "r", "n") == [6]
 
 
 def test_a_rank_that_has_died_is_named_and_the_end_waits_for_nobody(tmp_path: Path) -> None:
     said = run_ranks(tmp_path, 3, scenarios.with_a_death)
-    assert "rank 2 did not come" in said[0][0]
+    assert "rank 2 did not arrive" in said[0][0]
     assert said[2] is None
     assert said[0][1] < 10
     assert values(tmp_path / "r", "n") == [3, 10], "what it had itself, at the end"
@@ -352,8 +352,8 @@ def test_a_signal_is_handled_while_a_rank_waits(tmp_path: Path) -> None:
 
 def test_ranks_that_call_different_things_are_told(tmp_path: Path) -> None:
     said = run_ranks(tmp_path, 2, scenarios.crossed_calls)
-    assert said[0] == "rank 0 met the others by agree(), rank 1 by bus.sync()"
-    assert said[1] == "rank 1 met the others by bus.sync(), rank 0 by agree()"
+    assert said[0] == "rank 0 called agree() while rank 1 called bus.sync()"
+    assert said[1] == "rank 1 called bus.sync() while rank 0 called agree()"
 
 
 def test_what_a_rank_logs_after_the_first_has_closed_is_delivered(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from metricbus import MetricBus
-from metricbus._common.settings import Settings, declared, reference, resolve
+from metricbus._common.settings import Settings, list_settings, reference, resolve_settings
 from metricbus.errors import ConfigError
 
 
 def test_arguments_win_over_the_environment_which_wins_over_defaults() -> None:
     environ = {"METRICBUS_FLUSH_SECS": "1.5", "METRICBUS_BATCH_SIZE": "7"}
-    settings, told = resolve({"flush_secs": 3}, environ)
+    settings, told = resolve_settings({"flush_secs": 3}, environ)
     assert (settings.flush_secs, settings.batch_size, settings.queue_size) == (3.0, 7, 65_536)
     sources = {entry.setting.name: entry.source for entry in told}
     assert sources["flush_secs"] == "argument"
@@ -22,7 +22,7 @@ def test_arguments_win_over_the_environment_which_wins_over_defaults() -> None:
 
 
 def test_every_setting_has_a_variable_a_type_and_a_meaning() -> None:
-    settings = declared()
+    settings = list_settings()
     names = (
         "SINKS DIR PROJECT RUN RUN_ID FLUSH_SECS BATCH_SIZE QUEUE_SIZE OVERFLOW CLOSE_TIMEOUT "
         "STRICT DISABLED RUN_DIR"
@@ -48,7 +48,7 @@ def test_every_setting_has_a_variable_a_type_and_a_meaning() -> None:
 )
 def test_a_bad_variable_is_named_with_its_value(variable: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"{variable}='{text}'"):
-        resolve({}, {variable: text})
+        resolve_settings({}, {variable: text})
 
 
 def test_a_bad_argument_is_named_with_its_value() -> None:
@@ -58,16 +58,16 @@ def test_a_bad_argument_is_named_with_its_value() -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("1", True), ("true", True), ("0", False)])
 def test_switches_are_written_as_usual(text: str, value: bool) -> None:
-    assert resolve({}, {"METRICBUS_STRICT": text})[0].strict is value
+    assert resolve_settings({}, {"METRICBUS_STRICT": text})[0].strict is value
 
 
 def test_an_empty_variable_counts_as_not_set_but_for_sinks() -> None:
-    settings, _ = resolve({}, {"METRICBUS_SINKS": "", "METRICBUS_DIR": ""})
+    settings, _ = resolve_settings({}, {"METRICBUS_SINKS": "", "METRICBUS_DIR": ""})
     assert (settings.sinks, settings.dir) == ("", "runs")
 
 
 def test_secrets_are_masked_in_what_is_told() -> None:
-    settings, told = resolve({}, {"METRICBUS_SINKS": "mlflow+http://me:hunter2@host"})
+    settings, told = resolve_settings({}, {"METRICBUS_SINKS": "mlflow+http://me:hunter2@host"})
     assert "hunter2" in settings.sinks
     assert "hunter2" not in repr(told)
 

@@ -1,16 +1,17 @@
-"""Where a run stands: the current step and epoch, and who may move them.
+"""The current step and epoch of a bus, and the rules by which they advance.
 
-Both count from 0 and only grow by themselves. The rules are the same for every sink because they
-are applied here, before a record exists:
+Both start at 0. The rules apply before a record exists, so they are the same for every sink:
 
-1. A step that is given is the record's step, and the current step becomes the larger of the two.
-2. A step that is left out is the current step. `steps()`, `advance()` and
-   `watch_optimizer(advance=True)` move it; these are the drivers. Without a driver, the first name
-   that repeats moves it by one each time it comes again on the thread that logged it first, unless
-   a given step has moved it since.
+1. If a call gives a step, its record has that step, and the current step becomes the larger of the
+   two.
+2. If a call gives no step, its record has the current step. `steps()`, `advance()` and
+   `watch_optimizer(advance=True)` are drivers: they advance the current step. Without a driver, the
+   first name that is logged twice becomes the counter: each further value of that name advances the
+   step by one, unless a call with a step has advanced it since the previous value. Only calls from
+   the thread that logged the counter's first value count.
 
-The current step changes by single statements without a call in them, which CPython's interpreter
-lock does not divide; a test with 8 threads shows that no move is lost.
+The current step only changes in single statements without a function call, which the GIL makes
+atomic; a test with 8 threads verifies that no update is lost.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from typing import Any
 
 from metricbus._common.validation import INT_MAX
 
-LOOP = "bus.steps()"
-"""A `steps()` loop, as a driver."""
+STEPS_DRIVER = "bus.steps()"
+"""Name of a `steps()` loop as a step driver."""
 
 
 def check_step(step: object, what: str = "step") -> int:
-    """`step` as a plain int from 0 to 2**63-1; else `TypeError` or `ValueError` saying why not."""
+    """Return `step` as a plain int.
+
+    Raises `TypeError` if it is not an integer and `ValueError` if it is not from 0 to 2**63-1; the
+    message calls the argument `what`.
+    """
     if type(step) is int:
         number = step
     elif isinstance(step, Integral) and not isinstance(step, bool):
@@ -35,52 +40,57 @@ def check_step(step: object, what: str = "step") -> int:
     else:
         raise TypeError(
             f"{what}= must be an int, not {type(step).__name__} ({step!r:.60}); "
-            f"write {what}=int(…) if that is what you mean"
+            f"convert it with {what}=int(…)"
         )
     if number < 0:
         raise ValueError(f"{what}= must be 0 or more, not {number}")
     if number > INT_MAX:
-        raise ValueError(f"{what}= must be below 2**63, not {number:.3e}")
+        raise ValueError(f"{what}= must be less than 2**63, not {number:.3e}")
     return number
 
 
 def check_every(every: object) -> int:
-    """`every` as a plain int from 1 on; else `TypeError` or `ValueError` saying why not."""
+    """Return `every` as a plain int; raise `TypeError` or `ValueError` unless it is 1 or more."""
     number = check_step(every, "every")
     if number < 1:
-        raise ValueError("every= must be 1 or more, not 0; with 1, nothing is left out")
+        raise ValueError("every= must be 1 or more, not 0; with every=1, nothing is skipped")
     return number
 
 
-def clock_of(bus: Any) -> Clock:
-    """The clock of a bus, or of the bus behind a scope; `configure()` may give it another one."""
+def get_clock(bus: Any) -> Clock:
+    """Return the current clock of a bus, or of a scope's bus; `configure()` may replace it."""
     clock: Clock = getattr(bus, "_bus", bus)._clock
     return clock
 
 
-def both_drive(one: str, other: str) -> RuntimeError:
-    """The error for two drivers that would both move the step; it says what to write instead."""
-    if LOOP in (one, other):
-        mend = "write bus.steps(loader, advance=False), which moves nothing"
+def step_driver_conflict(first: str, second: str) -> RuntimeError:
+    """Return the error for two drivers that would both advance the step."""
+    if STEPS_DRIVER in (first, second):
+        remedy = "write bus.steps(loader, advance=False), which does not advance it"
     else:
-        mend = "leave it to one of them"
-    return RuntimeError(f"{one} and {other} would both move the step; {mend}")
+        remedy = "use only one of them"
+    return RuntimeError(f"{first} and {second} would both advance the step; {remedy}")
 
 
 class Clock:
-    """The current step and epoch of one bus."""
+    """The current step and epoch of one bus.
+
+    `has_driver` is set once any driver has been used; then there is no counter. `step_driver` and
+    `epoch_driver` name what advances the step and the epoch at present. `active_loops` is the
+    number of running `steps()` loops, including those that do not advance the step.
+    """
 
     __slots__ = (
-        "_first",
-        "_fresh_epoch",
-        "_fresh_step",
-        "_ticked_at",
-        "_ticker",
-        "_ticker_thread",
-        "driven",
+        "_counter",
+        "_counter_step",
+        "_counter_thread",
+        "_first_logged",
+        "_unused_epoch",
+        "_unused_step",
+        "active_loops",
         "epoch",
         "epoch_driver",
-        "loops",
+        "has_driver",
         "step",
         "step_driver",
     )
@@ -88,104 +98,104 @@ class Clock:
     def __init__(self) -> None:
         self.step = 0
         self.epoch = 0
-        self.driven = False  # whether a driver has been used, so that names no longer tick
-        self.step_driver: str | None = None  # who moves the step right now, while a loop runs
+        self.has_driver = False
+        self.step_driver: str | None = None
         self.epoch_driver: str | None = None
-        self.loops = 0  # the steps() loops that run, those that move nothing too
-        self._fresh_step = 0  # no loop has taken this step yet: the next one begins with it
-        self._fresh_epoch = 0
-        self._first: dict[str, tuple[int, int]] = {}  # name -> (thread, step) when it came first
-        self._ticker: str | None = None
-        self._ticker_thread = 0
-        self._ticked_at = 0  # the step at which the ticker came last
+        self.active_loops = 0
+        # The step and epoch that no loop has used yet: the next loop starts with them. -1 if none.
+        self._unused_step = 0
+        self._unused_epoch = 0
+        # Name -> (thread, step) of its first value, until a counter is found.
+        self._first_logged: dict[str, tuple[int, int]] = {}
+        self._counter: str | None = None
+        self._counter_thread = 0
+        self._counter_step = 0  # step of the counter's last value
 
-    def implied(self, names: Collection[str]) -> int:
-        """The step for a call that gave none and logs `names`; may move the step by one."""
-        if self.driven:
+    def implicit_step(self, names: Collection[str]) -> int:
+        """Return the step of a call without a step that logs `names`; may advance the step."""
+        if self.has_driver:
             return self.step
         thread = threading.get_ident()
-        if self._ticker is None:
-            self._look_for_ticker(names, thread)
-        if self._ticker_thread == thread and self._ticker in names:
-            if self.step == self._ticked_at and self.step < INT_MAX:
+        if self._counter is None:
+            self._find_counter(names, thread)
+        if self._counter_thread == thread and self._counter in names:
+            if self.step == self._counter_step and self.step < INT_MAX:
                 self.step += 1
-            self._ticked_at = self.step
+            self._counter_step = self.step
         return self.step
 
-    def hand_to(self, driver: str) -> None:
-        """From now on this one moves the step; `RuntimeError` if somebody else does already.
-
-        What it logs repeatedly within a step moves nothing, from the first step on.
-        """
+    def set_step_driver(self, driver: str) -> None:
+        """Make `driver` the step driver; raise `RuntimeError` if there already is one."""
         if self.step_driver is not None:
-            raise both_drive(self.step_driver, driver)
+            raise step_driver_conflict(self.step_driver, driver)
         self.step_driver = driver
-        self.driven = True
+        self.has_driver = True
 
     def advance(self, n: int) -> None:
-        """Moves the step by `n`, as a driver; `ValueError` beyond 64 bits."""
+        """Advance the step by `n`, as a driver; raise `ValueError` if it would exceed 2**63-1."""
         if self.step > INT_MAX - n:
-            raise ValueError(f"the step {self.step} cannot be moved by {n}: it would pass 2**63-1")
-        self.driven = True
+            raise ValueError(f"cannot advance step {self.step} by {n}: it would exceed 2**63-1")
+        self.has_driver = True
         self.step += n
 
     def enter_step(self) -> None:
-        """Moves to a loop's next step; the very first one is where the run stands already."""
-        self.driven = True
-        if self.step != self._fresh_step and self.step < INT_MAX:
+        """Move to the next step of a loop, or stay if no loop has used the current step yet."""
+        self.has_driver = True
+        if self.step != self._unused_step and self.step < INT_MAX:
             self.step += 1
-        self._fresh_step = -1
+        self._unused_step = -1
 
     def enter_epoch(self) -> None:
-        """The same for epochs."""
-        if self.epoch != self._fresh_epoch and self.epoch < INT_MAX:
+        """Move to the next epoch of a loop, or stay if no loop has used the current epoch yet."""
+        if self.epoch != self._unused_epoch and self.epoch < INT_MAX:
             self.epoch += 1
-        self._fresh_epoch = -1
+        self._unused_epoch = -1
 
     def leave_epoch(self) -> None:
-        """Moves to an epoch that no loop has taken yet."""
+        """Move to the next epoch, which no loop has used yet."""
         self.epoch += 1
-        self._fresh_epoch = self.epoch
+        self._unused_epoch = self.epoch
 
-    def go_to(self, step: int, epoch: int) -> None:
-        """Stands at this step and epoch, which are over: the next loop begins with the next."""
+    def move_past(self, step: int, epoch: int) -> None:
+        """Move to a step and epoch that are complete: the next loop starts after them."""
         self.step, self.epoch = step, epoch
-        self._fresh_step = self._fresh_epoch = -1
-        self._ticker = None
-        self._first.clear()
+        self._unused_step = self._unused_epoch = -1
+        self._counter = None
+        self._first_logged.clear()
 
     def state(self) -> dict[str, Any]:
-        """Where it stands, as plain values."""
+        """Return the state for a checkpoint, as plain values."""
         return {
             "step": self.step,
             "epoch": self.epoch,
-            "driven": self.driven,
-            "fresh_step": self._fresh_step,
-            "fresh_epoch": self._fresh_epoch,
-            "in_steps": self.step_driver is not None and self.loops > 0,
+            "driven": self.has_driver,
+            "fresh_step": self._unused_step,
+            "fresh_epoch": self._unused_epoch,
+            "in_steps": self.step_driver is not None and self.active_loops > 0,
             "in_epochs": self.epoch_driver is not None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Stands where it stood when it gave this `state`.
+        """Restore a `state()`.
 
-        If that was in a `steps()` loop, the epoch was not over: `epochs()` goes on with it.
+        If it was taken inside a `steps()` loop, the epoch was incomplete: `epochs()` resumes it.
         """
-        self.go_to(check_step(state["step"]), check_step(state["epoch"], "epoch"))
-        self.driven = self.driven or bool(state["driven"])
-        self._fresh_step, self._fresh_epoch = state["fresh_step"], state["fresh_epoch"]
+        self.move_past(check_step(state["step"]), check_step(state["epoch"], "epoch"))
+        self.has_driver = self.has_driver or bool(state["driven"])
+        self._unused_step, self._unused_epoch = state["fresh_step"], state["fresh_epoch"]
         if state.get("in_steps") and state.get("in_epochs"):
-            self._fresh_epoch = self.epoch
+            self._unused_epoch = self.epoch
 
-    def _look_for_ticker(self, names: Collection[str], thread: int) -> None:
-        here = (thread, self.step)
+    def _find_counter(self, names: Collection[str], thread: int) -> None:
+        """Make the first of `names` that this thread has logged at this step the counter."""
+        current = (thread, self.step)
         for name in names:
-            came = self._first.setdefault(name, here)
-            if came is here or came[0] != thread:
+            first = self._first_logged.setdefault(name, current)
+            if first is current or first[0] != thread:
                 continue
-            if came[1] == self.step:
-                self._ticked_at = self.step
-                self._ticker_thread = thread
-                self._ticker = name
+            if first[1] == self.step:
+                self._counter_step = self.step
+                self._counter_thread = thread
+                self._counter = name
                 return
-            self._first[name] = here
+            self._first_logged[name] = current

@@ -1,13 +1,14 @@
-"""Values on an accelerator, which come over later: nobody waits for the device at the call.
+"""Values on an accelerator, which are copied to the host later so that `log()` need not wait.
 
-`log()` takes a copy of such values in the order of the current stream, so what changes in place
-afterwards does not show. The collector brings everything that is outstanding over at once: gathered
-on the device in a stream of its own, one transfer into pinned memory, one event to wait for. Only
-that stream waits for the training's, never the other way round.
+`log()` copies such values on the device, in the order of the current stream, so later in-place
+changes have no effect on what was logged. The collector fetches all outstanding copies at once: it
+gathers them on the device in a separate stream, transfers them to pinned memory, and waits for one
+event. Only that stream waits for the training's streams, never the reverse.
 
-CUDA (and ROCm, which calls itself that) is done so. Other devices are waited for at the call.
+This works for CUDA devices, which in torch include ROCm. Values on other devices are fetched during
+the call, which waits for the device.
 
-torch is found in `sys.modules`: who never imported it has no such values.
+torch is looked up in `sys.modules`: without an import by the user there are no such values.
 """
 
 from __future__ import annotations
@@ -28,80 +29,85 @@ Tensor: TypeAlias = Any
 
 
 class Accelerator(Protocol):
-    """What is asked of a kind of device, so that its values need not be waited for."""
+    """The operations that a type of device needs so that its values can be fetched later."""
 
     def stream(self, device: Any) -> Any:
-        """The stream that the caller's work goes to now."""
+        """Return the current stream of the calling thread."""
 
-    def bring(self, device: Any, parts: Sequence[Tensor], streams: Iterable[Any]) -> NDArray[Any]:
-        """The parts, which were written in these streams, one behind the other in main memory.
+    def fetch(self, device: Any, parts: Sequence[Tensor], streams: Iterable[Any]) -> NDArray[Any]:
+        """Return the one-dimensional `parts`, written in `streams`, concatenated on the host.
 
-        Each number comes as 64 bits: a float64 for floats, an int64 for the others. Only the
-        collector calls this, or who wants a value back; it may wait.
+        Each number has 64 bits: a float64 for floats, an int64 for others. May block; it is only
+        called by the collector or by a caller that needs a value.
         """
 
 
 class Cuda:
-    """CUDA devices, by torch."""
+    """CUDA devices, accessed through torch."""
 
     def __init__(self) -> None:
         self._streams: dict[Any, Any] = {}
         self._pinned: Tensor = None
 
     def stream(self, device: Any) -> Any:
-        """The current stream; `RuntimeError` while a graph is captured."""
+        """Return the current stream; raise `RuntimeError` during CUDA graph capture."""
         cuda = sys.modules["torch"].cuda
         if cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "log() was called while a CUDA graph is captured, so that its replays would log "
-                "nothing; call it after the replay"
+                "log() was called during CUDA graph capture, so replays would log nothing; "
+                "call it after the replay"
             )
         return cuda.current_stream(device)
 
-    def bring(self, device: Any, parts: Sequence[Tensor], streams: Iterable[Any]) -> NDArray[Any]:
-        """One gathering, one transfer, one event."""
+    def fetch(self, device: Any, parts: Sequence[Tensor], streams: Iterable[Any]) -> NDArray[Any]:
+        """Fetch all parts with one concatenation, one transfer and one event."""
         torch = sys.modules["torch"]
         with torch.no_grad(), torch.cuda.device(device):
-            own = self._streams.get(device)
-            if own is None:
-                own = self._streams[device] = torch.cuda.Stream(device)
+            own_stream = self._streams.get(device)
+            if own_stream is None:
+                own_stream = self._streams[device] = torch.cuda.Stream(device)
             for stream in streams:
-                own.wait_event(stream.record_event())
-            with torch.cuda.stream(own):
+                own_stream.wait_event(stream.record_event())
+            with torch.cuda.stream(own_stream):
                 gathered = torch.cat([as_64_bits(part) for part in parts])
-                pinned = self._room(torch, gathered.numel())
+                pinned = self._pinned_buffer(torch, gathered.numel())
                 pinned.copy_(gathered, non_blocking=True)
-                done = torch.cuda.Event(blocking=True)  # a thread that spins would take a core
-                done.record(own)
-            done.synchronize()
-        found: NDArray[Any] = pinned.numpy().copy()
-        return found
+                # A blocking event: a thread that spins would occupy a core.
+                finished = torch.cuda.Event(blocking=True)
+                finished.record(own_stream)
+            finished.synchronize()
+        numbers: NDArray[Any] = pinned.numpy().copy()
+        return numbers
 
-    def _room(self, torch: Any, numbers: int) -> Tensor:
-        """Pinned memory is costly to get, so it is used again."""
-        if self._pinned is None or self._pinned.numel() < numbers:
-            room = max(1024, 1 << (numbers - 1).bit_length())
-            with torch.inference_mode(False):  # whoever asks first may be in it
-                self._pinned = torch.empty(room, dtype=torch.int64, device="cpu", pin_memory=True)
-        return self._pinned[:numbers]
+    def _pinned_buffer(self, torch: Any, size: int) -> Tensor:
+        """Return a buffer of `size` numbers, reused because pinning memory is expensive."""
+        if self._pinned is None or self._pinned.numel() < size:
+            capacity = max(1024, 1 << (size - 1).bit_length())
+            with torch.inference_mode(False):  # the first caller may be in inference mode
+                self._pinned = torch.empty(
+                    capacity, dtype=torch.int64, device="cpu", pin_memory=True
+                )
+        return self._pinned[:size]
 
 
 ACCELERATORS: dict[str, Accelerator] = {"cuda": Cuda()}
-"""By torch's name for the type of device."""
+"""The supported accelerators, by torch's name of the device type."""
 
-_bringing = threading.RLock()  # also who asks for a value back may bring some over
-
-
-def _renew_in_child() -> None:
-    global _bringing
-    _bringing = threading.RLock()
+# Both the collector and callers that read a value back fetch, on their own threads.
+_fetch_lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew_in_child)  # a thread that is not there may hold it
+def _renew_lock_in_child() -> None:
+    global _fetch_lock
+    _fetch_lock = threading.RLock()
+
+
+# A thread that does not exist in the child may have held the lock.
+os.register_at_fork(after_in_child=_renew_lock_in_child)
 
 
 class DeviceCopy:
-    """Some values of one device as they were at the call; `numbers` once they have come over."""
+    """A copy of some values on one device; `numbers` has them once they have been fetched."""
 
     __slots__ = ("error", "numbers", "part", "stream")
 
@@ -112,31 +118,31 @@ class DeviceCopy:
         self.error: Exception | None = None
 
 
-class Pending(NamedTuple):
-    """One value of a snapshot, in a row that was logged."""
+class DeviceValue(NamedTuple):
+    """One value of a device copy, in a row that was logged."""
 
-    snapshot: DeviceCopy
-    place: int
+    source: DeviceCopy
+    position: int
 
     def number(self) -> Number:
-        """The value, if it has come over; waits for it otherwise. `DeviceError` if it cannot."""
-        snapshot = self.snapshot
-        if snapshot.numbers is None:
-            bring([snapshot])
-        if snapshot.numbers is None:
-            raise DeviceError(f"the device gave no value: {snapshot.error}") from snapshot.error
-        return snapshot.numbers[self.place]
+        """Return the value, fetching it if necessary; raise `DeviceError` if that fails."""
+        source = self.source
+        if source.numbers is None:
+            fetch([source])
+        if source.numbers is None:
+            raise DeviceError(f"cannot copy a value to the host: {source.error}") from source.error
+        return source.numbers[self.position]
 
 
-def is_deferred(value: object) -> bool:
-    """Whether it is a number on an accelerator, for which `log()` need not wait."""
-    if type(value) is Pending:
+def is_device_value(value: object) -> bool:
+    """Check whether `value` is a single number on an accelerator that can be fetched later."""
+    if type(value) is DeviceValue:
         return True
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return False
     return (
-        type(value) in (torch.Tensor, torch.nn.Parameter)  # others may not be what they seem
+        type(value) in (torch.Tensor, torch.nn.Parameter)  # subclasses may override anything
         and value.device.type in ACCELERATORS
         and value.numel() == 1
         and not value.is_complex()
@@ -148,87 +154,87 @@ def is_deferred(value: object) -> bool:
     )
 
 
-def defer(values: Mapping[str, Any]) -> dict[str, Pending]:
-    """What stands in a row for values of which each `is_deferred`: copies in stream order."""
-    found = {name: value for name, value in values.items() if type(value) is Pending}
-    alike: dict[tuple[Any, Any], dict[str, Tensor]] = {}
+def copy_device_values(values: Mapping[str, Any]) -> dict[str, DeviceValue]:
+    """Copy values for which `is_device_value` holds, in stream order; return them by name."""
+    row = {name: value for name, value in values.items() if type(value) is DeviceValue}
+    groups: dict[tuple[Any, Any], dict[str, Tensor]] = {}
     for name, value in values.items():
-        if name not in found:
-            alike.setdefault((value.device, value.dtype), {})[name] = value.detach()
-    for together in alike.values():
-        found |= _named(together, _copy_of(list(together.values())))
-    return found
+        if name not in row:
+            groups.setdefault((value.device, value.dtype), {})[name] = value.detach()
+    for group in groups.values():
+        row |= _device_values(group, _stack(list(group.values())))
+    return row
 
 
-def spread(names: Sequence[str], values: Tensor) -> dict[str, Any]:
-    """What `log()` takes so that each name gets one value of a tensor; waits for no accelerator.
+def named_values(names: Sequence[str], values: Tensor) -> dict[str, Any]:
+    """Return a row for `log()` that gives each name one element of a one-dimensional tensor.
 
-    `values` is a tensor with one dimension, on any device.
+    Never waits for an accelerator; a tensor on any other device is read at once.
     """
     values = values.detach()
     if values.device.type not in ACCELERATORS:
         return dict(zip(names, values.tolist(), strict=True))
-    return dict(_named(names, values.clone()))
+    return dict(_device_values(names, values.clone()))
 
 
-def bring(snapshots: Iterable[DeviceCopy]) -> None:
-    """Brings over all of them that have not come yet, by one transfer for each device.
+def fetch(copies: Iterable[DeviceCopy]) -> None:
+    """Fetch all copies that are still on a device, with one transfer per device.
 
-    What cannot come has an `error` afterwards.
+    A copy that cannot be fetched has its `error` set.
     """
-    with _bringing:
+    with _fetch_lock:
         by_device: dict[Any, list[DeviceCopy]] = {}
-        for snapshot in dict.fromkeys(snapshots):
-            if snapshot.numbers is None and snapshot.error is None:
-                by_device.setdefault(snapshot.part.device, []).append(snapshot)
-        for device, waiting in by_device.items():
-            if not _try_to_bring(device, waiting) and len(waiting) > 1:
-                for snapshot in waiting:  # for the sake of those that are all right
-                    _try_to_bring(device, [snapshot])
-            for snapshot in waiting:
-                snapshot.part = snapshot.stream = None
+        for copy in dict.fromkeys(copies):
+            if copy.numbers is None and copy.error is None:
+                by_device.setdefault(copy.part.device, []).append(copy)
+        for device, outstanding in by_device.items():
+            if not _try_to_fetch(device, outstanding) and len(outstanding) > 1:
+                for copy in outstanding:  # one at a time, to isolate the copies that fail
+                    _try_to_fetch(device, [copy])
+            for copy in outstanding:
+                copy.part = copy.stream = None
 
 
-def _try_to_bring(device: Any, waiting: Sequence[DeviceCopy]) -> bool:
+def _try_to_fetch(device: Any, copies: Sequence[DeviceCopy]) -> bool:
     try:
-        _bring(device, waiting)
-    except Exception as error:  # whatever a device may raise; the collector lives on
-        for snapshot in waiting:
-            snapshot.error = error
+        _fetch(device, copies)
+    except Exception as error:  # a device may raise anything, and the collector must survive it
+        for copy in copies:
+            copy.error = error
         return False
-    for snapshot in waiting:
-        snapshot.error = None
+    for copy in copies:
+        copy.error = None
     return True
 
 
-def _bring(device: Any, waiting: Sequence[DeviceCopy]) -> None:
-    parts = [snapshot.part for snapshot in waiting]
-    streams = dict.fromkeys(snapshot.stream for snapshot in waiting)
-    numbers = ACCELERATORS[device.type].bring(device, parts, streams)
-    at = 0
-    for snapshot, part in zip(waiting, parts, strict=True):
-        bits = numbers[at : at + part.numel()]
-        at += part.numel()
-        snapshot.numbers = (bits.view("float64") if part.is_floating_point() else bits).tolist()
+def _fetch(device: Any, copies: Sequence[DeviceCopy]) -> None:
+    parts = [copy.part for copy in copies]
+    streams = dict.fromkeys(copy.stream for copy in copies)
+    numbers = ACCELERATORS[device.type].fetch(device, parts, streams)
+    start = 0
+    for copy, part in zip(copies, parts, strict=True):
+        bits = numbers[start : start + part.numel()]
+        start += part.numel()
+        copy.numbers = (bits.view("float64") if part.is_floating_point() else bits).tolist()
 
 
 def as_64_bits(part: Tensor) -> Tensor:
-    """The numbers of a tensor with one dimension as int64: integers, or the bits of float64."""
+    """Return a one-dimensional tensor as int64: integers, or the bits of float64."""
     torch = sys.modules["torch"]
     if part.is_floating_point():
         return part.to(torch.float64).view(torch.int64)
     return part.to(torch.int64)
 
 
-def _copy_of(values: list[Tensor]) -> Tensor:
-    """The values, alike in type, as a tensor of its own with one dimension; one launch."""
+def _stack(values: list[Tensor]) -> Tensor:
+    """Copy single-element tensors of one dtype into a new one-dimensional tensor, in one launch."""
     if len(values) == 1:
         return values[0].reshape(1).clone()
     if values[0].is_floating_point() and values[0].element_size() == 1:
-        values = [value.float() for value in values]  # there is little that 8 bits can do
+        values = [value.float() for value in values]  # few operations support 8-bit floats
     return sys.modules["torch"].stack([value.reshape(()) for value in values])
 
 
-def _named(names: Iterable[str], values: Tensor) -> dict[str, Pending]:
-    snapshot = DeviceCopy(values)
-    return {name: Pending(snapshot, place) for place, name in enumerate(names)}
+def _device_values(names: Iterable[str], values: Tensor) -> dict[str, DeviceValue]:
+    source = DeviceCopy(values)
+    return {name: DeviceValue(source, position) for position, name in enumerate(names)}

@@ -33,7 +33,7 @@ class AppendFile:
     def append(self, piece: bytes) -> None:
         """Writes the piece at the end. `OSError`: nothing of it counts."""
         if self._torn:
-            self.cut(self.length)
+            self.truncate(self.length)
         if self._shared and os.fstat(self._fd).st_size != self.length:
             raise Lost(f"{self.path} was changed by another process")
         rest = memoryview(piece)
@@ -43,7 +43,7 @@ class AppendFile:
         except OSError:
             self._torn = True
             try:
-                self.cut(self.length)
+                self.truncate(self.length)
             except OSError:
                 pass  # tried again before the next piece
             raise
@@ -60,7 +60,7 @@ class AppendFile:
                 os.close(folder)
             self._named = True
 
-    def cut(self, length: int) -> None:
+    def truncate(self, length: int) -> None:
         """Cuts off what stands beyond `length`."""
         os.ftruncate(self._fd, length)
         self.length = length

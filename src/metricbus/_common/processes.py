@@ -19,13 +19,13 @@ class ProcessId(msgspec.Struct, frozen=True):
     started: int = 0
 
     @property
-    def is_here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it is a process of this machine."""
         return self.host == os.uname().nodename
 
     def is_alive(self) -> bool:
         """Whether it runs; of another machine's process nobody knows, and it counts as alive."""
-        if not self.is_here:
+        if not self.is_local:
             return True
         try:
             os.kill(self.pid, 0)

@@ -19,7 +19,7 @@ from metricbus.errors import ConfigError
 
 Hosting: TypeAlias = Literal["auto", "process", "thread", "off"]
 Fsync: TypeAlias = Literal["never", "flush", "always"]
-Bars: TypeAlias = Literal["auto", "on", "off"]
+ProgressMode: TypeAlias = Literal["auto", "on", "off"]
 Positive = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -135,7 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="How long ranks that meet wait for one that does not come."),
     ] = 300.0
     progress: Annotated[
-        Bars,
+        ProgressMode,
         Meta(
             description="Whether `steps()` and `epochs()` show progress bars where their own "
             "`progress=` is left out: in a terminal or a notebook if tqdm is installed, always, or "
@@ -161,7 +161,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
-class Setting(NamedTuple):
+class SettingInfo(NamedTuple):
     """One field of `Settings` as people see it."""
 
     name: str
@@ -171,27 +171,27 @@ class Setting(NamedTuple):
     doc: str
 
 
-class InForce(NamedTuple):
+class EffectiveSetting(NamedTuple):
     """A setting's value and where it came from; secrets are masked."""
 
-    setting: Setting
+    setting: SettingInfo
     value: object
     source: Literal["argument", "environment", "default"]
 
 
-def variable_of(name: str) -> str:
+def env_variable(name: str) -> str:
     """The environment variable for a setting."""
     return f"METRICBUS_{name.upper()}"
 
 
-def declared() -> list[Setting]:
+def list_settings() -> list[SettingInfo]:
     """All settings in the order of their declaration."""
     hints = get_type_hints(Settings, include_extras=True)
     return [
-        Setting(
+        SettingInfo(
             name=field.name,
-            variable=variable_of(field.name),
-            type=in_words(hints[field.name]),
+            variable=env_variable(field.name),
+            type=describe_type(hints[field.name]),
             default=field.default,
             doc=hints[field.name].__metadata__[-1].description,
         )
@@ -199,9 +199,9 @@ def declared() -> list[Setting]:
     ]
 
 
-def resolve(
+def resolve_settings(
     arguments: Mapping[str, Any], environ: Mapping[str, str] = os.environ
-) -> tuple[Settings, list[InForce]]:
+) -> tuple[Settings, list[EffectiveSetting]]:
     """The settings in force, and for each where it comes from.
 
     An argument of None counts as not given. Raises `ConfigError` for a value that a setting cannot
@@ -209,8 +209,8 @@ def resolve(
     """
     hints = get_type_hints(Settings, include_extras=True)
     chosen: dict[str, Any] = {}
-    told: list[InForce] = []
-    for setting in declared():
+    told: list[EffectiveSetting] = []
+    for setting in list_settings():
         name, value = setting.name, setting.default
         source: Literal["argument", "environment", "default"] = "default"
         if arguments.get(name) is not None:
@@ -219,13 +219,13 @@ def resolve(
             source = "environment"
             value = _convert(environ[setting.variable], hints[name], f"{setting.variable}=")
         chosen[name] = value
-        told.append(InForce(setting, redact(value) if isinstance(value, str) else value, source))
+        told.append(EffectiveSetting(setting, redact(value) if isinstance(value, str) else value, source))
     return Settings(**chosen), told
 
 
-def from_environment(name: str, environ: Mapping[str, str] = os.environ) -> Any:
+def read_env_setting(name: str, environ: Mapping[str, str] = os.environ) -> Any:
     """One setting as a bus that is given no arguments would have it; `ConfigError` as there."""
-    (setting,) = (one for one in declared() if one.name == name)
+    (setting,) = (one for one in list_settings() if one.name == name)
     text = environ.get(setting.variable)
     if not text:
         return setting.default
@@ -249,7 +249,7 @@ def reference() -> str:
         "| variable | type | default | meaning |",
         "|---|---|---|---|",
     ]
-    for setting in declared():
+    for setting in list_settings():
         default = "" if setting.default is None else f"`{setting.default}`"
         kind = setting.type.replace("|", "\\|")
         lines.append(f"| `{setting.variable}` | {kind} | {default} | {setting.doc} |")
@@ -268,10 +268,10 @@ def _convert(value: object, hint: Any, what: str) -> Any:
         return msgspec.convert(value, hint, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
         why = "" if "matching regex" in str(error) else f"{error}; "
-        raise ConfigError(f"{redact(f'{what}{value!r}')}: {why}expected {in_words(hint)}") from None
+        raise ConfigError(f"{redact(f'{what}{value!r}')}: {why}expected {describe_type(hint)}") from None
 
 
-def in_words(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A type as it is told to people."""
     for meta in getattr(hint, "__metadata__", ()):
         if isinstance(meta, Meta) and meta.title:
@@ -283,5 +283,5 @@ def in_words(hint: Any) -> str:
     if getattr(kind, "__origin__", None) is Literal:
         return " | ".join(options)
     if options:
-        return in_words(options[0])
+        return describe_type(options[0])
     return str(kind.__name__)

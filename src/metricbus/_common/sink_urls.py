@@ -55,7 +55,7 @@ class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """A file name for this sink's progress."""
-        return f"{self.name}-{digest(self.canonical)}"
+        return f"{self.name}-{short_hash(self.canonical)}"
 
     def __repr__(self) -> str:
         return f"SinkURL({redact(self.text)})"
@@ -103,7 +103,7 @@ def parse_sink(text: str) -> SinkURL:
     return SinkURL(name=match["name"], location=location, options=options, text=text.strip())
 
 
-def digest(text: str) -> str:
+def short_hash(text: str) -> str:
     """A short name for a text."""
     import hashlib  # it takes long, and not every process needs it
 

@@ -14,13 +14,13 @@ from typing import Any, TextIO
 
 
 @contextmanager
-def beside_bars(stream: object) -> Iterator[None]:
+def bars_cleared(stream: object) -> Iterator[None]:
     """Takes the bars off `stream` while something is written to it, and puts them back."""
     std = sys.modules.get("tqdm.std")
     if std is None or not len(std.tqdm._instances):
         yield
         return
-    with lock_of_bars(std):
+    with bar_lock(std):
         if all(getattr(bar, "gui", True) for bar in std.tqdm._instances):  # a notebook's
             yield
         else:
@@ -28,7 +28,7 @@ def beside_bars(stream: object) -> Iterator[None]:
                 yield
 
 
-def lock_of_bars(std: Any) -> Any:
+def bar_lock(std: Any) -> Any:
     """What keeps threads from drawing at once, given the module `tqdm.std`.
 
     tqdm's own lock, as soon as it makes one, has this one in it, and also one between processes.
@@ -55,12 +55,12 @@ def is_terminal(stream: Any) -> bool:
 _emit = logging.StreamHandler.emit
 
 
-class BesideBars(logging.StreamHandler[TextIO]):
+class TqdmStreamHandler(logging.StreamHandler[TextIO]):
     """Writes to stderr, above the progress bars if there are any."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the record's line."""
-        with beside_bars(self.stream):
+        with bars_cleared(self.stream):
             _emit(self, record)
 
 
@@ -98,7 +98,7 @@ class ConsoleHandlers:
 
 def _emit_above_bars(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
     if handler.stream in (sys.stderr, sys.stdout):
-        with beside_bars(handler.stream):
+        with bars_cleared(handler.stream):
             _emit(handler, record)
     else:
         _emit(handler, record)
@@ -108,7 +108,7 @@ def _above_bars(handler: logging.Handler) -> Any:
     emit = handler.emit
 
     def emit_above_bars(record: logging.LogRecord) -> None:
-        with beside_bars(_stream_of(handler)):
+        with bars_cleared(_stream_of(handler)):
             emit(record)
 
     return emit_above_bars

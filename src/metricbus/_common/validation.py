@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from metricbus._common.device_values import is_deferred
+from metricbus._common.device_values import is_device_value
 from metricbus._common.media_base import MediaValue
 from metricbus._common.records import Number
 
@@ -61,7 +61,7 @@ def to_number(name: str, value: object) -> Number:
     raise _not_a_number(name, value)
 
 
-def is_metric(value: object) -> bool:
+def is_metric_object(value: object) -> bool:
     """Whether it is a metric object of torchmetrics, or a collection of them."""
     library = sys.modules.get("torchmetrics")
     kinds = getattr(library, "Metric", None), getattr(library, "MetricCollection", None)
@@ -102,7 +102,7 @@ def check_weight(weight: object) -> float:
 def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """The mapping as one flat row; keys of nested mappings are joined with `/`.
 
-    Values are numbers, kinds of media, what `is_deferred`, or metric objects. Raises for the first
+    Values are numbers, kinds of media, what `is_device_value`, or metric objects. Raises for the first
     bad name or value, before anything of the mapping has been logged.
     """
     row: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         inner: dict[str, Any]
         if isinstance(value, Mapping):
             inner = flatten(value, f"{name}/")
-        elif isinstance(value, MediaValue) or is_deferred(value) or is_metric(value):
+        elif isinstance(value, MediaValue) or is_device_value(value) or is_metric_object(value):
             inner = {check_name(name): value}
         else:
             inner = {check_name(name): to_number(name, value)}

@@ -25,7 +25,7 @@ class Wakeup:
     def __init__(self) -> None:
         self._rings: SimpleQueue[None] = SimpleQueue()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wakes the waiting thread, or lets its next wait end at once."""
         self._rings.put(None)
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import msgspec
 
 from metricbus._common.media_records import Cell, ChartRecord, FileRef, TableRecord, decode_rows
-from metricbus._common.sink_urls import digest
+from metricbus._common.sink_urls import short_hash
 from metricbus.errors import MediaError
 
 _HARMLESS = re.compile(r"[^A-Za-z0-9._-]+")
@@ -99,7 +99,7 @@ class MediaWriter:
             after = os.stat(source)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise ValueError(f"{source} was changed while it was being copied")
-            ref = ref_of(temporary, path.relative_to(self.folder).as_posix())
+            ref = make_file_ref(temporary, path.relative_to(self.folder).as_posix())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -119,10 +119,10 @@ class MediaWriter:
 def safe_name(name: str) -> str:
     """The name as that of a folder: readable, and another one for every name."""
     readable = _HARMLESS.sub("_", name).lstrip("._-")[:_LONGEST]
-    return f"{readable or 'medium'}-{digest(name)}"
+    return f"{readable or 'medium'}-{short_hash(name)}"
 
 
-def ref_of(source: Path, path: str) -> FileRef:
+def make_file_ref(source: Path, path: str) -> FileRef:
     """The reference to a file, under the path that is given."""
     with open(source, "rb") as file:
         return FileRef(path, os.fstat(file.fileno()).st_size, _sha256(file))

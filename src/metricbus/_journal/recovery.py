@@ -30,7 +30,7 @@ from metricbus._journal.segment_reader import SUFFIX, Row
 _LAST_LINE_BYTES = 4096  # an end mark is far shorter
 
 
-class Ending(NamedTuple):
+class SegmentState(NamedTuple):
     """How a segment ends: with which status, None if it was not ended by who writes it."""
 
     writer: ProcessId
@@ -47,13 +47,13 @@ class Ending(NamedTuple):
         return self.status is None and self.writer.is_alive()
 
 
-def endings(folder: Path) -> dict[str, Ending]:
+def segment_states(folder: Path) -> dict[str, SegmentState]:
     """How each segment ends, as far as it can be told."""
     found = {path.stem: _ending_of(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
     return {segment: ending for segment, ending in found.items() if ending is not None}
 
 
-def _ending_of(path: Path) -> Ending | None:
+def _ending_of(path: Path) -> SegmentState | None:
     with open(path, "rb") as file:
         first = file.readline()
         file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
@@ -68,7 +68,7 @@ def _ending_of(path: Path) -> Ending | None:
         record = decode(last)
     except DECODE_ERRORS:  # torn
         record = None
-    return Ending(
+    return SegmentState(
         ProcessId(header.host, header.pid, header.process_started),
         record.status if isinstance(record, End) else None,
     )
@@ -79,7 +79,7 @@ def mark_dead_run(folder: RunFolder) -> Run:
     run = folder.load()
     if run.status != "running" or run.process.is_alive():
         return run
-    said = [end.status for end in endings(folder.journal).values() if end.writer == run.process]
+    said = [end.status for end in segment_states(folder.journal).values() if end.writer == run.process]
     last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
     status = next((status for status in reversed(said) if status), "killed")
     dead = msgspec.structs.replace(run, status=status, ended=last)

@@ -37,7 +37,7 @@ def find_run(root: Path, id: str | None, name: str | None) -> RunFolder | None:
     return found[0][0] if found else None
 
 
-def go_on(folder: RunFolder, config: Mapping[str, Any], **about: Any) -> tuple[RunFolder, Run]:
+def resume_run(folder: RunFolder, config: Mapping[str, Any], **about: Any) -> tuple[RunFolder, Run]:
     """A further attempt at the run; what is given replaces what was, key by key in the config.
 
     Raises `ConfigError` if the process of the last attempt still lives.
@@ -70,7 +70,7 @@ def _check_is_over(folder: RunFolder, run: Run) -> None:
     process = run.process
     if run.status != "running" or not process.is_alive():
         return
-    if not process.is_here:
+    if not process.is_local:
         newest = max((path.stat().st_mtime for path in folder.journal.iterdir()), default=0.0)
         if time.time() - newest > _SILENT_SECS:
             return

@@ -38,7 +38,7 @@ class Rewinds:
     def __bool__(self) -> bool:
         return bool(self._all)
 
-    def supersede(self, segment: str, line: int, row: Scalars | MediumRecord) -> bool:
+    def supersedes(self, segment: str, line: int, row: Scalars | MediumRecord) -> bool:
         """Whether one of them goes back before this row."""
         attempt = self._attempts.get(segment, 1)
         return any(
@@ -51,9 +51,9 @@ class Rewinds:
             for at in self._all
         )
 
-    def supersede_partial(self, segment: str, row: Scalars) -> bool:
+    def supersedes_partial(self, segment: str, row: Scalars) -> bool:
         """Whether one of them goes back before what was open when the segment broke off."""
-        return self.supersede(segment, _BEHIND_ALL_LINES, row)
+        return self.supersedes(segment, _BEHIND_ALL_LINES, row)
 
 
 def _is_after(at: _At, segment: str, line: int, attempt: int, row: Scalars | MediumRecord) -> bool:
@@ -74,5 +74,5 @@ def without_superseded(rows: list[Row]) -> list[Row]:
         row
         for row in rows
         if not isinstance(row.record, Scalars | MediumRecord)
-        or not rewinds.supersede(row.segment, row.line, row.record)
+        or not rewinds.supersedes(row.segment, row.line, row.record)
     ]

@@ -158,10 +158,10 @@ def create_run(
 def make_id(name: str) -> str:
     """An id from the name, the time and a few random letters: `digits-cnn-20260131-142530-k3x9`."""
     letters = "".join(_LETTERS[byte % len(_LETTERS)] for byte in os.urandom(5))
-    return f"{slug_of(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
+    return f"{slugify(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
 
 
-def slug_of(name: str) -> str:
+def slugify(name: str) -> str:
     """The name as a folder's name may begin: `Digits CNN!` becomes `digits-cnn`."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "run"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from metricbus._common.settings import variable_of
+from metricbus._common.settings import env_variable
 
-_RUN_DIR = variable_of("run_dir")
+_RUN_DIR = env_variable("run_dir")
 _announced: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
 _inherited: str | None = None  # what the variable said before
 
 
-def announce(folder: Path) -> None:
+def export_run_dir(folder: Path) -> None:
     """Tells the processes that this one starts which run is theirs; the first run is."""
     global _announced, _inherited
     if _announced is None or _announced[0] != os.getpid():
@@ -21,7 +21,7 @@ def announce(folder: Path) -> None:
         os.environ[_RUN_DIR] = str(folder)
 
 
-def withdraw(folder: Path) -> None:
+def restore_run_dir(folder: Path) -> None:
     """The run has ended."""
     global _announced
     if _announced == (os.getpid(), str(folder)):
@@ -32,6 +32,6 @@ def withdraw(folder: Path) -> None:
             os.environ[_RUN_DIR] = _inherited
 
 
-def is_own(folder: str) -> bool:
+def is_own_run_dir(folder: str) -> bool:
     """Whether it was this process that announced it."""
     return _announced == (os.getpid(), folder)

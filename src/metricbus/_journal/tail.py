@@ -25,7 +25,7 @@ def lines_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
         yield rest
 
 
-def end_of_lines(file: BinaryIO) -> int:
+def end_of_last_line(file: BinaryIO) -> int:
     """The byte after the last newline; 0 if there is none."""
     place = file.seek(0, os.SEEK_END)
     while place > 0:
