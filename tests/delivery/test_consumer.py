@@ -85,11 +85,11 @@ def test_after_a_kill_between_write_and_save_nothing_is_doubled_or_missing(
     first = Consumer(folder, spec_of(url))
     first.end("finished")
     while len(lines(folder)) < killed_after if (folder.path / "csv").exists() else True:
-        first._turn()
+        first._run_pass()
     path = folder.offsets / f"{url.key}.json"
     if path.exists():
         saved = path.read_bytes()
-        first._turn()  # writes a further batch …
+        first._run_pass()  # writes a further batch …
         path.write_bytes(saved)  # … whose progress is lost
     first._lease.release()  # as its death would
     deliver(folder, "csv?batch_size=10")
@@ -100,7 +100,7 @@ def test_thinning_goes_on_after_a_restart_where_it_was(folder: RunFolder) -> Non
     url = parse_sink("csv?every=7&batch_size=10")
     first = Consumer(folder, spec_of(url))
     for _ in range(3):
-        first._turn()
+        first._run_pass()
     first._lease.release()
     deliver(folder, "csv?every=7&batch_size=10")
     assert [int(line.split(",")[0]) for line in lines(folder)] == list(range(0, 100, 7))
@@ -170,7 +170,7 @@ def test_only_what_is_settled_is_saved(folder: RunFolder) -> None:
     spec = spec_of(sink)._replace(options=SinkOptions(batch_size=10))
     consumer = Consumer(folder, spec)
     for _ in range(6):
-        consumer._turn()
+        consumer._run_pass()
     assert consumer.tally().delivered == 59  # one line of each segment is its header
     assert saved_lines(folder, consumer) == 30
     consumer.end("finished")
@@ -209,10 +209,10 @@ def test_rows_of_several_segments_come_again_in_the_order_in_which_they_came(
         if data.draw(st.booleans(), "killed"):
             consumer._lease.release()
             consumer = Consumer(folder, spec)  # knows what was saved, and nothing else
-        if consumer._opened:
-            consumer._pass()
+        if consumer._is_open:
+            consumer._deliver_batch()
         else:
-            consumer._take_lease()
+            consumer._acquire_lease()
             consumer._open()
     consumer._lease.release()
     consumer = Consumer(folder, spec)
@@ -232,7 +232,7 @@ def test_rows_that_were_read_before_a_failure_come_again(folder: RunFolder) -> N
     path.mkdir()
     consumer = Consumer(folder, spec_of(parse_sink("csv")))
     consumer.request_flush()
-    consumer._turn()
+    consumer._run_pass()
     assert consumer.tally().error is not None
     path.rmdir()
     path.write_bytes(content)

@@ -22,7 +22,7 @@ from metricbus._common.files import AppendFile, create_file
 from metricbus._common.processes import ProcessId, this_process
 from metricbus._delivery import lease
 from metricbus._delivery.consumer import Consumer
-from metricbus._delivery.lease import Lease, LeaseHeld, Superseded
+from metricbus._delivery.lease import Lease, LeaseHeld, LeaseLost
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_writer import SegmentWriter
@@ -119,7 +119,7 @@ def test_following_a_run_ends_when_it_ends(
 def test_without_its_own_sinks_or_named_ones_there_is_nothing_to_do(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks=["logging", MemorySink()], dir=tmp_path) as bus:
         bus.log("x", 1.0)
-    with pytest.raises(ConfigError, match="names no sink to deliver to"):
+    with pytest.raises(ConfigError, match="has no configured sink to deliver to"):
         deliver(tmp_path / "r")
 
 
@@ -131,7 +131,7 @@ def test_what_is_no_run_is_told(tmp_path: Path) -> None:
 def test_secrets_are_not_kept_and_have_to_be_named_again(tmp_path: Path) -> None:
     bus = MetricBus(id="r", sinks="mlflow+http://me:hunter2@127.0.0.1:9", dir=tmp_path)
     bus.close(timeout=0.1)
-    with pytest.raises(ConfigError, match="keeps no secrets"):
+    with pytest.raises(ConfigError, match="does not store secrets"):
         deliver(tmp_path / "r")
 
 
@@ -141,7 +141,7 @@ def test_secrets_are_not_kept_and_have_to_be_named_again(tmp_path: Path) -> None
 def test_a_lease_is_one_processs_at_a_time(tmp_path: Path) -> None:
     first, second = Lease(tmp_path / "csv"), Lease(tmp_path / "csv")
     assert first.acquire() == 1
-    with pytest.raises(LeaseHeld, match=f"process {os.getpid()} on .* delivers to this sink"):
+    with pytest.raises(LeaseHeld, match=f"already being delivered by process {os.getpid()} on"):
         second.acquire()
     first.release()
     assert second.acquire(above=5) == 6
@@ -165,7 +165,7 @@ def test_a_lease_that_was_not_touched_for_long_passes_on_and_its_holder_finds_ou
     (file,) = tmp_path.iterdir()
     os.utime(file, (time.time() - 100, time.time() - 100))
     second.acquire()
-    with pytest.raises(Superseded):
+    with pytest.raises(LeaseLost):
         first.check()
     second.check()
 
@@ -227,7 +227,7 @@ def test_other_rows_at_the_same_place_are_refused_and_what_is_there_stays(tmp_pa
     with MetricBus(id="r", sinks="csv", dir=tmp_path) as bus:
         bus.log({"loss": 1.0, "acc": 2.0})
     counts = deliver(tmp_path / "r", "csv?include=loss", timeout=30)["csv?include=loss"]
-    assert "give csv?include=loss a place of its own" in str(counts.error)
+    assert "give csv?include=loss another location" in str(counts.error)
     assert (counts.delivered, counts.pending) == (0, 2)
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
 
@@ -249,7 +249,7 @@ def test_a_folder_of_another_run_with_the_same_id_is_left_alone(tmp_path: Path) 
     for name in ("one", "two"):
         with MetricBus(id="r", sinks="csv:out", dir=tmp_path / name) as bus:
             bus.log(name, 1.0)
-    assert "is another run's" in str(bus.stats().sinks["csv:out"].error)
+    assert "belongs to another run" in str(bus.stats().sinks["csv:out"].error)
     assert ",one,1.0," in (tmp_path / "out" / "r" / "metrics.csv").read_text()
 
 
@@ -296,12 +296,12 @@ def test_partial_rows_come_again_in_the_order_in_which_they_came(tmp_path: Path)
         import os, signal
         import metricbus
         from metricbus._delivery.batch_reader import BatchReader
-        done = BatchReader.done
+        commit = BatchReader.commit
         def die(self, batch, *rest, **options):
             if batch.partial:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return done(self, batch, *rest, **options)
-        BatchReader.done = die
+            return commit(self, batch, *rest, **options)
+        BatchReader.commit = die
         metricbus.deliver("r", "tensorboard", timeout=30)
     """
     assert script(tmp_path, killed).wait(50) == -signal.SIGKILL
@@ -330,14 +330,14 @@ def test_who_has_lost_the_lease_does_not_even_open_the_sink(tmp_path: Path) -> N
         pass
     consumer = Consumer(RunFolder(tmp_path / "r"), spec_of(Sink()))
     consumer.request_flush()
-    consumer._turn()
+    consumer._run_pass()
     (file,) = (tmp_path / "r" / "offsets").glob("[!.]*.lease-*")
     file.unlink()
-    other = Lease(tmp_path / "r" / "offsets" / consumer.spec.place)
+    other = Lease(tmp_path / "r" / "offsets" / consumer.spec.destination)
     other.acquire(above=1)
     for _ in range(3):
         consumer.request_flush()
-        consumer._turn()
+        consumer._run_pass()
     assert opened == ["r"]
     other.check()
 

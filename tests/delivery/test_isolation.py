@@ -154,8 +154,8 @@ def test_an_outage_is_retried_told_once_and_its_end_too(
     assert [point.value for point in sink.series("x")] == [1.0]
     messages = [record.message for record in caplog.records]
     assert messages == [
-        "sink Flaky: will try again: Unavailable: down",
-        "sink Flaky works again",
+        "sink Flaky: delivery delayed, will retry: Unavailable: down",
+        "sink Flaky: delivery has recovered",
     ]
 
 
@@ -262,7 +262,7 @@ def test_a_script_with_a_sink_that_hangs_ends_by_its_deadline(tmp_path: Path) ->
         text=True,
     )
     assert time.monotonic() - started < 20
-    assert "sink Hangs: 0 values rejected, 1 not delivered" in done.stderr
+    assert "Sink Hangs: 0 values rejected, 1 not delivered" in done.stderr
     assert "x,1.0" in (tmp_path / "runs" / "r" / "csv" / "metrics.csv").read_text()
 
 

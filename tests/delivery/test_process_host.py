@@ -184,7 +184,7 @@ def test_the_process_is_started_again_and_nothing_is_lost_or_doubled(
     assert bus.stats().complete, bus.stats()
     assert csv_values(made(bus)) == list(range(1500))
     assert tensorboard_values(made(bus)) == list(range(1500))
-    assert "the delivery process ended (signal 9); starting it again (start 2 of 5)" in caplog.text
+    assert "the delivery process has died (signal 9); restarting it (start 2 of 5)" in caplog.text
 
 
 def test_a_process_that_dies_again_and_again_is_given_up_and_told(
@@ -193,7 +193,7 @@ def test_a_process_that_dies_again_and_again_is_given_up_and_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(process_host, "_STARTS", 2)
+    monkeypatch.setattr(process_host, "_MAX_STARTS", 2)
     bus = MetricBus(sinks="csv", dir=tmp_path, delivery="process")
     log(bus, range(5))
     bus.flush()
@@ -206,7 +206,7 @@ def test_a_process_that_dies_again_and_again_is_given_up_and_told(
     log(bus, range(5, 10))
     report = bus.close()
     assert (report.sinks["csv"].delivered, report.sinks["csv"].pending) == (5, 5)
-    assert "died again and again" in str(report.sinks["csv"].error)
+    assert "died repeatedly" in str(report.sinks["csv"].error)
     assert f"metricbus deliver {made(bus)}" in caplog.text
     metricbus.deliver(made(bus), timeout=30)
     assert csv_values(made(bus)) == list(range(10))
@@ -224,7 +224,7 @@ def test_threads_deliver_where_no_process_can_be_started(
         log(bus, range(5))
     assert bus.stats().complete
     assert csv_values(made(bus)) == [0, 1, 2, 3, 4]
-    assert "threads deliver instead" in caplog.text
+    assert "delivering from threads instead" in caplog.text
 
 
 def test_when_the_training_is_killed_the_rest_is_delivered_and_the_run_marked(
@@ -278,7 +278,7 @@ def test_delivery_lingers_as_long_as_it_may(tmp_path: Path, wait_for: WaitFor) -
     bus.close(timeout=0.1)
     wait_for(lambda: has_ended(made(bus)))
     said = (made(bus) / "delivery" / "delivery.log").read_text()
-    assert "gave up 0 s after the run had ended on: mlflow" in said
+    assert "stopped 0 s after the end of the run, with undelivered values for: mlflow" in said
     assert f"metricbus deliver {made(bus)}" in said
 
 
@@ -373,7 +373,7 @@ def test_a_worker_that_outlives_the_training_is_delivered_too(
 
 def test_the_status_of_an_earlier_delivery_is_not_believed(tmp_path: Path) -> None:
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
-    other = DeliveryStatus(ProcessId(os.uname().nodename, 1), {}, finished=["csv"], over=True)
+    other = DeliveryStatus(ProcessId(os.uname().nodename, 1), {}, finished=["csv"], is_exiting=True)
     delivery_status_file(RunFolder(made(bus)), 1).write(other)
     bus.log("x", 1.0)
     assert bus.close().complete
@@ -499,7 +499,7 @@ def test_a_frozen_application_does_not_start_itself_again(
     with MetricBus(sinks="csv", dir=tmp_path, delivery="process") as bus:
         log(bus, range(5))
     assert csv_values(made(bus)) == [0, 1, 2, 3, 4]
-    assert "threads deliver instead" in caplog.text
+    assert "delivering from threads instead" in caplog.text
 
 
 def test_without_lingering_close_still_waits_for_delivery(tmp_path: Path) -> None:

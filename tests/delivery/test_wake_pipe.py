@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from metricbus._delivery.wake_pipe import Listener, WakePipe
+from metricbus._delivery.wake_pipe import WakePipeReader, WakePipe
 
 
 @pytest.fixture
@@ -20,42 +20,42 @@ def doorbell() -> Iterator[WakePipe]:
     bell.disconnect()
 
 
-def seconds_of_a_wait(listener: Listener, secs: float) -> float:
+def seconds_of_a_wait(listener: WakePipeReader, secs: float) -> float:
     started = time.monotonic()
     listener.wait(secs)
     return time.monotonic() - started
 
 
 def test_a_ring_before_the_wait_ends_it_at_once(doorbell: WakePipe) -> None:
-    listener = Listener(doorbell.connect())
-    doorbell.ring()
-    doorbell.ring()
+    listener = WakePipeReader(doorbell.connect())
+    doorbell.wake()
+    doorbell.wake()
     assert seconds_of_a_wait(listener, 60) < 30
     assert seconds_of_a_wait(listener, 0.01) >= 0.01  # both were heard
 
 
 def test_a_ring_ends_a_wait(doorbell: WakePipe) -> None:
-    listener = Listener(doorbell.connect())
+    listener = WakePipeReader(doorbell.connect())
     waits = threading.Thread(target=listener.wait, args=(60,))
     waits.start()
-    doorbell.ring()
+    doorbell.wake()
     waits.join(30)
     assert not waits.is_alive()
 
 
 def test_when_nobody_can_ring_any_more_waits_take_their_time(doorbell: WakePipe) -> None:
-    listener = Listener(doorbell.connect())
+    listener = WakePipeReader(doorbell.connect())
     doorbell.disconnect()
     listener.wait(60)  # finds that out
     assert seconds_of_a_wait(listener, 0.01) >= 0.01
 
 
 def test_ringing_where_nobody_listens_raises_nothing(doorbell: WakePipe) -> None:
-    doorbell.ring()
+    doorbell.wake()
     os.close(doorbell.connect())
-    doorbell.ring()
+    doorbell.wake()
     doorbell.disconnect()
-    doorbell.ring()
+    doorbell.wake()
 
 
 def test_ringing_where_nobody_listens_raises_no_signal(doorbell: WakePipe) -> None:
@@ -63,7 +63,7 @@ def test_ringing_where_nobody_listens_raises_no_signal(doorbell: WakePipe) -> No
     before = signal.signal(signal.SIGPIPE, lambda number, _: raised.append(number))
     try:
         os.close(doorbell.connect())
-        doorbell.ring()
+        doorbell.wake()
     finally:
         signal.signal(signal.SIGPIPE, before)
     assert not raised
@@ -72,7 +72,7 @@ def test_ringing_where_nobody_listens_raises_no_signal(doorbell: WakePipe) -> No
 def test_ringing_does_not_wait_for_who_does_not_listen(doorbell: WakePipe) -> None:
     end = doorbell.connect()
     for _ in range(100_000):  # more than a pipe holds
-        doorbell.ring()
+        doorbell.wake()
     os.close(end)
 
 
@@ -80,7 +80,7 @@ def test_connecting_again_closes_the_first_pipe(doorbell: WakePipe) -> None:
     first = doorbell.connect()
     second = doorbell.connect()
     assert os.read(first, 1) == b""
-    doorbell.ring()
+    doorbell.wake()
     assert os.read(second, 1) == b"!"
 
 
@@ -88,6 +88,6 @@ def test_a_standard_input_that_is_closed_is_no_bell() -> None:
     read, write = os.pipe()
     os.close(read)
     os.close(write)
-    listener = Listener(read)
+    listener = WakePipeReader(read)
     listener.wait(60)
     assert seconds_of_a_wait(listener, 0.01) >= 0.01

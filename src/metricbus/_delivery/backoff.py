@@ -1,4 +1,4 @@
-"""One sink's failures: what is told of them, and how long its consumer rests after each."""
+"""Logs the failures of one sink and computes the delay before each retry."""
 
 from __future__ import annotations
 
@@ -12,67 +12,73 @@ from metricbus.errors import Unavailable
 
 _log = logging.getLogger("metricbus.delivery")
 
-_FIRST_REST, _LAST_REST = 0.5, 30.0
-_LONGEST_REST = 3600.0  # whatever the backend asks for
+_MIN_DELAY_SECS, _MAX_DELAY_SECS = 0.5, 30.0
+_MAX_RETRY_AFTER_SECS = 3600.0
 
 
-class Rest(NamedTuple):
-    """How long to wait before the next attempt, and whether it is the backend that wants so."""
+class Delay(NamedTuple):
+    """The wait before the next attempt; `is_requested` if the backend asked for it."""
 
     secs: float
-    is_asked_for: bool
+    is_requested: bool
 
 
 class Backoff:
-    """What a sink has failed at since it last worked; `error` is the newest one, in words."""
+    """The failures of a sink since its last success.
+
+    `error` describes the latest failure, without secrets. It is None if there was none.
+    """
 
     def __init__(self, sink: str) -> None:
         self.error: str | None = None
         self._sink = sink
-        self._in_a_row = 0
-        self._attempts = 0  # of these, since the run has ended
-        self._random = random.Random()  # our own: the global one belongs to the training
-        self._complaints = ThrottledLogger(_log)
+        self._failures = 0  # since the last success
+        self._attempts = 0  # of these, since the last reset of the backoff
+        self._random = random.Random()  # the global generator belongs to the training script
+        self._throttled_log = ThrottledLogger(_log)
 
-    def complain(self, what: str, error: Exception) -> None:
-        """Remembers the failure, and warns of it unless that was done a short while ago."""
-        self.error = _in_words(error)
-        self._complaints.warn("sink %s: %s: %s", self._sink, what, self.error)
+    def warn(self, message: str, error: Exception) -> None:
+        """Record the failure, and log it unless another one was logged a short time ago."""
+        self.error = _describe_error(error)
+        self._throttled_log.warn("sink %s: %s: %s", self._sink, message, self.error)
 
     def give_up(self, error: BaseException) -> None:
-        """Remembers what the consumer has died of."""
-        self.error = _in_words(error)
-        _log.error("sink %s: its consumer stopped: %s", self._sink, self.error)
+        """Record and log the error that has stopped the consumer."""
+        self.error = _describe_error(error)
+        _log.error("sink %s: delivery stopped: %s", self._sink, self.error)
 
-    def rest_after(self, error: Exception) -> Rest:
-        """Counts a failure; the rest is short at first, and again when the run has just ended."""
-        self._in_a_row += 1
+    def next_delay(self, error: Exception) -> Delay:
+        """Count a failure and return the delay before the next attempt.
+
+        The delay doubles with each failure, from 0.5 s up to 30 s, and is shortened by up to a half
+        at random. A delay that the backend requests takes precedence, up to an hour.
+        """
+        self._failures += 1
         self._attempts += 1
         if isinstance(error, Unavailable) and error.retry_after is not None:
-            return Rest(min(max(error.retry_after, 0.0), _LONGEST_REST), is_asked_for=True)
-        secs = min(_FIRST_REST * 2.0 ** min(self._attempts - 1, 20), _LAST_REST)
-        return Rest(secs * self._random.uniform(0.5, 1.0), is_asked_for=False)
+            return Delay(min(max(error.retry_after, 0.0), _MAX_RETRY_AFTER_SECS), is_requested=True)
+        secs = min(_MIN_DELAY_SECS * 2.0 ** min(self._attempts - 1, 20), _MAX_DELAY_SECS)
+        return Delay(secs * self._random.uniform(0.5, 1.0), is_requested=False)
 
     def reset_backoff(self) -> None:
-        """The run has ended: there is no time to rest as long as before."""
+        """Restart with the shortest delay, because the run has ended and time is limited."""
         self._attempts = 0
 
     def recover(self) -> None:
-        """The sink has taken something."""
-        if self._in_a_row:
-            _log.warning("sink %s works again", self._sink)
-            self._in_a_row = self._attempts = 0
-            self.forget()
+        """Record a success."""
+        if self._failures:
+            _log.warning("sink %s: delivery has recovered", self._sink)
+            self._failures = self._attempts = 0
+            self.clear_error()
 
-    def forget(self) -> None:
-        """What was complained of is over; the next failure is told at once."""
+    def clear_error(self) -> None:
+        """Clear the error, and log the next failure without delay."""
         self.error = None
-        self._complaints.forget()
+        self._throttled_log.forget()
 
 
-def _in_words(error: BaseException) -> str:
-    """The error as text without secrets, even if it cannot tell its own."""
+def _describe_error(error: BaseException) -> str:
     try:
         return redact(f"{type(error).__name__}: {error}")
-    except Exception:
+    except Exception:  # the exception's own __str__ has failed
         return type(error).__name__

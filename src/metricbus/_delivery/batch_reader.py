@@ -1,6 +1,6 @@
-"""What comes next for one sink: batches of the journal's rows, filtered, and the progress made.
+"""Reads the journal for one sink: filtered batches of records, and the progress after each.
 
-A batch counts as soon as it is `done`. Until then the feed can go back and make the same batch, or
+A batch counts once it is committed. Until then the reader can roll back and read the same batch, or
 a smaller one, again.
 """
 
@@ -12,27 +12,35 @@ from typing import Any, NamedTuple
 import msgspec
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import PartialAggregates, Rewind, Scalars, count_values, with_rank_prefix
+from metricbus._common.records import (
+    PartialAggregates,
+    Rewind,
+    Scalars,
+    count_values,
+    with_rank_prefix,
+)
 from metricbus._common.wakeup import yield_gil
 from metricbus._delivery.cursor import DeliveryProgress, Ledger
 from metricbus._delivery.row_filter import RowFilter
 from metricbus._delivery.sink_specs import SinkSpec
-from metricbus._journal.recovery import endings, partial_rows
+from metricbus._journal.recovery import partial_rows, segment_states
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import NO_LINE, JournalReader, Row
 
-_ROWS_A_BREATH = 100
-_NOTHING = PartialAggregates(time=0, rows=[])
-_MOST_VALUES = 50_000  # in a batch: a thousand rows of ten thousand names would take a gigabyte
+_ROWS_PER_GIL_YIELD = 100
+_SUPERSEDED = PartialAggregates(time=0, rows=[])  # a record that no sink receives
+
+# Bounds the memory of a batch: a thousand rows of ten thousand names would take a gigabyte.
+_MAX_VALUES = 50_000
 
 
 class Batch(NamedTuple):
-    """Some lines of the journal, as far as they concern the sink.
+    """Some rows of the journal, as far as they concern the sink.
 
-    `values` is how many are for the sink, `filtered` how many are not; `segments` has both, by
-    where they come from. `damaged` lines could not be read. `partial` counts the rows that were
-    in open reductions, by segment.
+    `lines` is the number of rows, `records` what the sink receives. `values` counts the values for
+    the sink and `filtered` the excluded ones; `segments` counts both, by segment. `damaged` lines
+    could not be decoded. `partial` counts the partial rows, by segment.
     """
 
     lines: int
@@ -45,175 +53,186 @@ class Batch(NamedTuple):
 
 
 class BatchReader:
-    """Reads one sink's batches, and keeps the ledger.
+    """Reads the batches of one sink and keeps its ledger.
 
-    If `gently`, it lets go of the interpreter now and then, for the training in the same process.
+    If `yields_gil` is set, it yields the GIL regularly, for a training loop in the same process.
     """
 
-    def __init__(self, folder: RunFolder, spec: SinkSpec, *, gently: bool = False) -> None:
-        self._gently = gently
+    def __init__(self, folder: RunFolder, spec: SinkSpec, *, yields_gil: bool = False) -> None:
+        self._yields_gil = yields_gil
         self._journal = folder.journal
         self._options = spec.options
-        self._kind = spec.kind
-        self._kinds = spec.sink.kinds
-        empty = DeliveryProgress(sink=spec.canonical, place=spec.place, selection=spec.selection)
+        self._sink_kind = spec.kind
+        self._record_kinds = spec.sink.kinds
+        initial = DeliveryProgress(
+            sink=spec.canonical, destination=spec.destination, selection=spec.selection
+        )
         path = folder.offsets / f"{spec.key}.json"
-        self.ledger = Ledger(path, empty, ordered=spec.sink.dedup == "position")
+        self.ledger = Ledger(path, initial, keep_order=spec.sink.dedup == "position")
         self._limit = spec.options.batch_size
-        self.go_back()
+        self.roll_back()
 
     @property
     def progress(self) -> DeliveryProgress:
-        """What is done."""
-        return self.ledger.done
+        """The progress after the last committed batch."""
+        return self.ledger.written
 
     def next(self, *, ended: bool) -> Batch | None:
-        """The next batch; None if there is nothing new.
+        """Return the next batch, or None if there is nothing new.
 
-        Once the run has ended, what was in the reductions of processes that died comes last.
+        Once the run has `ended`, the partial rows of processes that died come last.
         """
         try:
-            rows = self._next(ended=ended)
+            rows = self._next_rows(ended=ended)
             if rows:
-                self.ledger.intend(rows, self._reader.ahead)
+                self.ledger.begin(rows, self._reader.ahead)
         except BaseException:
-            self.go_back()  # what has been read counts as not read
+            self.roll_back()
             raise
         return self._batch_of(rows) if rows else None
 
-    def _next(self, *, ended: bool) -> list[Row]:
-        ahead = self._reader.ahead
-        rows = self._read()
-        if not rows and ahead and ahead[0].partial:
-            span = ahead.pop(0)
-            rows = self._left_open(span.segment)[: span.line - self._partial(span.segment)]
+    def _next_rows(self, *, ended: bool) -> list[Row]:
+        replay = self._reader.ahead
+        rows = self._read_rows()
+        if not rows and replay and replay[0].partial:
+            span = replay.pop(0)
+            count = span.line - self._processed_partial_rows(span.segment)
+            rows = self._partial_rows_of(span.segment)[:count]
         if not rows and ended:
-            segments = endings(self._journal)
-            if not any(ending.is_open for ending in segments.values()):
+            states = segment_states(self._journal)
+            if not any(state.is_open for state in states.values()):
                 rows = self.partial_rows()[: self._limit]
         return rows
 
-    def _read(self) -> list[Row]:
+    def _read_rows(self) -> list[Row]:
         rows: list[Row] = []
         values = 0
         for row in self._reader.read(self._limit):
-            self._breathe(len(rows))
+            self._maybe_yield_gil(len(rows))
             rows.append(row)
             values += 0 if row.record is None else count_values(row.record)
-            if values >= _MOST_VALUES:
+            if values >= _MAX_VALUES:
                 break
         return rows
 
-    def _breathe(self, number: int) -> None:
-        if self._gently and number % _ROWS_A_BREATH == _ROWS_A_BREATH - 1:
+    def _maybe_yield_gil(self, index: int) -> None:
+        if self._yields_gil and index % _ROWS_PER_GIL_YIELD == _ROWS_PER_GIL_YIELD - 1:
             yield_gil()
 
     def partial_rows(self) -> list[Row]:
-        """What was in open reductions when a process died, and has not been delivered yet."""
-        for segment, ending in endings(self._journal).items():
-            if ending.is_broken and (rows := self._left_open(segment)):
+        """Return undelivered partial rows of one process that died; empty if there are none."""
+        for segment, state in segment_states(self._journal).items():
+            if state.is_broken and (rows := self._partial_rows_of(segment)):
                 return rows
         return []
 
-    def _left_open(self, segment: str) -> list[Row]:
-        """The rest of what one segment held; what is superseded counts, and is empty."""
-        found = partial_rows(JournalReader(self._journal).read_segment(segment))
-        rest = found[self._partial(segment) :]
-        if not rest:
+    def _partial_rows_of(self, segment: str) -> list[Row]:
+        """Return the unprocessed partial rows of a segment; superseded ones are empty."""
+        rows = partial_rows(JournalReader(self._journal).read_segment(segment))
+        rows = rows[self._processed_partial_rows(segment) :]
+        if not rows:
             return []
         rewinds = Rewinds(JournalReader(self._journal).read())
         return [
-            Row(segment, NO_LINE, 0, _NOTHING if rewinds.supersede_partial(segment, row) else row)
-            for _, row in rest
+            Row(
+                segment,
+                NO_LINE,
+                0,
+                _SUPERSEDED if rewinds.supersedes_partial(segment, row) else row,
+            )
+            for _, row in rows
         ]
 
-    def _partial(self, segment: str) -> int:
+    def _processed_partial_rows(self, segment: str) -> int:
         return self.progress.partial.get(segment, 0)
 
-    def done(
+    def commit(
         self,
         batch: Batch,
         state: dict[str, Any],
-        given: int,
+        records: int,
         lease: int | None = None,
         *,
         rejected: bool = False,
     ) -> None:
-        """The batch is delivered, or rejected; `given` is how many records the sink has had."""
-        done = self.progress
+        """Count the batch as delivered, or as rejected.
+
+        `state` is that of the sink, and `records` counts the records since it was opened.
+        """
+        before = self.progress
         progress = msgspec.structs.replace(
-            done,
+            before,
             state=state,
             seen=dict(self._filter.seen),
-            delivered=done.delivered + (0 if rejected else batch.values),
-            rejected=done.rejected + (batch.values if rejected else 0),
-            filtered=done.filtered + batch.filtered,
-            values=dict(Counter(done.values) + Counter(batch.segments)),
-            damaged=done.damaged + batch.damaged,
-            partial=dict(Counter(done.partial) + Counter(batch.partial)),
+            delivered=before.delivered + (0 if rejected else batch.values),
+            rejected=before.rejected + (batch.values if rejected else 0),
+            filtered=before.filtered + batch.filtered,
+            values=dict(Counter(before.values) + Counter(batch.segments)),
+            damaged=before.damaged + batch.damaged,
+            partial=dict(Counter(before.partial) + Counter(batch.partial)),
             positions=dict(self._reader.positions),
-            lease=lease or done.lease,
+            lease=lease or before.lease,
             closed=None,
-            ahead=[],
+            replay=[],
         )
-        self.ledger.add(progress, given)
+        self.ledger.commit(progress, records)
         self._limit = min(self._limit * 2, self._options.batch_size)
 
-    def go_back(self) -> None:
-        """To what is done."""
+    def roll_back(self) -> None:
+        """Return to the last committed batch."""
         self._reader = self.ledger.reader(self._journal)
         self._filter = RowFilter(self._options, dict(self.progress.seen))
 
     def halve(self, batch: Batch) -> None:
-        """Goes back, to take at most half of the batch's lines."""
+        """Roll back, and read at most half of the batch's rows next."""
         self._limit = max(1, batch.lines // 2)
-        self.go_back()
+        self.roll_back()
 
-    def fall_back(self) -> None:
-        """To what is settled."""
-        self.ledger.fall_back()
-        self.go_back()
+    def roll_back_to_acknowledged(self) -> None:
+        """Return to the last batch that the backend has acknowledged."""
+        self.ledger.roll_back()
+        self.roll_back()
 
     def has_more(self) -> bool:
-        """Whether the journal has anything that was not read yet, whole or torn."""
+        """Check whether the journal has unread bytes, be it in whole lines or torn ones."""
         return self._reader.unread_bytes() > 0
 
     def _batch_of(self, rows: list[Row]) -> Batch:
         records: list[Any] = []
         filtered = damaged = 0
         segments: dict[str, int] = {}
-        for number, row in enumerate(rows):
-            self._breathe(number)
+        for index, row in enumerate(rows):
+            self._maybe_yield_gil(index)
             record = with_rank_prefix(row.record)
             if isinstance(record, Scalars):
                 values = len(record.values)
                 segments[row.segment] = segments.get(row.segment, 0) + values
-                kept = self._filter.apply(record) if self._is_for_us(record) else None
-                filtered += values - (len(kept.values) if kept else 0)
-                if kept:
-                    records.append(kept)
+                selected = self._filter.apply(record) if self._is_for_sink(record) else None
+                filtered += values - (len(selected.values) if selected else 0)
+                if selected:
+                    records.append(selected)
             elif isinstance(record, MediumRecord):
                 segments[row.segment] = segments.get(row.segment, 0) + 1
-                if self._takes(record):
+                if self._accepts_medium(record):
                     records.append(record)
                 else:
                     filtered += 1
             elif record is None:
                 damaged += 1
-            elif isinstance(record, self._kinds) and not _is_of_one_rank(record):
+            elif isinstance(record, self._record_kinds) and not _is_rewind_of_one_rank(record):
                 records.append(record)
         partial = Counter(row.segment for row in rows if row.line == NO_LINE)
         values = sum(segments.values()) - filtered
         return Batch(len(rows), records, values, filtered, segments, damaged, partial)
 
-    def _takes(self, medium: MediumRecord) -> bool:
-        wanted = isinstance(medium, self._kinds) and self._is_for_us(medium)
-        return wanted and self._filter.takes(medium.name)
+    def _accepts_medium(self, medium: MediumRecord) -> bool:
+        is_for_sink = isinstance(medium, self._record_kinds) and self._is_for_sink(medium)
+        return is_for_sink and self._filter.accepts(medium.name)
 
-    def _is_for_us(self, row: Scalars | MediumRecord) -> bool:
-        return not row.sinks or self._kind in row.sinks
+    def _is_for_sink(self, record: Scalars | MediumRecord) -> bool:
+        return not record.sinks or self._sink_kind in record.sinks
 
 
-def _is_of_one_rank(record: object) -> bool:
-    """A rewind that no step has to do with; whoever reads the journal understands it."""
+def _is_rewind_of_one_rank(record: object) -> bool:
+    """Check for a rewind that supersedes the rows of a single rank; sinks cannot express it."""
     return isinstance(record, Rewind) and record.rank > 0

@@ -1,15 +1,18 @@
-"""A consumer: reads the journal at its own pace and feeds one sink.
+"""Delivers a run's journal to one sink.
 
-It needs nothing but the run's folder and a sink. The journal is its only source, so a slow, hanging
-or failing backend costs the others nothing and costs no memory: it is behind, and catches up.
+A consumer needs only the run folder and a sink, and reads at its own pace. A slow, hanging or
+failing backend therefore neither delays the other consumers nor costs memory: unread records stay
+in the journal.
 
-A pass is: read a batch, filter, `write`, `flush`, save the progress. When `write` fails
+Each pass reads and filters a batch, calls `write` and `flush`, and saves the progress. If `write`
+fails
 
-* for now (`Unavailable`, `OSError`), the consumer goes back to before the batch and tries again
-  after a while: 0.5 s, doubled each time up to 30 s, with jitter, or as long as the backend said;
-* for now, and taking with it what was not settled (`Lost`), it goes back to what was;
-* for good (anything else), the batch comes again in halves, until the records that fail alone are
-  found. Those are counted as rejected; all others are delivered.
+* temporarily (`Unavailable`, `OSError`), the consumer rolls the batch back and retries it after a
+  delay (see `backoff`);
+* with the loss of unacknowledged records (`Lost`), it also reopens the sink, and resumes after the
+  last acknowledged record;
+* permanently (any other exception), it retries the batch in halves until it has isolated the
+  records that fail. These count as rejected; all others are delivered.
 """
 
 from __future__ import annotations
@@ -21,258 +24,272 @@ from metricbus._common.records import Status
 from metricbus._common.wakeup import Wakeup
 from metricbus._delivery.backoff import Backoff
 from metricbus._delivery.batch_reader import Batch, BatchReader
-from metricbus._delivery.cursor import other_at
-from metricbus._delivery.lease import Lease, Superseded
+from metricbus._delivery.cursor import find_conflict
+from metricbus._delivery.lease import Lease, LeaseLost
 from metricbus._delivery.report import Tally
 from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.run import RunFolder
 from metricbus.errors import ConfigError, Lost, Unavailable
 
-_LOOK_EVERY = 1.0  # other processes write segments too, and ring no bell here
+# Other processes write segments too, and do not wake this one.
+_POLL_SECS = 1.0
 
 
 class Consumer:
-    """Feeds one sink; `run` is the body of its thread."""
+    """Delivers to one sink; `run` is the body of its thread.
 
-    def __init__(self, folder: RunFolder, spec: SinkSpec, *, beside_training: bool = False) -> None:
+    `changed` is notified whenever `tally()` or `finished` has changed.
+    """
+
+    def __init__(
+        self, folder: RunFolder, spec: SinkSpec, *, in_training_process: bool = False
+    ) -> None:
         self.spec = spec
         self.finished = False
-        self.changed = threading.Condition()  # told at each step that somebody may wait for
+        self.changed = threading.Condition()
         self._folder = folder
         self._sink = spec.sink
-        self._lease = Lease(folder.offsets / spec.place)
-        self._beside_training = beside_training
-        self._feed = self._new_feed()
-        self._given = 0  # records that the sink was given since it was opened
-        self._bell = Wakeup()
-        self._in_a_hurry = False
-        self._ending: Status | None = None
-        self._opened = False
-        self._number: int | None = None  # of the lease
-        self._written: Batch | None = None  # what is written, or rejected, and not yet flushed
-        self._rejected = False
+        self._lease = Lease(folder.offsets / spec.destination)
+        self._lease_number: int | None = None
+        self._in_training_process = in_training_process
+        self._reader = self._new_reader()
+        self._wakeup = Wakeup()
+        self._flush_requested = False
+        self._final_status: Status | None = None
+        self._is_open = False
+        self._record_count = 0  # records written or rejected since the sink was opened
+        self._written_batch: Batch | None = None  # written or rejected, but not flushed
+        self._is_rejected = False  # whether that batch was rejected
         self._where = self._command = ""
-        self._failures = Backoff(spec.name)
-        self._tell()
+        self._backoff = Backoff(spec.name)
+        self._publish_tally()
 
-    # What other threads call.
+    # Called from other threads.
 
     def wake(self) -> None:
-        """The journal has grown."""
-        self._bell.ring()
+        """Notify the consumer that the journal has grown."""
+        self._wakeup.wake()
 
     def request_flush(self) -> None:
-        """Deliver what is there now, without regard to the pace."""
-        self._in_a_hurry = True
-        self._bell.ring()
+        """Deliver everything that is in the journal now, without waiting for `flush_secs`."""
+        self._flush_requested = True
+        self._wakeup.wake()
 
     def end(self, status: Status) -> None:
-        """Deliver what is there, close the sink with this status, and finish."""
-        self._ending = status
-        self._failures.reset_backoff()
+        """Deliver everything that is in the journal, close the sink with this status, and stop."""
+        self._final_status = status
+        self._backoff.reset_backoff()
         self.request_flush()
 
     def tally(self) -> Tally:
-        """What has been dealt with so far, at one moment."""
+        """Return a consistent snapshot of the progress."""
         return self._tally
 
-    # The consumer's own thread.
+    # Called from the consumer's own thread.
 
     def run(self) -> None:
-        """Works until `end`, or for as long as the process lives."""
+        """Deliver until everything has been delivered after `end`."""
         try:
-            while not (self._turn() and (self._is_closed() or self._close())):
+            while not (self._run_pass() and (self._was_closed_before() or self._close())):
                 pass
         except BaseException as error:  # a backend may even call sys.exit()
-            self._failures.give_up(error)
+            self._backoff.give_up(error)
         finally:
             self._lease.release()
-            self._tell()  # the last counts first, then that they are the last
+            # Publish the final tally before `finished`, for threads that wait for either.
+            self._publish_tally()
             self.finished = True
-            self._tell()
+            self._publish_tally()
 
-    def _turn(self) -> bool:
-        """One pass and the rest after it; whether everything is done."""
+    def _run_pass(self) -> bool:
+        """Deliver a batch or wait for one; return whether everything has been delivered."""
         started = time.monotonic()
-        self._in_a_hurry = False  # one that comes from here on is not yet served
-        ending = self._ending is not None  # what was journalled before the end is seen by this pass
+        # A request that arrives from here on needs a further pass. Everything that was journalled
+        # before `end` is seen by this pass.
+        self._flush_requested = False
+        ending = self._final_status is not None
         try:
-            if not self._opened:
-                self._take_lease()
-                self._lease.check()  # before the sink may touch anything
-                if ending and self._is_closed():
+            if not self._is_open:
+                self._acquire_lease()
+                self._lease.check()  # before the sink can touch anything
+                if ending and self._was_closed_before():
                     return True
                 self._open()
-            caught_up = not self._pass()
+            caught_up = not self._deliver_batch()
             if caught_up and not ending:
                 self._lease.check()
-                self._settle()
-                self._rest_until(started + self.spec.options.flush_secs)
-                if not (self._in_a_hurry or self._feed.has_more()):
-                    self._bell.wait(_LOOK_EVERY)
-        except Superseded as error:
-            self._step_back(error)
+                self._save_acknowledged()
+                self._wait_until(started + self.spec.options.flush_secs)
+                if not (self._flush_requested or self._reader.has_more()):
+                    self._wakeup.wait(_POLL_SECS)
+        except LeaseLost as error:
+            self._wait_for_lease(error)
             return False
         except Exception as error:
-            if ending and not self._opened and isinstance(error, ConfigError):
-                raise  # waiting would not mend it
-            self._recede(error)
+            if ending and not self._is_open and isinstance(error, ConfigError):
+                raise  # retrying cannot help
+            self._recover_from(error)
             return False
         return caught_up and ending
 
-    def _step_back(self, error: Superseded) -> None:
-        """Queues for the lease again, and goes on from where the other one comes to."""
-        self._number = None
-        self._opened = False
-        self._written = None
+    def _wait_for_lease(self, error: LeaseLost) -> None:
+        """Compete for the lease again, and resume after what its new holder has delivered."""
+        self._lease_number = None
+        self._is_open = False
+        self._written_batch = None
         self._lease.release()
-        self._complain("will go on later", error)
+        self._warn("delivery is paused", error)
 
-    def _take_lease(self) -> None:
-        if self._number is None:
-            self._number = self._lease.acquire(above=self._feed.progress.lease)
-            self._feed = self._new_feed()  # another process may have gone on
-            self._check_place()
-            self._where, self._command = self._feed.progress.where, self._feed.progress.command
-            self._failures.forget()
-            self._tell()
+    def _acquire_lease(self) -> None:
+        if self._lease_number is None:
+            self._lease_number = self._lease.acquire(above=self._reader.progress.lease)
+            self._reader = self._new_reader()  # another process may have made progress
+            self._check_destination()
+            self._where = self._reader.progress.where
+            self._command = self._reader.progress.command
+            self._backoff.clear_error()
+            self._publish_tally()
 
-    def _new_feed(self) -> BatchReader:
-        return BatchReader(self._folder, self.spec, gently=self._beside_training)
+    def _new_reader(self) -> BatchReader:
+        return BatchReader(self._folder, self.spec, yields_gil=self._in_training_process)
 
-    def _check_place(self) -> None:
-        """A sink that knows rows by their place in the order cannot take others in between."""
+    def _check_destination(self) -> None:
+        """Raise `ConfigError` if another sink has written other rows to the same destination.
+
+        A sink that recognizes rows by their position cannot tell these rows apart.
+        """
         if self._sink.dedup == "content":
             return
-        other = other_at(self._folder.offsets, self._feed.progress)
+        other = find_conflict(self._folder.offsets, self._reader.progress)
         if other is not None:
             raise ConfigError(
-                f"{other} has written other rows to the same place; give {self.spec.name} a place "
-                f"of its own, such as {self.spec.kind}:elsewhere"
+                f"{other} has already written a different selection of rows to the same location; "
+                f"give {self.spec.name} another location, such as {self.spec.kind}:elsewhere"
             )
 
-    def _is_closed(self) -> bool:
-        """Whether the sink had been closed with all that there is, as the run ended, before."""
-        closed = self._feed.progress.closed
-        if self._opened or closed != self._ending or self._feed.has_more():
+    def _was_closed_before(self) -> bool:
+        """Check whether an earlier delivery has written all records and closed the sink."""
+        closed = self._reader.progress.closed
+        if self._is_open or closed != self._final_status or self._reader.has_more():
             return False
-        return not self._feed.partial_rows()
+        return not self._reader.partial_rows()
 
     def _open(self) -> None:
-        self._sink.open(self._folder.load(), self._folder.path, self._feed.progress.state)
-        self._opened = True
-        self._given = 0
-        self._look_where()
-
-    def _look_where(self) -> None:
+        progress = self._reader.progress
+        self._sink.open(self._folder.load(), self._folder.path, progress.state)
+        self._is_open = True
+        self._record_count = 0
         try:
             self._where, self._command = self._sink.where, self._sink.command
         except Exception as error:
-            self._complain("cannot tell where it writes to", error)
+            self._warn("cannot determine its location", error)
 
-    def _pass(self) -> bool:
-        """Delivers one batch; whether there was one. Nothing counts until it is all done."""
-        if self._written is None:
-            batch = self._feed.next(ended=self._ending not in (None, "running"))
+    def _deliver_batch(self) -> bool:
+        """Deliver one batch; return whether there was one. It counts only once it is flushed."""
+        if self._written_batch is None:
+            batch = self._reader.next(ended=self._final_status not in (None, "running"))
             if batch is None:
                 return False
             if not self._write(batch):
                 return True
-        state = dict(self._sink.flush() or {})  # if this fails, it alone is tried again
-        assert self._written is not None
+        # If the flush fails, the next pass repeats it without writing again.
+        state = dict(self._sink.flush() or {})
+        batch = self._written_batch
+        assert batch is not None
         self._lease.check()
-        self._feed.done(self._written, state, self._given, self._number, rejected=self._rejected)
-        if self._written.values and not self._rejected:
-            self._failures.recover()
-        self._written = None
-        self._settle()
-        self._tell()
+        self._reader.commit(
+            batch, state, self._record_count, self._lease_number, rejected=self._is_rejected
+        )
+        if batch.values and not self._is_rejected:
+            self._backoff.recover()
+        self._written_batch = None
+        self._save_acknowledged()
+        self._publish_tally()
         return True
 
     def _write(self, batch: Batch) -> bool:
-        """Writes the batch, or rejects it; False if it has to come again in parts."""
-        self._rejected = False
+        """Write or reject the batch; return False if it must be read again in smaller parts."""
+        self._is_rejected = False
         try:
             self._lease.check()
             if batch.records:
                 self._sink.write(batch.records)
-                self._given += len(batch.records)
-        except (Unavailable, OSError, Superseded):
-            self._feed.go_back()
+        except (Unavailable, OSError, LeaseLost):
+            self._reader.roll_back()
             raise
         except Exception as error:
             if batch.lines > 1:
-                self._feed.halve(batch)
+                self._reader.halve(batch)
                 return False
-            self._complain(f"rejected {batch.values} values at step {batch.records[0].step}", error)
-            self._rejected = True
+            self._warn(f"rejected {batch.values} values at step {batch.records[0].step}", error)
+            self._is_rejected = True
             self._sink.skip_rejected(len(batch.records))
-            self._given += len(batch.records)
-        self._written = batch
+        self._record_count += len(batch.records)
+        self._written_batch = batch
         return True
 
-    def _settle(self) -> None:
-        """Saves as much of the progress as would outlive a crash."""
-        if self._feed.ledger.is_settled():
+    def _save_acknowledged(self) -> None:
+        """Save the progress that would survive a crash."""
+        if self._reader.ledger.is_acknowledged():
             return
         try:
-            self._feed.ledger.settle(self._sink.acknowledged())
-        except OSError as error:  # after a crash the sink's own state finds what came twice
-            self._complain("cannot save its progress", error)
+            self._reader.ledger.acknowledge(self._sink.acknowledged())
+        except OSError as error:  # after a crash, the sink recognizes the repeated records
+            self._warn("cannot save the delivery progress", error)
 
     def _close(self) -> bool:
-        """Closes the sink; False if that lost something that has to come again."""
+        """Close the sink; return False if records were lost and must be delivered again."""
+        status = self._final_status or "finished"
         try:
             self._lease.check()
-            self._sink.close(self._ending or "finished")
-            self._feed.ledger.close(self._ending or "finished", self._where, self._command)
-        except Superseded as error:
-            self._step_back(error)
+            self._sink.close(status)
+            self._reader.ledger.close(status, self._where, self._command)
+        except LeaseLost as error:
+            self._wait_for_lease(error)
             return False
         except Lost as error:
-            self._recede(error)
+            self._recover_from(error)
             return False
         except Exception as error:
-            self._complain("failed to close", error)
+            self._warn("cannot close the sink", error)
         return True
 
-    def _recede(self, error: Exception) -> None:
-        """Rests after a failure; and if the backend is lost, begins again with what was settled."""
+    def _recover_from(self, error: Exception) -> None:
+        """Wait before the next attempt; if records were lost, reopen the sink for it."""
         if isinstance(error, Lost):
-            self._opened = False
-            self._written = None
-            self._feed.fall_back()
-        self._rest_after(error)
+            self._is_open = False
+            self._written_batch = None
+            self._reader.roll_back_to_acknowledged()
+        delay = self._backoff.next_delay(error)
+        self._warn("delivery delayed, will retry", error)
+        self._wait_until(time.monotonic() + delay.secs, ignore_flush=delay.is_requested)
 
-    def _rest_until(self, due: float, *, patiently: bool = False) -> None:
-        """Waits, but for a hurry; `patiently`, through that too."""
-        while (patiently or not self._in_a_hurry) and (left := due - time.monotonic()) > 0:
+    def _wait_until(self, deadline: float, *, ignore_flush: bool = False) -> None:
+        """Wait until the deadline or, unless `ignore_flush` is set, until a flush is requested."""
+        while ignore_flush or not self._flush_requested:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return
             try:
                 self._lease.check()
-            except Superseded:
-                return  # the next turn finds that out
-            self._bell.wait(min(left, _LOOK_EVERY))
+            except LeaseLost:
+                return  # the next pass handles it
+            self._wakeup.wait(min(remaining, _POLL_SECS))
 
-    def _rest_after(self, error: Exception) -> None:
-        """Waits before the next attempt."""
-        rest = self._failures.rest_after(error)
-        self._complain("will try again", error)
-        self._rest_until(time.monotonic() + rest.secs, patiently=rest.is_asked_for)
+    def _warn(self, message: str, error: Exception) -> None:
+        self._backoff.warn(message, error)
+        self._publish_tally()
 
-    def _complain(self, what: str, error: Exception) -> None:
-        self._failures.complain(what, error)
-        self._tell()
-
-    def _tell(self) -> None:
-        done = self._feed.progress
+    def _publish_tally(self) -> None:
+        progress = self._reader.progress
         self._tally = Tally(
-            delivered=done.delivered,
-            rejected=done.rejected,
-            filtered=done.filtered,
-            values=done.values,
-            positions=done.positions,
-            damaged=done.damaged,
-            error=self._failures.error,
+            delivered=progress.delivered,
+            rejected=progress.rejected,
+            filtered=progress.filtered,
+            values=progress.values,
+            positions=progress.positions,
+            damaged=progress.damaged,
+            error=self._backoff.error,
             where=self._where,
             command=self._command,
         )

@@ -1,11 +1,10 @@
-"""What the training process and its delivery process tell each other, by two small files.
+"""The two files through which the training process and the delivery process communicate.
 
-    delivery/orders-1.json   by the training: take what there is now; the run has ended
-    delivery/status-1.json   by the delivery: how far each sink is, and what there was to say
+    delivery/orders-1.json   written by the training process: flush requests, the end of the run
+    delivery/status-1.json   written by the delivery process: progress of each sink, warnings
 
-The number is that of the attempt at the run.
-
-Each file has one writer, who replaces it as a whole. Records go by the journal alone.
+The number is the attempt of the run. Each file has one writer, which replaces it atomically.
+Records are passed through the journal alone.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from metricbus._delivery.report import Tally
 from metricbus._journal.run import RunFolder
 
 WORKER_CONFIG_ENV = "METRICBUS_DELIVERY_TOLD"
-"""Where the delivery process finds what must be in no file: `WorkerConfig`, in JSON."""
+"""The environment variable with the `WorkerConfig` in JSON; it may contain secrets."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """The sinks' URLs, and the training's command line, which backends ask for."""
+    """The sink URLs, and the command line of the training, which some backends record."""
 
     sinks: list[str]
     argv: list[str]
@@ -34,18 +33,19 @@ class WorkerConfig(msgspec.Struct, frozen=True):
 
 
 class WorkerCommands(msgspec.Struct, frozen=True):
-    """What the training process wants: `hurries` counts how often it asked for all there is.
+    """What the training process asks of the delivery process.
 
-    `alone` says that it waits no longer.
+    `flush_requests` counts the requests to deliver everything in the journal. `final_status` is set
+    once the run has ended. `is_detached` means that the training process no longer waits.
     """
 
-    hurries: int = 0
-    ended: Status | None = None
-    alone: bool = False
+    flush_requests: int = msgspec.field(default=0, name="hurries")
+    final_status: Status | None = msgspec.field(default=None, name="ended")
+    is_detached: bool = msgspec.field(default=False, name="alone")
 
 
 class RelayedWarning(msgspec.Struct, frozen=True):
-    """A warning of the delivery process, to be told where the user looks. Times grow."""
+    """A warning of the delivery process for the training process's log; `time` increases."""
 
     time: int
     logger: str
@@ -54,60 +54,61 @@ class RelayedWarning(msgspec.Struct, frozen=True):
 
 
 class DeliveryStatus(msgspec.Struct, frozen=True):
-    """How far the delivery `process` is, by the sinks' names.
+    """The state of the delivery `process`.
 
-    `finished` names the sinks that are closed. `waits_only` says that the run has ended, that all
-    there is has been delivered, and that processes which joined the run may still write. `over`
-    says that the process ends, whether all is done or not.
+    `tallies` has the progress of each sink by its name, `finished` the names of the closed sinks.
+    `waits_for_writers` means that the run has ended and everything was delivered, but other
+    processes of the run may still write. `is_exiting` means that the process stops, whether or not
+    everything was delivered.
     """
 
     process: ProcessId
     tallies: dict[str, Tally]
     finished: list[str] = []
-    waits_only: bool = False
-    said: list[RelayedWarning] = []
-    over: bool = False
+    waits_for_writers: bool = msgspec.field(default=False, name="waits_only")
+    warnings: list[RelayedWarning] = msgspec.field(default_factory=list, name="said")
+    is_exiting: bool = msgspec.field(default=False, name="over")
 
 
 T = TypeVar("T")
 
 
 class AtomicJsonFile(Generic[T]):
-    """One of the two files."""
+    """A JSON file that is replaced atomically and decoded only when it has changed."""
 
-    def __init__(self, path: Path, kind: type[T]) -> None:
+    def __init__(self, path: Path, content_type: type[T]) -> None:
         self._path = path
-        self._kind = kind
+        self._type = content_type
         self._version: tuple[int, int] | None = None
         self._content: T | None = None
 
     def write(self, content: T) -> None:
-        """Replaces the file; `OSError` if it stays as it was."""
+        """Replace the file. If this raises `OSError`, the old file remains."""
         replace_file(self._path, msgspec.json.encode(content))
 
     def read(self) -> T | None:
-        """What it says now; None if it says nothing yet."""
+        """Return the content, or the last readable one; None if there was none yet."""
         try:
             stat = self._path.stat()
             version = (stat.st_ino, stat.st_mtime_ns)
             if version != self._version:
-                self._content = msgspec.json.decode(self._path.read_bytes(), type=self._kind)
+                self._content = msgspec.json.decode(self._path.read_bytes(), type=self._type)
                 self._version = version
-        except (OSError, msgspec.DecodeError):  # not there, or hurt by a crash: the last one holds
+        except (OSError, msgspec.DecodeError):  # missing, or damaged by a crash
             pass
         return self._content
 
 
 def worker_commands_file(folder: RunFolder, attempt: int) -> AtomicJsonFile[WorkerCommands]:
-    """The orders of one attempt at the run."""
+    """Return the file with the commands for the delivery process of one attempt."""
     return AtomicJsonFile(folder.delivery / f"orders-{attempt}.json", WorkerCommands)
 
 
 def delivery_status_file(folder: RunFolder, attempt: int) -> AtomicJsonFile[DeliveryStatus]:
-    """The delivery's status, for one attempt at the run."""
+    """Return the file with the status of the delivery process of one attempt."""
     return AtomicJsonFile(folder.delivery / f"status-{attempt}.json", DeliveryStatus)
 
 
 def delivery_log(folder: RunFolder) -> Path:
-    """The delivery process's log."""
+    """Return the path of the delivery process's log file."""
     return folder.delivery / "delivery.log"

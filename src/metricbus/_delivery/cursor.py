@@ -1,8 +1,9 @@
-"""How far a sink has come, kept in one small file per sink in the run's folder.
+"""Tracks how far a sink is, and saves it in one small offsets file per sink.
 
-Two things are told apart: what the sink has taken, and what of it is settled, so that it survives
-the death of this process and of the backend's own. For a file the two are the same. Only what is
-settled is saved; the rest is delivered again after a crash.
+Two positions are tracked: what the sink has written, and what of it is acknowledged, which means
+that it survives the death of this process and of the backend's own processes. For a file, the two
+are the same. Only acknowledged progress is saved; everything after it is delivered again after a
+crash.
 """
 
 from __future__ import annotations
@@ -24,20 +25,27 @@ _log = logging.getLogger("metricbus.delivery")
 
 
 class DeliveryProgress(msgspec.Struct, kw_only=True, frozen=True):
-    """A sink's progress: everything before `positions` is done, in one way or another.
+    """A sink's progress: everything before `positions` was delivered, rejected or filtered.
 
-    `sink` is the canonical URL, without secrets; `place` what it writes to, `selection` which rows
-    it leaves out; `lease` the number of that under which this was saved. `state` is what the sink
-    itself needs to go on from there, `seen` how often each name came (for `every=`), `partial` how
-    many rows of what was open in a broken segment. The counts are in values; `values` has them by
-    segment, all outcomes together. `ahead` is the order in which the lines after `positions` were
-    read and may have been written: a sink that knows rows by their place must get them in that
-    order again. `closed` is the status with which the sink was closed after all this; `where` and
-    `command` are what it then told people.
+    * `sink`: the canonical URL, without secrets.
+    * `destination`: identifies what the sink writes to.
+    * `selection`: the options that select rows.
+    * `positions`: the position in each segment.
+    * `state`: the sink's own state, which `Sink.open` needs to resume.
+    * `seen`: the number of values of each name, for the option `every`.
+    * `partial`: the number of processed partial rows, by segment.
+    * `values`: the number of processed values, by segment; `delivered`, `rejected` and `filtered`
+      count them by outcome.
+    * `damaged`: the number of unreadable lines.
+    * `lease`: the number of the lease under which this was saved.
+    * `closed`: the status with which the sink was closed after all this.
+    * `where`, `command`: what the sink reported when it was closed.
+    * `replay`: the order in which the lines after `positions` were read and may have been written.
+      A sink that recognizes rows by their position must receive them in this order again.
     """
 
     sink: str
-    place: str = ""
+    destination: str = msgspec.field(default="", name="place")
     selection: str = ""
     positions: dict[str, Position] = {}
     state: dict[str, Any] = {}
@@ -52,92 +60,96 @@ class DeliveryProgress(msgspec.Struct, kw_only=True, frozen=True):
     closed: Status | None = None
     where: str = ""
     command: str = ""
-    ahead: list[Span] = []
+    replay: list[Span] = msgspec.field(default_factory=list, name="ahead")
 
 
 class Ledger:
-    """What a sink has `done`, what of it is `acknowledged` and saved, and in which order it was read.
+    """The progress of one sink: `written`, and the part of it that is `acknowledged` and saved.
 
-    The order matters to sinks that know rows by their place (`dedup = "position"`), and only where a journal
-    has several segments; there it is written down before a batch is written.
+    If `keep_order` is set, for a sink with `dedup = "position"`, the ledger also tracks the order
+    in which rows were read. If the journal has several segments, it saves this order before a batch
+    is written.
     """
 
-    def __init__(self, path: Path, empty: DeliveryProgress, *, ordered: bool) -> None:
-        """Loads the progress at `path`; `empty` is that of a sink which has seen nothing."""
+    def __init__(self, path: Path, initial: DeliveryProgress, *, keep_order: bool) -> None:
+        """Load the progress from `path`; without a file, start with `initial`."""
         self._path = path
-        self._ordered = ordered
-        self.acknowledged = self.done = load_progress(path, empty)
-        self._unsettled: deque[tuple[int, DeliveryProgress]] = (
-            deque()
-        )  # with the records up to each
-        self._order: list[Span] = []  # from what is settled to what is done
-        self._tried: list[Span] = []  # the batch that is being written
-        self._ahead = self.acknowledged.ahead  # how it once went on, and has to again
+        self._keep_order = keep_order
+        self.acknowledged = self.written = load_progress(path, initial)
+        # Each entry: the number of records written since the sink was opened, and the progress.
+        self._unacknowledged: deque[tuple[int, DeliveryProgress]] = deque()
+        # The order of reading: from acknowledged to written, in flight, and still to be repeated.
+        self._written_spans: list[Span] = []
+        self._in_flight: list[Span] = []
+        self._replay = self.acknowledged.replay
 
-    def intend(self, rows: Sequence[Row], ahead: Sequence[Span]) -> None:
-        """These rows are going to be written; of the given order, `ahead` is left after them."""
-        if self._ordered:
+    def begin(self, rows: Sequence[Row], replay: Sequence[Span]) -> None:
+        """Note that these rows will be written next; `replay` is the order that remains after."""
+        if self._keep_order:
             groups = groupby(rows, key=lambda row: (row.segment, row.line == NO_LINE))
-            self._tried = [self._span_of(*key, list(group)) for key, group in groups]
-            self._ahead = list(ahead)
-            if len({span.segment for span in self._spans()} | self.done.positions.keys()) > 1:
+            self._in_flight = [self._span_of(*key, list(group)) for key, group in groups]
+            self._replay = list(replay)
+            if len({span.segment for span in self._spans()} | self.written.positions.keys()) > 1:
                 self._save()
 
     def _span_of(self, segment: str, partial: bool, rows: Sequence[Row]) -> Span:
         if partial:
-            return Span(segment, self.done.partial.get(segment, 0) + len(rows), partial=True)
+            return Span(segment, self.written.partial.get(segment, 0) + len(rows), partial=True)
         return Span(segment, rows[-1].line + 1)
 
-    def add(self, progress: DeliveryProgress, records: int) -> None:
-        """The batch is done; `records` is how many the sink was given since it was opened."""
-        self.done = progress
-        self._unsettled.append((records, progress))
-        if self._order and self._tried:
-            last, first = self._order[-1], self._tried[0]
+    def commit(self, progress: DeliveryProgress, records: int) -> None:
+        """Mark the batch as written; `records` counts those written since the sink was opened."""
+        self.written = progress
+        self._unacknowledged.append((records, progress))
+        if self._written_spans and self._in_flight:
+            last, first = self._written_spans[-1], self._in_flight[0]
             if (last.segment, last.partial) == (first.segment, first.partial):
-                self._order.pop()
-        self._order += self._tried
-        self._tried = []
+                self._written_spans.pop()
+        self._written_spans += self._in_flight
+        self._in_flight = []
 
-    def settle(self, records: int | None) -> None:
-        """So many of the records are settled (all, if None); `OSError` if that cannot be saved."""
+    def acknowledge(self, records: int | None) -> None:
+        """Save the progress up to this number of records; None means all.
+
+        Raises `OSError` if it cannot be saved.
+        """
         newest = None
-        while self._unsettled and (records is None or self._unsettled[0][0] <= records):
-            _, newest = self._unsettled.popleft()
+        while self._unacknowledged and (records is None or self._unacknowledged[0][0] <= records):
+            _, newest = self._unacknowledged.popleft()
         if newest is None:
             return
         self.acknowledged = newest
-        self._order = [span for span in self._order if not _covers(newest, span)]
+        self._written_spans = [span for span in self._written_spans if not _covers(newest, span)]
         self._save()
 
     def close(self, status: Status, where: str, command: str) -> None:
-        """Everything is done and settled, and the sink is closed."""
-        self.settle(None)
-        self.acknowledged = self.done = msgspec.structs.replace(
-            self.done, closed=status, where=where, command=command
+        """Save that everything is acknowledged and that the sink was closed."""
+        self.acknowledge(None)
+        self.acknowledged = self.written = msgspec.structs.replace(
+            self.written, closed=status, where=where, command=command
         )
         self._save()
 
-    def is_settled(self) -> bool:
-        """Whether all that is done is settled."""
-        return not self._unsettled
+    def is_acknowledged(self) -> bool:
+        """Check whether everything that was written is acknowledged."""
+        return not self._unacknowledged
 
     def reader(self, journal: Path) -> JournalReader:
-        """A reader that goes on after what is done, in the order in which that once happened."""
-        self._ahead, self._tried = [*self._tried, *self._ahead], []
-        return JournalReader(journal, self.done.positions, self._ahead)
+        """Return a reader that starts after what was written and repeats the original order."""
+        self._replay, self._in_flight = [*self._in_flight, *self._replay], []
+        return JournalReader(journal, self.written.positions, self._replay)
 
-    def fall_back(self) -> None:
-        """What is not settled is not done either."""
-        self._unsettled.clear()
-        self.done = self.acknowledged
-        self._tried, self._order = [*self._order, *self._tried], []
+    def roll_back(self) -> None:
+        """Treat everything that is not acknowledged as not written."""
+        self._unacknowledged.clear()
+        self.written = self.acknowledged
+        self._in_flight, self._written_spans = [*self._written_spans, *self._in_flight], []
 
     def _spans(self) -> list[Span]:
-        return [*self._order, *self._tried, *self._ahead]
+        return [*self._written_spans, *self._in_flight, *self._replay]
 
     def _save(self) -> None:
-        save_progress(self._path, msgspec.structs.replace(self.acknowledged, ahead=self._spans()))
+        save_progress(self._path, msgspec.structs.replace(self.acknowledged, replay=self._spans()))
 
 
 def _covers(progress: DeliveryProgress, span: Span) -> bool:
@@ -146,29 +158,31 @@ def _covers(progress: DeliveryProgress, span: Span) -> bool:
     return progress.positions.get(span.segment, Position()).line >= span.line
 
 
-def load_progress(path: Path, empty: DeliveryProgress) -> DeliveryProgress:
-    """The progress saved at `path`; if there is none, that of a sink which has seen nothing.
+def load_progress(path: Path, initial: DeliveryProgress) -> DeliveryProgress:
+    """Load the progress saved at `path`, or return `initial` if there is none.
 
-    A file that cannot be read (a power cut) counts as none: sinks recognise what comes again.
+    A file that cannot be decoded, for example after a power failure, counts as missing: sinks
+    recognize repeated records.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=DeliveryProgress)
     except FileNotFoundError:
-        return empty
+        return initial
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        _log.warning("%s cannot be read (%s): delivering from the beginning", path, error)
-        return empty
+        _log.warning("cannot read %s (%s); delivering the run from the beginning", path, error)
+        return initial
 
 
-def other_at(folder: Path, own: DeliveryProgress) -> str | None:
-    """Another sink's URL that has written other rows to the same place."""
+def find_conflict(folder: Path, own: DeliveryProgress) -> str | None:
+    """Return the URL of a sink that has written other rows to the same destination."""
     for path in sorted(folder.glob("*.json")):
         other = load_progress(path, own)
-        if other.place == own.place and other.selection != own.selection and other.positions:
+        is_same = other.destination == own.destination
+        if is_same and other.selection != own.selection and other.positions:
             return other.sink
     return None
 
 
 def save_progress(path: Path, progress: DeliveryProgress) -> None:
-    """Replaces the file as a whole."""
+    """Replace the file at `path` atomically."""
     replace_file(path, msgspec.json.encode(progress))

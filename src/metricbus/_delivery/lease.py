@@ -1,10 +1,11 @@
-"""Who delivers: one process at a time feeds one sink of one run.
+"""Ensures that only one process at a time delivers a run to a given sink.
 
-The holder of a lease has a file `<sink>.lease-<number>` beside the sink's progress, which says who
-it is and is touched every few seconds. Whoever finds its own file gone has lost the lease, however
-long it slept, and must not write any more. A lease passes on when its holder has died or, of
-another machine or frozen, has not touched its file for a minute. The new holder's number is higher,
-and creating its file is exclusive: of two that try, one gets it. No file is ever locked.
+The holder creates a lease file named `<sink>.lease-<number>`, which contains its process id, with
+exclusive creation, and touches it every five seconds. Before each write it checks that the file
+still exists. If not, another process has taken over the lease and the holder must stop. A lease can
+be taken over when its holder has died, or when the file has not been touched for a minute, because
+the holder is frozen or on another host. Numbers only increase. No file is ever locked, so leases
+work on network file systems.
 """
 
 from __future__ import annotations
@@ -21,76 +22,79 @@ from metricbus._common.processes import ProcessId, this_process
 from metricbus.errors import MetricBusError, Unavailable
 
 _STALE_SECS = 60.0
-_TOUCH_EVERY = 5.0
+_TOUCH_SECS = 5.0
+_RETRY_SECS = 1.0
 
 
 class LeaseHeld(Unavailable):
-    """Another process delivers to this sink."""
+    """Another process is delivering to this sink."""
 
 
-class Superseded(MetricBusError):  # noqa: N818 - it says what has happened
-    """Another process has taken over."""
+class LeaseLost(MetricBusError):  # noqa: N818 - named for the event, like LeaseHeld
+    """Another process has taken over the lease."""
 
 
 class Lease:
-    """The right to feed one sink of one run; `path` is the file beside which it is kept."""
+    """The right to deliver a run to one sink; its files are named after `path`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._own: Path | None = None
+        self._file: Path | None = None
         self._touched = 0.0
 
     def acquire(self, above: int = 0) -> int:
-        """Takes the lease; its number, which is above all before and `above`.
+        """Acquire the lease and return its number, greater than `above` and all earlier numbers.
 
-        Raises `LeaseHeld` while another process has it.
+        Raises `LeaseHeld` while another process holds it.
         """
-        files = self._files()
+        files = self._lease_files()
         for number, file in files.items():
-            holder = _read(file)
-            if holder is not None and _holds(holder, file):
+            if holder := _live_holder(file):
                 raise LeaseHeld(
-                    f"{holder} delivers to this sink (lease {number}); wait until it has ended",
-                    retry_after=1.0,
+                    f"already being delivered by {holder} (lease {number}); wait for that process "
+                    "to finish, or stop it",
+                    retry_after=_RETRY_SECS,
                 )
         number = max([above, *files], default=0) + 1
         own = self._path.with_name(f"{self._path.name}.lease-{number:06d}")
+        taken = LeaseHeld("another process has just started to deliver", retry_after=_RETRY_SECS)
         try:
             create_file(own, msgspec.json.encode(this_process()))
         except FileExistsError:
-            raise LeaseHeld("another process has just begun to deliver", retry_after=1.0) from None
-        for other, file in self._files().items():
-            holder = _read(file)
-            if other > number or (other < number and holder is not None and _holds(holder, file)):
-                own.unlink(missing_ok=True)  # somebody else came in between
-                raise LeaseHeld("another process has just begun to deliver", retry_after=1.0)
+            raise taken from None
+        # Another process may have acquired a lease since the files were listed.
+        for other, file in self._lease_files().items():
+            if other > number or (other < number and _live_holder(file)):
+                own.unlink(missing_ok=True)
+                raise taken
         for old in files.values():
             old.unlink(missing_ok=True)
-        self._own = own
+        self._file = own
         self._touched = time.monotonic()
         return number
 
     def check(self) -> None:
-        """`Superseded` if another process has taken the lease; else it is kept alive."""
-        if self._own is None:
+        """Renew the lease. Raises `LeaseLost` if another process has taken it over."""
+        if self._file is None:
             return
         try:
-            if time.monotonic() - self._touched >= _TOUCH_EVERY:
-                os.utime(self._own)
+            if time.monotonic() - self._touched >= _TOUCH_SECS:
+                os.utime(self._file)
                 self._touched = time.monotonic()
             else:
-                os.stat(self._own)
+                os.stat(self._file)
         except FileNotFoundError:
-            if self._path.parent.is_dir():  # else the run's folder is gone, which others tell
-                raise Superseded("another process has taken over this sink") from None
+            # If the whole folder is gone, reading the journal reports it.
+            if self._path.parent.is_dir():
+                raise LeaseLost("another process has taken over this sink") from None
 
     def release(self) -> None:
-        """Gives the lease back; without one, does nothing."""
-        if self._own is not None:
-            self._own.unlink(missing_ok=True)
-            self._own = None
+        """Release the lease, if it is held."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            self._file = None
 
-    def _files(self) -> dict[int, Path]:
+    def _lease_files(self) -> dict[int, Path]:
         prefix = f"{self._path.name}.lease-"
         return {
             int(file.name.removeprefix(prefix)): file
@@ -98,19 +102,16 @@ class Lease:
         }
 
 
-def _read(file: Path) -> ProcessId | None:
-    """Whose lease it is; None if it has just been given back."""
+def _live_holder(file: Path) -> ProcessId | None:
+    """Return the process that holds a lease; None if it was released or can be taken over."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=ProcessId)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError:  # being written, or torn by a crash: its age decides
-        return ProcessId("unknown", 0)
-
-
-def _holds(holder: ProcessId, file: Path) -> bool:
-    try:
+        content = file.read_bytes()
         age = time.time() - file.stat().st_mtime
     except FileNotFoundError:
-        return False
-    return holder.is_alive() and age < _STALE_SECS
+        return None
+    try:
+        holder = msgspec.json.decode(content, type=ProcessId)
+    except msgspec.DecodeError:
+        # The file is incomplete: still being written, or left by a crash. Its age decides.
+        holder = ProcessId("unknown", 0)
+    return holder if holder.is_alive() and age < _STALE_SECS else None

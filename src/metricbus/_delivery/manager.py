@@ -1,7 +1,7 @@
-"""What hosts a bus's sinks: threads in this process, or a process of their own.
+"""Assigns the sinks of a bus to threads in this process or to the delivery process.
 
-Sinks that are named by a URL work in the delivery process as soon as one of them is heavy. Those
-that must live in the application (standard logging, objects of the user's) work in a thread each.
+As soon as one of the sinks with a URL prefers a subprocess, all of them run in the delivery
+process. Sinks that must stay in the application (standard logging, sink objects) run in threads.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import TypeAlias
 
 from metricbus._common.records import Status
 from metricbus._common.settings import Hosting
-from metricbus._delivery.process_host import ProcessDelivery
+from metricbus._delivery.process_host import ProcessHost
 from metricbus._delivery.report import Tally
 from metricbus._delivery.sink_specs import SinkSpec
-from metricbus._delivery.thread_host import ThreadDelivery
+from metricbus._delivery.thread_host import ThreadHost
 from metricbus._journal.run import RunFolder
 
 _log = logging.getLogger("metricbus.delivery")
 
-Host: TypeAlias = ThreadDelivery | ProcessDelivery
+Host: TypeAlias = ThreadHost | ProcessHost
 
 
-class Delivery:
-    """Brings one run's journal to its sinks."""
+class DeliveryManager:
+    """Delivers one run's journal to its sinks."""
 
     def __init__(
         self,
@@ -36,61 +36,67 @@ class Delivery:
     ) -> None:
         self._specs = specs
         self._folder = folder
-        apart = _apart(specs, hosting)
-        here = [spec for spec in specs if spec not in apart and hosting != "off"]
-        self._hosts: list[Host] = (
-            [ThreadDelivery(folder, here, beside_training=True)] if here else []
-        )
-        if apart:
-            self._hosts.append(ProcessDelivery(folder, apart, attempt, linger_secs))
-        self._apart = apart
+        self._subprocess_specs = _subprocess_specs(specs, hosting)
+        thread_specs = [spec for spec in specs if spec not in self._subprocess_specs]
+        self._hosts: list[Host] = []
+        if thread_specs and hosting != "off":
+            self._hosts.append(ThreadHost(folder, thread_specs, in_training_process=True))
+        if self._subprocess_specs:
+            self._hosts.append(ProcessHost(folder, self._subprocess_specs, attempt, linger_secs))
 
     def start(self) -> None:
-        """Starts the threads and the process; or more threads, where no process can be started."""
-        for at, host in enumerate(self._hosts):
+        """Start delivery; threads replace a process that cannot be started."""
+        for index, host in enumerate(self._hosts):
             try:
                 host.start()
-            except Exception as error:  # whatever it is, the training goes on
-                _log.warning("no delivery process (%s): threads deliver instead", error)
-                self._hosts[at] = ThreadDelivery(self._folder, self._apart, beside_training=True)
-                self._hosts[at].start()
+            except Exception as error:  # no failure of delivery may stop the training
+                _log.warning(
+                    "cannot start a delivery process (%s); delivering from threads instead", error
+                )
+                self._hosts[index] = ThreadHost(
+                    self._folder, self._subprocess_specs, in_training_process=True
+                )
+                self._hosts[index].start()
 
     def wake(self) -> None:
-        """The journal has grown."""
+        """Notify the consumers that the journal has grown."""
         for host in self._hosts:
             host.wake()
 
     def flush(self, target: Mapping[str, int], deadline: float) -> bool:
-        """Waits until every sink has dealt with these bytes of the segments; whether all have."""
-        reached = [host.flush(target, deadline) for host in self._hosts]
-        return all(reached)
+        """Wait until every sink has processed each segment up to the target offset in bytes.
+
+        Return whether all sinks have, at the latest at the monotonic `deadline`.
+        """
+        results = [host.flush(target, deadline) for host in self._hosts]
+        return all(results)
 
     def end(self, status: Status) -> None:
-        """Has every sink take the rest and close; each does so at its own pace."""
+        """Ask every consumer to deliver the rest and to close its sink."""
         for host in self._hosts:
             host.end(status)
 
     def wait_until_closed(self, deadline: float) -> bool:
-        """Whether all sinks have closed, at the latest when the (monotonic) clock says so."""
-        closed = [host.wait_until_closed(deadline) for host in self._hosts]
-        return all(closed)
+        """Wait until all sinks are closed or the monotonic deadline; return whether they are."""
+        results = [host.wait_until_closed(deadline) for host in self._hosts]
+        return all(results)
 
-    def names(self) -> list[str]:
-        """The names of the sinks as definitions name them."""
+    def sink_kinds(self) -> list[str]:
+        """Return the kinds of the sinks, which the `sinks` of a definition refer to."""
         return [spec.kind for spec in self._specs]
 
     def unfinished(self) -> list[str]:
-        """The sinks that have not closed yet."""
+        """Return the names of the sinks that are not closed."""
         return [name for host in self._hosts for name in host.unfinished()]
 
     def tallies(self) -> dict[str, Tally]:
-        """What each sink has dealt with, by its name, in the order in which they were named."""
+        """Return the progress of each sink, by its name, in the configured order."""
         tallies = {name: t for host in self._hosts for name, t in host.tallies().items()}
         return {spec.name: tallies[spec.name] for spec in self._specs if spec.name in tallies}
 
 
-def _apart(specs: Sequence[SinkSpec], hosting: Hosting) -> list[SinkSpec]:
-    """The sinks for the delivery process."""
+def _subprocess_specs(specs: Sequence[SinkSpec], hosting: Hosting) -> list[SinkSpec]:
+    """Return the sinks that run in the delivery process."""
     movable = [
         spec for spec in specs if spec.url is not None and not spec.sink.training_process_only
     ]

@@ -1,4 +1,4 @@
-"""The training's side of the delivery process: starts it, watches it, and tells what it says."""
+"""The training process's side of the delivery process: starts, supervises and commands it."""
 
 from __future__ import annotations
 
@@ -27,32 +27,35 @@ from metricbus._delivery.control_files import (
 )
 from metricbus._delivery.report import Tally
 from metricbus._delivery.sink_specs import SinkSpec
-from metricbus._delivery.thread_host import ThreadDelivery
+from metricbus._delivery.thread_host import ThreadHost
 from metricbus._delivery.wake_pipe import WakePipe
 from metricbus._journal.run import RunFolder
 
 _log = logging.getLogger("metricbus.delivery")
 
-_LOOK_EVERY = 0.5
-_LOOK_WHEN_AWAITED = 0.003
-_STARTS = 5  # in a row
-_STARTS_IN_VAIN = 2  # of a process that never came up
-_ENOUGH_SECS = 60.0  # a process that lived that long makes up for those before it
+_POLL_SECS = 0.5
+_WAIT_POLL_SECS = 0.003
+
+# A process that lives this long resets the count of starts.
+_STABLE_SECS = 60.0
+_MAX_STARTS = 5
+_MAX_STARTS_WITHOUT_STATUS = 2
 
 _NO_STATUS = DeliveryStatus(ProcessId("", 0), {})
 
-# `-P` and the path keep the imports of the process those of the training, whatever its folder has.
+# `-P` and the explicit path make the process import the same modules as the training, whatever
+# files its working directory contains.
 _COMMAND = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
     "from metricbus._delivery.worker import main; main()"
 )
 
 
-class ProcessDelivery:
-    """Brings one run's journal to sinks that work in a process of their own.
+class ProcessHost:
+    """Delivers one run's journal to sinks that run in a separate process.
 
-    A process that dies is started again, up to five times in a row. Where it never comes up at all,
-    threads do the work instead.
+    A process that dies is restarted, up to five times in a row. If no process ever comes up,
+    threads deliver instead.
     """
 
     def __init__(
@@ -61,183 +64,184 @@ class ProcessDelivery:
         self._folder = folder
         self._specs = specs
         self._linger_secs = linger_secs
-        self._directory = _working_directory()  # what relative locations are relative to
+        self._directory = _working_directory()  # relative locations refer to it
         self._attempt = attempt
-        self._orders_file = worker_commands_file(folder, attempt)
-        self._status_file = delivery_status_file(folder, attempt)
-        self._orders = WorkerCommands()
-        self._ordered = True  # whether the file has the orders
-        self._ordering = threading.RLock()
-        self._doorbell = WakePipe()
+        self._commands = WorkerCommands()
+        self._commands_file = worker_commands_file(folder, attempt)
+        self._commands_written = True
+        self._commands_lock = threading.RLock()
+        self._wake_pipe = WakePipe()
         self._status: DeliveryStatus | None = None
+        self._status_file = delivery_status_file(folder, attempt)
         self._pids: set[int] = set()
-        self._told = 0
-        self._telling = threading.RLock()
+        self._relayed_until = 0  # time of the last warning that was logged here
+        self._relay_lock = threading.RLock()
         self._gave_up = False
-        self._instead: ThreadDelivery | None = None
+        self._fallback: ThreadHost | None = None
 
     def start(self) -> None:
-        """Starts the process, and the thread that watches it; `OSError` if that cannot be done."""
+        """Start the process and the thread that supervises it; raise `OSError` if it cannot."""
         self._folder.delivery.mkdir(exist_ok=True)
-        self._orders_file.write(self._orders)
-        first = self._launch()
-        watch = threading.Thread(target=self._watch, args=(first,), daemon=True)
-        watch.name = "metricbus-delivery"
-        watch.start()
+        self._commands_file.write(self._commands)
+        process = self._launch()
+        name = "metricbus-delivery"
+        threading.Thread(target=self._supervise, args=(process,), name=name, daemon=True).start()
 
     def wake(self) -> None:
-        """The process sees by itself that the journal has grown; threads do not."""
-        if self._instead:
-            self._instead.wake()
+        """Notify fallback threads that the journal has grown; the process polls it."""
+        if self._fallback:
+            self._fallback.wake()
 
     def flush(self, target: Mapping[str, int], deadline: float) -> bool:
-        """Waits until every sink has dealt with these bytes of the segments; whether all have."""
-        self._order(hurries=self._orders.hurries + 1)
-        done = self._wait(lambda: self._has_reached(target), deadline)
-        return self._instead.flush(target, deadline) if self._instead else done
+        """Wait until every sink has processed each segment up to the target offset in bytes.
+
+        Return whether all sinks have, at the latest at the monotonic `deadline`.
+        """
+        self._send(flush_requests=self._commands.flush_requests + 1)
+        reached = self._wait(lambda: self._has_reached(target), deadline)
+        return self._fallback.flush(target, deadline) if self._fallback else reached
 
     def end(self, status: Status) -> None:
-        """Has every sink take the rest and close."""
-        self._order(ended=status)
-        if self._instead:
-            self._instead.end(status)
+        """Ask the process to deliver the rest and to close the sinks."""
+        self._send(final_status=status)
+        if self._fallback:
+            self._fallback.end(status)
 
     def wait_until_closed(self, deadline: float) -> bool:
-        """Whether all sinks have closed, at the latest when the (monotonic) clock says so.
+        """Wait until all sinks are closed or the monotonic deadline; return whether they are.
 
-        Otherwise the process goes on by itself; also, unawaited, where all that is left to wait for
-        is other processes that have joined the run.
+        The process continues on its own after the deadline. It also does so, without waiting here,
+        if it only waits for other processes of the run to finish.
         """
-        done = self._wait(lambda: not self.unfinished() or self._only_others_write(), deadline)
-        if not done:
-            self._order(alone=True)
-        self._relay()
-        return self._instead.wait_until_closed(deadline) if self._instead else done
+        closed = self._wait(lambda: not self.unfinished() or self._waits_for_writers(), deadline)
+        if not closed:
+            self._send(is_detached=True)
+        self._relay_warnings()
+        return self._fallback.wait_until_closed(deadline) if self._fallback else closed
 
     def unfinished(self) -> list[str]:
-        """The sinks that have not closed yet."""
-        if self._instead:
-            return self._instead.unfinished()
-        status = self._read()
+        """Return the names of the sinks that are not closed."""
+        if self._fallback:
+            return self._fallback.unfinished()
+        status = self._read_status()
         finished = status.finished if status else []
         return [spec.name for spec in self._specs if spec.name not in finished]
 
     def tallies(self) -> dict[str, Tally]:
-        """What each sink has dealt with, by its name."""
-        if self._instead:
-            return self._instead.tallies()
-        status = self._read()
+        """Return the progress of each sink, by its name."""
+        if self._fallback:
+            return self._fallback.tallies()
+        status = self._read_status()
         known = status.tallies if status else {}
         tallies = {spec.name: known.get(spec.name, Tally()) for spec in self._specs}
         if self._gave_up:
-            error = f"the delivery process died again and again; see {delivery_log(self._folder)}"
-            tallies = {name: tally._replace(error=error) for name, tally in tallies.items()}
+            error = f"the delivery process died repeatedly; see {delivery_log(self._folder)}"
+            for name, tally in tallies.items():
+                tallies[name] = msgspec.structs.replace(tally, error=error)
         return tallies
 
-    def _order(self, **changes: object) -> None:
-        with self._ordering:
-            self._orders = msgspec.structs.replace(self._orders, **changes)
-            self._ordered = False
-            self._write_orders()
+    def _send(self, **changes: object) -> None:
+        with self._commands_lock:
+            self._commands = msgspec.structs.replace(self._commands, **changes)
+            self._commands_written = False
+            self._write_commands()
 
-    def _write_orders(self) -> None:
-        """Writes the orders, unless that has been done; a full disk has them wait."""
-        with self._ordering:
-            if not self._ordered:
+    def _write_commands(self) -> None:
+        """Write commands that have changed; if that fails, the supervisor thread retries it."""
+        with self._commands_lock:
+            if not self._commands_written:
                 try:
-                    self._orders_file.write(self._orders)
-                    self._ordered = True
-                    self._doorbell.ring()
+                    self._commands_file.write(self._commands)
+                    self._commands_written = True
+                    self._wake_pipe.wake()
                 except OSError as error:
-                    _log.debug("the delivery process does not know the orders yet: %s", error)
+                    _log.debug("cannot write the commands for the delivery process: %s", error)
 
-    def _read(self) -> DeliveryStatus | None:
-        """The status of our own process: one of an earlier attempt may still be at work."""
+    def _read_status(self) -> DeliveryStatus | None:
+        """Read the status, unless the process of an earlier attempt has written it."""
         status = self._status_file.read()
         if status is not None and status.process.pid in self._pids:
             self._status = status
         return self._status
 
     def _has_reached(self, target: Mapping[str, int]) -> bool:
-        unfinished = self.unfinished()
-        return all(
-            tally.has_reached(target)
-            for name, tally in self.tallies().items()
-            if name in unfinished
-        )
+        tallies = self.tallies()
+        return all(tallies[name].has_reached(target) for name in self.unfinished())
 
-    def _only_others_write(self) -> bool:
-        status = self._read()
-        return status is not None and status.waits_only
+    def _waits_for_writers(self) -> bool:
+        status = self._read_status()
+        return status is not None and status.waits_for_writers
 
     def _wait(self, is_done: Callable[[], bool], deadline: float) -> bool:
-        while not (done := is_done()) and not self._is_over():
-            left = deadline - time.monotonic()
-            if left <= 0:
+        while not (done := is_done()) and not self._has_stopped():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 break
-            time.sleep(min(left, _LOOK_WHEN_AWAITED))
+            time.sleep(min(remaining, _WAIT_POLL_SECS))
         return done
 
-    def _is_over(self) -> bool:
-        """Whether nothing more comes of waiting."""
-        return self._gave_up or self._instead is not None or (self._status or _NO_STATUS).over
+    def _has_stopped(self) -> bool:
+        """Check whether the process will make no further progress."""
+        return self._gave_up or bool(self._fallback) or (self._status or _NO_STATUS).is_exiting
 
     def _launch(self) -> subprocess.Popen[bytes]:
         if not sys.executable or getattr(sys, "frozen", False):
-            raise OSError("there is no Python interpreter to start")
+            raise OSError("there is no Python interpreter to run it")
         urls = [spec.url.text for spec in self._specs if spec.url]
-        told = WorkerConfig(urls, [str(argument) for argument in sys.argv], self._attempt)
+        argv = [str(argument) for argument in sys.argv]
+        # msgspec cannot encode surrogates, which argv may contain; json can.
+        config = msgspec.to_builtins(WorkerConfig(urls, argv, self._attempt))
         arguments = [json.dumps(_import_path()), str(self._folder.path), str(self._linger_secs)]
         with open(delivery_log(self._folder), "ab") as log:
-            bell = self._doorbell.connect()
+            wake_pipe = self._wake_pipe.connect()
             try:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-c", _COMMAND, *arguments],
                     cwd=self._directory,
-                    env={**os.environ, WORKER_CONFIG_ENV: json.dumps(msgspec.to_builtins(told))},
-                    stdin=bell,
+                    env={**os.environ, WORKER_CONFIG_ENV: json.dumps(config)},
+                    stdin=wake_pipe,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
             finally:
-                os.close(bell)
+                os.close(wake_pipe)
         self._pids.add(process.pid)
         return process
 
-    # The thread that watches.
+    # Called from the supervisor thread.
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+    def _supervise(self, process: subprocess.Popen[bytes]) -> None:
         try:
-            self._watch_over(process)
+            self._restart_until_done(process)
         finally:
-            self._doorbell.disconnect()
+            self._wake_pipe.disconnect()
 
-    def _watch_over(self, process: subprocess.Popen[bytes]) -> None:
+    def _restart_until_done(self, process: subprocess.Popen[bytes]) -> None:
         starts, started = 1, time.monotonic()
         while True:
-            time.sleep(_LOOK_EVERY)
-            self._write_orders()
-            self._relay()
+            time.sleep(_POLL_SECS)
+            self._write_commands()
+            self._relay_warnings()
             code = process.poll()
-            status = self._read()
+            status = self._read_status()
             if code is None:
                 continue
-            if status is not None and status.process.pid == process.pid and status.over:
+            if status is not None and status.process.pid == process.pid and status.is_exiting:
                 return
-            if time.monotonic() - started > _ENOUGH_SECS:
+            if time.monotonic() - started > _STABLE_SECS:
                 starts = 0
-            if starts >= (_STARTS_IN_VAIN if status is None else _STARTS):
-                self._give_up(code, starts)
+            if starts >= (_MAX_STARTS_WITHOUT_STATUS if status is None else _MAX_STARTS):
+                self._give_up(_describe_exit(code), starts)
                 return
             starts += 1
             _log.warning(
-                "the delivery process ended (%s); starting it again (start %d of %d)",
-                _in_words(code),
+                "the delivery process has died (%s); restarting it (start %d of %d)",
+                _describe_exit(code),
                 starts,
-                _STARTS,
+                _MAX_STARTS,
             )
-            time.sleep(_LOOK_EVERY * 2.0 ** (starts - 2))
+            time.sleep(_POLL_SECS * 2.0 ** (starts - 2))
             started = time.monotonic()
             try:
                 process = self._launch()
@@ -245,37 +249,39 @@ class ProcessDelivery:
                 self._give_up(str(error), starts)
                 return
 
-    def _relay(self) -> None:
-        """Tells what the process had to say."""
-        with self._telling:
-            status = self._read()
-            new = [one for one in (status.said if status else []) if one.time > self._told]
-            if new:
-                self._told = new[-1].time
-        for saying in new:  # without the lock: a handler may close the bus
-            logging.getLogger(saying.logger).log(saying.level, "%s", saying.text)
+    def _relay_warnings(self) -> None:
+        """Log the warnings of the delivery process here."""
+        with self._relay_lock:
+            status = self._read_status()
+            warnings = status.warnings if status else []
+            warnings = [warning for warning in warnings if warning.time > self._relayed_until]
+            if warnings:
+                self._relayed_until = warnings[-1].time
+        # Log without the lock: a log handler may close the bus.
+        for warning in warnings:
+            logging.getLogger(warning.logger).log(warning.level, "%s", warning.text)
 
-    def _give_up(self, code: int | str, starts: int) -> None:
-        if self._read() is None:  # it never came up
+    def _give_up(self, reason: str, starts: int) -> None:
+        log = delivery_log(self._folder)
+        if self._read_status() is None:  # no process ever came up
             _log.warning(
-                "no delivery process can be started (%s; see %s): threads deliver instead",
-                _in_words(code),
-                delivery_log(self._folder),
+                "cannot start a delivery process (%s; see %s); delivering from threads instead",
+                reason,
+                log,
             )
-            self._instead = instead = ThreadDelivery(
-                self._folder, self._specs, beside_training=True
-            )
-            instead.start()
-            if self._orders.ended:
-                instead.end(self._orders.ended)
+            fallback = ThreadHost(self._folder, self._specs, in_training_process=True)
+            self._fallback = fallback
+            fallback.start()
+            if self._commands.final_status:
+                fallback.end(self._commands.final_status)
         else:
             self._gave_up = True
             _log.error(
-                "the delivery process died %d times in a row, the last time by %s: see %s. "
-                "Everything is in the journal: metricbus deliver %s",
+                "the delivery process died %d times in a row, most recently with %s; see %s. "
+                "All values are in the journal. To deliver them, run: metricbus deliver %s",
                 starts,
-                _in_words(code),
-                delivery_log(self._folder),
+                reason,
+                log,
                 self._folder.path,
             )
 
@@ -288,12 +294,13 @@ def _working_directory() -> str | None:
 
 
 def _import_path() -> list[str]:
-    """The training's, with its own folder last: a `wandb.py` in it may be the training itself."""
+    """Return the training's import path, with the script's own folder last.
+
+    A file in it, such as `wandb.py`, may be the training script itself.
+    """
     first, *others = [os.fspath(entry) for entry in sys.path if isinstance(entry, str | Path)]
     return [*others, first]
 
 
-def _in_words(code: int | str) -> str:
-    if isinstance(code, str):
-        return code
+def _describe_exit(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit status {code}"

@@ -1,10 +1,8 @@
-"""Exact counts of where the values are, in values: one name in one row is one value."""
+"""Exact counts of values by outcome. One name in one row is one value; a medium is one value."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
@@ -12,59 +10,73 @@ from metricbus._journal.segment_reader import Position
 from metricbus.errors import MetricBusError
 
 
-class SinkCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """One sink's share of what the journal holds.
-
-    `journalled + others == delivered + rejected + filtered + pending`, always. `error` is the last
-    failure in words; that of an outage goes when the outage is over.
-    `where` tells what was written to, and `command` opens it.
-    """
+class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
+    """The values that one sink has processed, by outcome."""
 
     delivered: int = 0
     rejected: int = 0
     filtered: int = 0
+
+    @property
+    def processed(self) -> int:
+        """The sum of all outcomes."""
+        return self.delivered + self.rejected + self.filtered
+
+
+class SinkCounts(Outcomes, frozen=True, kw_only=True):
+    """What became of the values in the journal, for one sink.
+
+    `delivered` values are in the backend, `rejected` ones were refused by it, `filtered` ones were
+    excluded by the sink's options, and `pending` ones have not been processed yet. It always holds
+    that `journalled + others == delivered + rejected + filtered + pending`, where `journalled` and
+    `others` are those of the `Report`.
+
+    `error` describes the last failure; after an outage it is cleared. `where` is the path or
+    address of the data, and `command` the shell command that opens it.
+    """
+
     pending: int = 0
     error: str | None = None
     where: str = ""
     command: str = ""
 
 
-class Tally(NamedTuple):
-    """A sink's counts at one moment."""
+class Tally(Outcomes, frozen=True, kw_only=True, array_like=True):
+    """A snapshot of one sink's progress.
 
-    delivered: int = 0
-    rejected: int = 0
-    filtered: int = 0
-    values: Mapping[str, int] = MappingProxyType({})
-    positions: Mapping[str, Position] = MappingProxyType({})
+    `values` has the number of processed values and `positions` the position of the sink, both by
+    segment. `damaged` is the number of journal lines that could not be read.
+    """
+
+    values: dict[str, int] = {}
+    positions: dict[str, Position] = {}
     damaged: int = 0
     error: str | None = None
     where: str = ""
     command: str = ""
 
-    def seen_of(self, segment: str) -> int:
-        """Values of this segment that have been dealt with."""
+    def processed_in(self, segment: str) -> int:
+        """Return the number of processed values of this segment."""
         return self.values.get(segment, 0)
 
-    def seen_elsewhere(self, segment: str) -> int:
-        """Values of all other segments that have been dealt with."""
-        return sum(self.values.values()) - self.seen_of(segment)
+    def processed_elsewhere(self, segment: str) -> int:
+        """Return the number of processed values of all other segments."""
+        return sum(self.values.values()) - self.processed_in(segment)
 
     def has_reached(self, target: Mapping[str, int]) -> bool:
-        """Whether everything before these bytes of the segments has been dealt with."""
+        """Check whether the sink has processed each segment up to the target offset in bytes."""
         return all(
             self.positions.get(segment, Position()).offset >= offset
             for segment, offset in target.items()
         )
 
-    def counts(self, journalled: int) -> SinkCounts:
-        """The counts for people, given how many values there are in all."""
-        done = self.delivered + self.rejected + self.filtered
+    def counts(self, total: int) -> SinkCounts:
+        """Return the public counts, given the total number of values in the journal."""
         return SinkCounts(
             delivered=self.delivered,
             rejected=self.rejected,
             filtered=self.filtered,
-            pending=journalled - done,
+            pending=total - self.processed,
             error=self.error,
             where=self.where,
             command=self.command,
@@ -72,13 +84,19 @@ class Tally(NamedTuple):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of everything that was logged so far.
+    """What became of all values that were logged so far.
 
-    `logged + derived == journalled + reduced + dropped + waiting`, always. `reduced` values went
-    into a reduction and are not in the journal themselves; `derived` ones are what reductions gave,
-    and are. `dropped` ones met a full queue or a closed bus, `waiting` ones are not in the journal
-    yet. `others` were journalled by processes that joined the run. `damaged` is the number of
-    journal lines that could not be read.
+    It always holds that `logged + derived == journalled + reduced + dropped + waiting`.
+
+    * `journalled`: values that this process has written to the journal.
+    * `reduced`: values that went into a reduction and are not in the journal themselves.
+    * `derived`: values that reductions have produced.
+    * `others`: values that other processes of the run have written to the journal.
+    * `dropped`: values that were lost to a full queue or a closed bus, or could not be written.
+    * `waiting`: values that are not in the journal yet.
+    * `damaged`: journal lines that could not be read.
+    * `error`: description of a failure to write the journal.
+    * `sinks`: the counts of each sink, by its name.
     """
 
     journalled: int = 0
@@ -98,7 +116,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def complete(self) -> bool:
-        """Whether nothing was dropped, rejected or left behind, in the bus and in every sink."""
+        """Whether no value was dropped or rejected, and none is waiting or pending."""
         return not (self.dropped or self.waiting) and not any(
             sink.rejected or sink.pending for sink in self.sinks.values()
         )
@@ -122,9 +140,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeliveryError(MetricBusError):
-    """Raised by `flush()` and `close()` under `strict=True` when not everything was delivered.
+    """Raised with `strict=True` by `flush()` and `close()` if not every value was delivered.
 
-    `report` has the counts and, per sink, the last error.
+    `report` has the counts and the last error of each sink.
     """
 
     def __init__(self, message: str, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Which of a row's values a sink wants: `include`, `exclude` and `every`."""
+"""Selects the values that a sink receives: the options `include`, `exclude` and `every`."""
 
 from __future__ import annotations
 
@@ -16,52 +16,53 @@ _RANK = re.compile(r"^rank\d+/")
 
 
 class RowFilter:
-    """Takes names out of rows. `seen` counts the values of each name and can be carried over."""
+    """Removes values from rows.
+
+    `seen` counts the values of each name, modulo `every`. It is saved with the sink's progress, so
+    that the selection continues after a restart.
+    """
 
     def __init__(self, options: SinkOptions, seen: dict[str, int]) -> None:
         self._options = options
-        self._wanted: dict[str, bool] = {}
+        self._matched: dict[str, bool] = {}
+        self._passes_all = not options.include and not options.exclude and options.every == 1
         self.seen = seen
-        self.takes_all = not options.include and not options.exclude and options.every == 1
 
     def apply(self, row: Scalars) -> Scalars | None:
-        """The row with the wanted values alone; None if none is left.
+        """Return the row with the selected values only, or None if there are none.
 
-        `every` thins what comes step by step, and not what is given once an epoch.
+        `every` does not apply to rows that are logged once per epoch.
         """
-        if self.takes_all:
+        if self._passes_all:
             return row
-        take = self._wants if row.axis == "epoch" else self._take
-        values = {name: value for name, value in row.values.items() if take(name)}
+        select = self._matches if row.axis == "epoch" else self.accepts
+        values = {name: value for name, value in row.values.items() if select(name)}
         if len(values) == len(row.values):
             return row
         return msgspec.structs.replace(row, values=values) if values else None
 
-    def takes(self, name: str) -> bool:
-        """Whether the medium that comes now under this name is wanted."""
-        return self.takes_all or self._take(name)
-
-    def _take(self, name: str) -> bool:
-        if not self._wants(name):
+    def accepts(self, name: str) -> bool:
+        """Check whether the next value or medium of this name is selected, and count it."""
+        if self._passes_all:
+            return True
+        if not self._matches(name):
             return False
         if self._options.every == 1:
             return True
-        times = self.seen.get(name, 0)
-        self.seen[name] = (times + 1) % self._options.every
-        return times == 0
-
-    def _wants(self, name: str) -> bool:
-        wanted = self._wanted.get(name)
-        if wanted is None:
-            wanted = self._wanted[name] = self._matches(name)
-        return wanted
+        count = self.seen.get(name, 0)
+        self.seen[name] = (count + 1) % self._options.every
+        return count == 0
 
     def _matches(self, name: str) -> bool:
-        """A glob speaks of a name on all ranks, or with `rank1/` in front on that one."""
-        names = {name, _RANK.sub("", name)}
-        include, exclude = self._options.include, self._options.exclude
-        return (not include or _any_fits(names, include)) and not _any_fits(names, exclude)
+        matched = self._matched.get(name)
+        if matched is None:
+            # A pattern matches a name on all ranks, or with a prefix such as `rank1/` on that one.
+            names = {name, _RANK.sub("", name)}
+            include, exclude = self._options.include, self._options.exclude
+            matched = (not include or _any_match(names, include)) and not _any_match(names, exclude)
+            self._matched[name] = matched
+        return matched
 
 
-def _any_fits(names: Iterable[str], globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, glob) for name, glob in product(names, globs))
+def _any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name, pattern in product(names, patterns))

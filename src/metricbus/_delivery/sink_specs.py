@@ -1,4 +1,4 @@
-"""From what `sinks=` says to the sinks that are to be fed."""
+"""Turns the argument `sinks` of a bus into specifications of sinks to deliver to."""
 
 from __future__ import annotations
 
@@ -7,92 +7,103 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from metricbus._common.sink_urls import SinkURL, digest, parse_sinks, redact
+from metricbus._common.sink_urls import SinkURL, parse_sinks, redact, short_hash
 from metricbus.errors import ConfigError
 from metricbus.sinks import Sink, SinkOptions, make_sink
 
-OBJECT = "object:"
-"""How the canonical name of a user's own sink object begins."""
+OBJECT_PREFIX = "object:"
+"""The prefix of the canonical name of a sink object."""
 
 
 class SinkSpec(NamedTuple):
-    """A sink to be fed: its name for people, its key for files, and how it wants its records.
+    """A sink, and how to deliver to it.
 
-    `kind` is the first part of its URL, or the class of a user's own object: what `sinks=` of a
-    definition names. Of two sinks with one `place`, one at a time can be written to. `url` has the
-    location as the sink understands it: a folder is absolute.
+    * `name`: the name in reports and logs; the URL without secrets, or the class of a sink object.
+    * `kind`: the first part of the URL, or the class of a sink object. The `sinks` of a definition
+      refer to it.
+    * `key`: the name of the sink's files.
+    * `destination`: identifies what the sink writes to; only one sink at a time may write to it.
+    * `canonical`: the same for all spellings of one URL, without secrets.
+    * `url`: the URL with an absolute location; None for a sink object.
     """
 
     name: str
     kind: str
     key: str
-    place: str
+    destination: str
     canonical: str
     sink: Sink
     options: SinkOptions
-    url: SinkURL | None  # None for an object
+    url: SinkURL | None
 
     @property
     def selection(self) -> str:
-        """Which rows the sink gets, as far as its URL says."""
+        """The options that select the sink's rows."""
         options = self.options
         return f"include={options.include} exclude={options.exclude} every={options.every}"
 
 
 def spec_of(sink: SinkURL | Sink) -> SinkSpec:
-    """The spec for a URL, or for a user's own sink object."""
+    """Return the specification for a URL or a sink object."""
     if isinstance(sink, SinkURL):
-        made, options = make_sink(sink)
-        sink = msgspec.structs.replace(sink, location=made.location)
-        place = sink.key if made.shareable else f"{sink.name}-{digest(made.location)}"
-        name = redact(sink.text)
-        return SinkSpec(name, sink.name, sink.key, place, sink.canonical, made, options, sink)
+        instance, options = make_sink(sink)
+        url = msgspec.structs.replace(sink, location=instance.location)
+        hashed = f"{url.name}-{short_hash(instance.location)}"
+        destination = url.key if instance.shareable else hashed
+        name = redact(url.text)
+        return SinkSpec(name, url.name, url.key, destination, url.canonical, instance, options, url)
     name = type(sink).__name__
     key = f"object-{name}"
-    return SinkSpec(name, name, key, key, OBJECT + name, sink, SinkOptions(), None)
+    return SinkSpec(name, name, key, key, OBJECT_PREFIX + name, sink, SinkOptions(), None)
 
 
 def specs_of(sinks: str | Sequence[str | Sink]) -> list[SinkSpec]:
-    """The specs for what `sinks=` was given; `ConfigError` for what cannot work."""
-    given: list[Any] = []
+    """Return the specifications for the argument `sinks` of a bus.
+
+    Raises `ConfigError` for an invalid sink, and for sinks that cannot be combined.
+    """
+    requested: list[Any] = []
     if not isinstance(sinks, Iterable):
         sinks = [sinks]
     for sink in [sinks] if isinstance(sinks, str) else sinks:
         if isinstance(sink, str):
-            given += parse_sinks(sink)
+            requested += parse_sinks(sink)
         elif isinstance(sink, Sink):
-            given.append(sink)
+            requested.append(sink)
         else:
             raise ConfigError(
-                f"sinks= takes URLs and Sink objects, made like MemorySink(), not {sink!r:.60}"
+                f"sinks= must contain sink URLs or sink objects such as MemorySink(), "
+                f"not {sink!r:.60}"
             )
     specs: list[SinkSpec] = []
-    for sink in given:
+    for sink in requested:
         spec = spec_of(sink)
-        twins = sum(other.key.partition("#")[0] == spec.key for other in specs)
+        duplicates = sum(other.key.partition("#")[0] == spec.key for other in specs)
         if not isinstance(sink, Sink):
-            _check_apart(spec, specs, twins)
-        if twins:
-            number = f"#{twins + 1}"
+            if duplicates:
+                raise ConfigError(f"the sink {spec.name!r} is listed twice")
+            _check_combination(spec, specs)
+        if duplicates:
+            suffix = f"#{duplicates + 1}"
             spec = spec._replace(
-                name=spec.name + number, key=spec.key + number, place=spec.place + number
+                name=spec.name + suffix,
+                key=spec.key + suffix,
+                destination=spec.destination + suffix,
             )
         specs.append(spec)
     return specs
 
 
-def _check_apart(spec: SinkSpec, others: Sequence[SinkSpec], twins: int) -> None:
-    """Two sinks must not be in each other's way."""
-    if twins:
-        raise ConfigError(f"the sink {spec.name!r} is named twice")
+def _check_combination(spec: SinkSpec, others: Sequence[SinkSpec]) -> None:
+    """Raise `ConfigError` if the sink cannot be combined with one of the others."""
     for other in others:
         if spec.sink.exclusive_reason and other.kind == spec.kind:
             raise ConfigError(
-                f"{other.name!r} and {spec.name!r} do not go together: {spec.sink.exclusive_reason}"
+                f"{other.name!r} and {spec.name!r} cannot be combined: {spec.sink.exclusive_reason}"
             )
         same = (other.kind, other.sink.location) == (spec.kind, spec.sink.location)
         if same and not spec.sink.shareable:
             raise ConfigError(
-                f"the sinks {other.name!r} and {spec.name!r} would write to the same place; give "
-                f"one a place of its own, such as {spec.kind}:elsewhere"
+                f"the sinks {other.name!r} and {spec.name!r} write to the same location; give one "
+                f"of them another location, such as {spec.kind}:elsewhere"
             )

@@ -1,4 +1,4 @@
-"""The consumers in this process, a thread each."""
+"""Runs consumers in this process, each in its own thread."""
 
 from __future__ import annotations
 
@@ -13,65 +13,68 @@ from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.run import RunFolder
 
 
-class ThreadDelivery:
-    """Brings one run's journal to its sinks; `beside_training` if a training goes on here, too."""
+class ThreadHost:
+    """Delivers one run's journal to sinks; in the training process, it yields the GIL regularly."""
 
     def __init__(
-        self, folder: RunFolder, specs: Sequence[SinkSpec], *, beside_training: bool = False
+        self, folder: RunFolder, specs: Sequence[SinkSpec], *, in_training_process: bool = False
     ) -> None:
         self._consumers = [
-            Consumer(folder, spec, beside_training=beside_training) for spec in specs
+            Consumer(folder, spec, in_training_process=in_training_process) for spec in specs
         ]
 
     def start(self) -> None:
-        """Starts a thread for each sink; they open their sinks there."""
+        """Start a thread for each sink; each thread opens its sink itself."""
         for consumer in self._consumers:
             name = f"metricbus-{consumer.spec.key}"
             threading.Thread(target=consumer.run, name=name, daemon=True).start()
 
     def request_flush(self) -> None:
-        """Has every sink take what there is now."""
+        """Ask every consumer to deliver everything that is in the journal now."""
         for consumer in self._consumers:
             consumer.request_flush()
 
     def wake(self) -> None:
-        """The journal has grown."""
+        """Notify the consumers that the journal has grown."""
         for consumer in self._consumers:
             consumer.wake()
 
     def flush(self, target: Mapping[str, int], deadline: float) -> bool:
-        """Waits until every sink has dealt with these bytes of the segments; whether all have."""
+        """Wait until every sink has processed each segment up to the target offset in bytes.
+
+        Return whether all sinks have, at the latest at the monotonic `deadline`.
+        """
         self.request_flush()
         return self._wait(
             lambda consumer: consumer.finished or consumer.tally().has_reached(target), deadline
         )
 
     def end(self, status: Status) -> None:
-        """Has every sink take the rest and close; each does so at its own pace."""
+        """Ask every consumer to deliver the rest and to close its sink."""
         for consumer in self._consumers:
             consumer.end(status)
 
     def wait_until_closed(self, deadline: float) -> bool:
-        """Whether all sinks have closed, at the latest when the (monotonic) clock says so.
+        """Wait until all sinks are closed; return whether they are.
 
-        The others go on in the background for as long as the process lives.
+        Other sinks continue in the background as long as the process lives.
         """
         return self._wait(lambda consumer: consumer.finished, deadline)
 
     def unfinished(self) -> list[str]:
-        """The sinks that have not closed yet."""
+        """Return the names of the sinks that are not closed."""
         return [consumer.spec.name for consumer in self._consumers if not consumer.finished]
 
     def tallies(self) -> dict[str, Tally]:
-        """What each sink has dealt with, by its name."""
+        """Return the progress of each sink, by its name."""
         return {consumer.spec.name: consumer.tally() for consumer in self._consumers}
 
     def _wait(self, is_done: Callable[[Consumer], bool], deadline: float) -> bool:
         for consumer in self._consumers:
             with consumer.changed:
                 while not is_done(consumer):
-                    left = deadline - time.monotonic()
-                    if left <= 0:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
                         break
-                    consumer.changed.wait(min(left, threading.TIMEOUT_MAX))
+                    consumer.changed.wait(min(remaining, threading.TIMEOUT_MAX))
         return all(is_done(consumer) for consumer in self._consumers)

@@ -1,9 +1,8 @@
-"""How the training process wakes its delivery process: by a byte through a pipe.
+"""Wakes the delivery process from the training process, with a byte through a pipe.
 
-Without it, each would only find what the other has written into a file when it next looks. What the
-byte means stands in the orders; one that gets lost costs as long as a look takes to come round.
-
-The pipe's end says nothing: a worker of the training may hold it open for as long as it likes.
+Without the pipe, the delivery process would notice new commands only at its next poll. The byte
+carries no information, so losing one only costs a poll interval. A closed pipe does not mean that
+the training process has died either: a data loader worker may keep it open.
 """
 
 from __future__ import annotations
@@ -15,68 +14,69 @@ import time
 
 
 class WakePipe:
-    """The training's side: one pipe to each delivery process that it starts.
+    """The training process's end: one pipe at a time, to the current delivery process.
 
-    The other end stays open here, too: writing into a pipe that nobody could read from would raise
-    SIGPIPE, which ends a training that leaves that signal to the system.
+    The read end stays open here as well. Writing to a pipe without readers would raise SIGPIPE,
+    which kills a training process that does not handle the signal.
     """
 
     def __init__(self) -> None:
-        self._end: int | None = None
-        self._others: int | None = None
-        self._changing = threading.RLock()  # a number must not be written to when it is another's
+        self._write_end: int | None = None
+        self._read_end: int | None = None
+        # Guards against writing to a descriptor number that is closed and reused meanwhile.
+        self._lock = threading.RLock()
 
     def connect(self) -> int:
-        """Makes a pipe; the end for the delivery process, which the caller hands over and closes.
+        """Create a pipe and return its read end, which the caller passes on and then closes.
 
-        `OSError` if there are too many open files.
+        Raises `OSError` if there are too many open files.
         """
-        theirs, ours = os.pipe()
+        read_end, write_end = os.pipe()
         try:
-            kept = os.dup(theirs)
+            kept_read_end = os.dup(read_end)
         except OSError:
-            os.close(theirs)
-            os.close(ours)
+            os.close(read_end)
+            os.close(write_end)
             raise
-        os.set_blocking(ours, False)
-        with self._changing:
+        os.set_blocking(write_end, False)
+        with self._lock:
             self.disconnect()
-            self._end, self._others = ours, kept
-        return theirs
+            self._write_end, self._read_end = write_end, kept_read_end
+        return read_end
 
-    def ring(self) -> None:
-        """Wakes the delivery process, if it listens."""
-        with self._changing:
-            if self._end is not None:
+    def wake(self) -> None:
+        """Wake the delivery process, if it is waiting."""
+        with self._lock:
+            if self._write_end is not None:
                 try:
-                    os.write(self._end, b"!")
-                except OSError:  # nobody has listened for 64 KiB
+                    os.write(self._write_end, b"!")
+                except OSError:  # the pipe is full: wakeups are already pending
                     pass
 
     def disconnect(self) -> None:
-        """Closes the pipe."""
-        with self._changing:
-            ends = self._end, self._others
-            self._end = self._others = None
+        """Close the pipe."""
+        with self._lock:
+            ends = self._write_end, self._read_end
+            self._write_end = self._read_end = None
             for end in ends:
                 if end is not None:
                     os.close(end)
 
 
-class Listener:
-    """The delivery process's side, which is its standard input."""
+class WakePipeReader:
+    """The delivery process's end, which is its standard input."""
 
     def __init__(self, end: int = 0) -> None:
         self._end: int | None = end
 
     def wait(self, secs: float) -> None:
-        """Waits for a ring, or until the time is up."""
+        """Wait for a wakeup, but not longer than `secs`."""
         if self._end is None:
             time.sleep(secs)
             return
         try:
             ready, _, _ = select.select([self._end], [], [], secs)
             if ready and not os.read(self._end, 1 << 16):
-                self._end = None  # nobody is there any more who could ring
-        except (OSError, ValueError):  # it was closed, or never was open
+                self._end = None  # all writers have closed the pipe
+        except (OSError, ValueError):  # standard input is closed
             self._end = None

@@ -1,9 +1,9 @@
-"""The delivery process: brings a run's journal to its sinks, and outlives the training.
+"""The delivery process: delivers a run's journal to its sinks, and outlives the training process.
 
-It is started on the run's folder alone, in a session of its own, and gets the sinks' URLs (which
-may have secrets) by its environment. It looks at the journal, at the orders of the training
-process, and whether that lives. When the run has ended, it takes the rest and closes the sinks;
-when the training has died, it does the same, and says that the run was killed.
+It is started with the run folder, in its own session, and receives the sink URLs, which may contain
+secrets, in an environment variable. It watches the journal, the commands of the training process,
+and whether that process is alive. When the run has ended, it delivers the rest and closes the
+sinks. If the training process has died, it does the same and marks the run as killed.
 """
 
 from __future__ import annotations
@@ -31,197 +31,192 @@ from metricbus._delivery.control_files import (
     worker_commands_file,
 )
 from metricbus._delivery.sink_specs import SinkSpec, specs_of
-from metricbus._delivery.thread_host import ThreadDelivery
-from metricbus._delivery.wake_pipe import Listener
-from metricbus._journal.recovery import endings, mark_dead_run
+from metricbus._delivery.thread_host import ThreadHost
+from metricbus._delivery.wake_pipe import WakePipeReader
+from metricbus._journal.recovery import mark_dead_run, segment_states
 from metricbus._journal.run import RunFolder
 from metricbus.errors import JournalError
 
 _log = logging.getLogger("metricbus.delivery")
 
-# A training that uses W&B itself would share its wandb-core. That knows this process's run for as
-# long as it lives, and refuses it to the next delivery process.
+# WANDB_SERVICE is that of a training that uses W&B itself. Its wandb-core would keep this process's
+# run open as long as it lives, and refuse it to the next delivery process.
 _NOT_INHERITED = ("WANDB_SERVICE", "METRICBUS_RUN_DIR", "METRICBUS_SINKS")
+_POLL_SECS = 0.05
+_FAST_POLL_SECS = 0.003
+_FAST_POLL_DURATION_SECS = 0.2  # after a request
+_TRAINING_CHECK_SECS = 1.0
 _HANDOVER_SECS = 5.0
-_LOOK_EVERY = 0.05
-_LOOK_WHEN_AWAITED = 0.003
-_AWAITED_SECS = 0.2  # after it was asked for something
-_LOOK_AROUND_EVERY = 1.0  # at other processes
-_SAID_AT_MOST = 50
+_MAX_RELAYED_WARNINGS = 50
 _NICENESS = 19
 
 
-class Sayings(logging.Handler):
-    """Keeps the newest warnings, for the training process to tell."""
+class WarningRecorder(logging.Handler):
+    """Log handler that keeps the latest warnings for the training process."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.kept: deque[RelayedWarning] = deque(maxlen=_SAID_AT_MOST)
+        self.warnings: deque[RelayedWarning] = deque(maxlen=_MAX_RELAYED_WARNINGS)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps the warning."""
-        now = max(time.time_ns(), self.kept[-1].time + 1 if self.kept else 0)
-        self.kept.append(RelayedWarning(now, record.name, record.levelno, record.getMessage()))
+        """Keep the warning, with a time that is greater than all before."""
+        now = max(time.time_ns(), self.warnings[-1].time + 1 if self.warnings else 0)
+        self.warnings.append(RelayedWarning(now, record.name, record.levelno, record.getMessage()))
 
 
 class Worker:
-    """What the process does."""
+    """Delivers one attempt of a run from the delivery process."""
 
     def __init__(
         self, folder: RunFolder, specs: Sequence[SinkSpec], attempt: int, linger_secs: float
     ) -> None:
         self._folder = folder
         self._linger_secs = linger_secs
-        self._delivery = ThreadDelivery(folder, specs)
+        self._host = ThreadHost(folder, specs)
         self._names = [spec.name for spec in specs]
         self._attempt = attempt
-        self._owner = folder.load().process
-        self._orders, self._status = (
-            worker_commands_file(folder, attempt),
-            delivery_status_file(folder, attempt),
-        )
-        self._sayings = Sayings()
-        logging.getLogger("metricbus").addHandler(self._sayings)
-        self._listener = Listener()
-        self._awaited_until = 0.0
-        self._hurries = 0
-        self._grown_to = -1
-        self._ended: Status | None = None
+        self._training_process = folder.load().process
+        self._commands_file = worker_commands_file(folder, attempt)
+        self._status_file = delivery_status_file(folder, attempt)
+        self._recorder = WarningRecorder()
+        logging.getLogger("metricbus").addHandler(self._recorder)
+        self._wake_pipe = WakePipeReader()
+        self._fast_poll_until = 0.0
+        self._flush_requests = 0
+        self._journal_size = -1
+        self._final_status: Status | None = None
         self._deadline = float("inf")
-        self._looked_around = 0.0
-        self._waits_for: list[str] = []
-        self._closing = False
+        self._training_checked = 0.0
+        self._open_segments: list[str] = []
+        self._is_closing = False
         self._published: DeliveryStatus | None = None
 
     def run(self) -> bool:
-        """Works until all is delivered, or for as long as it may; whether all is delivered."""
-        self._delivery.start()
-        while self._delivery.unfinished() and time.monotonic() < self._deadline:
-            self._obey()
-            self._look_around()
-            self._publish()
-            is_awaited = self._closing or time.monotonic() < self._awaited_until
-            self._listener.wait(_LOOK_WHEN_AWAITED if is_awaited else _LOOK_EVERY)
-        left = self._delivery.unfinished()
-        if left:
+        """Deliver until everything is delivered or time is up; return whether everything is."""
+        self._host.start()
+        while self._host.unfinished() and time.monotonic() < self._deadline:
+            self._handle_commands()
+            self._check_run()
+            self._publish_status()
+            is_fast = self._is_closing or time.monotonic() < self._fast_poll_until
+            self._wake_pipe.wait(_FAST_POLL_SECS if is_fast else _POLL_SECS)
+        unfinished = self._host.unfinished()
+        if unfinished:
             _log.warning(
-                "gave up %.0f s after the run had ended on: %s. What is left is in the journal: "
-                "metricbus deliver %s",
+                "stopped %.0f s after the end of the run, with undelivered values for: %s. They "
+                "are in the journal. To deliver them, run: metricbus deliver %s",
                 self._linger_secs,
-                ", ".join(left),
+                ", ".join(unfinished),
                 self._folder.path,
             )
-        self._publish(over=True)
-        return not left
+        self._publish_status(is_exiting=True)
+        return not unfinished
 
-    def _obey(self) -> None:
-        orders = self._orders.read()
-        if orders is not None:
-            if orders.hurries > self._hurries:
-                self._hurries = orders.hurries
-                self._awaited_until = time.monotonic() + _AWAITED_SECS
-                self._delivery.request_flush()
-            if orders.ended is not None:
-                self._end(orders.ended)
-            if orders.alone:
-                self._linger(self._linger_secs)
+    def _handle_commands(self) -> None:
+        commands = self._commands_file.read()
+        if commands is not None:
+            if commands.flush_requests > self._flush_requests:
+                self._flush_requests = commands.flush_requests
+                self._fast_poll_until = time.monotonic() + _FAST_POLL_DURATION_SECS
+                self._host.request_flush()
+            if commands.final_status is not None:
+                self._end(commands.final_status)
+            if commands.is_detached:
+                self._limit_time(self._linger_secs)
         try:
-            length = _length_of(self._folder.journal)
-        except OSError:  # the folder has been deleted, which the consumers tell
+            size = sum(entry.stat().st_size for entry in os.scandir(self._folder.journal))
+        except OSError:  # the folder was deleted, which the consumers report
             return
-        if length != self._grown_to:
-            self._grown_to = length
-            self._delivery.wake()
+        if size != self._journal_size:
+            self._journal_size = size
+            self._host.wake()
 
-    def _look_around(self) -> None:
-        """At the training process; and when the run has ended, at who still writes."""
-        if time.monotonic() >= self._looked_around + _LOOK_AROUND_EVERY:
-            self._looked_around = time.monotonic()
-            self._look_at_training()
-        if self._ended is not None and not self._closing:
-            segments = endings(self._folder.journal).items()
-            self._waits_for = [name for name, ending in segments if ending.is_open]
-            if not self._waits_for:
+    def _check_run(self) -> None:
+        """Check the training process; once the run has ended, wait for its other writers."""
+        if time.monotonic() >= self._training_checked + _TRAINING_CHECK_SECS:
+            self._training_checked = time.monotonic()
+            self._check_training_process()
+        if self._final_status is not None and not self._is_closing:
+            segments = segment_states(self._folder.journal).items()
+            self._open_segments = [name for name, state in segments if state.is_open]
+            if not self._open_segments:
                 self._close()
 
-    def _look_at_training(self) -> None:
+    def _check_training_process(self) -> None:
         try:
             run = mark_dead_run(self._folder)
-        except (OSError, JournalError) as error:  # a full disk, say; it is tried again
-            _log.info("cannot look after the run: %s", error)
-            if not self._owner.is_alive():
-                self._linger(self._linger_secs)
+        except (OSError, JournalError) as error:  # for example a full disk; retried
+            _log.info("cannot check the state of the run: %s", error)
+            if not self._training_process.is_alive():
+                self._limit_time(self._linger_secs)
             return
-        if run.attempt != self._attempt:  # somebody goes on with it, and delivers himself
+        if run.attempt != self._attempt:  # another process has resumed the run and delivers it
             self._end("running")
             self._close()
-            self._linger(_HANDOVER_SECS)
+            self._limit_time(_HANDOVER_SECS)
         elif run.status != "running":
             self._end(run.status)
-            if not self._owner.is_alive():
-                self._linger(self._linger_secs)
+            if not self._training_process.is_alive():
+                self._limit_time(self._linger_secs)
 
     def _end(self, status: Status) -> None:
-        self._ended = self._ended or status
+        self._final_status = self._final_status or status
 
     def _close(self) -> None:
-        if not self._closing and self._ended is not None:
-            self._closing = True
-            self._delivery.end(self._ended)
+        if not self._is_closing and self._final_status is not None:
+            self._is_closing = True
+            self._host.end(self._final_status)
 
-    def _linger(self, secs: float) -> None:
-        """Goes on for so long at most; the shortest that was ever said counts."""
+    def _limit_time(self, secs: float) -> None:
+        """Stop at the latest after `secs`; the earliest of all such deadlines applies."""
         self._deadline = min(self._deadline, time.monotonic() + secs)
 
-    def _publish(self, *, over: bool = False) -> None:
-        unfinished = self._delivery.unfinished()
+    def _publish_status(self, *, is_exiting: bool = False) -> None:
+        unfinished = self._host.unfinished()
         status = DeliveryStatus(
             this_process(),
-            self._delivery.tallies(),
+            self._host.tallies(),
             [name for name in self._names if name not in unfinished],
-            bool(self._waits_for) and self._is_up_to_date(),
-            list(self._sayings.kept),
-            over,
+            bool(self._open_segments) and self._is_up_to_date(),
+            list(self._recorder.warnings),
+            is_exiting,
         )
         if status != self._published:
             try:
-                self._status.write(status)
+                self._status_file.write(status)
                 self._published = status
             except OSError as error:
-                _log.info("cannot tell how far it is: %s", error)
+                _log.info("cannot write the delivery status: %s", error)
 
     def _is_up_to_date(self) -> bool:
-        """Whether every sink has all that is in the journal."""
+        """Check whether every sink has processed everything in the journal."""
         journal = {path.stem: path.stat().st_size for path in self._folder.journal.iterdir()}
-        return all(tally.has_reached(journal) for tally in self._delivery.tallies().values())
-
-
-def _length_of(journal: Path) -> int:
-    return sum(entry.stat().st_size for entry in os.scandir(journal))
+        return all(tally.has_reached(journal) for tally in self._host.tallies().values())
 
 
 def _lower_priority() -> None:
-    """Where training wants the processor, training has it: on Linux, this gets what is idle."""
+    """Give the training precedence; on Linux, this process only gets idle processor time."""
     os.nice(_NICENESS)
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # some containers forbid it
+        with contextlib.suppress(OSError):  # forbidden in some containers
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def main() -> None:
-    """`METRICBUS_DELIVERY_TOLD={…} … FOLDER LINGER_SECS`, started by `delivery_process`."""
+    """Run the process that `ProcessHost` starts; the arguments are FOLDER and LINGER_SECS."""
     folder, linger_secs = RunFolder(Path(sys.argv[1])), float(sys.argv[2])
     for variable in _NOT_INHERITED:
         os.environ.pop(variable, None)
-    told = msgspec.convert(json.loads(os.environ.pop(WORKER_CONFIG_ENV)), type=WorkerConfig)
-    sys.argv = told.argv
+    config = msgspec.convert(json.loads(os.environ.pop(WORKER_CONFIG_ENV)), type=WorkerConfig)
+    sys.argv = config.argv
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
     )
     _lower_priority()
-    _log.info("process %d delivers %s", os.getpid(), folder.path)
-    complete = Worker(folder, specs_of(told.sinks), told.attempt, linger_secs).run()
-    _log.info("process %d ends, %s", os.getpid(), "all done" if complete else "not all done")
+    _log.info("delivery process %d started for %s", os.getpid(), folder.path)
+    complete = Worker(folder, specs_of(config.sinks), config.attempt, linger_secs).run()
+    outcome = "delivered everything" if complete else "left values undelivered"
+    _log.info("delivery process %d %s", os.getpid(), outcome)
     logging.shutdown()
-    if not complete:  # a backend that hangs must not hold up the end
-        os._exit(1)
+    if not complete:
+        os._exit(1)  # a hanging backend must not delay the exit

@@ -1,13 +1,13 @@
 """The sink contract, the registry of sink names, and one package for each backend.
 
-In: batches of records (`Scalars`, `Rewind`, and the media records of `metricbus.media`), from the
-consumer in `_delivery/consumer.py`.
+In: batches of records (`Scalars`, `Epoch`, `Rewind`, and the media records of `metricbus.media`)
+from the consumer in `_delivery/consumer.py`.
 Out: the backend's own files or requests, and a small state that the consumer stores after each
 flush and passes to `Sink.open` after a restart.
-Promises: what `Sink` documents in `sinks/base.py`; records are never changed, merged or split.
+Promises: the contract in `sinks/base.py`; records are never changed, merged or split.
 May not touch: the bus, the queue, the journal's segments, other sinks.
 
-A package can register a sink of its own with an entry point:
+Other packages can register a sink with an entry point:
 
     [project.entry-points."metricbus.sinks"]
     mysink = "my_package:MySink"
@@ -15,6 +15,7 @@ A package can register a sink of its own with an entry point:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 import msgspec
 
 from metricbus._common.records import Rewind, Scalars
-from metricbus._common.settings import in_words
+from metricbus._common.settings import describe_type
 from metricbus._common.sink_urls import SinkURL, redact
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
@@ -45,7 +46,7 @@ __all__ = [
     "sink_names",
 ]
 
-_OURS = {
+_BUILTIN = {
     "csv": "metricbus.sinks.csv.sink:CsvSink",
     "logging": "metricbus.sinks.logging.sink:LoggingSink",
     "mlflow": "metricbus.sinks.mlflow.sink:MlflowSink",
@@ -55,44 +56,52 @@ _OURS = {
 
 
 def sink_names() -> list[str]:
-    """The names of all sinks that a URL may begin with, ours and installed ones."""
-    return sorted({*_OURS, *(point.name for point in _theirs())})
+    """Return the names of all sinks, built-in and installed."""
+    return sorted({*_BUILTIN, *(point.name for point in _entry_points())})
 
 
 def find_sink(name: str) -> type[Sink]:
-    """The class behind a name; `ConfigError` with near names when there is none."""
-    if name in _OURS:
-        module, _, attribute = _OURS[name].partition(":")
+    """Return the sink class with this name.
+
+    Raises `ConfigError` if there is none, and `MissingPackageError` if a package it needs is not
+    installed.
+    """
+    if name in _BUILTIN:
+        module, _, attribute = _BUILTIN[name].partition(":")
         cls: type[Sink] = getattr(import_module(module), attribute)
     else:
         cls = _load(name)
-    for needed in cls.requires:
-        if find_spec(needed) is None:
+    for module_name in cls.requires:
+        if find_spec(module_name) is None:
             raise MissingPackageError(
-                f"the sink {name!r} needs the package {needed!r}, which is not installed: "
-                f"{cls.install or f'pip install {needed}'}"
+                f"sink {name!r} requires the package {module_name!r}, which is not installed; "
+                f"install it with: {cls.install or f'pip install {module_name}'}"
             )
     return cls
 
 
 def make_sink(url: SinkURL) -> tuple[Sink, SinkOptions]:
-    """The sink that a URL stands for, not opened, and how it is to be fed; all options checked."""
+    """Create the sink that a URL describes, without opening it, and validate all options.
+
+    Returns the sink and the options that all sinks share. Raises `ConfigError` for an unknown,
+    repeated or invalid option.
+    """
     cls = find_sink(url.name)
-    common = {field.name for field in msgspec.structs.fields(SinkOptions)}
-    own = {field.encode_name for field in msgspec.structs.fields(cls.Options)}
-    fields = (*msgspec.structs.fields(SinkOptions), *msgspec.structs.fields(cls.Options))
+    common_fields = msgspec.structs.fields(SinkOptions)
+    fields = (*common_fields, *msgspec.structs.fields(cls.Options))
+    common = {field.encode_name for field in common_fields}
+    names = {field.encode_name for field in fields}
     lists = {field.encode_name for field in fields if get_origin(field.type) is list}
     for option, texts in url.options.items():
-        if option not in common | own:
+        if option not in names:
             raise ConfigError(
-                f"the sink {redact(url.text)!r} has no option {option!r}"
-                f"{_near(option, sorted(common | own))}; there are: "
-                + ", ".join(sorted(common | own))
+                f"sink {redact(url.text)!r} has no option {option!r}"
+                f"{_suggestion(option, names)} Available options: {', '.join(sorted(names))}"
             )
         if len(texts) > 1 and option not in lists:
-            raise ConfigError(f"the sink {redact(url.text)!r} has the option {option!r} twice")
+            raise ConfigError(f"sink {redact(url.text)!r} has the option {option!r} twice")
     return (
-        cls(url.location, _parse_options(url, own - common, cls.Options)),
+        cls(url.location, _parse_options(url, names - common, cls.Options)),
         _parse_options(url, common, SinkOptions),
     )
 
@@ -111,38 +120,41 @@ def _parse_options(url: SinkURL, names: set[str], into: type[_Options]) -> _Opti
             values[field.name] = msgspec.convert(value, field.type, strict=False)
         except msgspec.ValidationError as error:
             raise ConfigError(
-                f"the sink {redact(url.text)!r}, option {field.encode_name!r}: {error}; "
-                f"expected {in_words(field.type)}"
+                f"sink {redact(url.text)!r}, option {field.encode_name!r}: {error}; "
+                f"expected {describe_type(field.type)}"
             ) from None
     return into(**values)
 
 
 def _load(name: str) -> type[Sink]:
-    for point in _theirs():
+    for point in _entry_points():
         if point.name == name:
             try:
                 cls = point.load()
             except ImportError as error:
                 raise MissingPackageError(
-                    f"the sink {name!r} of {point.value} cannot be imported: {error}"
+                    f"sink {name!r}: cannot import {point.value}: {error}"
                 ) from error
             if not (isinstance(cls, type) and issubclass(cls, Sink)):
-                raise ConfigError(f"the sink {name!r}: {point.value} is no metricbus.sinks.Sink")
+                raise ConfigError(
+                    f"sink {name!r}: {point.value} is not a subclass of metricbus.sinks.Sink"
+                )
             return cls
     names = sink_names()
     raise ConfigError(
-        f"no sink is called {name!r}{_near(name, names)}; there are: {', '.join(names)}"
+        f"unknown sink {name!r}{_suggestion(name, names)} Available sinks: {', '.join(names)}"
     )
 
 
-def _theirs() -> list[EntryPoint]:
-    from importlib.metadata import entry_points  # a third of the time that importing us would take
+def _entry_points() -> list[EntryPoint]:
+    # Imported here because it would take a third of the import time of metricbus.
+    from importlib.metadata import entry_points
 
     return list(entry_points(group="metricbus.sinks"))
 
 
-def _near(name: str, names: list[str]) -> str:
+def _suggestion(name: str, names: Iterable[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    matches = difflib.get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else "."

@@ -1,22 +1,36 @@
-"""The contract of a sink: one required method, `write`.
+"""The sink contract.
 
-A sink is opened, written to, flushed and closed by one thread, its consumer's; it needs no locks.
-It knows records and the run, never the bus. Order is that of the journal, and one record is one
-write in the backend: sinks neither merge nor split.
+A sink writes the records of one run to one backend. Subclass `Sink` and implement `write`; every
+other method is optional.
 
-Progress is saved after each `flush`, together with what `flush` returns. After a crash the sink is
-opened with that state again and is given everything after it once more. What stands in the backend
-beyond the state is the sink's to recognise: a file is cut to the saved length, for one. A sink that
-recognises records by their place among all that it was given says so (`dedup`), and gets them in
-the same order again. A sink whose backend takes its time says how much is safe (`acknowledged`); only
-that is saved.
+**Threads.** All methods are called from one thread, that of the sink's consumer. A sink needs no
+locks and no retries of its own.
 
-Failures: raise `Unavailable` (or any `OSError`) when the backend cannot be had right now, and the
-same records come again later; raise `Rejected`, or let anything else escape, when they can never be
-taken, and they come again one by one so that the bad ones are found. Either way `write` must have
-undone or not begun what it was asked to do, or recognise it when it comes again. When `flush`
-fails, `flush` alone is called again. Raise `Lost` when the backend died with what was not settled:
-the sink is opened again, with the state of what was.
+**Records.** A sink receives instances of the classes in `Sink.kinds`, in journal order. It writes
+each record separately: it never changes, merges or splits records.
+
+**Lifecycle.** The consumer calls `open`, then `write` and `flush` for each batch, and finally
+`close`.
+
+**Restarts.** After each `flush`, the consumer stores the returned state together with its position
+in the journal. After a crash it calls `open` with the stored state and repeats every record after
+the stored position. The sink must recognize what the backend already has beyond that state. A file
+sink, for example, truncates its file to the stored length. `Sink.dedup` declares how the sink
+recognizes repeated records. If records reach the backend some time after `flush` returns, override
+`acknowledged`: the consumer then stores only the progress that is safe.
+
+**Errors.** The type of an exception tells the consumer what to do:
+
+* `Unavailable`, or any `OSError`: the backend cannot be reached now. The consumer waits and repeats
+  the same records.
+* `Rejected`, or any other exception from `write`: the backend will never accept the batch. The
+  consumer writes it again in halves until it has isolated the records that fail, and counts those
+  as rejected.
+* `Lost`: the backend has lost records that were not acknowledged. The consumer waits, opens the
+  sink with the last acknowledged state, and repeats all records after it.
+
+After any other exception from `open` or `flush`, the consumer waits and repeats that call alone.
+If `write` raises, it must have had no effect, or the sink must recognize the repeated records.
 """
 
 from __future__ import annotations
@@ -35,19 +49,20 @@ from metricbus.errors import ConfigError
 
 _log = logging.getLogger("metricbus.sinks")
 
-_OWNER = ".metricbus-run"  # in a folder outside the run's own: whose it is
+_OWNER = ".metricbus-run"
+"""The file that names the run to which a folder outside the run folder belongs."""
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of a sink that has none of its own."""
+    """The options of a sink that defines none."""
 
 
 class SinkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the URL of every sink may say.
+    """The URL options that every sink has.
 
-    `include` and `exclude` are globs over names. `every=n` thins: of each name, the first value and
-    every n-th after it. `flush_secs` is the pace at which the sink is written to, `batch_size` the
-    largest number of records in one `write`.
+    `include` and `exclude` are glob patterns for names. With `every=n`, the sink receives the first
+    value of each name and every n-th value after it. `flush_secs` is the interval between writes
+    in seconds, `batch_size` the maximum number of records in one `write`.
     """
 
     include: list[str] = []
@@ -58,22 +73,23 @@ class SinkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sink(ABC):
-    """Writes a run's records to one backend.
+    """Base class of all sinks; writes a run's records to one backend.
 
-    Class attributes:
+    Class attributes, all of them optional:
 
-    * `kinds`: the classes of records that it takes; others never reach it. Left out: scalars.
-    * `Options`: a `msgspec.Struct` with the options that the sink's URL may have, with types and
-      defaults; they are checked when the bus is made.
-    * `shareable`: whether two sinks of one location can live side by side; files cannot.
-    * `exclusive_reason`: why a bus cannot have two of the kind, if it cannot.
-    * `training_process_only`: whether it only makes sense in the process that trains.
-    * `prefers_subprocess`: whether it imports or computes so much that it wants a process of its own.
-    * `dedup`: how the sink recognises records that it receives again after a crash. `"content"`: by
+    * `kinds`: record classes that the sink accepts; it never receives others. Default: scalars.
+    * `Options`: a `msgspec.Struct` with the sink's own URL options, their types and defaults. They
+      are validated when the bus is created.
+    * `shareable`: whether several sinks may write to the same location at the same time.
+    * `exclusive_reason`: why a bus cannot have two sinks of this kind; empty if it can.
+    * `training_process_only`: whether the sink only makes sense in the training process.
+    * `prefers_subprocess`: whether the sink imports or computes so much that it should run in the
+      delivery process.
+    * `dedup`: how the sink recognizes records that are repeated after a crash. `"content"`: by
       their content, independently of other records. `"position"`: by their position among all
-      records, so they are repeated in the same order. `"none"`: not at all.
-    * `requires`: names of the modules that must be importable; they are looked for, not imported,
-      when the bus is made.
+      records; they are then repeated in the original order. `"none"`: not at all.
+    * `requires`: modules that must be installed. This is checked, without importing them, when the
+      bus is created.
     * `install`: the command that installs them, for the error message.
     """
 
@@ -88,102 +104,120 @@ class Sink(ABC):
     install: ClassVar[str] = ""
 
     def __init__(self, location: str = "", options: Any = None) -> None:
-        """Takes the URL's location and options. No I/O and no heavy import here."""
+        """Store the location and the options of the URL; do no I/O and no expensive import."""
         self.location = location
         self.options = self.Options() if options is None else options
-        self._fallbacks: set[str] = set()
+        self._logged_fallbacks: set[str] = set()
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Connects to the backend for this run.
+        """Connect to the backend.
 
-        `folder` is the run's folder. `state` is what `flush` last returned for this run, and empty
-        the first time. Called again after a failure until it succeeds, and after `Lost`.
+        `run` describes the run, `folder` is its folder, and `state` is the state that was stored
+        last, empty for a new sink. Called again until it succeeds, and after each `Lost`.
         """
 
     @abstractmethod
     def write(self, records: Sequence[Any]) -> None:
-        """Takes the records (of its `kinds`), all or none."""
+        """Write all records, or raise and write none."""
 
     def skip_rejected(self, count: int) -> None:
-        """So many records, which were rejected, are left out here: for a sink that numbers them."""
+        """Skip `count` rejected records, so that record numbers stay stable."""
 
     def flush(self) -> Mapping[str, Any]:
-        """Makes what was written safe, and returns what `open` needs to go on from here (JSON)."""
+        """Make the written records durable and return the state that `open` needs to resume.
+
+        The state must be serializable as JSON.
+        """
         return {}
 
     def acknowledged(self) -> int | None:
-        """How many of the records written since `open` outlive this process and the backend's own.
+        """Return how many of the records written since `open` are durable in the backend.
 
-        None: all that were flushed. Asked after each flush, and now and then.
+        Records are durable if they survive the death of this process and of the backend's own
+        processes. `None`, the default, means all records that were flushed. Called after each
+        `flush` and repeatedly while records are not acknowledged.
         """
         return None
 
     def close(self, status: Status) -> None:
-        """The run has ended so; let go of the backend. Called once, after the last flush.
+        """Disconnect from the backend. All flushed records count as acknowledged afterwards.
 
-        What was flushed counts as settled once this has returned.
+        `status` is the final status of the run, or `"running"` if this delivery stops while the run
+        continues.
         """
 
-    def log_fallback(self, kind: str, instead: str) -> None:
-        """Says, once for each kind, what the backend gets for lack of something better."""
-        if kind not in self._fallbacks:
-            self._fallbacks.add(kind)
+    def log_fallback(self, unsupported: str, replacement: str) -> None:
+        """Warn, once per kind of data, that the backend receives a replacement for it.
+
+        Both arguments are noun phrases that complete the message "csv does not support
+        <unsupported>; logging <replacement> instead".
+        """
+        if unsupported not in self._logged_fallbacks:
+            self._logged_fallbacks.add(unsupported)
             sink = type(self).__name__.removesuffix("Sink").lower()
-            _log.warning("%s takes no %s as it is: it gets %s", sink, kind, instead)
+            _log.warning(
+                "%s does not support %s; logging %s instead", sink, unsupported, replacement
+            )
 
     @property
     def where(self) -> str:
-        """Where the records can be found, for people; empty if there is no such place."""
+        """Path or address at which users find the records; empty if there is none."""
         return ""
 
     @property
     def command(self) -> str:
-        """The command that opens them, for people; empty if there is none."""
+        """Shell command that opens the records for viewing; empty if there is none."""
         return ""
 
 
-def with_marked_names(records: Sequence[Scalars | Rewind]) -> Sequence[Scalars | Rewind]:
-    """The records, for a backend that cannot mark a value: partial ones get names of their own.
-
-    What was in the reduction of `loss` when its process died is called `loss_partial`.
-    """
-    if not any(_is_partial(record) for record in records):
-        return records
-    return [_marked(record) if _is_partial(record) else record for record in records]
-
-
-def _is_partial(record: Scalars | Rewind) -> TypeGuard[Scalars]:
-    return isinstance(record, Scalars) and record.partial
-
-
-def _marked(record: Scalars) -> Scalars:
-    values = {f"{name}_partial": value for name, value in record.values.items()}
-    return msgspec.structs.replace(record, values=values)
-
-
 class FileSink(Sink):
-    """A sink that writes into a folder: the run's, or one for each run at its URL's location."""
+    """A sink that writes files into the run folder, or into one folder per run at its location."""
 
     def __init__(self, location: str = "", options: Any = None) -> None:
-        """Settles where the location is: a training script may change its folder later."""
+        """Make the location absolute, because the training script may change directory later."""
         absolute = str(Path(location).expanduser().absolute()) if location else ""
         super().__init__(absolute, options)
 
     def folder_for(self, run: Run, folder: Path, name: str) -> Path:
-        """Where to write: `<location>/<run's id>`, or `<run's folder>/<name>` without one."""
+        """Return the output folder: `<location>/<run id>`, or `<folder>/<name>` without a location.
+
+        A folder at a location is created and marked with the run that owns it. Raises `ConfigError`
+        if it belongs to another run with the same id.
+        """
         if not self.location:
             return folder / name
-        found = Path(self.location) / run.id
-        owner = found / _OWNER
-        who = f"{run.id}, begun at {run.started}"
+        output = Path(self.location) / run.id
+        marker = output / _OWNER
+        owner = f"{run.id}, begun at {run.started}"
         try:
-            found.mkdir(parents=True, exist_ok=True)
-            with open(owner, "x", encoding="utf-8") as new:
-                new.write(who)
+            output.mkdir(parents=True, exist_ok=True)
+            with open(marker, "x", encoding="utf-8") as file:
+                file.write(owner)
         except FileExistsError:
-            if owner.read_text(encoding="utf-8") not in ("", who):
+            if marker.read_text(encoding="utf-8") not in ("", owner):
                 raise ConfigError(
-                    f"{found} is another run's, which has the same id; give the sink a folder of "
-                    f"its own, such as {name}:elsewhere"
+                    f"{output} belongs to another run with the same id; use another location, "
+                    f"such as {name}:elsewhere"
                 ) from None
-        return found
+        return output
+
+
+def with_partial_suffix(records: Sequence[Scalars | Rewind]) -> Sequence[Scalars | Rewind]:
+    """Rename the values of partial rows from `loss` to `loss_partial`.
+
+    For backends in which a value cannot be marked as partial.
+    """
+    if not any(map(_is_partial, records)):
+        return records
+    return [
+        msgspec.structs.replace(
+            record, values={f"{name}_partial": value for name, value in record.values.items()}
+        )
+        if _is_partial(record)
+        else record
+        for record in records
+    ]
+
+
+def _is_partial(record: Scalars | Rewind) -> TypeGuard[Scalars]:
+    return isinstance(record, Scalars) and record.partial

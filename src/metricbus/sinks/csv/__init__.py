@@ -1,1 +1,1 @@
-"""The CSV sink: one file for scalars, more for media, in the run folder or elsewhere."""
+"""The CSV sink: one file for scalars and more for media, in the run folder or at a location."""

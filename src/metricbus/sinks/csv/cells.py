@@ -1,4 +1,4 @@
-"""How CSV files are spelled: RFC 4180, lines end in CR LF."""
+"""CSV encoding: RFC 4180 with CR LF line ends."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'
 
 
 def safe_cell(text: str) -> str:
-    """The text as a cell that a spreadsheet does not run."""
+    """Return the text, with an apostrophe in front if a spreadsheet might evaluate it."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def seconds(nanoseconds: int) -> str:
-    """A time in seconds, exactly."""
+    """Return a time in seconds as an exact decimal number."""
     return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}"
 
 
 def lines(rows: Iterable[Sequence[str]]) -> bytes:
-    """The rows as lines of a CSV file."""
+    """Encode the rows as lines of a CSV file."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()

@@ -1,4 +1,4 @@
-"""Files that grow together: what one `write` appends to them counts in all of them or in none."""
+"""Append-only files whose changes are committed or rolled back together."""
 
 from __future__ import annotations
 
@@ -13,85 +13,88 @@ from metricbus.errors import Lost
 
 _log = logging.getLogger("metricbus.sinks.csv")
 
-_MOST_OPEN = 16
+_MAX_OPEN_FILES = 16
 
 
-class GrowingFiles:
-    """The growing files of a folder, by their paths in it; few of them are open at a time.
+class AppendTransaction:
+    """The append-only files of one folder, named by their relative paths.
 
-    `lengths` are the bytes that count of each. What stands in a file beyond them when it is first
-    opened is cut off.
+    `lengths` maps each path to its committed length in bytes. When a file is opened for the first
+    time, everything beyond that length is truncated. Only a few files are open at a time.
     """
 
     def __init__(self, folder: Path, lengths: Mapping[str, int]) -> None:
         self.lengths = dict(lengths)
         self._folder = folder
-        self._open: OrderedDict[str, AppendFile] = OrderedDict()
-        self._known: set[str] = set()  # whose length was seen to be right, or made so
-        self._before: dict[str, int] = {}  # the lengths since `keep`
+        self._open_files: OrderedDict[str, AppendFile] = OrderedDict()
+        self._verified: set[str] = set()
+        self._uncommitted: dict[str, int] = {}  # path -> committed length
 
-    def append(self, path: str, piece: bytes, header: bytes) -> None:
-        """Appends the piece; after the header, if the file is new."""
+    def append(self, path: str, data: bytes, header: bytes) -> None:
+        """Append the data to a file; a new file starts with the header."""
         file = self.file(path)
-        self._before.setdefault(path, file.length)
-        file.append(piece if file.length else header + piece)
+        self._uncommitted.setdefault(path, file.length)
+        file.append(data if file.length else header + data)
         self.lengths[path] = file.length
 
     def file(self, path: str) -> AppendFile:
-        """The file, opened."""
-        file = self._open.get(path)
+        """Return the file, opened for appending."""
+        file = self._open_files.get(path)
         if file is None:
-            file = self._open[path] = self._opened(path)
-            if len(self._open) > _MOST_OPEN:
-                _, oldest = self._open.popitem(last=False)
+            file = self._open_files[path] = self._open(path)
+            if len(self._open_files) > _MAX_OPEN_FILES:
+                _, oldest = self._open_files.popitem(last=False)
                 oldest.close()
-        self._open.move_to_end(path)
+        self._open_files.move_to_end(path)
         return file
 
-    def _opened(self, path: str) -> AppendFile:
-        whole = self._folder / path
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        file = AppendFile(whole, shared=True)
+    def _open(self, path: str) -> AppendFile:
+        absolute = self._folder / path
+        absolute.parent.mkdir(parents=True, exist_ok=True)
+        file = AppendFile(absolute, shared=True)
         try:
-            counted = self.lengths.get(path, 0)
-            if file.length != counted:
-                self._mend(file, counted, known=path in self._known)
+            length = self.lengths.get(path, 0)
+            if file.length != length:
+                self._restore_length(file, length, verified=path in self._verified)
         except BaseException:
             file.close()
             raise
-        self._known.add(path)
+        self._verified.add(path)
         self.lengths[path] = file.length
         return file
 
-    def _mend(self, file: AppendFile, counted: int, *, known: bool) -> None:
-        if known:
-            raise Lost(f"{file.path} was changed by another process")
-        if file.length < counted:
-            _log.warning("%s has been cut or replaced; going on at its end", file.path)
+    def _restore_length(self, file: AppendFile, length: int, *, verified: bool) -> None:
+        if verified:
+            raise Lost(f"{file.path} was modified by another process")
+        if file.length < length:
+            _log.warning("%s was truncated or replaced; appending to its end", file.path)
         else:
-            file.cut(counted)
+            file.truncate(length)
 
-    def keep(self) -> None:
-        """What was appended counts."""
-        self._before.clear()
+    def commit(self) -> None:
+        """Keep everything that was appended since the last commit."""
+        self._uncommitted.clear()
 
-    def undo(self) -> None:
-        """Takes back what was appended since `keep`; `Lost` if that cannot be done."""
+    def rollback(self) -> None:
+        """Remove everything that was appended since the last commit.
+
+        Raises `Lost` if a file cannot be truncated.
+        """
         try:
-            for path, length in self._before.items():
-                if file := self._open.pop(path, None):
+            for path, length in self._uncommitted.items():
+                if file := self._open_files.pop(path, None):
                     file.close()
                 os.truncate(self._folder / path, length)
                 self.lengths[path] = length
                 if not length:
                     os.unlink(self._folder / path)
         except OSError as error:
-            raise Lost(f"{self._folder / path} cannot be cut: {error}") from error
+            raise Lost(f"cannot truncate {self._folder / path}: {error}") from error
         finally:
-            self._before.clear()
+            self._uncommitted.clear()
 
     def close(self) -> None:
-        """Lets go of the files; closing again does nothing."""
-        for file in self._open.values():
+        """Close all files; closing again has no effect."""
+        for file in self._open_files.values():
             file.close()
-        self._open.clear()
+        self._open_files.clear()

@@ -1,18 +1,18 @@
-"""What media become beside `metrics.csv`: files, and lines that say where they lie.
+"""Writes media as files next to `metrics.csv`, with lines that refer to them.
 
-Paths in CSV files are relative to the folder of `metrics.csv`, with slashes. They lead to the run's
-`media/`, `../media/…`; a sink with a location of its own has copies, under `media/…`. (A file that
-was not copied when it was logged stays where it is; its path is absolute.)
+Paths in CSV files are relative to the folder of `metrics.csv` and use slashes. They refer to the
+run's media folder (`../media/…`), or, if the sink has a location, to copies under `media/…`. A file
+that was logged without copying keeps its absolute path.
 
-`histograms.csv` has a line for each histogram, with its totals, and after it one for each of its
-bins: `low`, `high`, `bin_count`. Each kind of line leaves the other's columns empty.
+`histograms.csv` has one line with the totals of each histogram, followed by one line per bin
+(`low`, `high`, `bin_count`). Each kind of line leaves the columns of the other empty.
 
-`tables/<name>-<table>.csv` has a table, with its columns as the header; `tables.csv` a line for
-each part of one that was logged: when, which rows (`first_row`, `rows`), and the bytes that the
-table had then (`end`). In cells, text is made safe as in `metrics.csv`, numbers read back exactly,
-booleans are `true` and `false`, pictures their paths, and None is empty.
+`tables/<name>-<table>.csv` holds one table, with its columns as the header. `tables.csv` has a line
+for each logged part of a table: when it was logged, its rows (`first_row`, `rows`), and the length
+of the table's file after it in bytes (`end`). In cells, text is made safe as in `metrics.csv`,
+numbers read back exactly, booleans are `true` and `false`, images are paths, and None is empty.
 
-`charts/<name>/<step>-….csv` has a chart's data.
+`charts/<name>/<step>-….csv` holds the data of one chart.
 """
 
 from __future__ import annotations
@@ -32,119 +32,131 @@ from metricbus._common.media_records import (
     FileRecord,
     FileRef,
     HistogramRecord,
+    ImageCell,
     ImageRecord,
     MediumRecord,
-    Picture,
     TableRecord,
     TextRecord,
     VideoRecord,
 )
-from metricbus._journal.media_files import MediaFolder, ref_of, safe_name
+from metricbus._journal.media_files import MediaFolder, make_file_ref, safe_name
 from metricbus.errors import MediaError
 from metricbus.sinks.csv.cells import lines, safe_cell, seconds
-from metricbus.sinks.csv.files import GrowingFiles
-from metricbus.sinks.media_text import caption_of, kind_of, plain_cell
+from metricbus.sinks.csv.files import AppendTransaction
+from metricbus.sinks.media_text import caption_of, cell_text, kind_of
 
 HISTOGRAMS, TABLES = "histograms.csv", "tables.csv"
 
-_WHEN = ("step", "epoch", "time", "name")
-_TOTALS = ("count", "min", "max", "mean", "std", "sum", "sum_squares", "nan", "inf", "minus_inf")
-_BINS = ("low", "high", "bin_count")
-_PARTS = ("path", "first_row", "rows", "end")
+_LOG_COLUMNS = ("step", "epoch", "time", "name")
+_BIN_COLUMNS = ("low", "high", "bin_count")
+_PART_COLUMNS = ("path", "first_row", "rows", "end")
+_TOTALS = {
+    "count": "count",
+    "min": "minimum",
+    "max": "maximum",
+    "mean": "mean",
+    "std": "std",
+    "sum": "sum",
+    "sum_squares": "sum_squares",
+    "nan": "nan",
+    "inf": "infinite",
+    "minus_inf": "minus_infinite",
+}
+"""Column -> field of `HistogramRecord`."""
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 class CsvMedia:
-    """Writes the media of the run in `folder` beside the `metrics.csv` in `own`.
+    """Writes the media of the run in `folder` next to the `metrics.csv` in `output`.
 
-    With `copies`, files go there, too. `tell` is told of what has no place in files.
+    If `copies` is set, media files are copied to `output`. `log_fallback` is that of the sink.
     """
 
     def __init__(
         self,
         folder: Path,
-        own: Path,
-        files: GrowingFiles,
+        output: Path,
+        files: AppendTransaction,
         *,
         copies: bool,
-        tell: Callable[[str, str], None],
+        log_fallback: Callable[[str, str], None],
     ) -> None:
         self._media = MediaFolder(folder)
         self._folder = folder
-        self._own = own
+        self._output = output
         self._files = files
         self._copies = copies
-        self._tell = tell
+        self._log_fallback = log_fallback
         self._histograms: list[Sequence[str]] = []
-        self._parts: list[Sequence[str]] = []
+        self._table_parts: list[Sequence[str]] = []
 
-    def go_on(self) -> None:
-        """Goes on with the files that are there; `tables.csv` says how much of each table counts.
+    def resume(self) -> None:
+        """Restore the committed lengths of the existing files; those of tables are in `tables.csv`.
 
-        What of them does not count is cut off.
+        Bytes beyond them are truncated.
         """
-        if (self._own / HISTOGRAMS).exists():
+        if (self._output / HISTOGRAMS).exists():
             self._files.file(HISTOGRAMS)
-        if (self._own / TABLES).exists():
+        if (self._output / TABLES).exists():
             with open(self._files.file(TABLES).path, newline="", encoding="utf-8") as file:
                 for part in csv.DictReader(file):
                     self._files.lengths[part["path"]] = int(part["end"])
 
     def add(self, record: MediumRecord) -> list[tuple[str, str]]:
-        """Writes the record's files; the `value` and `kind` of its lines in `metrics.csv`."""
+        """Write the record's files; return `value` and `kind` of its lines in `metrics.csv`."""
         match record:
             case HistogramRecord():
                 self._histograms += _histogram_lines(record)
                 value = HISTOGRAMS
             case TableRecord():
-                value = self._add_rows(record)
+                value = self._add_table_part(record)
             case ChartRecord():
-                data = self._write_data(record)
-                return [(self._place(record.picture), "chart"), (data, "chart_data")]
+                data = self._write_chart_data(record)
+                return [(self._stored_path(record.picture), "chart"), (data, "chart_data")]
             case ImageRecord():
                 if record.boxes or record.masks:
-                    self._tell(
-                        "image with boxes or masks",
-                        "the picture with boxes and masks drawn onto it",
+                    self._log_fallback(
+                        "images with boxes or masks", "images with these drawn onto them"
                     )
-                value = self._place(record.drawn)
+                value = self._stored_path(record.drawn)
             case TextRecord() | AudioRecord() | VideoRecord() | FileRecord():
-                value = self._place(record.file)
+                value = self._stored_path(record.file)
             case _:
-                raise TypeError(f"a {kind_of(record)} is no medium that CSV knows")
+                raise TypeError(f"cannot write a medium of the unknown kind {kind_of(record)!r}")
         caption = caption_of(record)
         return [(value, kind_of(record)), *([(caption, "caption")] if caption else [])]
 
     def finish(self) -> None:
-        """Writes what `add` has gathered."""
+        """Append the lines that `add` has collected for `histograms.csv` and `tables.csv`."""
         if self._histograms:
-            header = lines([[*_WHEN, *_TOTALS, *_BINS]])
+            header = lines([[*_LOG_COLUMNS, *_TOTALS, *_BIN_COLUMNS]])
             self._files.append(HISTOGRAMS, lines(self._histograms), header)
-        if self._parts:
-            self._files.append(TABLES, lines(self._parts), lines([[*_WHEN, *_PARTS]]))
-        self.forget()
+        if self._table_parts:
+            header = lines([[*_LOG_COLUMNS, *_PART_COLUMNS]])
+            self._files.append(TABLES, lines(self._table_parts), header)
+        self.discard()
 
-    def forget(self) -> None:
-        """Forgets what `add` has gathered."""
-        self._histograms, self._parts = [], []
+    def discard(self) -> None:
+        """Discard the lines that `add` has collected."""
+        self._histograms, self._table_parts = [], []
 
-    def _add_rows(self, record: TableRecord) -> str:
+    def _add_table_part(self, record: TableRecord) -> str:
         table = record.table if _PLAIN_ID.fullmatch(record.table) else safe_name(record.table)
         path = f"tables/{safe_name(record.name)}-{table}.csv"
         rows = self._media.rows(record)
-        piece = lines(map(self._cells, rows))
-        self._files.append(path, piece, lines([list(map(safe_cell, record.columns))]))
+        header = lines([list(map(safe_cell, record.columns))])
+        self._files.append(path, lines(map(self._cells, rows)), header)
         end = self._files.lengths[path]
-        about = path, str(record.first_row), str(len(rows)), str(end)
-        self._parts.append([*_when(record), *about])
+        part = path, str(record.first_row), str(len(rows)), str(end)
+        self._table_parts.append([*_log_cells(record), *part])
         return path
 
-    def _write_data(self, record: ChartRecord) -> str:
+    def _write_chart_data(self, record: ChartRecord) -> str:
         name = PurePosixPath(record.data.path).stem
         path = f"charts/{safe_name(record.name)}/{name}.csv"
         rows = [list(map(safe_cell, record.columns)), *map(self._cells, self._media.rows(record))]
-        target = self._own / path
+        target = self._output / path
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, lines(rows))
         return path
@@ -153,63 +165,53 @@ class CsvMedia:
         return [
             safe_cell(cell)
             if isinstance(cell, str)
-            else self._place(cell.file)
-            if isinstance(cell, Picture)
-            else plain_cell(cell)
+            else self._stored_path(cell.file)
+            if isinstance(cell, ImageCell)
+            else cell_text(cell)
             for cell in row
         ]
 
-    def _place(self, ref: FileRef) -> str:
-        """Sees to it that the file is where the path leads that this returns."""
+    def _stored_path(self, ref: FileRef) -> str:
+        """Return the path for a CSV cell, after the file has been copied or verified."""
         if os.path.isabs(ref.path):
             return ref.path
         if self._copies:
             self._copy(ref)
             return ref.path
         self._media.path(ref)
-        return os.path.relpath(self._folder / ref.path, self._own)
+        return os.path.relpath(self._folder / ref.path, self._output)
 
     def _copy(self, ref: FileRef) -> None:
+        # The journal may come from an untrusted source: write only below media/.
         parts = PurePosixPath(ref.path).parts
-        if parts[0] != "media" or ".." in parts:  # a stranger's journal
-            raise MediaError(f"{ref.path} does not lie in media/")
-        target = self._own / ref.path
-        if target.is_file() and ref_of(target, ref.path) == ref:
+        if parts[0] != "media" or ".." in parts:
+            raise MediaError(f"cannot copy {ref.path}: the path is not in media/")
+        target = self._output / ref.path
+        if target.is_file() and make_file_ref(target, ref.path) == ref:
             return
         source = self._media.path(ref)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         try:
             shutil.copyfile(source, temporary)
-            if ref_of(temporary, ref.path) != ref:
-                raise MediaError(f"{source} was changed while it was being copied")
+            if make_file_ref(temporary, ref.path) != ref:
+                raise MediaError(f"{source} changed while it was being copied")
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
-def _when(record: MediumRecord) -> list[str]:
+def _log_cells(record: MediumRecord) -> list[str]:
     return [str(record.step), str(record.epoch), seconds(record.time), safe_cell(record.name)]
 
 
 def _histogram_lines(record: HistogramRecord) -> list[list[str]]:
-    when = _when(record)
-    totals = [
-        record.count,
-        record.minimum,
-        record.maximum,
-        record.mean,
-        record.std,
-        record.sum,
-        record.sum_squares,
-        record.nan,
-        record.infinite,
-        record.minus_infinite,
-    ]
-    blank = [""] * len(_TOTALS)
+    start = _log_cells(record)
+    totals = [cell_text(getattr(record, field)) for field in _TOTALS.values()]
+    no_totals, no_bin = [""] * len(_TOTALS), [""] * len(_BIN_COLUMNS)
     bins = zip(record.edges, record.edges[1:], record.counts, strict=False)
     return [
-        [*when, *map(plain_cell, totals), "", "", ""],
-        *([*when, *blank, repr(low), repr(high), str(count)] for low, high, count in bins),
+        [*start, *totals, *no_bin],
+        *([*start, *no_totals, repr(low), repr(high), str(count)] for low, high, count in bins),
     ]

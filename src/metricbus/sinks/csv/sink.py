@@ -1,20 +1,22 @@
-"""Tidy CSV files: one line a value or medium, whatever names come, in `metrics.csv`.
+"""Writes tidy CSV files: one line per value or medium in `metrics.csv`.
 
-Columns: `step`, `epoch`, `time` (seconds since 1970-01-01 UTC with nine decimals), `name`, `value`
-and `kind`, which is `scalar` for a value and `partial` for what was in a reduction when its process
-died. A line of the kind `rewind` has no name: of the lines above it, those with a greater step are
-superseded. Of a medium, the kind is what it is (`histogram`, `image`, `table`, `text`, `audio`,
-`video`, `chart`, `file`) and the value the path of its file; lines of the kinds `caption` and
-`chart_data` go with the one above them. `metricbus.sinks.csv.media` says what these files are.
-Other kinds of lines may come between; readers take the kinds they know. Appending costs the same
-however long the file is. Quoting follows RFC 4180, lines end in CR LF, and floats are written
-so that they read back exactly.
+The columns are `step`, `epoch`, `time` (seconds since 1970-01-01 UTC, with nine decimals), `name`,
+`value` and `kind`. Lines follow RFC 4180 and end in CR LF. The kinds are
 
-A name that a spreadsheet would run as a formula gets an apostrophe in front, and so does one that
-begins with an apostrophe, so that taking one leading apostrophe away gives every name back.
-Numbers are never touched: -0.5 stays a number.
+* `scalar`: a value; floats read back exactly;
+* `partial`: the pending aggregate of a reduction whose process died;
+* `rewind`: no value; the lines above it with a greater step are superseded;
+* `histogram`, `image`, `table`, `text`, `audio`, `video`, `chart` or `file`: a medium; the value is
+  the path of its file (see `metricbus.sinks.csv.media`);
+* `caption` or `chart_data`: a part of the medium in the line above.
 
-Beside it, `config.json` has the run's hyperparameters, `run.json` its name and how it ended.
+Later versions may add kinds, so readers should skip those that they do not know.
+
+A name that a spreadsheet would evaluate as a formula, or that begins with an apostrophe, gets an
+apostrophe in front. Removing one leading apostrophe therefore restores every name. Numbers are
+never changed: -0.5 stays a number.
+
+Next to it, `config.json` holds the run's config, and `run.json` its name and final status.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from typing import Any
 import msgspec
 
 from metricbus._common.files import replace_file
-from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
 from metricbus._common.records import Rewind, Scalars, Status
 from metricbus._journal.run import Run
 from metricbus.errors import Lost
 from metricbus.sinks.base import FileSink
 from metricbus.sinks.csv.cells import lines, safe_cell, seconds
-from metricbus.sinks.csv.files import GrowingFiles
+from metricbus.sinks.csv.files import AppendTransaction
 from metricbus.sinks.csv.media import HISTOGRAMS, TABLES, CsvMedia
 
 __all__ = ["COLUMNS", "CsvSink", "safe_cell"]
@@ -41,99 +43,100 @@ __all__ = ["COLUMNS", "CsvSink", "safe_cell"]
 COLUMNS = ("step", "epoch", "time", "name", "value", "kind")
 
 _METRICS = "metrics.csv"
-_IN_STATE = {"length": _METRICS, "histograms": HISTOGRAMS, "tables": TABLES}
+_STATE_KEYS = {"length": _METRICS, "histograms": HISTOGRAMS, "tables": TABLES}
 
 
 class CsvSink(FileSink):
-    """Appends to `metrics.csv`; `csv:FOLDER` puts it into `FOLDER/<run's id>`."""
+    """Appends to `metrics.csv` in the run folder, or in `FOLDER/<run id>` with `csv:FOLDER`."""
 
-    kinds = (Scalars, Rewind, *MEDIA)
+    kinds = (Scalars, Rewind, *MEDIA_RECORD_TYPES)
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Cuts off what a killed delivery wrote beyond the saved lengths, then goes on there."""
+        """Truncate the files to the lengths in `state`, and append from there."""
         self._folder = self.folder_for(run, folder, "csv")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._write_json("config.json", run.config)
         self._write_json("run.json", _without_config(run))
-        self._cells: dict[str, str] = {}
-        lengths = {path: state[key] for key, path in _IN_STATE.items() if key in state}
-        self._files = GrowingFiles(self._folder, lengths)
+        self._quoted_names: dict[str, str] = {}
+        lengths = {path: state[key] for key, path in _STATE_KEYS.items() if key in state}
+        self._files = files = AppendTransaction(self._folder, lengths)
         copies = bool(self.location)
         self._media = CsvMedia(
-            folder, self._folder, self._files, copies=copies, tell=self.log_fallback
+            folder, self._folder, files, copies=copies, log_fallback=self.log_fallback
         )
         try:
-            if not self._files.file(_METRICS).length:
-                self._files.append(_METRICS, b"", lines([COLUMNS]))
-            self._media.go_on()
-            self._files.keep()
+            if not files.file(_METRICS).length:
+                files.append(_METRICS, b"", lines([COLUMNS]))
+            self._media.resume()
+            files.commit()
         except BaseException:
-            self._files.close()
+            files.close()
             raise
 
     def write(self, records: Sequence[Any]) -> None:
-        """One line a value. Only names can need quoting, and each is quoted once."""
+        """Append the records to all files, or to none."""
         try:
-            written = "".join(self._lines(records))
+            text = "".join(self._lines(records))
             self._media.finish()
-            self._files.append(_METRICS, written.encode(), b"")
+            self._files.append(_METRICS, text.encode(), b"")
         except Lost:
             raise
         except BaseException:
-            self._media.forget()
-            self._files.undo()
+            self._media.discard()
+            self._files.rollback()
             raise
-        self._files.keep()
+        self._files.commit()
 
     def _lines(self, records: Sequence[Any]) -> list[str]:
-        cells = self._cells
-        found: list[str] = []
+        # In rows, only names can need quoting. Each is quoted once.
+        quoted_names = self._quoted_names
+        result: list[str] = []
         for record in records:
             start = f"{record.step},{record.epoch},{seconds(record.time)},"
             if type(record) is Scalars:
                 kind = "partial" if record.partial else "scalar"
                 for name, value in record.values.items():
-                    cell = cells.get(name)
+                    cell = quoted_names.get(name)
                     if cell is None:
-                        cell = cells[name] = _quoted(name)
-                    found.append(f"{start}{cell},{value!r},{kind}\r\n")
+                        cell = quoted_names[name] = _quote(name)
+                    result.append(f"{start}{cell},{value!r},{kind}\r\n")
             elif isinstance(record, Rewind):
-                found.append(f"{start},,rewind\r\n")
+                result.append(f"{start},,rewind\r\n")
             elif isinstance(record, MediumRecord):
-                cell = _quoted(record.name)
+                cell = _quote(record.name)
                 for text, kind in self._media.add(record):
-                    found.append(f"{start}{cell},{_quoted(text)},{kind}\r\n")
-        return found
+                    result.append(f"{start}{cell},{_quote(text)},{kind}\r\n")
+        return result
 
     def flush(self) -> Mapping[str, Any]:
-        """The lengths that count."""
+        """Return the committed lengths."""
         lengths = self._files.lengths
-        return {key: lengths[path] for key, path in _IN_STATE.items() if path in lengths}
+        return {key: lengths[path] for key, path in _STATE_KEYS.items() if path in lengths}
 
     def close(self, status: Status) -> None:
-        """Lets go of the file, and writes down how the run ended."""
+        """Close the files and write the final status to `run.json`."""
         self._files.close()
-        end = None if status == "running" else self._run.ended or time.time_ns()
-        ended = msgspec.structs.replace(self._run, status=status, ended=end)
-        self._write_json("run.json", _without_config(ended))
+        ended = None if status == "running" else self._run.ended or time.time_ns()
+        run = msgspec.structs.replace(self._run, status=status, ended=ended)
+        self._write_json("run.json", _without_config(run))
 
-    def _write_json(self, name: str, what: object) -> None:
-        text = msgspec.json.format(msgspec.json.encode(what))
+    def _write_json(self, name: str, content: object) -> None:
+        text = msgspec.json.format(msgspec.json.encode(content))
         replace_file(self._folder / name, text + b"\n")
 
     @property
     def where(self) -> str:
-        """The file."""
+        """Path of `metrics.csv`."""
         return str(self._folder / _METRICS)
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return lines([[safe_cell(text)]]).decode().removesuffix("\r\n")
 
 
 def _without_config(run: Run) -> dict[str, Any]:
-    """The config has a file of its own."""
-    about: dict[str, Any] = msgspec.to_builtins(run)
-    del about["config"]
-    return about
+    """Return the fields of the run except the config, which has a file of its own."""
+    fields: dict[str, Any] = msgspec.to_builtins(run)
+    del fields["config"]
+    return fields

@@ -1,1 +1,1 @@
-"""The logging sink: one line of the standard logging module for each row."""
+"""The logging sink: one standard library log line per row, in the training process."""

@@ -1,9 +1,8 @@
-"""A medium as one line of a log: what it is, how large, and where its file lies."""
+"""Formats a medium as one log line: what it is, its size, and the path of its file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,9 +14,9 @@ from metricbus._common.media_records import (
     FileRecord,
     FileRef,
     HistogramRecord,
+    ImageCell,
     ImageRecord,
     MediumRecord,
-    Picture,
     TableRecord,
     TextRecord,
     VideoRecord,
@@ -25,32 +24,34 @@ from metricbus._common.media_records import (
 )
 from metricbus._journal.media_files import MediaFolder
 from metricbus.errors import MediaError
-from metricbus.sinks.media_text import caption_of, kind_of, plain_cell
+from metricbus.sinks.media_text import caption_of, cell_text, kind_of, quote_name
 
-_LONGEST = 200
-_BLANKS = re.compile(r"\s+")
+_MAX_TEXT_LENGTH = 200
+_WHITESPACE = re.compile(r"\s+")
 
 
 class MediaLines:
-    """Makes the lines for the run in `folder`; `printable` escapes a word."""
+    """Formats the media of the run in `folder`."""
 
-    def __init__(self, folder: Path, printable: Callable[[str], str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
         self._media = MediaFolder(folder)
-        self._printable = printable
 
     def line(self, record: MediumRecord) -> str:
-        """The record as one line of text, numbers to six significant digits."""
-        caption = caption_of(record)
-        told = f" {self._shown(caption)}" if caption else ""
-        name = self._printable(record.name)
-        start = f"step {record.step} epoch {record.epoch} | {name}: {kind_of(record)}"
-        return f"{start} {self._about(record)}{told}"
+        """Return the record as one line of text; numbers have six significant digits.
 
-    def _about(self, record: MediumRecord) -> str:
+        Raises `MediaError` or `OSError` if the file of a table cannot be read.
+        """
+        caption = caption_of(record)
+        suffix = f" {self._excerpt(caption)}" if caption else ""
+        name = quote_name(record.name)
+        start = f"step {record.step} epoch {record.epoch} | {name}: {kind_of(record)}"
+        return f"{start} {self._describe(record)}{suffix}"
+
+    def _describe(self, record: MediumRecord) -> str:
         match record:
             case HistogramRecord():
-                return _totals(record)
+                return _describe_histogram(record)
             case ImageRecord():
                 return f"{record.width}x{record.height} in {self._path(record.drawn)}"
             case TableRecord():
@@ -58,63 +59,65 @@ class MediaLines:
                 return f"{size} in {self._path(record.file)}{self._first_row(record)}"
             case TextRecord():
                 path = self._path(record.file)
-                return f"of {record.length:,} characters in {path}: {self._shown(record.start)}"
+                return f"of {record.length:,} characters in {path}: {self._excerpt(record.start)}"
             case AudioRecord():
                 secs = record.frames / record.sample_rate if record.sample_rate else 0
-                return f"{_length(secs)}({record.format}) in {self._path(record.file)}"
+                return f"{_duration(secs)}({record.format}) in {self._path(record.file)}"
             case VideoRecord():
                 secs = record.frames / record.fps if record.fps else 0
-                return f"{_length(secs)}({record.format}) in {self._path(record.file)}"
+                return f"{_duration(secs)}({record.format}) in {self._path(record.file)}"
             case ChartRecord():
-                title = f" {self._shown(record.title)}" if record.title else ""
+                title = f" {self._excerpt(record.title)}" if record.title else ""
                 return f"of {record.rows:,} rows in {self._path(record.picture)}{title}"
             case FileRecord():
                 return f"of {record.file.size:,} bytes in {self._path(record.file)}"
-        raise TypeError(f"a {kind_of(record)} is no medium that has a line")
+        raise TypeError(f"cannot format a medium of the unknown kind {kind_of(record)!r}")
 
     def _first_row(self, record: TableRecord) -> str:
-        """How the table begins; only that much of it is decoded, in the training's process."""
+        """Decode only the first row, because this runs in the training process."""
         path = self._media.path(record.file)
         with open(path, "rb") as file:
             line = file.readline()
         try:
             rows = decode_rows(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise MediaError(f"{path} is no table: {error}") from error
+            raise MediaError(f"{path} is not a valid table: {error}") from error
         cells = zip(record.columns, *rows[:1], strict=False) if rows else ()
-        told = " ".join(f"{self._printable(name)}={self._cell(cell)}" for name, cell in cells)
-        return f", first row: {told}" if told else ""
+        text = " ".join(f"{quote_name(name)}={self._cell(cell)}" for name, cell in cells)
+        return f", first row: {text}" if text else ""
 
     def _cell(self, cell: Cell) -> str:
-        if isinstance(cell, Picture):
+        if isinstance(cell, ImageCell):
             return self._path(cell.file)
         if isinstance(cell, str):
-            return self._shown(cell)
-        return f"{cell:.6g}" if isinstance(cell, float) else plain_cell(cell)
+            return self._excerpt(cell)
+        return f"{cell:.6g}" if isinstance(cell, float) else cell_text(cell)
 
     def _path(self, ref: FileRef) -> str:
-        return self._printable(str(self._folder / ref.path))
+        return quote_name(str(self._folder / ref.path))
 
-    def _shown(self, text: str) -> str:
-        """The text on this line, not too long."""
-        words = _BLANKS.sub(" ", text).strip()
-        return self._printable(words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…")
+    def _excerpt(self, text: str) -> str:
+        """Return the beginning of the text on one line."""
+        line = _WHITESPACE.sub(" ", text).strip()
+        if len(line) > _MAX_TEXT_LENGTH:
+            line = line[: _MAX_TEXT_LENGTH - 1] + "…"
+        return quote_name(line)
 
 
-def _totals(record: HistogramRecord) -> str:
-    told = [f"of {record.count:,} values"]
+def _describe_histogram(record: HistogramRecord) -> str:
+    parts = [f"of {record.count:,} values"]
     if record.count:
         quartiles = ",".join(_number(record.quantile(q)) for q in (0.25, 0.5, 0.75))
-        told.append(f"min={_number(record.minimum)} mean={_number(record.mean)}")
-        told.append(f"max={_number(record.maximum)} quartiles={quartiles}")
-    apart = {"nan": record.nan, "inf": record.infinite, "-inf": record.minus_infinite}
-    told += [f"{word}={count}" for word, count in apart.items() if count]
-    return " ".join(told)
+        parts.append(f"min={_number(record.minimum)} mean={_number(record.mean)}")
+        parts.append(f"max={_number(record.maximum)} quartiles={quartiles}")
+    nonfinite = {"nan": record.nan, "inf": record.infinite, "-inf": record.minus_infinite}
+    parts += [f"{name}={count}" for name, count in nonfinite.items() if count]
+    return " ".join(parts)
 
 
 def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:.6g}"
 
 
-def _length(secs: float) -> str:
+def _duration(secs: float) -> str:
     return f"of {secs:.6g} s " if secs else ""

@@ -1,15 +1,13 @@
-"""Standard library logging: one line a row or medium, on the logger `metricbus`.
+"""Logs each row and medium as one line to the standard library logger `metricbus`.
 
     step 120 epoch 1 | train/loss=0.4812 train/acc=0.8594
     step 120 epoch 1 | samples: image 28x28 in /runs/r/media/image/samples-1f/120-1.png "a seven"
 
-The exact values are on the log record: `record.metrics` (a dict) or `record.medium`, and
-`record.step`, `record.epoch`; `record.created` is the time at which they were logged. Characters
-that do not print are escaped, so no name can break out of its line. Lines are written at most once:
-what a crash cuts off here is still in the journal.
+The log record carries the exact data: `record.metrics` (a dict) or `record.medium`, and
+`record.step` and `record.epoch`. `record.created` is the time of the `log()` call. Non-printable
+characters are escaped, so that a name cannot start a new line. Each line is logged at most once.
 
-Where no handler is configured for the logger or above it, one that writes to stderr is attached, so
-that the default can be seen.
+If no handler is configured for the logger or its parents, the sink adds one that writes to stderr.
 """
 
 from __future__ import annotations
@@ -22,57 +20,61 @@ from typing import Any, Literal
 
 import msgspec
 
-from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
 from metricbus._common.records import Epoch, Rewind, Scalars, Status
-from metricbus._common.tqdm_logging import BesideBars
+from metricbus._common.tqdm_logging import TqdmStreamHandler
 from metricbus._common.wakeup import yield_gil
 from metricbus._journal.run import Run
 from metricbus.sinks.base import Sink
 from metricbus.sinks.logging.media import MediaLines
+from metricbus.sinks.media_text import quote_name
 
-_TEMPLATES = 256  # rows with different names at a time
-_ROWS_A_BREATH = 16  # in the training's process, which gets the interpreter in between
+_TEMPLATE_CACHE_SIZE = 256
+
+# This sink runs in the training process, so it yields the GIL after this many records.
+_RECORDS_PER_GIL_YIELD = 16
 
 
 class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`logging?level=DEBUG`; `every=` and the like are options of all sinks."""
+    """The options of the logging sink, such as `logging?level=DEBUG`."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
 
 
 class LoggingSink(Sink):
-    """Writes rows and media to the logger `metricbus`, in this process."""
+    """Writes rows and media to the logger `metricbus`, in the training process."""
 
-    kinds = (Scalars, Epoch, Rewind, *MEDIA)
+    kinds = (Scalars, Epoch, Rewind, *MEDIA_RECORD_TYPES)
     shareable = True
     training_process_only = True
     Options = LoggingOptions
     options: LoggingOptions
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Finds the logger, and says which run this is, with which hyperparameters."""
-        self._media = MediaLines(folder, printable)
+        """Set up the logger, and log the run's name, folder and config."""
+        self._media = MediaLines(folder)
         self._logger = logging.getLogger("metricbus")
         self._level = logging.getLevelNamesMapping()[self.options.level]
         if not self._logger.hasHandlers():
-            handler = BesideBars()
+            handler = TqdmStreamHandler()
             handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
             self._logger.addHandler(handler)
             self._logger.setLevel(self._level)
-        self._logger.log(self._level, "run %s (%s) in %s", printable(run.name), run.id, folder)
+        self._logger.log(self._level, "run %s (%s) in %s", quote_name(run.name), run.id, folder)
         if run.config:
             config = msgspec.json.encode(run.config).decode()
             self._logger.log(self._level, "config %s", config)
 
     def write(self, records: Sequence[Scalars | Epoch | Rewind | MediumRecord]) -> None:
-        """One log record each."""
+        """Log one line per record."""
         logger, level = self._logger, self._level
         if not logger.isEnabledFor(level):
             return
+        # Format the media first: a missing file must raise before anything is logged.
         media = [self._media.line(record) for record in records if isinstance(record, MediumRecord)]
-        media.reverse()  # made before anything is logged: a file may be missing
-        for number, record in enumerate(records):
-            if number % _ROWS_A_BREATH == 0 and number:
+        media.reverse()
+        for index, record in enumerate(records):
+            if index % _RECORDS_PER_GIL_YIELD == 0 and index:
                 yield_gil()
             extra: dict[str, Any] = {"step": record.step, "epoch": record.epoch}
             if isinstance(record, MediumRecord):
@@ -82,52 +84,43 @@ class LoggingSink(Sink):
                 if isinstance(record, Scalars):
                     extra["metrics"] = record.values
                 line = line_of(record)
-            entry = logger.makeRecord(
+            log_record = logger.makeRecord(
                 logger.name, level, "metricbus", 0, line, (), None, None, extra
             )
-            entry.created = record.time / 1e9
-            entry.msecs = record.time // 1_000_000 % 1000
-            logger.handle(entry)
+            log_record.created = record.time / 1e9
+            log_record.msecs = record.time // 1_000_000 % 1000
+            logger.handle(log_record)
 
     def close(self, status: Status) -> None:
-        """Says how the run ended."""
+        """Log the final status of the run."""
         self._logger.log(self._level, "run %s", status)
 
     @property
     def where(self) -> str:
-        """The logger."""
+        """Expression that returns the logger."""
         return 'logging.getLogger("metricbus")'
 
 
 def line_of(record: Scalars | Epoch | Rewind) -> str:
-    """The record as one line of text, numbers to six significant digits."""
+    """Return the record as one line of text; floats have six significant digits."""
     if isinstance(record, Rewind):
-        return f"back to step {record.step} epoch {record.epoch}: what came after is superseded"
+        return f"rewind to step {record.step} epoch {record.epoch}: later rows are superseded"
     if isinstance(record, Epoch):
-        ends = "begins" if record.seconds is None else f"ended after {record.seconds:.6g} s"
-        return f"step {record.step} epoch {record.epoch} {ends}"
+        secs = record.seconds
+        event = "started" if secs is None else f"finished after {secs:.6g} s"
+        return f"step {record.step} epoch {record.epoch} {event}"
     values = record.values
     metrics = _template(*values, *map(type, values.values())) % (*values.values(),)
     partial = " (partial)" if record.partial else ""
     return f"step {record.step} epoch {record.epoch} | {metrics}{partial}"
 
 
-@functools.lru_cache(_TEMPLATES)  # the same names come again and again, step after step
+@functools.lru_cache(_TEMPLATE_CACHE_SIZE)
 def _template(*names_and_types: str | type) -> str:
-    """What the values of these names, of these types, are put into by `%`."""
+    """Return a `%` template for a row; the names come first, then the type of each value."""
     half = len(names_and_types) // 2
     names, types = names_and_types[:half], names_and_types[half:]
     return " ".join(
-        f"{printable(str(name)).replace('%', '%%')}={'%.6g' if kind is float else '%d'}"
+        f"{quote_name(str(name)).replace('%', '%%')}={'%.6g' if kind is float else '%d'}"
         for name, kind in zip(names, types, strict=True)
     )
-
-
-def printable(name: str) -> str:
-    """The name with what does not print escaped as in Python; quoted if it has a blank or `=`."""
-    if name.isprintable() and not (" " in name or "=" in name):
-        return name
-    escaped = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in name
-    )
-    return f'"{escaped}"'
