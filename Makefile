@@ -40,6 +40,7 @@ chaos: .venv/installed-dev  ## Kills at random instants: more of them than the t
 pages: .venv/installed-docs  ## The pages that are made from code.
 	$(BIN)/metricbus doctor --markdown > docs/environment.md
 	$(BIN)/python docs/made/commands.py > docs/commands.md
+	$(BIN)/python docs/made/rooms.py > docs/assets/rooms.svg
 
 docs: pages  ## The site of the documentation, in site/; any warning fails.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

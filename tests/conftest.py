@@ -1,4 +1,6 @@
-"""What every test starts from: no settings in the environment, an empty folder, silent loggers."""
+"""The starting point of every test: no settings in the environment, an empty folder, quiet loggers,
+default signal handlers. A test that leaves a thread or a process of metricbus behind fails.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,26 +23,41 @@ from hypothesis import settings
 from metricbus import MetricBus
 from metricbus._bus import shutdown
 from metricbus.testing import MemorySink
+from tests.helpers.leftovers import MARKER, marked_processes, own_threads, stop_consumers
+from tests.helpers.limits import HANG_SECS, scaled
+
+# A shell script that starts pytest in the background lets it ignore SIGINT, and child processes
+# would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that tests have no use for
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves eight processes
     "WANDB_ERROR_REPORTING": "false",
 }
 
-# How long an example takes is no question of right or wrong, and differs with the machine's load.
+# The duration of an example depends on the machine's load and says nothing about correctness.
 settings.register_profile("untimed", parent=settings(), deadline=None)
 settings.load_profile("untimed")
 
 STAGING = "WANDB_DATA_DIR"
 
-# Most tests want the sinks at hand; tests of the delivery process say so. None may stay for long.
-HERE = {"METRICBUS_DELIVERY": "thread", "METRICBUS_LINGER_SECS": "30"}
+# Sinks run in the test's process by default; tests of the delivery process override this.
+IN_PROCESS = {"METRICBUS_DELIVERY": "thread", "METRICBUS_LINGER_SECS": "30"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Limit each test, unless the command line does."""
+    if config.option.timeout is None:
+        config.option.timeout = HANG_SECS
 
 
 @pytest.fixture(autouse=True, scope="session")
 def staging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """W&B would stage the files of tables in the home folder."""
+    """Keep W&B from staging the files of tables in the home folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(STAGING, str(tmp_path_factory.mktemp("wandb-data")))
         yield
@@ -46,21 +65,49 @@ def staging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads_before = set(own_threads())
+    marker = f"{os.getpid()}-{time.monotonic_ns()}"
+    monkeypatch.setenv(MARKER, marker)
     for variable in list(os.environ):
         if variable.startswith(("METRICBUS_", "MLFLOW_", "WANDB_")) and variable != STAGING:
             monkeypatch.delenv(variable)
-    monkeypatch.delenv("COLUMNS", raising=False)  # the workers of pytest-xdist set it
-    for name, value in {**QUIET, **HERE}.items():
+    monkeypatch.delenv("COLUMNS", raising=False)  # set by pytest-xdist in its workers
+    for name, value in {**QUIET, **IN_PROCESS}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))  # W&B looks for a key there
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))  # where W&B looks for a key
     monkeypatch.chdir(tmp_path)
     yield
-    for bus in list(shutdown._open):
+    for bus in list(shutdown._open_buses):
         assert isinstance(bus, MetricBus)
         bus.close(timeout=5)
     logger = logging.getLogger("metricbus")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
+    _fail_for_leftovers(threads_before, marker)
+
+
+def _fail_for_leftovers(threads_before: set[threading.Thread], marker: str) -> None:
+    """Wait for the threads and processes that the test started; fail if some do not end."""
+
+    def left() -> list[str]:
+        threads = [thread.name for thread in own_threads() if thread not in threads_before]
+        return threads + [f"{pid}: {line}" for pid, line in marked_processes(marker).items()]
+
+    deadline = time.monotonic() + scaled(60)
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if found := left():
+        for pid in marked_processes(marker):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        pytest.fail("the test left running: " + "; ".join(found), pytrace=False)
+
+
+@pytest.fixture
+def stops_consumers() -> Iterator[None]:
+    """For tests that leave a consumer with a backend that never answers."""
+    yield
+    stop_consumers()
 
 
 @pytest.fixture
@@ -76,7 +123,7 @@ def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server on loopback with an SQLite database; its address."""
+    """The address of a real MLflow server on loopback, with an SQLite database."""
     folder = tmp_path_factory.mktemp("mlflow-server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -93,10 +140,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             env=os.environ | QUIET,
         )
     try:
-        _wait(lambda: _answers(port), 60.0)
+        _wait(lambda: _answers(port), 120.0)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # it has workers of its own
+        os.killpg(server.pid, signal.SIGKILL)  # includes its workers
         server.wait(30)
 
 
@@ -110,12 +157,12 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture
 def wait_for() -> Callable[[Callable[[], bool]], None]:
-    """Polls a condition to a deadline."""
+    """Poll a condition until a deadline."""
     return _wait
 
 
-def _wait(condition: Callable[[], bool], secs: float = 20.0) -> None:
-    deadline = time.monotonic() + secs
+def _wait(condition: Callable[[], bool], secs: float = 60.0) -> None:
+    deadline = time.monotonic() + scaled(secs)
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.005)
