@@ -1,4 +1,4 @@
-"""The face: what a training loop sees, and counts that add up."""
+"""`MetricBus`: logging, settings, status and counts."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from metricbus.testing import MemorySink
 
 
 class RejectsAll(Sink):
-    """A backend that takes nothing."""
+    """A sink that rejects every record."""
 
     def write(self, records: object) -> None:
         raise metricbus.Rejected("no")
 
 
-def adds_up(report: Report) -> bool:
-    bus = report.logged == (report.journalled + report.reduced + report.dropped + report.waiting)
-    return bus and all(
+def is_consistent(report: Report) -> bool:
+    accounted = report.journalled + report.reduced + report.dropped + report.waiting
+    return report.logged == accounted and all(
         report.journalled == sink.delivered + sink.rejected + sink.filtered + sink.pending
         for sink in report.sinks.values()
     )
 
 
-def test_with_nothing_set_a_bus_writes_logging_and_csv() -> None:
+def test_default_sinks_are_logging_and_csv() -> None:
     with MetricBus() as bus:
         bus.log("loss", 1.0)
     assert list(bus.stats().sinks) == ["logging", "csv"]
@@ -53,7 +53,7 @@ def test_with_nothing_set_a_bus_writes_logging_and_csv() -> None:
     assert bus.folder.parent == Path("runs").absolute()
 
 
-def test_names_and_mappings_are_logged(tmp_path: Path) -> None:
+def test_logs_names_and_nested_mappings(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.log("a", 1.0)
@@ -63,7 +63,7 @@ def test_names_and_mappings_are_logged(tmp_path: Path) -> None:
     assert bus.last("nothing") is None
 
 
-def test_calls_of_one_step_join_a_row_until_a_name_repeats(tmp_path: Path) -> None:
+def test_calls_of_one_step_share_a_row_until_a_name_repeats(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.log("a", 1.0, step=0)
@@ -74,7 +74,7 @@ def test_calls_of_one_step_join_a_row_until_a_name_repeats(tmp_path: Path) -> No
     assert rows == [(0, {"a": 1.0, "b": 2.0}), (0, {"a": 3.0}), (1, {"b": 4.0})]
 
 
-def test_a_value_is_what_it_was_at_the_call(tmp_path: Path) -> None:
+def test_later_changes_of_a_logged_object_have_no_effect(tmp_path: Path) -> None:
     sink = MemorySink()
     array, tensor = np.array([1.0]), torch.tensor(1.0)
     row = {"dict": 1.0}
@@ -87,7 +87,7 @@ def test_a_value_is_what_it_was_at_the_call(tmp_path: Path) -> None:
     assert sink.records[0].values == {"array": 1.0, "tensor": 1.0, "dict": 1.0}
 
 
-def test_a_scope_prefixes_names_and_shares_the_rest(tmp_path: Path) -> None:
+def test_scope_prefixes_names_and_shares_the_rest(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         seen = bus.scope("val").scope("seen")
@@ -101,7 +101,7 @@ def test_a_scope_prefixes_names_and_shares_the_rest(tmp_path: Path) -> None:
     assert sink.names() == ["val/seen/acc", "val/seen/loss/ce"]
 
 
-def test_the_run_is_described_in_run_json(tmp_path: Path) -> None:
+def test_run_json_describes_the_run(tmp_path: Path) -> None:
     with MetricBus(
         run="My Run!",
         id="my-id",
@@ -132,7 +132,7 @@ def test_the_run_is_described_in_run_json(tmp_path: Path) -> None:
     assert about["ended"] >= about["started"]
 
 
-def test_an_id_is_made_from_the_name_and_is_unique(tmp_path: Path) -> None:
+def test_generated_id_contains_the_name_and_is_unique(tmp_path: Path) -> None:
     ids = set()
     for _ in range(3):
         with MetricBus(run="Digits CNN / v2", sinks="", dir=tmp_path) as bus:
@@ -142,30 +142,30 @@ def test_an_id_is_made_from_the_name_and_is_unique(tmp_path: Path) -> None:
     assert len(ids) == 3
 
 
-def test_two_buses_on_one_id_are_an_error(tmp_path: Path) -> None:
+def test_second_bus_with_the_same_id_raises(tmp_path: Path) -> None:
     with (
         MetricBus(id="one", sinks="", dir=tmp_path),
         pytest.raises(
-            RunExistsError, match=r"'one' is already in .*leave id= and METRICBUS_RUN_ID"
+            RunExistsError, match=r"already has a run with the id 'one'.*omit id= and METRICBUS_RUN_ID"
         ),
     ):
         MetricBus(id="one", sinks="", dir=tmp_path)
 
 
 @pytest.mark.parametrize("id", ["../x", "a/b", "", ".hidden", "a b", "x" * 300])
-def test_an_id_that_cannot_name_a_folder_is_an_error(tmp_path: Path, id: str) -> None:
-    with pytest.raises(ConfigError, match="cannot name a folder"):
+def test_id_that_cannot_name_a_folder_raises(tmp_path: Path, id: str) -> None:
+    with pytest.raises(ConfigError, match="is not a valid folder name"):
         MetricBus(id=id, sinks="", dir=tmp_path)
 
 
-def test_tags_and_config_of_the_wrong_form_are_told_how_to_be_written(tmp_path: Path) -> None:
+def test_error_for_wrong_tags_or_config_shows_the_correct_call(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"tags=\['abc'\]"):
         MetricBus(tags="abc", sinks="", dir=tmp_path)
     with pytest.raises(TypeError, match=r"config=vars\(args\)"):
         MetricBus(config=[1], sinks="", dir=tmp_path)  # type: ignore[arg-type]
 
 
-def test_two_buses_may_live_side_by_side(tmp_path: Path) -> None:
+def test_two_buses_can_be_open_at_once(tmp_path: Path) -> None:
     sinks = MemorySink(), MemorySink()
     with (
         MetricBus(sinks=[sinks[0]], dir=tmp_path) as one,
@@ -177,7 +177,7 @@ def test_two_buses_may_live_side_by_side(tmp_path: Path) -> None:
     assert [sink.series("x")[0].value for sink in sinks] == [1.0, 2.0]
 
 
-def test_an_exception_in_the_block_ends_the_run_as_failed_and_passes(tmp_path: Path) -> None:
+def test_exception_in_the_block_fails_the_run_and_propagates(tmp_path: Path) -> None:
     sink = MemorySink()
     error = ZeroDivisionError("untouched")
     with (
@@ -196,7 +196,7 @@ def test_an_exception_in_the_block_ends_the_run_as_failed_and_passes(tmp_path: P
     ("error", "status"),
     [(KeyboardInterrupt(), "killed"), (SystemExit(0), "finished"), (SystemExit(3), "failed")],
 )
-def test_how_the_block_was_left_is_the_status(
+def test_exception_in_the_block_determines_the_status(
     tmp_path: Path, error: BaseException, status: str
 ) -> None:
     sink = MemorySink()
@@ -205,7 +205,7 @@ def test_how_the_block_was_left_is_the_status(
     assert sink.status == status
 
 
-def test_the_blocks_error_is_seen_even_if_strict_has_one_too(tmp_path: Path) -> None:
+def test_exception_in_the_block_takes_precedence_over_strict(tmp_path: Path) -> None:
     with (
         pytest.raises(ZeroDivisionError),
         MetricBus(sinks=[RejectsAll()], dir=tmp_path, strict=True) as bus,
@@ -214,7 +214,7 @@ def test_the_blocks_error_is_seen_even_if_strict_has_one_too(tmp_path: Path) -> 
         raise ZeroDivisionError
 
 
-def test_strict_raises_with_the_report(tmp_path: Path) -> None:
+def test_strict_close_raises_with_the_report(tmp_path: Path) -> None:
     bus = MetricBus(sinks=[RejectsAll()], dir=tmp_path, strict=True)
     bus.log("x", 1.0)
     with pytest.raises(DeliveryError, match="rejected 1") as caught:
@@ -222,7 +222,7 @@ def test_strict_raises_with_the_report(tmp_path: Path) -> None:
     assert caught.value.report.sinks["RejectsAll"].rejected == 1
 
 
-def test_logging_after_close_is_counted_and_warned_of_once(
+def test_logging_after_close_is_counted_and_warns_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus = MetricBus(sinks="csv", dir=tmp_path)
@@ -233,7 +233,7 @@ def test_logging_after_close_is_counted_and_warned_of_once(
     bus.log({"a": 1.0, "b": 2.0})
     report = bus.close()
     assert (report.journalled, report.dropped) == (1, 5)
-    assert adds_up(report)
+    assert is_consistent(report)
     assert sum("after close()" in record.message for record in caplog.records) == 1
 
 
@@ -254,13 +254,13 @@ def test_closing_again_changes_nothing(tmp_path: Path) -> None:
     assert sink.status == "failed"
 
 
-def test_a_status_that_is_none_is_an_error(tmp_path: Path) -> None:
+def test_unknown_status_raises(tmp_path: Path) -> None:
     bus = MetricBus(sinks="", dir=tmp_path)
     with pytest.raises(ValueError, match="'great'"):
         bus.close("great")  # type: ignore[arg-type]
 
 
-def test_flush_brings_everything_to_every_sink(tmp_path: Path) -> None:
+def test_flush_delivers_everything_to_every_sink(tmp_path: Path) -> None:
     sinks = [MemorySink(), MemorySink()]
     with MetricBus(sinks=sinks, dir=tmp_path, flush_secs=60) as bus:
         for step in range(5000):
@@ -283,7 +283,7 @@ def test_flush_steps_writes_the_journal_early(tmp_path: Path) -> None:
         assert len(sink.records) >= 10
 
 
-def test_16_threads_lose_nothing(tmp_path: Path) -> None:
+def test_16_threads_lose_no_values(tmp_path: Path) -> None:
     sink = MemorySink()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -304,7 +304,7 @@ def test_16_threads_lose_nothing(tmp_path: Path) -> None:
         sys.setswitchinterval(interval)
     report = bus.stats()
     assert report.logged == report.journalled == 16 * 500 * 3
-    assert adds_up(report)
+    assert is_consistent(report)
     assert report.complete
     for worker in range(16):
         assert [point.value for point in sink.series(f"worker/{worker}")] == list(range(500))
@@ -320,10 +320,10 @@ def test_counts_add_up_when_the_queue_is_too_small(tmp_path: Path, overflow: Ove
     report = bus.stats()
     assert report.logged == 15_000
     assert report.dropped > 0
-    assert adds_up(report)
+    assert is_consistent(report)
 
 
-def test_block_loses_nothing_in_a_queue_that_is_too_small(tmp_path: Path) -> None:
+def test_blocking_queue_that_is_too_small_loses_nothing(tmp_path: Path) -> None:
     with MetricBus(sinks="csv", dir=tmp_path, queue_size=10, block_secs=30) as bus:
         for step in range(5000):
             bus.log("x", 1.0, step=step)
@@ -331,7 +331,7 @@ def test_block_loses_nothing_in_a_queue_that_is_too_small(tmp_path: Path) -> Non
     assert bus.stats().complete
 
 
-def test_a_bad_value_in_a_mapping_logs_nothing_of_it(tmp_path: Path) -> None:
+def test_mapping_with_one_bad_value_logs_nothing(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         with pytest.raises(TypeError, match="'b'"):
@@ -356,14 +356,14 @@ def test_a_bad_value_in_a_mapping_logs_nothing_of_it(tmp_path: Path) -> None:
         ((None,), "must be text"),
     ],
 )
-def test_a_call_that_is_neither_name_nor_mapping_says_so(
+def test_incorrect_call_raises_an_explanation(
     tmp_path: Path, arguments: tuple[object, ...], words: str
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus, pytest.raises(TypeError, match=words):
         bus.log(*arguments)  # type: ignore[call-overload]
 
 
-def test_the_error_is_raised_in_the_callers_line(tmp_path: Path) -> None:
+def test_error_is_raised_at_the_callers_line(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         with pytest.raises(TypeError) as caught:
             bus.log("x", "text")  # THE LINE
@@ -371,13 +371,13 @@ def test_the_error_is_raised_in_the_callers_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dir", ["/proc/nowhere", "file/runs", "file"])
-def test_a_folder_that_cannot_be_written_is_an_error(dir: str) -> None:
-    Path("file").write_text("a file, no folder")
+def test_folder_that_cannot_be_created_raises(dir: str) -> None:
+    Path("file").write_text("not a folder")
     with pytest.raises(ConfigError, match=r"(cannot make|is no folder).*METRICBUS_DIR"):
         MetricBus(sinks="", dir=dir)
 
 
-def test_missing_folders_are_made(tmp_path: Path) -> None:
+def test_missing_folders_are_created(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path / "a" / "b") as bus:
         assert bus.folder is not None
         assert bus.folder.parent == tmp_path / "a" / "b"
@@ -386,21 +386,21 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sinks", "words"),
     [
-        ("tensorbord", r"no sink is called 'tensorbord'; did you mean 'tensorboard'\?"),
+        ("tensorbord", r"unknown sink 'tensorbord'; did you mean 'tensorboard'\?"),
         ("csv?evry=3", r"no option 'evry'; did you mean 'every'\?"),
         ("csv?every=0", "option 'every'.*expected int"),
         ("csv?every=2&every=3", "twice"),
         ("csv?flush_secs=soon", "option 'flush_secs'"),
         ("logging?level=LOUD", r"option 'level'.*DEBUG \| INFO"),
-        ("csv,csv", "named twice"),
-        ("csv?include=a,csv?include=b", "would write to the same place; .*csv:elsewhere"),
+        ("csv,csv", "listed twice"),
+        ("csv?include=a,csv?include=b", "write to the same location; .*csv:elsewhere"),
         (["csv", 3], "not 3"),
         (3, "not 3"),
-        ([MemorySink], "made like"),
-        ("aim+http://me:hunter2@host", "no sink is called 'aim'"),
+        ([MemorySink], "sink objects such as MemorySink"),
+        ("aim+http://me:hunter2@host", "unknown sink 'aim'"),
     ],
 )
-def test_a_bad_sink_is_an_error_when_the_bus_is_made(
+def test_bad_sink_raises_when_the_bus_is_created(
     tmp_path: Path, sinks: str, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
@@ -409,7 +409,7 @@ def test_a_bad_sink_is_an_error_when_the_bus_is_made(
     assert list(tmp_path.glob("run-*")) == []
 
 
-def test_a_missing_package_is_named_with_the_command(
+def test_error_for_missing_package_shows_the_pip_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
@@ -418,7 +418,7 @@ def test_a_missing_package_is_named_with_the_command(
         MetricBus(sinks="tensorboard", dir=tmp_path)
 
 
-def test_disabled_by_the_environment_nothing_is_written(
+def test_bus_disabled_by_the_environment_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METRICBUS_DISABLED", "1")
@@ -431,7 +431,7 @@ def test_disabled_by_the_environment_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sinks_of_a_url_take_filters(tmp_path: Path) -> None:
+def test_sink_url_has_filters(tmp_path: Path) -> None:
     with MetricBus(
         sinks="csv?include=train/*&exclude=*/lr&every=2", dir=tmp_path, batch_size=3
     ) as bus:
@@ -444,13 +444,13 @@ def test_sinks_of_a_url_take_filters(tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "2", "4"]
 
 
-def test_records_cannot_be_changed() -> None:
+def test_records_are_immutable() -> None:
     row = Scalars(step=0, epoch=0, time=0, values={})
     with pytest.raises(AttributeError):
         row.step = 1  # type: ignore[misc]
 
 
-def test_a_report_is_readable(tmp_path: Path) -> None:
+def test_report_has_a_readable_form(tmp_path: Path) -> None:
     with MetricBus(sinks="csv", dir=tmp_path) as bus:
         bus.log("x", 1.0)
     assert str(bus.stats()) == (
@@ -459,7 +459,7 @@ def test_a_report_is_readable(tmp_path: Path) -> None:
     )
 
 
-def test_the_default_logging_is_visible_without_any_configuration(
+def test_logging_sink_is_visible_without_logging_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
@@ -469,12 +469,12 @@ def test_the_default_logging_is_visible_without_any_configuration(
 
 
 @pytest.mark.parametrize("config", [{"a": {"b": 1}, "a/b": 2}, {1: "x", "1": "y"}])
-def test_a_config_with_a_name_twice_is_an_error(tmp_path: Path, config: dict[Any, Any]) -> None:
+def test_config_with_a_duplicate_name_raises(tmp_path: Path, config: dict[Any, Any]) -> None:
     with pytest.raises(ConfigError, match="twice"):
         MetricBus(sinks="", dir=tmp_path, config=config)
 
 
-def test_a_config_may_have_an_integer_that_no_float_holds(tmp_path: Path) -> None:
+def test_config_accepts_an_integer_beyond_floats(tmp_path: Path) -> None:
     with MetricBus(sinks="tensorboard", dir=tmp_path, config={"n": 10**400}) as bus:
         bus.log("x", 1.0)
     assert bus.stats().complete

@@ -1,4 +1,4 @@
-"""Other processes: children that join the run, forks, scripts that just end."""
+"""Several processes: children that join the run, forks, scripts that end without `close()`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_script(folder: Path, text: str, **environment: str) -> subprocess.Comple
     )
 
 
-def test_a_script_that_just_ends_loses_nothing(tmp_path: Path) -> None:
+def test_script_without_close_loses_nothing(tmp_path: Path) -> None:
     done = run_script(
         tmp_path,
         """
@@ -47,7 +47,7 @@ def test_a_script_that_just_ends_loses_nothing(tmp_path: Path) -> None:
     assert len(lines) == 1001
 
 
-def test_a_script_that_dies_of_an_exception_ends_its_run_as_failed(tmp_path: Path) -> None:
+def test_uncaught_exception_ends_the_run_as_failed(tmp_path: Path) -> None:
     done = run_script(
         tmp_path,
         """
@@ -63,7 +63,7 @@ def test_a_script_that_dies_of_an_exception_ends_its_run_as_failed(tmp_path: Pat
     assert len(history.series("x")) == 1
 
 
-def test_the_environment_configures_the_process_wide_bus(tmp_path: Path) -> None:
+def test_environment_configures_the_process_wide_bus(tmp_path: Path) -> None:
     done = run_script(
         tmp_path,
         """
@@ -84,7 +84,7 @@ def test_the_environment_configures_the_process_wide_bus(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("given", ["", 'run="same name"', 'sinks="csv"', 'config={"lr": 0.1}'])
-def test_a_process_that_a_run_starts_joins_it_with_a_segment_of_its_own(
+def test_process_started_by_a_run_joins_it_with_its_own_segment(
     tmp_path: Path, given: str
 ) -> None:
     config = {"lr": 0.1}
@@ -110,13 +110,13 @@ def test_a_process_that_a_run_starts_joins_it_with_a_segment_of_its_own(
     assert "child,2.0" in text
 
 
-def test_a_process_that_joins_with_another_config_is_told(tmp_path: Path) -> None:
+def test_joining_with_another_config_warns(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path / "runs"):
         done = run_script(tmp_path, "from metricbus import MetricBus\nMetricBus(config={'a': 1})")
-    assert "joined the run r" in done.stderr
+    assert "Joined the run r" in done.stderr
 
 
-def test_the_process_wide_bus_of_a_child_joins_too(tmp_path: Path) -> None:
+def test_process_wide_bus_of_a_child_joins_too(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path / "runs"):
         done = run_script(tmp_path, 'from metricbus import bus\nbus.log("child", 2.0)')
         assert done.returncode == 0, done.stderr
@@ -124,7 +124,7 @@ def test_the_process_wide_bus_of_a_child_joins_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ['id="other"', 'run="other", id="other"', 'run="other"'])
-def test_a_child_that_names_another_run_makes_its_own(tmp_path: Path, given: str) -> None:
+def test_child_that_names_another_run_creates_it(tmp_path: Path, given: str) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path / "runs"):
         done = run_script(
             tmp_path,
@@ -139,7 +139,7 @@ def test_a_child_that_names_another_run_makes_its_own(tmp_path: Path, given: str
     assert metricbus.read(other).names() == ["x"]
 
 
-def test_ctrl_c_while_close_waits_still_writes_how_the_run_ended(tmp_path: Path) -> None:
+def test_ctrl_c_during_close_still_writes_the_final_status(tmp_path: Path) -> None:
     done = run_script(
         tmp_path,
         """
@@ -160,19 +160,19 @@ def test_ctrl_c_while_close_waits_still_writes_how_the_run_ended(tmp_path: Path)
     assert metricbus.read(tmp_path / "runs" / "r").run.status == "finished"
 
 
-def test_after_close_the_run_is_no_longer_announced(tmp_path: Path) -> None:
+def test_close_restores_the_run_dir_variable(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path):
         assert os.environ["METRICBUS_RUN_DIR"] == str(tmp_path / "r")
     assert "METRICBUS_RUN_DIR" not in os.environ
 
 
-def test_a_run_dir_that_is_no_run_is_told(tmp_path: Path) -> None:
+def test_run_dir_without_a_run_raises(tmp_path: Path) -> None:
     done = run_script(
         tmp_path,
         "from metricbus import MetricBus\nMetricBus()",
         METRICBUS_RUN_DIR=str(tmp_path),
     )
-    assert "is no run's folder" in done.stderr
+    assert "is not a run folder" in done.stderr
 
 
 def test_forked_children_join_the_run_and_the_parent_loses_nothing(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_forked_children_join_the_run_and_the_parent_loses_nothing(tmp_path: Pat
     assert len((tmp_path / "runs/r/csv/metrics.csv").read_text().splitlines()) == 1 + 200 + 30
 
 
-def test_killed_outright_what_was_journalled_is_read_and_the_torn_tail_told(
+def test_killed_run_is_readable_and_its_torn_tail_is_reported(
     tmp_path: Path,
 ) -> None:
     done = run_script(
@@ -228,7 +228,7 @@ def test_killed_outright_what_was_journalled_is_read_and_the_torn_tail_told(
     assert history.run.status == "running"
 
 
-def test_passwords_are_in_no_file_and_no_output(tmp_path: Path) -> None:
+def test_passwords_appear_in_no_file_and_no_output(tmp_path: Path) -> None:
     package = tmp_path / "secretive.py"
     package.write_text(
         textwrap.dedent(

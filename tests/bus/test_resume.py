@@ -102,11 +102,11 @@ def test_without_such_a_run_a_new_one_is_made_unless_it_must_be_there(tmp_path: 
 
 def test_a_name_that_several_runs_have_is_told_with_the_candidates(tmp_path: Path) -> None:
     runs = [attempt(tmp_path, range(1), resume=False) for _ in range(2)]
-    with pytest.raises(ConfigError, match=r"2 runs in .* are called 'digits'") as told:
+    with pytest.raises(ConfigError, match=r"2 runs in .* have the name 'digits'") as told:
         attempt(tmp_path, range(1))
     for bus in runs:
         assert bus.run is not None
-        assert f"id={bus.run.id!r}, finished, begun " in str(told.value)
+        assert f"id={bus.run.id!r}, finished, started " in str(told.value)
 
 
 def test_resuming_nothing_in_particular_is_told(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_resuming_nothing_in_particular_is_told(tmp_path: Path) -> None:
 
 def test_a_run_that_is_at_work_is_not_gone_on_with(tmp_path: Path) -> None:
     live = MetricBus("digits", dir=tmp_path, sinks="")
-    with pytest.raises(ConfigError, match="is still at work, in process"):
+    with pytest.raises(ConfigError, match="is still running, in process"):
         attempt(tmp_path, range(1))
     live.close()
 
@@ -172,7 +172,7 @@ def test_a_param_that_has_changed_is_told_where_it_cannot_be_changed(
 ) -> None:
     for rate in (0.1, 0.2):
         attempt(tmp_path, range(1), id="r", sinks="mlflow", config={"lr": rate})
-    assert "MLflow keeps the param 'lr' as it was, 0.1: it cannot be changed to 0.2" in caplog.text
+    assert "'lr' stays 0.1, although the config now has 0.2" in caplog.text
 
 
 # Rewinding
@@ -241,7 +241,7 @@ def test_each_sink_does_what_it_can(tmp_path: Path, caplog: pytest.LogCaptureFix
             bus.log("x", 100.0 + step, step=step)
     assert bus.stats().complete
     folder = made(bus)
-    assert "back to step 5 epoch 0: what came after is superseded" in caplog.text
+    assert "rewind to step 5 epoch 0: later rows are superseded" in caplog.text
     lines = (folder / "csv" / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[5] for line in lines].index("rewind") == 11
     assert lines[11].startswith("5,0,")
@@ -393,7 +393,7 @@ def test_a_rule_that_has_changed_meanwhile_is_told(
 @pytest.mark.parametrize("state", [None, [], {}, {"step": 1}, "checkpoint.pt"])
 def test_what_is_no_state_is_told(tmp_path: Path, state: Any) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
-        with pytest.raises(ValueError, match="takes what state_dict"):
+        with pytest.raises(ValueError, match="needs a state that state_dict"):
             bus.load_state_dict(state)
         bus.log("x", 1.0)
 

@@ -1,4 +1,4 @@
-"""How a run ends, and what each end can lose: the table of docs/durability.md."""
+"""The ways a run can end, and what each can lose: the table in docs/durability.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINING = """
 """
 
 
-def after(end: str) -> str:
+def training_with_end(end: str) -> str:
     return textwrap.dedent(TRAINING) + textwrap.dedent(end)
 
 
@@ -46,8 +46,8 @@ def after(end: str) -> str:
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", "killed"),
     ],
 )
-def test_an_end_that_runs_code_loses_nothing(tmp_path: Path, end: str, status: str) -> None:
-    run_script(tmp_path, after(end))
+def test_end_that_runs_exit_handlers_loses_nothing(tmp_path: Path, end: str, status: str) -> None:
+    run_script(tmp_path, training_with_end(end))
     history = metricbus.read(tmp_path / "r")
     assert len(history.series("x")) == 1000
     assert history.series("mean").value.tolist() == [2.0]
@@ -58,16 +58,16 @@ def test_an_end_that_runs_code_loses_nothing(tmp_path: Path, end: str, status: s
 @pytest.mark.parametrize(
     "end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), 15)"]
 )
-def test_an_end_that_runs_no_code_loses_what_is_younger_than_a_pass(
+def test_end_without_exit_handlers_keeps_what_the_collector_has_written(
     tmp_path: Path, end: str
 ) -> None:
-    """Everything older is there, however short the life after it."""
-    older = """
+    """Only values newer than the collector's last pass may be lost."""
+    wait_for_collector = """
         while bus.stats().waiting:
             time.sleep(0.001)
-        bus.log("younger", 1.0)
+        bus.log("newer", 1.0)
     """
-    run_script(tmp_path, after(textwrap.dedent(older) + end))
+    run_script(tmp_path, training_with_end(textwrap.dedent(wait_for_collector) + end))
     history = metricbus.read(tmp_path / "r")
     assert len(history.series("x")) == 1000
     assert history.run.status == "running"
@@ -75,27 +75,27 @@ def test_an_end_that_runs_no_code_loses_what_is_younger_than_a_pass(
     assert metricbus.read(tmp_path / "r").run.status == "killed"
 
 
-def test_sigterm_flushes_if_that_is_wanted_and_then_ends_the_process(tmp_path: Path) -> None:
+def test_sigterm_flush_saves_everything_then_ends_the_process(tmp_path: Path) -> None:
     end = "os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
-    done = run_script(tmp_path, after(end), METRICBUS_SIGTERM="flush")
+    done = run_script(tmp_path, training_with_end(end), METRICBUS_SIGTERM="flush")
     assert done.returncode == -signal.SIGTERM
     history = metricbus.read(tmp_path / "r")
     assert len(history.series("x")) == 1000
     assert [row.values["mean"] for row in history.partial] == [2.0]
 
 
-def test_sigterm_does_what_the_script_wants_after_it_has_flushed(tmp_path: Path) -> None:
+def test_sigterm_flush_then_calls_the_scripts_own_handler(tmp_path: Path) -> None:
     code = """
         import signal, sys
         signal.signal(signal.SIGTERM, lambda number, frame: print("saved the model", flush=True))
     """
     end = "os.kill(os.getpid(), signal.SIGTERM); print(bus.stats().waiting); bus.close()"
-    done = run_script(tmp_path, textwrap.dedent(code) + after(end), METRICBUS_SIGTERM="flush")
+    done = run_script(tmp_path, textwrap.dedent(code) + training_with_end(end), METRICBUS_SIGTERM="flush")
     assert done.stdout == "saved the model\n0\n", done.stderr
     assert metricbus.read(tmp_path / "r").run.status == "finished"
 
 
-def test_sigterm_in_the_midst_of_logging_and_flushing_does_not_hang(tmp_path: Path) -> None:
+def test_sigterm_during_logging_and_flushing_does_not_hang(tmp_path: Path) -> None:
     code = """
         import os, signal, threading, time
         from metricbus import MetricBus
@@ -103,12 +103,12 @@ def test_sigterm_in_the_midst_of_logging_and_flushing_does_not_hang(tmp_path: Pa
         seen = []
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         from metricbus._bus import shutdown
-        shutdown._before = lambda number, frame: seen.append(number)
-        def disturb():
+        shutdown._previous_handler = lambda number, frame: seen.append(number)
+        def send_signals():
             for _ in range(100):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.005)
-        thread = threading.Thread(target=disturb)
+        thread = threading.Thread(target=send_signals)
         thread.start()
         count = 0
         while thread.is_alive():
@@ -130,40 +130,40 @@ def test_sigterm_has_no_handler_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fsync", "times"), [("never", 0), ("flush", 3), ("always", 4)])
-def test_the_journal_is_forced_onto_the_disk_when_that_is_wanted(
+def test_fsync_setting_determines_when_the_journal_is_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Fsync, times: int
 ) -> None:
-    forced: list[int] = []
-    real = os.fsync
+    synced: list[int] = []
+    fsync_file = os.fsync
 
     def fsync_and_count(fd: int) -> None:
-        forced.append(fd)
-        real(fd)
+        synced.append(fd)
+        fsync_file(fd)
 
     monkeypatch.setattr(os, "fsync", fsync_and_count)
     with MetricBus(sinks="", dir=tmp_path, fsync=fsync) as bus:
         bus.log("x", 1.0)
         bus.flush()
-    assert len(forced) == times, "the header, the row and the end; the folder once"
+    assert len(synced) == times, "the header, the row and the end; the folder once"
 
 
-def test_a_disk_that_cannot_force_is_told_and_costs_nothing(
+def test_failing_fsync_warns_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(fd: int) -> None:
+    def fail(fd: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", fail)
     with MetricBus(sinks="", dir=tmp_path, fsync="always") as bus:
         bus.log("x", 1.0)
     assert bus.folder is not None
     assert len(metricbus.read(bus.folder).series("x")) == 1
-    assert "may not be safe from a power cut" in caplog.text
+    assert "may not survive a power cut" in caplog.text
 
 
-@pytest.mark.parametrize("where", ["pytest", "thread", "notebook"])
-def test_with_a_sink_that_blocks_for_ever_it_ends_by_its_deadline(
-    tmp_path: Path, where: str
+@pytest.mark.parametrize("host", ["pytest", "thread", "notebook"])
+def test_sink_that_blocks_for_ever_does_not_delay_the_end_beyond_its_deadline(
+    tmp_path: Path, host: str
 ) -> None:
     training = """
         import threading
@@ -175,10 +175,10 @@ def test_with_a_sink_that_blocks_for_ever_it_ends_by_its_deadline(
         bus.log("x", 1.0)
     """
     code = textwrap.dedent(training)
-    if where == "pytest":
+    if host == "pytest":
         (tmp_path / "test_it.py").write_text(f"def test_it():\n{textwrap.indent(code, '    ')}")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
-    elif where == "thread":
+    elif host == "thread":
         body = textwrap.indent(code, "    ")
         call = "import threading\nthread = threading.Thread(target=train)\nthread.start()\n"
         (tmp_path / "train.py").write_text(f"def train():\n{body}\n{call}")

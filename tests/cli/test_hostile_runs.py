@@ -100,7 +100,7 @@ def test_a_step_beyond_64_bits_is_told(command: str, run: Path) -> None:
         ('{"id": "x", ', "cannot be read"),
         ("[]", "cannot be read"),
         ("\0\xff", "cannot be read"),
-        ('{"id": "x", "name": "x", "format": 99}', "is in format 99"),
+        ('{"id": "x", "name": "x", "format": 99}', "has format 99"),
     ],
     ids=["missing", "empty", "torn", "a list", "rubbish", "newer"],
 )

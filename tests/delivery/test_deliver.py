@@ -124,7 +124,7 @@ def test_without_its_own_sinks_or_named_ones_there_is_nothing_to_do(tmp_path: Pa
 
 
 def test_what_is_no_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(JournalError, match="is no run's folder"):
+    with pytest.raises(JournalError, match="is not a run folder"):
         deliver(tmp_path, "csv")
 
 

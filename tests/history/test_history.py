@@ -86,7 +86,7 @@ def test_a_live_run_can_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["nowhere", "."])
 def test_a_folder_that_is_no_run_is_told(where: str) -> None:
-    with pytest.raises(JournalError, match=r"is no run's folder.*runs/<id>"):
+    with pytest.raises(JournalError, match=r"is not a run folder.*runs/<id>"):
         metricbus.read(where)
 
 
@@ -119,7 +119,7 @@ def test_many_batches_and_changing_names_keep_the_order(
     batch=st.integers(1, 9),
 )
 def test_every_number_comes_back_exactly(values: list[int | float], batch: int) -> None:
-    held = columns.Columns()
+    held = columns.ScalarColumns()
     for place, value in enumerate(values):
         held.add(place, Scalars(step=place, epoch=0, time=0, values={"x": value}))
         if place % batch == 0:

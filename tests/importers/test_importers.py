@@ -565,7 +565,7 @@ def test_an_id_that_is_taken_is_told(tmp_path: Path) -> None:
     assert command(*arguments).exit_code == 0
     done = command(*arguments)
     assert done.exit_code == 2
-    assert "a run with the id 'i' is already in" in done.stderr
+    assert "already has a run with the id 'i'" in done.stderr
     assert points(metricbus.read(tmp_path / "runs" / "i"), "loss") == [(0, 0.5)]
 
 

@@ -388,7 +388,7 @@ def test_a_strangers_journal_leads_to_no_file_outside(path: str, tmp_path: Path)
     run = tmp_path / "run"
     run.mkdir()
     (tmp_path / "outside").write_bytes(b"secret")
-    with pytest.raises(MediaError, match="leads out"):
+    with pytest.raises(MediaError, match="outside of the run folder"):
         MediaFolder(run).read(FileRef(path, 6, "0" * 64))
 
 

@@ -1,8 +1,8 @@
-"""How the journal's segments end: by their writer, broken off, or not yet.
+"""Finds out which segments were closed and which were not, and completes runs whose process died.
 
-A segment that was ended has an end mark for its last line. Without one, it is open for as long as
-the process lives that its header names; then it is broken, and what its reductions held is in it.
-A run ends with its process too, if nobody has said how.
+A closed segment has an end record as its last line. Without one, it is open while the process in
+its header is alive; after that it is broken, and its last partial aggregates count. If no final
+status was recorded, the run counts as killed once its process is dead.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from metricbus._common.records import (
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import SUFFIX, Row
 
-_LAST_LINE_BYTES = 4096  # an end mark is far shorter
+_LAST_LINE_BYTES = 4096  # an end record is far shorter
 
 
 class SegmentState(NamedTuple):
-    """How a segment ends: with which status, None if it was not ended by who writes it."""
+    """The writer of a segment, and the status with which it closed the segment, if it did."""
 
     writer: ProcessId
     status: Status | None
 
     @property
     def is_broken(self) -> bool:
-        """Its writer died; of this machine's writers alone."""
+        """Whether the writer died without closing it; only known for writers on this machine."""
         return self.status is None and not self.writer.is_alive()
 
     @property
     def is_open(self) -> bool:
-        """Its writer may go on."""
+        """Whether the writer may still append."""
         return self.status is None and self.writer.is_alive()
 
 
-def segment_states(folder: Path) -> dict[str, SegmentState]:
-    """How each segment ends, as far as it can be told."""
-    found = {path.stem: _ending_of(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
-    return {segment: ending for segment, ending in found.items() if ending is not None}
+def segment_states(journal: Path) -> dict[str, SegmentState]:
+    """Return the state of each segment that has a readable header."""
+    states = {path.stem: _segment_state(path) for path in sorted(journal.glob(f"*{SUFFIX}"))}
+    return {segment: state for segment, state in states.items() if state is not None}
 
 
-def _ending_of(path: Path) -> SegmentState | None:
+def _segment_state(path: Path) -> SegmentState | None:
     with open(path, "rb") as file:
         first = file.readline()
         file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
@@ -61,12 +61,12 @@ def _ending_of(path: Path) -> SegmentState | None:
     try:
         header = decode(first)
     except DECODE_ERRORS:
-        return None  # nobody knows who writes it
+        return None
     if not isinstance(header, Header):
         return None
     try:
         record = decode(last)
-    except DECODE_ERRORS:  # torn
+    except DECODE_ERRORS:  # the last line is torn
         record = None
     return SegmentState(
         ProcessId(header.host, header.pid, header.process_started),
@@ -75,37 +75,41 @@ def _ending_of(path: Path) -> SegmentState | None:
 
 
 def mark_dead_run(folder: RunFolder) -> Run:
-    """The run; if its process has died, marked as its segment says or else as killed."""
+    """Return the run, after recording its end in run.json if its process has died.
+
+    The recorded status is that of the process's last closed segment, or `killed`.
+    """
     run = folder.load()
     if run.status != "running" or run.process.is_alive():
         return run
-    said = [end.status for end in segment_states(folder.journal).values() if end.writer == run.process]
+    states = segment_states(folder.journal).values()
+    statuses = [state.status for state in states if state.writer == run.process]
     last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
-    status = next((status for status in reversed(said) if status), "killed")
+    status = next((status for status in reversed(statuses) if status), "killed")
     dead = msgspec.structs.replace(run, status=status, ended=last)
-    if folder.load() == run:  # nobody has gone on with it meanwhile
+    if folder.load() == run:  # no process has resumed it in the meantime
         folder.save(dead)
     return dead
 
 
 def partial_rows(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
-    """What the reductions held that were open when their segments broke off: partial rows, each
-    with its segment. A name that came again after it was written down was emitted since, and is
-    left out.
+    """Return the pending reductions of segments that were not closed, as (segment, partial row).
+
+    Names with a later row in the segment are omitted: their reduction was emitted after all.
     """
-    opened: dict[str, PartialAggregates] = {}
-    since: dict[str, set[str]] = {}
+    pending: dict[str, PartialAggregates] = {}
+    emitted: dict[str, set[str]] = {}
     for row in rows:
         if isinstance(row.record, PartialAggregates):
-            opened[row.segment] = row.record
-            since[row.segment] = set()
-        elif isinstance(row.record, Scalars) and row.segment in opened:
-            since[row.segment].update(row.record.values)
+            pending[row.segment] = row.record
+            emitted[row.segment] = set()
+        elif isinstance(row.record, Scalars) and row.segment in pending:
+            emitted[row.segment].update(row.record.values)
         elif isinstance(row.record, End):
-            opened.pop(row.segment, None)
+            pending.pop(row.segment, None)
     return [
         (segment, msgspec.structs.replace(row, values=values))
-        for segment, record in opened.items()
+        for segment, record in pending.items()
         for row in record.rows
-        if (values := {n: v for n, v in row.values.items() if n not in since[segment]})
+        if (values := {n: v for n, v in row.values.items() if n not in emitted[segment]})
     ]

@@ -1,4 +1,4 @@
-"""Going on with a run: finding it by its id or name, and beginning a further attempt at it."""
+"""Resuming a run: finding it by id or name, and starting a further attempt."""
 
 from __future__ import annotations
 
@@ -10,42 +10,49 @@ from typing import Any
 import msgspec
 
 from metricbus._common.processes import this_process
-from metricbus._journal.run import Run, RunFolder, flat_config, plain_config, program
+from metricbus._journal.run import Run, RunFolder, flat_config, main_script, plain_config
 from metricbus.errors import ConfigError, JournalError
 
-_SILENT_SECS = 30.0  # a process of another machine that has written nothing for so long is dead
+# A process on another machine counts as dead after this time without writes.
+_SILENT_SECS = 30.0
 
 
 def find_run(root: Path, id: str | None, name: str | None) -> RunFolder | None:
-    """The run under `root` with this id; without one, the only run of this name.
+    """Return the run under `root` with this id or, if `id` is None, the only one with this name.
 
-    None if there is none. Raises `ConfigError` if there are several, and names them.
+    Returns None if there is none. Raises `ConfigError` if several runs have the name, and lists
+    them.
     """
     if id is not None:
         folder = RunFolder(root.absolute() / id)
         return folder if (folder.path / "run.json").is_file() else None
     if name is None:
-        raise ConfigError("resume= needs to know which run: give its id= or its name by run=")
-    found = [(folder, run) for folder, run in _runs_in(root) if run.name == name]
-    if len(found) > 1:
+        raise ConfigError("resume= does not say which run to resume: pass id=, or its name as run=")
+    matches = [(folder, run) for folder, run in _runs_in(root) if run.name == name]
+    if len(matches) > 1:
         listed = "\n".join(
-            f"  id={run.id!r}, {run.status}, begun {_when(run.started)}" for _, run in found
+            f"  id={run.id!r}, {run.status}, started {_format_time(run.started)}"
+            for _, run in matches
         )
         raise ConfigError(
-            f"{len(found)} runs in {root} are called {name!r}; say which by its id:\n{listed}"
+            f"{len(matches)} runs in {root} have the name {name!r}; choose one by its id:\n{listed}"
         )
-    return found[0][0] if found else None
+    return matches[0][0] if matches else None
 
 
-def resume_run(folder: RunFolder, config: Mapping[str, Any], **about: Any) -> tuple[RunFolder, Run]:
-    """A further attempt at the run; what is given replaces what was, key by key in the config.
+def resume_run(
+    folder: RunFolder, config: Mapping[str, Any], **fields: Any
+) -> tuple[RunFolder, Run]:
+    """Start a further attempt at the run, as this process.
 
-    Raises `ConfigError` if the process of the last attempt still lives.
+    The `config` is merged into the previous one, key by key; other `fields` of `Run` replace the
+    previous ones unless they are empty. Raises `ConfigError` if the last attempt's process is still
+    alive, or if run.json cannot be written.
     """
     last = folder.load()
-    _check_is_over(folder, last)
+    _check_not_running(folder, last)
     merged = {**last.config, **plain_config(config)}
-    flat_config(merged)
+    flat_config(merged)  # raises for a name that the merge made ambiguous
     owner = this_process()
     run = msgspec.structs.replace(
         last,
@@ -53,20 +60,20 @@ def resume_run(folder: RunFolder, config: Mapping[str, Any], **about: Any) -> tu
         host=owner.host,
         pid=owner.pid,
         process_started=owner.started,
-        program=program(),
+        program=main_script(),
         status="running",
         ended=None,
         attempt=last.attempt + 1,
-        **{key: value for key, value in about.items() if value},
+        **{key: value for key, value in fields.items() if value},
     )
     try:
         folder.save(run)
     except OSError as error:
-        raise ConfigError(f"cannot go on with {folder.path}: {error.strerror}") from error
+        raise ConfigError(f"cannot resume {folder.path}: {error.strerror}") from error
     return folder, run
 
 
-def _check_is_over(folder: RunFolder, run: Run) -> None:
+def _check_not_running(folder: RunFolder, run: Run) -> None:
     process = run.process
     if run.status != "running" or not process.is_alive():
         return
@@ -75,22 +82,22 @@ def _check_is_over(folder: RunFolder, run: Run) -> None:
         if time.time() - newest > _SILENT_SECS:
             return
     raise ConfigError(
-        f"the run {run.id} is still at work, in {process}; end that first, or leave resume= out "
-        "to have a new run"
+        f"run {run.id} cannot be resumed because it is still running, in {process}; stop that "
+        "process first, or omit resume= to create a new run"
     )
 
 
 def _runs_in(root: Path) -> list[tuple[RunFolder, Run]]:
-    """The runs whose run.json can be read, the oldest first."""
-    found = []
+    """Return the runs whose run.json can be read, oldest first."""
+    runs = []
     for path in root.absolute().glob("*/run.json"):
         folder = RunFolder(path.parent)
         try:
-            found.append((folder, folder.load()))
+            runs.append((folder, folder.load()))
         except JournalError:
             continue
-    return sorted(found, key=lambda pair: pair[1].started)
+    return sorted(runs, key=lambda pair: pair[1].started)
 
 
-def _when(nanoseconds: int) -> str:
+def _format_time(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(nanoseconds / 1e9))

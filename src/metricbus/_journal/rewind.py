@@ -1,4 +1,4 @@
-"""Which rows are superseded: those that a rewind goes back before."""
+"""Determines which rows the rewinds of a run supersede."""
 
 from __future__ import annotations
 
@@ -9,70 +9,55 @@ from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Header, Rewind, Scalars
 from metricbus._journal.segment_reader import Row
 
-_BEHIND_ALL_LINES = 1 << 62
+_AFTER_ALL_LINES = 1 << 62
 
 
-class _At(NamedTuple):
-    """A rewind, and where it stands."""
+class _LocatedRewind(NamedTuple):
+    """A rewind, with the segment, line and attempt in which it was written."""
 
     segment: str
     line: int
     attempt: int
     rewind: Rewind
 
+    def follows(self, segment: str, line: int, attempt: int, row: Scalars | MediumRecord) -> bool:
+        """Check whether it was written after `row`; compares clocks only within one attempt."""
+        if segment == self.segment:
+            return line < self.line
+        if attempt != self.attempt:
+            return attempt < self.attempt
+        return row.time <= self.rewind.time
+
 
 class Rewinds:
-    """All rewinds of a run."""
+    """All rewinds of a run, found in the rows of its journal; false if there are none."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        """Finds them in the rows of a whole journal."""
         self._attempts: dict[str, int] = {}
-        self._all: list[_At] = []
+        self._rewinds: list[_LocatedRewind] = []
         for row in rows:
             if isinstance(row.record, Header):
                 self._attempts[row.segment] = row.record.attempt
             elif isinstance(row.record, Rewind):
                 attempt = self._attempts.get(row.segment, 1)
-                self._all.append(_At(row.segment, row.line, attempt, row.record))
+                self._rewinds.append(_LocatedRewind(row.segment, row.line, attempt, row.record))
 
     def __bool__(self) -> bool:
-        return bool(self._all)
+        return bool(self._rewinds)
 
     def supersedes(self, segment: str, line: int, row: Scalars | MediumRecord) -> bool:
-        """Whether one of them goes back before this row."""
+        """Check whether any rewind supersedes the row at this line."""
         attempt = self._attempts.get(segment, 1)
         return any(
-            _is_after(at, segment, line, attempt, row)
+            located.follows(segment, line, attempt, row)
             and (
-                row.step > at.rewind.step
-                or (segment == at.rewind.segment and line >= at.rewind.line)
-                or 0 < at.rewind.attempt < attempt < at.attempt
+                row.step > located.rewind.step
+                or (segment == located.rewind.segment and line >= located.rewind.line)
+                or 0 < located.rewind.attempt < attempt < located.attempt
             )
-            for at in self._all
+            for located in self._rewinds
         )
 
     def supersedes_partial(self, segment: str, row: Scalars) -> bool:
-        """Whether one of them goes back before what was open when the segment broke off."""
-        return self.supersedes(segment, _BEHIND_ALL_LINES, row)
-
-
-def _is_after(at: _At, segment: str, line: int, attempt: int, row: Scalars | MediumRecord) -> bool:
-    """Whether the rewind came after the row; clocks are asked only within one attempt."""
-    if segment == at.segment:
-        return line < at.line
-    if attempt != at.attempt:
-        return attempt < at.attempt
-    return row.time <= at.rewind.time
-
-
-def without_superseded(rows: list[Row]) -> list[Row]:
-    """The rows of a whole journal, but for those that are superseded."""
-    rewinds = Rewinds(rows)
-    if not rewinds:
-        return rows
-    return [
-        row
-        for row in rows
-        if not isinstance(row.record, Scalars | MediumRecord)
-        or not rewinds.supersedes(row.segment, row.line, row.record)
-    ]
+        """Check whether any rewind supersedes a partial row of a segment whose writer died."""
+        return self.supersedes(segment, _AFTER_ALL_LINES, row)

@@ -1,16 +1,18 @@
-"""A run and its folder: who it is, where its files lie.
+"""A run's identity and its folder.
 
-    run.json      what stands in `Run`
-    journal/      segments
-    offsets/      one small file per sink
-    delivery/     what the delivery process and the training tell each other; its log
-    csv/ …        what the file sinks write
+    run.json      the fields of `Run`
+    journal/      the segments
+    media/        the files of media
+    offsets/      each sink's cursor, and the leases
+    delivery/     files by which training and delivery process communicate; the latter's log
+    csv/ …        output of the sinks that write files
 
-An id is unique and names the folder; the name is a label that may come again.
+The id is unique and names the folder; the name is a label that several runs may share.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -26,15 +28,17 @@ from metricbus._common.processes import ProcessId, this_process
 from metricbus._common.records import FORMAT_VERSION, Status
 from metricbus.errors import ConfigError, JournalError, RunExistsError
 
-_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32, so that each is as likely as any other
+_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32: a byte modulo 32 is evenly distributed
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class Run(msgspec.Struct, kw_only=True, frozen=True):
-    """Who a run is. Times are nanoseconds since 1970-01-01 UTC; `sinks` are without secrets.
+    """The identity and the description of a run, as stored in run.json.
 
-    `host`, `pid` and `process_started` are the process of the newest `attempt`, `program` its
-    script.
+    Times are in nanoseconds since 1970-01-01 UTC. `sinks` are sink URLs without secrets. `host`,
+    `pid`, `process_started` and `program`, the path of the script, describe the process of the
+    newest `attempt`. `launch` distinguishes launches of several ranks; it is empty without a
+    launcher.
     """
 
     id: str
@@ -53,7 +57,7 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
     status: Status = "running"
     program: str = ""
     attempt: int = 1
-    launch: str = ""  # what tells the launch of its ranks from others; empty without a launcher
+    launch: str = ""
     format: int = FORMAT_VERSION
 
     @property
@@ -70,40 +74,40 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """Where the segments lie."""
+        """The folder of the segments."""
         return self.path / "journal"
 
     @property
     def delivery(self) -> Path:
-        """Where the delivery process and its run's process leave each other word."""
+        """The folder by which training and delivery process communicate."""
         return self.path / "delivery"
 
     @property
     def offsets(self) -> Path:
-        """Where the sinks' progress is kept."""
+        """The folder of the sinks' cursors and leases."""
         return self.path / "offsets"
 
     def load(self) -> Run:
-        """What run.json says; `JournalError` when there is none that can be read."""
+        """Read run.json; raise `JournalError` if it is missing, invalid or of a newer format."""
         file = self.path / "run.json"
         try:
             run = msgspec.json.decode(file.read_bytes(), type=Run)
         except (FileNotFoundError, NotADirectoryError):
             raise JournalError(
-                f"{self.path} is no run's folder: there is no run.json in it; give a folder such "
+                f"{self.path} is not a run folder: it contains no run.json; expected a folder such "
                 "as runs/<id>"
             ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise JournalError(f"{file} cannot be read: {error}") from error
         if run.format > FORMAT_VERSION:
             raise JournalError(
-                f"{file} is in format {run.format}, this metricbus reads up to {FORMAT_VERSION}: "
-                "pip install --upgrade metricbus"
+                f"{file} has format {run.format}, but this metricbus reads formats up to "
+                f"{FORMAT_VERSION}: pip install --upgrade metricbus"
             )
         return run
 
     def save(self, run: Run) -> None:
-        """Replaces run.json as a whole."""
+        """Write run.json, atomically."""
         replace_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(run)) + b"\n")
 
 
@@ -113,24 +117,25 @@ def create_run(
     id: str | None,
     name: str | None,
     config: Mapping[str, Any],
-    **about: Any,
+    **fields: Any,
 ) -> tuple[RunFolder, Run]:
-    """Makes a new run's folder under `root`.
+    """Create a run and its folder under `root`; `fields` are further fields of `Run`.
 
-    Raises `RunExistsError` when the id is taken and `ConfigError` when the folder cannot be made.
+    Without an id, one is made of the name and the time. Raises `RunExistsError` if the id is taken
+    and `ConfigError` if the folder cannot be created.
     """
     name = name or "run"
     owner = this_process()
     run = Run(
-        id=_check_id(id) if id is not None else make_id(name),
+        id=_check_id(id) if id is not None else _generate_id(name),
         name=name,
         config=plain_config(config),
         host=owner.host,
         pid=owner.pid,
         process_started=owner.started,
         started=time.time_ns(),
-        program=program(),
-        **about,
+        program=main_script(),
+        **fields,
     )
     folder = RunFolder(root.absolute() / run.id)
     try:
@@ -141,68 +146,76 @@ def create_run(
     except FileExistsError:
         if not folder.path.is_dir():
             raise ConfigError(
-                f"{root} is no folder; choose another by dir= or METRICBUS_DIR"
+                f"{root} is not a folder; choose another one with dir= or METRICBUS_DIR"
             ) from None
         raise RunExistsError(
-            f"a run with the id {run.id!r} is already in {root}; go on with it by resume=True, or "
-            "leave id= and METRICBUS_RUN_ID out to have a new one made"
+            f"{root} already has a run with the id {run.id!r}; resume it with resume=True, or omit "
+            "id= and METRICBUS_RUN_ID to generate a new id"
         ) from None
     except OSError as error:
         raise ConfigError(
-            f"cannot make the run's folder {folder.path}: {error.strerror}; choose one that can be "
-            "written to by dir= or METRICBUS_DIR"
+            f"cannot create the run folder {folder.path}: {error.strerror}; choose a writable "
+            "folder with dir= or METRICBUS_DIR"
         ) from error
     return folder, run
 
 
-def make_id(name: str) -> str:
-    """An id from the name, the time and a few random letters: `digits-cnn-20260131-142530-k3x9`."""
+def _generate_id(name: str) -> str:
+    """Return an id of the name, the time and random letters: `digits-cnn-20260131-142530-k3x9a`."""
     letters = "".join(_LETTERS[byte % len(_LETTERS)] for byte in os.urandom(5))
     return f"{slugify(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
 
 
 def slugify(name: str) -> str:
-    """The name as a folder's name may begin: `Digits CNN!` becomes `digits-cnn`."""
+    """Return the name in a form that can start a folder name: `Digits CNN!` gives `digits-cnn`."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "run"
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as plain JSON values; what JSON has no word for becomes its `str()`."""
-    plain = msgspec.to_builtins(dict(config), str_keys=True, enc_hook=_plain)
-    cleaned: dict[str, Any] = _spell_nonfinite(plain)
+    """Return the config as JSON values.
+
+    Arrays become lists; NaN, the infinities, and values that JSON lacks become their `str()`.
+    Raises `ConfigError` if two keys are the same in JSON or once nested keys are joined.
+    """
+    plain = msgspec.to_builtins(dict(config), str_keys=True, enc_hook=_to_jsonable)
+    result: dict[str, Any] = _nonfinite_to_text(plain)
     _check_keys(config)
-    flat_config(cleaned)
-    return cleaned
+    flat_config(result)
+    return result
 
 
 def _check_keys(config: Mapping[Any, Any]) -> None:
-    """JSON knows text alone, and `1` and `"1"` are the same there."""
+    """Raise `ConfigError` for keys such as `1` and `"1"`, which are the same in JSON."""
     names = [str(key) for key in config]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"config= has {name!r} twice, as text and as something else")
+            raise ConfigError(
+                f"config= has the key {name!r} twice, as a string and as another type"
+            )
     for value in config.values():
         if isinstance(value, Mapping):
             _check_keys(value)
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config without nesting: `{"optimizer": {"lr": 0.1}}` becomes `{"optimizer/lr": 0.1}`.
+    """Return the config without nesting: `{"optimizer": {"lr": 1}}` gives `{"optimizer/lr": 1}`.
 
-    Raises `ConfigError` where that gives a name twice.
+    Raises `ConfigError` if two values would get the same name.
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        nested = isinstance(value, dict) and value
-        part = flat_config(value, f"{prefix}{key}/") if nested else {prefix + key: value}
-        if twice := flat.keys() & part.keys():
-            raise ConfigError(f"config= has {min(twice)!r} twice, once nested; rename one of them")
+        is_nested = isinstance(value, dict) and value
+        part = flat_config(value, f"{prefix}{key}/") if is_nested else {prefix + key: value}
+        if duplicates := flat.keys() & part.keys():
+            raise ConfigError(
+                f"config= has the key {min(duplicates)!r} twice, once nested; rename one of them"
+            )
         flat |= part
     return flat
 
 
-def program() -> str:
-    """The script that runs; empty in a notebook or an interactive session."""
+def main_script() -> str:
+    """Return the path of the running script; empty in a notebook or an interactive session."""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     return os.path.abspath(file) if file else ""
 
@@ -210,24 +223,23 @@ def program() -> str:
 def _check_id(id: str) -> str:
     if not isinstance(id, str) or not _ID.fullmatch(id):
         raise ConfigError(
-            f"the run id {id!r:.80} cannot name a folder; use letters, digits, '.', '_' and '-', "
-            "at most 200, beginning with a letter or digit"
+            f"the run id {id!r:.80} is not a valid folder name; use up to 200 letters, digits, "
+            "'.', '_' and '-', starting with a letter or digit"
         )
     return id
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # numpy and torch: numbers and arrays
+def _to_jsonable(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # scalars and arrays of numpy and torch
         return value.tolist()
     return str(value)
 
 
-def _spell_nonfinite(value: Any) -> Any:
-    """JSON has no NaN and no infinities; in a config they are written as text."""
+def _nonfinite_to_text(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _spell_nonfinite(inner) for key, inner in value.items()}
+        return {key: _nonfinite_to_text(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_spell_nonfinite(inner) for inner in value]
-    if isinstance(value, float) and value - value != 0:
+        return [_nonfinite_to_text(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

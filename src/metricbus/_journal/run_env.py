@@ -1,4 +1,4 @@
-"""How a run is found by the processes that it starts: `METRICBUS_RUN_DIR` names its folder."""
+"""The environment variable `METRICBUS_RUN_DIR`, by which child processes find the run to join."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 from metricbus._common.settings import env_variable
 
 _RUN_DIR = env_variable("run_dir")
-_announced: tuple[int, str] | None = None  # (pid, folder) of the run that this process announced
-_inherited: str | None = None  # what the variable said before
+_exported: tuple[int, str] | None = None  # (pid, folder) of the run that this process exported
+_inherited: str | None = None  # the variable's value before that
 
 
 def export_run_dir(folder: Path) -> None:
-    """Tells the processes that this one starts which run is theirs; the first run is."""
-    global _announced, _inherited
-    if _announced is None or _announced[0] != os.getpid():
+    """Set the variable to `folder`, unless this process has already exported another run."""
+    global _exported, _inherited
+    if _exported is None or _exported[0] != os.getpid():
         _inherited = os.environ.get(_RUN_DIR)
-        _announced = (os.getpid(), str(folder))
+        _exported = (os.getpid(), str(folder))
         os.environ[_RUN_DIR] = str(folder)
 
 
 def restore_run_dir(folder: Path) -> None:
-    """The run has ended."""
-    global _announced
-    if _announced == (os.getpid(), str(folder)):
-        _announced = None
+    """Restore the inherited value if this process exported `folder`; called when the run ends."""
+    global _exported
+    if is_own_run_dir(str(folder)):
+        _exported = None
         if _inherited is None:
             os.environ.pop(_RUN_DIR, None)
         else:
@@ -33,5 +33,5 @@ def restore_run_dir(folder: Path) -> None:
 
 
 def is_own_run_dir(folder: str) -> bool:
-    """Whether it was this process that announced it."""
-    return _announced == (os.getpid(), folder)
+    """Check whether this process exported `folder`."""
+    return _exported == (os.getpid(), folder)

@@ -1,4 +1,4 @@
-"""The whole lines of a file, read from its end: however long it is, only the end is read."""
+"""Reading the whole lines of a file from its end, without reading the rest of it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ _BLOCK = 1 << 16
 
 
 def lines_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
-    """The lines before the byte `end`, at which one has ended; the last one first."""
+    """Yield the lines before offset `end`, the last one first; `end` must follow a newline."""
     rest = b""
-    place = end - 1  # without the last newline
+    position = end - 1  # without the last newline
     block = _BLOCK
-    while place > 0:
-        start = max(0, place - block)
+    while position > 0:
+        start = max(0, position - block)
         file.seek(start)
-        rest, *lines = (file.read(place - start) + rest).split(b"\n")
+        rest, *lines = (file.read(position - start) + rest).split(b"\n")
         yield from reversed(lines)
-        place = start
-        block = _BLOCK if lines else 2 * block  # a long line is put together from a few pieces
+        position = start
+        # Doubling keeps the cost linear for a line that is longer than a block.
+        block = _BLOCK if lines else 2 * block
     if end > 0:
         yield rest
 
 
 def end_of_last_line(file: BinaryIO) -> int:
-    """The byte after the last newline; 0 if there is none."""
-    place = file.seek(0, os.SEEK_END)
-    while place > 0:
-        start = max(0, place - _BLOCK)
+    """Return the offset after the last newline; 0 if there is none."""
+    position = file.seek(0, os.SEEK_END)
+    while position > 0:
+        start = max(0, position - _BLOCK)
         file.seek(start)
-        found = file.read(place - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        place = start
+        newline = file.read(position - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        position = start
     return 0
