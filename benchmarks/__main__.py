@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import charts, report
-from benchmarks.machine import ROOT
-from benchmarks.results import Measured, load, merged, save
-from benchmarks.running import CaseError, run_case
+from benchmarks.framework import charts, report
+from benchmarks.framework.machine import ROOT
+from benchmarks.framework.results import Measured, load, merged, save
+from benchmarks.framework.running import CaseError, run_case
 
 CASES = {  # in the order of the report
     "calls": "benchmarks.cases.calls",

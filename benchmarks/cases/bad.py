@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from benchmarks import bad_worker
-from benchmarks.bad_runs import DISK, NAMES, PICTURE, SHORT_QUEUE, STEP_SECS, Plan, plans
-from benchmarks.harness import Context, Figure, Result, interleaved, ratios
-from benchmarks.spawned import Worker
+from benchmarks.framework.harness import Context, Figure, Result, interleaved, ratios
+from benchmarks.framework.spawned import Worker
+from benchmarks.workloads import bad_worker
+from benchmarks.workloads.bad_runs import DISK, NAMES, PICTURE, SHORT_QUEUE, STEP_SECS, Plan, plans
 from metricbus import Report
 
 LOOK_EVERY = 0.005

@@ -1,6 +1,6 @@
 """What a call costs on the caller's thread: `log(name, value)` and `log(mapping of 20)`.
 
-Each arm has a worker process of pyperf (`benchmarks.call_worker`). All workers are opened
+Each arm has a worker process of pyperf (`benchmarks.workloads.call_worker`). All workers are opened
 together; then they are measured one at a time, in rounds there and back.
 """
 
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import msgspec
 import pyperf
 
-from benchmarks.call_workers import Seen, Worker, measure_together, seen_in
-from benchmarks.harness import Context, Figure, Result, Role, Target, ratio
-from benchmarks.ours import ALL, values_by_sink
+from benchmarks.framework.harness import Context, Figure, Result, Role, Target, ratio
 from benchmarks.peers import MISSING, mlflow_server, quiet
 from benchmarks.peers.services import make_template
-from benchmarks.reading import complete
+from benchmarks.workloads.call_workers import Seen, Worker, measure_together, seen_in
+from benchmarks.workloads.ours import ALL, values_by_sink
+from benchmarks.workloads.reading import complete
 
 SERVER = "mlflow, server"
 SCALARS = 20  # in the mapping

@@ -14,12 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import delivering, reading
-from benchmarks.delivering import NAMES, Opened, by_sink, journal, row_by_row, value_by_value
-from benchmarks.harness import Context, Figure, Result, Role, Target, interleaved, ratio
-from benchmarks.own_sinks import DATABASE, VALUES, complete, lines_in
+from benchmarks.framework.harness import Context, Figure, Result, Role, Target, interleaved, ratio
 from benchmarks.peers import PEERS, mlflow_peer, mlflow_server
 from benchmarks.peers.services import MlflowBatches, empty_database
+from benchmarks.workloads import delivering, reading
+from benchmarks.workloads.delivering import (
+    NAMES,
+    Opened,
+    by_sink,
+    journal,
+    row_by_row,
+    value_by_value,
+)
+from benchmarks.workloads.own_sinks import DATABASE, VALUES, complete, lines_in
 
 ROUNDS = 2
 WARM_UP_ROWS = 10

@@ -2,7 +2,7 @@
 
 `flush()` is measured again and again in this process, with nothing but the journal behind it; each
 way to flush in turn. `close()` happens once a run, so each is in a process of its own
-(`benchmarks.closing`), beside the backends' own closes after the same values. Everything is read
+(`benchmarks.workloads.closing`), beside the backends' own closes after the same values. Everything is read
 back.
 """
 
@@ -15,12 +15,20 @@ from collections.abc import Callable
 
 import msgspec
 
-from benchmarks.closing import AT_CLOSE, CLOSE, CLOSE_PENDING, close_apart
-from benchmarks.flushing import PENDING, Bytes, Events, Flush, LogRecords, Mappings, SingleValues
-from benchmarks.harness import Context, Figure, Result, Target, interleaved
-from benchmarks.ours import ALL
+from benchmarks.framework.harness import Context, Figure, Result, Target, interleaved
 from benchmarks.peers import PEERS
-from benchmarks.reading import complete
+from benchmarks.workloads.closing import AT_CLOSE, CLOSE, CLOSE_PENDING, close_apart
+from benchmarks.workloads.flushing import (
+    PENDING,
+    Bytes,
+    Events,
+    Flush,
+    LogRecords,
+    Mappings,
+    SingleValues,
+)
+from benchmarks.workloads.ours import ALL
+from benchmarks.workloads.reading import complete
 
 QUICK = "logging,csv,tensorboard"  # W&B and MLflow take their time to come up
 SINGLE, TOGETHER = "MetricBus.flush(), single values wait", "MetricBus.flush(), mappings of 20 wait"

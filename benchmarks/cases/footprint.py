@@ -1,6 +1,6 @@
 """What a logged value takes in all: processor time of all processes together, and bytes on disk.
 
-Each arm runs in processes of its own (`benchmarks.metered`), once with rows and once with
+Each arm runs in processes of its own (`benchmarks.workloads.metered`), once with rows and once with
 none; the difference is what the rows took, without imports, opening and closing.
 """
 
@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 import psutil
 
-from benchmarks.harness import Context, Figure, Result, Role, interleaved
-from benchmarks.metered import ANSWER, NAMES, OURS
-from benchmarks.ours import ALL, own_files, values_by_sink
+from benchmarks.framework.harness import Context, Figure, Result, Role, interleaved
 from benchmarks.peers import APART, MISSING, mlflow_server, quiet
 from benchmarks.peers.services import make_template
-from benchmarks.reading import complete, mlflow_values
+from benchmarks.workloads.metered import ANSWER, NAMES, OURS
+from benchmarks.workloads.ours import ALL, own_files, values_by_sink
+from benchmarks.workloads.reading import complete, mlflow_values
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDS_WITHIN = 300.0
@@ -118,7 +118,7 @@ class Meter:
         uri = self._uri if way.arm == SERVER else ""
         before = _server_took(uri, self._place)
         python = str(APART.get(way.arm, sys.executable))
-        command = [python, "-W", "ignore", "-m", "benchmarks.metered", "METER"]
+        command = [python, "-W", "ignore", "-m", "benchmarks.workloads.metered", "METER"]
         _check_call([*command, way.arm, str(folder), str(number), uri], folder)
         told = json.loads(folder.with_suffix(ANSWER).read_bytes())
         after = _server_took(uri, self._place)

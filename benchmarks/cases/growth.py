@@ -1,6 +1,6 @@
 """What grows: with the values in a run, with names, with sinks, with threads.
 
-Each run is a process of its own (`benchmarks.growth_run`), which opens a bus, warms it up and logs
+Each run is a process of its own (`benchmarks.workloads.growth_run`), which opens a bus, warms it up and logs
 everything twice, paced and flat out. Everything is read back.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 
-from benchmarks.growth_load import BURST, PACE, Shape
-from benchmarks.growth_run import PARSED, Seen, run_apart
-from benchmarks.harness import Context, Figure, Result, Role, Target, ratio
+from benchmarks.framework.harness import Context, Figure, Result, Role, Target, ratio
+from benchmarks.workloads.growth_load import BURST, PACE, Shape
+from benchmarks.workloads.growth_run import PARSED, Seen, run_apart
 
 BYTES_A_VALUE = 150  # in the journal, the CSV and the event file together, at most
 FIVE = ("csv", "tensorboard", "logging", "wandb?mode=offline", "mlflow")

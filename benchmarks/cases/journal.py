@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.harness import Context, Figure, Result, Role, Target, interleaved
-from benchmarks.reading import complete
+from benchmarks.framework.harness import Context, Figure, Result, Role, Target, interleaved
+from benchmarks.workloads.reading import complete
 from metricbus import MetricBus, read
 from metricbus._aggregate.row_builder import join_calls
 from metricbus._common.records import Call, Scalars

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from benchmarks.harness import Context, Figure, Result, Target, Unit, interleaved, ratio
-from benchmarks.latency_arms import (
+from benchmarks.framework.harness import Context, Figure, Result, Target, Unit, interleaved, ratio
+from benchmarks.framework.spawned import ANSWERS_WITHIN, Worker
+from benchmarks.workloads.latency_arms import (
     BUSY,
     HANGS_HERE,
     HANGS_THERE,
@@ -24,7 +25,7 @@ from benchmarks.latency_arms import (
     all_arms,
     all_sinks,
 )
-from benchmarks.latency_worker import (
+from benchmarks.workloads.latency_worker import (
     TAILS,
     Rates,
     Turn,
@@ -34,7 +35,6 @@ from benchmarks.latency_worker import (
     open_arm,
     take_turn,
 )
-from benchmarks.spawned import ANSWERS_WITHIN, Worker
 
 _UNIT: Unit = "µs"
 _HUNDREDTH, _THOUSANDTH = TAILS.index(0.01), TAILS.index(0.001)

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.harness import Context, Figure, Result, Target, interleaved
-from benchmarks.own_sinks import DATABASE, VALUES, complete, lines_in
+from benchmarks.framework.harness import Context, Figure, Result, Target, interleaved
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.services import empty_database
-from benchmarks.training import Arm, Log, Loop, make_training
+from benchmarks.workloads.own_sinks import DATABASE, VALUES, complete, lines_in
+from benchmarks.workloads.training import Arm, Log, Loop, make_training
 from metricbus import MetricBus
 from metricbus._common.settings import Hosting
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.fresh import fresh
-from benchmarks.harness import Context, Figure, Result, Role, Target, interleaved, ratio
+from benchmarks.framework.fresh import fresh
+from benchmarks.framework.harness import Context, Figure, Result, Role, Target, interleaved, ratio
 
 NUMPY = "import numpy"
 OURS = "from metricbus import MetricBus"
@@ -111,7 +111,7 @@ OPENINGS: dict[str, tuple[Role, str]] = {
         end()
         run.finish()
         from pathlib import Path
-        from benchmarks.reading import wandb_values
+        from benchmarks.workloads.reading import wandb_values
         deadline = time.monotonic() + 20  # its process may write a little after that
         while not (count := wandb_values(Path())) and time.monotonic() < deadline:
             time.sleep(0.01)

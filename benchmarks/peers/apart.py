@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reading import tensorboard_values
+from benchmarks.workloads.reading import tensorboard_values
 
 
 class CluWriter:

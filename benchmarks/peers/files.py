@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reading import log_values, tensorboard_values, wide_csv_values
+from benchmarks.workloads.reading import log_values, tensorboard_values, wide_csv_values
 
 _NEVER = 10**9  # steps between the writes of a logger that is told when to write
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reading import mlflow_values, wandb_values
+from benchmarks.workloads.reading import mlflow_values, wandb_values
 
 
 class WandbValues:

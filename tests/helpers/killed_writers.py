@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.peers import APART_PYTHON, quiet
-from benchmarks.reading import (
+from benchmarks.workloads.reading import (
     journal_values,
     mlflow_values,
     tensorboard_values,

@@ -421,7 +421,7 @@ def made_too_early(rank: int) -> Any:
         os.environ.pop(variable, None)
     bus = MetricBus(id=f"r{rank}", dir=".", sinks="", ranks=rank)
     assert bus._session is not None
-    bus._session.known_as = Rank()
+    bus._session.initial_rank = Rank()
     with bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)

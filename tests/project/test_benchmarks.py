@@ -11,15 +11,15 @@ import msgspec
 import psutil
 import pytest
 
-from benchmarks import charts, report
 from benchmarks.__main__ import CASES, chosen, draw, main, run
-from benchmarks.fresh import fresh
-from benchmarks.harness import Figure, Result, Role, Target, interleaved, ratio
-from benchmarks.machine import Machine, Moment, commit, machine
-from benchmarks.numbers import apart, place, readable, times
-from benchmarks.results import Measured, load, merged, save
-from benchmarks.running import CaseError, run_case
-from benchmarks.spawned import Worker
+from benchmarks.framework import charts, report
+from benchmarks.framework.fresh import fresh
+from benchmarks.framework.harness import Figure, Result, Role, Target, interleaved, ratio
+from benchmarks.framework.machine import Machine, Moment, commit, machine
+from benchmarks.framework.numbers import apart, place, readable, times
+from benchmarks.framework.results import Measured, load, merged, save
+from benchmarks.framework.running import CaseError, run_case
+from benchmarks.framework.spawned import Worker
 
 ROOT = Path(__file__).parents[2]
 HERE = Machine("A processor", 2, "8 GiB", "Linux 6", "CPython 3.11", {"numpy": "2.0"})
@@ -261,7 +261,7 @@ def test_outside_of_a_checkout_no_commit_is_named(tmp_path: Path) -> None:
 
 GOOD = """
 import os, sys
-from benchmarks.harness import Figure, Result
+from benchmarks.framework.harness import Figure, Result
 
 def measure(context):
     context.tell(f"told {context.pick(100, 1)}")

@@ -13,11 +13,11 @@ from markdown_it import MarkdownIt
 from typer.main import get_command
 
 from metricbus import MetricBus, media
-from metricbus._aggregate.reductions import _SIMPLE, AcrossRanks, reduction_factory
+from metricbus._aggregate.reductions import _BY_NAME, AcrossRanks, reduction_factory
 from metricbus._cli.app import app
-from metricbus._common.media_records import MEDIA
-from metricbus._common.settings import declared
-from metricbus.sinks import _OURS, find_sink
+from metricbus._common.media_records import MEDIA_RECORD_TYPES
+from metricbus._common.settings import list_settings
+from metricbus.sinks import _BUILTIN, find_sink
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -80,7 +80,7 @@ def test_every_link_leads_somewhere() -> None:
 # What it asks for
 
 
-@pytest.mark.parametrize("name", sorted(_OURS))
+@pytest.mark.parametrize("name", sorted(_BUILTIN))
 def test_a_sink_tells_how_to_install_what_it_needs(name: str) -> None:
     sink = find_sink(name)
     assert (sink.__doc__ or "").strip()
@@ -90,17 +90,17 @@ def test_a_sink_tells_how_to_install_what_it_needs(name: str) -> None:
         assert any(name in extra for extra in EXTRAS["demo"])
 
 
-@pytest.mark.parametrize("name", sorted(_OURS))
+@pytest.mark.parametrize("name", sorted(_BUILTIN))
 def test_a_sink_has_its_place_in_the_docs(name: str) -> None:
     assert f"`{name}`" in DOCS
 
 
-@pytest.mark.parametrize("record", MEDIA)
+@pytest.mark.parametrize("record", MEDIA_RECORD_TYPES)
 def test_every_sink_takes_every_medium(record: type) -> None:
-    assert [name for name in _OURS if record not in find_sink(name).kinds] == []
+    assert [name for name in _BUILTIN if record not in find_sink(name).kinds] == []
 
 
-@pytest.mark.parametrize("record", MEDIA)
+@pytest.mark.parametrize("record", MEDIA_RECORD_TYPES)
 def test_a_medium_has_a_type_that_users_make_and_its_place_in_the_docs(record: type) -> None:
     name = record.__name__.removesuffix("Record")
     assert name in media.__all__
@@ -110,17 +110,17 @@ def test_a_medium_has_a_type_that_users_make_and_its_place_in_the_docs(record: t
 def test_every_setting_is_an_argument_of_the_bus() -> None:
     """But for the folder of a run to join, which only the environment can say."""
     arguments = set(inspect.signature(MetricBus).parameters)
-    settings = {setting.name for setting in declared()}
+    settings = {setting.name for setting in list_settings()}
     assert settings - arguments == {"run_id", "run_dir"}  # the argument is called `id`
     assert "id" in arguments
 
 
 def test_every_reduction_is_told_in_the_docs() -> None:
-    assert [name for name in _SIMPLE if f"`{name}`" not in DOCS] == []
+    assert [name for name in _BY_NAME if f"`{name}`" not in DOCS] == []
 
 
 def test_ranks_reduce_by_what_merges() -> None:
-    assert [name for name in get_args(AcrossRanks) if not reduction_factory(name)().merges] == []
+    assert [name for name in get_args(AcrossRanks) if not reduction_factory(name)().can_merge] == []
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import Result, ratio
-from benchmarks.results import load
+from benchmarks.framework.harness import Result, ratio
+from benchmarks.framework.results import load
 
 ROOT = Path(__file__).parents[2]
 COMPARISON = (ROOT / "docs" / "comparison.md").read_text()

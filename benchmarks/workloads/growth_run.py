@@ -6,7 +6,7 @@
   does nothing else is faster than the journal: the queue fills, and its `block` policy holds it.
 
 What opening costs is left out, nothing may be dropped, and everything is read back. The process is
-`python -m benchmarks.growth_run SHAPE`, in a folder of its own.
+`python -m benchmarks.workloads.growth_run SHAPE`, in a folder of its own.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from benchmarks.fresh import fresh
-from benchmarks.growth_load import Bare, Producers, Shape
-from benchmarks.ours import LOG, RUN, log_file, values_by_sink
-from benchmarks.reading import complete
+from benchmarks.framework.fresh import fresh
+from benchmarks.workloads.growth_load import Bare, Producers, Shape
+from benchmarks.workloads.ours import LOG, RUN, log_file, values_by_sink
+from benchmarks.workloads.reading import complete
 from metricbus import MetricBus, Report
 
 FLOOR_VALUES = 100_000  # at most: a bare deque has nothing that grows

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import psutil
 import pyperf
 
-from benchmarks.call_worker import PROCESSOR, WALL
-from benchmarks.harness import turns
+from benchmarks.framework.harness import turns
 from benchmarks.peers import APART
+from benchmarks.workloads.call_worker import PROCESSOR, WALL
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _ENDS_WITHIN = 240.0
 _WAKING_SECS = 0.05  # for timers that ran out while it stood still
 _LEAST_CALLS = 5
@@ -47,7 +47,7 @@ class Worker:
             "-W",
             "ignore",
             "-m",
-            "benchmarks.call_worker",
+            "benchmarks.workloads.call_worker",
             "--worker",
             "--warmups=1",
         ]

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import metricbus
-from benchmarks.bad_runs import Opened, Plan, log_scalars
-from benchmarks.reading import complete, journal_values
+from benchmarks.workloads.bad_runs import Opened, Plan, log_scalars
+from benchmarks.workloads.reading import complete, journal_values
 from metricbus import Report
 
 PATIENCE = 60.0

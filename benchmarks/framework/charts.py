@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.harness import Figure, Result, Role
-from benchmarks.numbers import beside_text, in_unit, place
+from benchmarks.framework.harness import Figure, Result, Role
+from benchmarks.framework.numbers import beside_text, in_unit, place
 
 WIDTH = 7.2  # inches, which browsers show as some 690 pixels
 MANY_TIMES = 8.0  # from there on, an axis is logarithmic

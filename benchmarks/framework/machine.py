@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = [
     "metricbus",
     "numpy",

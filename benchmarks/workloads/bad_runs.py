@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.broken import SwitchedSink, refusing_server, slow_disk
-from benchmarks.harness import Context
+from benchmarks.framework.harness import Context
+from benchmarks.workloads.broken import SwitchedSink, refusing_server, slow_disk
 from metricbus import Image, MetricBus
 
 NAMES = [f"train/metric{i}" for i in range(20)]

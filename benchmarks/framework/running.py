@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from benchmarks.child import ANSWER
-from benchmarks.machine import ROOT
-from benchmarks.results import Measured
+from benchmarks.framework.child import ANSWER
+from benchmarks.framework.machine import ROOT
+from benchmarks.framework.results import Measured
 
 MARK = "BENCHMARK_CASE"  # in the environment of all that a case starts, so that it can be found
 QUIET = {
@@ -76,7 +76,7 @@ def _run(command: list[str], folder: Path, seconds: float) -> None:
 
 def _command(case: str, module: str, folder: Path, quick: bool) -> list[str]:
     extent = "quick" if quick else "full"
-    ours = [sys.executable, "-W", "ignore", "-m", "benchmarks.child"]
+    ours = [sys.executable, "-W", "ignore", "-m", "benchmarks.framework.child"]
     return [*ours, case, module, str(folder), extent]
 
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.latency_arms import PATIENCE, Arm, Log, Opened
 from benchmarks.peers import quiet
-from benchmarks.reading import complete
+from benchmarks.workloads.latency_arms import PATIENCE, Arm, Log, Opened
+from benchmarks.workloads.reading import complete
 from metricbus import MetricBus
 
 NAMES = [f"train/metric{i}" for i in range(20)]

@@ -6,7 +6,7 @@ of each holds its own processor time and that of those it has waited for, so not
 nothing is sampled: neither metricbus's delivery process, which is a session of its own, nor W&B's.
 Only what somebody else has started is not in it: MLflow's server.
 
-    python -m benchmarks.metered METER|LOG ARM FOLDER ROWS URI
+    python -m benchmarks.workloads.metered METER|LOG ARM FOLDER ROWS URI
 
 It imports the standard library and the arm, so that it runs in any environment.
 """
@@ -22,8 +22,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.ours import opened_bus
 from benchmarks.peers import PEERS, mlflow_peer, quiet
+from benchmarks.workloads.ours import opened_bus
 
 NAMES = [f"train/metric{i}" for i in range(20)]
 OURS = "metricbus: "  # and the sinks
@@ -69,7 +69,7 @@ def meter(arm: str, folder: Path, number: str, uri: str) -> float:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "orphans cannot be taken on: it needs Linux")
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.metered", "LOG"]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.workloads.metered", "LOG"]
     first = subprocess.Popen([*command, arm, str(folder), number, uri]).pid
     seconds = 0.0
     while True:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks import reading
-from benchmarks.ours import log_file
+from benchmarks.workloads import reading
+from benchmarks.workloads.ours import log_file
 
 LOG = "metricbus.log"
 DATABASE = "mlflow.db"

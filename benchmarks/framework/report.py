@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.harness import Figure, Result, Target
-from benchmarks.machine import Machine
-from benchmarks.numbers import apart, beside_text, in_unit, place, with_unit
-from benchmarks.results import Measured
+from benchmarks.framework.harness import Figure, Result, Target
+from benchmarks.framework.machine import Machine
+from benchmarks.framework.numbers import apart, beside_text, in_unit, place, with_unit
+from benchmarks.framework.results import Measured
 
 START, END = "<!-- results -->", "<!-- end of results -->"
 BARE = f"# Benchmarks\n\n{START}\n{END}\n"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.harness import Role
+from benchmarks.framework.harness import Role
 
 TrainStep = Callable[[], float]
 Log = Callable[[int, float], object]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from benchmarks.harness import Figure, Unit, ratio
+from benchmarks.framework.harness import Figure, Unit, ratio
 
 MOST_DIGITS = 15
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.services import empty_database
-from benchmarks.reading import (
+from benchmarks.workloads.reading import (
     journal_values,
     log_values,
     mlflow_values,

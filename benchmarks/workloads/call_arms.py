@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.ours import ALL, PATIENCE, opened_bus
 from benchmarks.peers import PEERS, Peer, mlflow_peer
+from benchmarks.workloads.ours import ALL, PATIENCE, opened_bus
 
 NAME, VALUE = "train/loss", 0.5
 ROW = {f"train/metric{i}": i / 7 for i in range(20)}

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from benchmarks.broken import HangingSink, hanging_server
-from benchmarks.harness import Role
+from benchmarks.framework.harness import Role
 from benchmarks.peers import PEERS
-from benchmarks.reading import complete, journal_values
+from benchmarks.workloads.broken import HangingSink, hanging_server
+from benchmarks.workloads.reading import complete, journal_values
 from metricbus import MetricBus, Report, Sink
 from metricbus._common.settings import Hosting
 

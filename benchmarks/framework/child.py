@@ -4,7 +4,7 @@ So no case pays for another's imports, threads, loggers or garbage. What the pee
 standard output, which `running` keeps for the case that something fails; progress is told on the
 standard error that this process was started with.
 
-    python -m benchmarks.child CASE MODULE FOLDER full|quick
+    python -m benchmarks.framework.child CASE MODULE FOLDER full|quick
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.harness import Case, Context
-from benchmarks.machine import commit, machine, moment
-from benchmarks.results import Measured
+from benchmarks.framework.harness import Case, Context
+from benchmarks.framework.machine import commit, machine, moment
+from benchmarks.framework.results import Measured
 
 ANSWER = "measured.json"
 

@@ -1,6 +1,6 @@
 """One close for the case `ends`, in a process of its own: of a bus, or of a backend by itself.
 
-The process is `python -m benchmarks.closing NAME SINKS`, in a folder of its own.
+The process is `python -m benchmarks.workloads.closing NAME SINKS`, in a folder of its own.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.flushing import NAMES, row
-from benchmarks.fresh import fresh
-from benchmarks.ours import LOG, RUN, log_file, values_by_sink
-from benchmarks.own_sinks import complete
+from benchmarks.framework.fresh import fresh
 from benchmarks.peers import PEERS
 from benchmarks.peers.services import empty_database
+from benchmarks.workloads.flushing import NAMES, row
+from benchmarks.workloads.ours import LOG, RUN, log_file, values_by_sink
+from benchmarks.workloads.own_sinks import complete
 from metricbus import MetricBus
 
 AT_CLOSE = 2_000

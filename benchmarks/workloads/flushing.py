@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Role
-from benchmarks.reading import journal_values, log_values, tensorboard_values
+from benchmarks.framework.harness import Role
+from benchmarks.workloads.reading import journal_values, log_values, tensorboard_values
 from metricbus import MetricBus, Scalars
 from metricbus._common.records import encode
 

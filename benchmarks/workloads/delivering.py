@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import reading
-from benchmarks.own_sinks import LOG
 from benchmarks.peers import Peer
+from benchmarks.workloads import reading
+from benchmarks.workloads.own_sinks import LOG
 from metricbus import MetricBus
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.batch_reader import BatchReader
@@ -64,8 +64,8 @@ def consume(folder: RunFolder, spec: SinkSpec) -> None:
     while (batch := feed.next(ended=False)) is not None:
         spec.sink.write(batch.records)
         given += len(batch.records)
-        feed.done(batch, dict(spec.sink.flush()), given)
-        feed.ledger.settle(spec.sink.acknowledged())
+        feed.commit(batch, dict(spec.sink.flush()), given)
+        feed.ledger.acknowledge(spec.sink.acknowledged())
     spec.sink.close("finished")
 
 

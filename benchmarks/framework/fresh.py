@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import ROOT
+from benchmarks.framework.machine import ROOT
 
 
 def fresh(arguments: Sequence[str], folder: Path, timeout: float = 300.0) -> str:

@@ -4,7 +4,7 @@ A worker opens its arm once. Before each value it waits for a line, so that whoe
 several of them measures them in turn, one at a time. When all values are taken the arm is closed,
 and what it logged is counted as its backend has it.
 
-    python -m benchmarks.call_worker --worker --loops N --warmups 1 --values N
+    python -m benchmarks.workloads.call_worker --worker --loops N --warmups 1 --values N
         --arm ARM --folder FOLDER
 
 It imports the standard library, pyperf and the arm, so that it runs in any environment.
@@ -21,8 +21,8 @@ from typing import Any
 
 import pyperf
 
-from benchmarks.call_arms import Arm, Loop, opened
 from benchmarks.peers import quiet
+from benchmarks.workloads.call_arms import Arm, Loop, opened
 
 WALL, PROCESSOR = "wall", "processor"  # what the two benchmarks of an answer are named
 _TELLS = ("hostname", "python_executable", "python_config_args", "python_cflags", "boot_time")

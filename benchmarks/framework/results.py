@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.harness import Result
-from benchmarks.machine import Machine, Moment
+from benchmarks.framework.harness import Result
+from benchmarks.framework.machine import Machine, Moment
 
 _NUMBERS = re.compile(rb"\[\s+([^\[\]{}\"]+?)\s+\]")  # a list of nothing but numbers
 

@@ -1,0 +1,1 @@
+"""Running cases in child processes, statistics, results, and the generated page."""

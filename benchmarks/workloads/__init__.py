@@ -1,0 +1,1 @@
+"""What the cases measure: ways to log, worker processes, broken backends, and readers."""
