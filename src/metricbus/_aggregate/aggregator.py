@@ -1,8 +1,9 @@
-"""Definitions at work: calls go in, what is to be journalled comes out.
+"""Applies the rules of `bus.define()` to the logged values.
 
-A name without a rule passes as it is. Otherwise its values go into a window, which is emitted at
-the step of its last value when it is full, and into the epoch's reduction, which is emitted when
-the epoch ends. What is still open can be had at any time.
+The value of a name without a rule is emitted unchanged. With a rule, the value is added to a window
+and to the reduction of the epoch. A full window is emitted at the step of its last value; the
+reduction of the epoch is emitted when the epoch ends. Both are partial aggregates until then, and
+can be saved, restored and merged across ranks.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from metricbus._aggregate.cross_rank import Merged, Parts
-from metricbus._aggregate.reductions import Custom, Reducer, Reduction, reduction_factory
+from metricbus._aggregate.cross_rank import MergedValue, Partials
+from metricbus._aggregate.partial_aggregate import LogTime, Partial
+from metricbus._aggregate.reductions import Reducer
+from metricbus._aggregate.row_builder import DEFAULT_ROUTING, Emission, Routing
 from metricbus._aggregate.rules import Definition, Definitions, Rule
 from metricbus._common.records import Call, Medium, Number
 from metricbus._common.throttled_log import ThrottledLogger
@@ -24,323 +27,247 @@ from metricbus._common.validation import INT_MAX
 _log = logging.getLogger("metricbus.definitions")
 
 
-class Marks(NamedTuple):
-    """What rows of one kind have in common; calls with different marks never share a row."""
-
-    axis: str = ""
-    at: Number | None = None
-    sinks: tuple[str, ...] = ()
-
-
-NO_MARKS = Marks()
-
-
-class Place(NamedTuple):
-    """Where a value stands."""
-
-    step: int
-    epoch: int
-    time: int
-
-
-class Emission(NamedTuple):
-    """One value for the journal."""
-
-    name: str
-    value: Number
-    place: Place
-    marks: Marks
-
-
-class _Open:
-    """One open reduction, and where its last value stands.
-
-    For a function of the user's own, which may fail, all values are remembered with their places.
-    """
-
-    def __init__(self, reduction: Reduction) -> None:
-        self.reduction = reduction
-        self.count = 0
-        self.place = Place(0, 0, 0)
-        self.kept: list[tuple[Number, Place]] | None = [] if isinstance(reduction, Custom) else None
-
-    def add(self, value: Number, weight: float, place: Place, *, keep: bool) -> None:
-        self.reduction.add(value, weight)
-        self.count += 1
-        self.place = place
-        if keep and self.kept is not None:
-            self.kept.append((value, place))
-
-    def merge(self, other: _Open) -> None:
-        """Takes in what came later."""
-        self.reduction.merge(other.reduction)
-        self.count += other.count
-        self.place = other.place
-
-    def state(self) -> dict[str, Any]:
-        """As plain lists, texts and numbers."""
-        kept = None if self.kept is None else [[value, *place] for value, place in self.kept]
-        reduction = self.reduction.state()
-        return {
-            "count": self.count,
-            "place": list(self.place),
-            "kept": kept,
-            "by": type(self.reduction).__name__,
-            "reduction": reduction,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Becomes what it was when `state` was taken; `ValueError` if that was something else."""
-        if state["by"] != type(self.reduction).__name__:
-            raise ValueError(f"it was reduced by {state['by']}")
-        self.reduction.restore(state["reduction"])
-        self.count = state["count"]
-        self.place = Place(*state["place"])
-        if self.kept is not None:
-            self.kept = [(value, Place(*place)) for value, *place in state["kept"] or []]
-
-
 class Aggregator:
-    """The open reductions of one process.
+    """The partial aggregates of one process.
 
-    `reduced` counts values that are not journalled themselves, `derived` those that reductions
-    gave, `newest` has the last of these by name. `changes` grows with each change of what is open.
+    `reduced` counts the values that were added to a reduction instead of being emitted, `derived`
+    counts the results of reductions, and `newest` has the latest result by name. `changes`
+    increases whenever a partial aggregate changes.
     """
 
     def __init__(self) -> None:
-        self.definitions = Definitions(tell=True)
+        self.definitions = Definitions(warn=True)
         self.reduced = 0
         self.derived = 0
         self.changes = 0
         self.newest: dict[str, Number] = {}
-        self._windows: dict[str, _Open] = {}
-        self._epochs: dict[str, _Open] = {}
-        self._axes: dict[str, Number | None] = {}  # the latest value of each series that is one
-        self._complaints: dict[str, ThrottledLogger] = {}  # of functions that fail, by name
+        self._windows: dict[str, Partial] = {}
+        self._epochs: dict[str, Partial] = {}
+        self._axes: dict[str, Number | None] = {}  # latest value of each axis
+        self._failure_logs: dict[str, ThrottledLogger] = {}
 
     def define(self, definition: Definition, default: bool) -> list[Emission]:
-        """Adds a definition; windows that it changes are emitted first, by the old rule."""
-        before = {name: self.definitions.rule(name) for name in self._windows}
+        """Add a definition. Return the windows of the names whose rule it changes."""
+        rules = {name: self.definitions.rule(name) for name in self._windows}
         self.definitions.add(definition, default=default)
         if definition.axis:
             self._axes.setdefault(definition.axis, None)
         return [
             emission
-            for name, rule in before.items()
+            for name, rule in rules.items()
             if rule is not None and rule != self.definitions.rule(name)
-            for emission in self._emit_window(name, rule, ends=True)
+            for emission in self._emit_window(name, rule, discard=True)
         ]
 
-    def unknown_axes(self) -> list[str]:
-        """The series that definitions name as an axis, and that were never logged."""
+    def missing_axes(self) -> list[str]:
+        """Return the series that a definition names as an axis but that were never logged."""
         return [name for name, value in self._axes.items() if value is None]
 
-    def take(self, calls: Sequence[Call]) -> Iterator[Emission]:
-        """What the calls give now, in their order."""
-        for what, weight, step, epoch, time in calls:
-            place = Place(step, epoch, time)
-            if isinstance(what, str):
-                yield from self._take(what, weight, 1.0, place)
+    def add(self, calls: Sequence[Call]) -> Iterator[Emission]:
+        """Add the values of calls; yield what they emit, in their order."""
+        for name_or_row, value_or_weight, step, epoch, time_ns in calls:
+            time = LogTime(step, epoch, time_ns)
+            if isinstance(name_or_row, str):
+                yield from self._add(name_or_row, value_or_weight, 1.0, time)
             else:
-                for axis in self._axes.keys() & what.keys():  # wherever in the mapping they stand
-                    self._axes[axis] = what[axis]
-                for name, value in what.items():
-                    yield from self._take(name, value, weight, place)
+                # An axis applies to the whole mapping, also to names in front of it.
+                for axis in self._axes.keys() & name_or_row.keys():
+                    self._axes[axis] = name_or_row[axis]
+                for name, value in name_or_row.items():
+                    yield from self._add(name, value, value_or_weight, time)
 
-    def marked(self, medium: Medium) -> Medium:
-        """The medium with the axis and the sinks of its name's definition; it is not reduced."""
-        rule = self.definitions.rule(medium.name)
-        if rule is None or not (rule.axis or rule.sinks):
-            return medium
-        return msgspec.structs.replace(medium, **self._marks(rule)._asdict())
-
-    def end_epoch(self, *, ranks: bool = False) -> tuple[list[Emission], dict[str, Number]]:
-        """What is left in the windows, and the epoch's reductions; these by name, too.
-
-        What waits for the ranks to meet waits on, unless all `ranks` are past that.
-        """
-        rest = [
-            emission
-            for name in list(self._windows)
-            if (rule := self.definitions.rule(name)) is not None
-            for emission in self._emit_window(name, rule, ends=False)
-        ]
-        results: dict[str, Number] = {}
-        for name in list(self._epochs):
-            rule = self.definitions.rule(name)
-            if rule is None or (rule.across_ranks and not ranks):
-                continue
-            found = self._emit_epoch(name, rule)
-            results |= {one.name: one.value for one in found if one.marks.axis == "epoch"}
-            rest += found
-        return rest, results
-
-    def across_ranks(self) -> list[str]:
-        """The names that wait for the ranks to meet."""
-        rules = {name: self.definitions.rule(name) for name in self._epochs}
-        return [name for name, rule in rules.items() if rule is not None and rule.across_ranks]
-
-    def take_across(self) -> Parts:
-        """What waits for the ranks to meet: this rank's part. It is open no more."""
-        parts: dict[str, Mapping[str, Any]] = {}
-        for name in self.across_ranks():
-            rule = self.definitions.rule(name)
-            assert rule is not None
-            part = self._epochs.pop(name).state()
-            parts[name] = part | {"reduce": rule.on_epoch, "as": rule.epoch_name}
-            self.changes += 1
-        return parts
-
-    def restore_partials(self, parts: Parts) -> None:
-        """The ranks did not meet: what was taken is open again, with what has come since."""
-        for name, part in parts.items():
-            before = _Open(reduction_factory(part["reduce"])())
-            before.restore(part)
-            since = self._epochs.get(name)
-            if since is not None:
-                before.merge(since)
-            self._epochs[name] = before
-            self.changes += 1
-
-    def merged(self, results: Sequence[Merged], epoch: int, *, ended: bool) -> list[Emission]:
-        """What the ranks gave together: of an epoch that has `ended`, on the axis of epochs."""
-        emissions = []
-        for name, emitted_as, value, step, time in results:
-            rule = self.definitions.rule(name)
-            place = Place(step, epoch, time)
-            marks = NO_MARKS if rule is None else self._marks(rule)
-            marks = Marks("epoch", epoch, marks.sinks) if ended else marks
-            emissions.append(Emission(emitted_as, value, place, marks))
-            self.derived += 1
-        return emissions
-
-    def _epoch_of(self, name: str) -> int:
-        """The epoch that is open for this name; a very late one, if none is."""
-        still_open = self._epochs.get(name) or self._windows.get(name)
-        return still_open.place.epoch if still_open and still_open.count else INT_MAX
-
-    def _end_epoch_of(self, name: str, rule: Rule) -> list[Emission]:
-        window = self._emit_window(name, rule, ends=False) if name in self._windows else []
-        return window + (self._emit_epoch(name, rule) if name in self._epochs else [])
-
-    def _emit_epoch(self, name: str, rule: Rule) -> list[Emission]:
-        still_open = self._epochs.pop(name)
-        found = self._emit(rule.epoch_name, still_open, _epoch_marks(still_open, rule))
-        return found or self._as_they_are(name, still_open, rule)
-
-    def state(self) -> list[Any]:
-        """What is open, as plain lists, texts and numbers."""
-        return [
-            [kind, name, still_open.state()]
-            for kind, opened in (("window", self._windows), ("epoch", self._epochs))
-            for name, still_open in opened.items()
-        ]
-
-    def restore(self, state: Sequence[Any]) -> None:
-        """What was open; a name whose rule is another now has what it has by that rule."""
-        self.newest.clear()  # what was given before is superseded
-        for kind, name, saved in state:
-            rule = self.definitions.rule(name)
-            reduce = None if rule is None else rule.on_step if kind == "window" else rule.on_epoch
-            if reduce is None:
-                _log.warning("%r is not reduced any more: what was open is not restored", name)
-                continue
-            opened = self._windows if kind == "window" else self._epochs
-            try:
-                _of(opened, name, reduce).restore(saved)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                del opened[name]
-                _log.warning("what was open of %r cannot be restored: %s", name, error)
-            self.changes += 1
-
-    def partial(self) -> list[Emission]:
-        """What the open reductions would give now."""
-        found: list[Emission] = []
-        for name, window in self._windows.items():
-            rule = self.definitions.rule(name)
-            if rule is not None and window.count:
-                found += self._result_of(name, window, self._marks(rule))
-        for name, still_open in self._epochs.items():
-            rule = self.definitions.rule(name)
-            if rule is not None:
-                marks = _epoch_marks(still_open, rule)
-                found += self._result_of(rule.epoch_name, still_open, marks)
-        return found
-
-    def _take(self, name: str, value: Number, weight: float, place: Place) -> Iterator[Emission]:
+    def _add(self, name: str, value: Number, weight: float, time: LogTime) -> Iterator[Emission]:
         if name in self._axes:
             self._axes[name] = value
         rule = self.definitions.rule(name)
         if rule is None:
-            yield Emission(name, value, place, NO_MARKS)
+            yield Emission(name, value, time, DEFAULT_ROUTING)
             return
-        if self._epoch_of(name) < place.epoch and not rule.across_ranks:  # it was not ended
-            yield from self._end_epoch_of(name, rule)
+        # A value of a later epoch ends the epoch if the training loop did not.
+        if self._pending_epoch(name) < time.epoch and not rule.across_ranks:
+            if name in self._windows:
+                yield from self._emit_window(name, rule)
+            if name in self._epochs:
+                yield from self._emit_epoch(name, rule)
         if rule.on_epoch is not None:
-            keep = not rule.passthrough and rule.on_step is None  # else they are emitted anyway
-            _of(self._epochs, name, rule.on_epoch).add(value, weight, place, keep=keep)
+            # The values of other rules are emitted on steps anyway.
+            keep = not rule.passthrough and rule.on_step is None
+            partial = _get_or_create(self._epochs, name, rule.on_epoch)
+            partial.add(value, weight, time, keep=keep)
             self.changes += 1
         if rule.passthrough:
-            yield Emission(name, value, place, self._marks(rule))
+            yield Emission(name, value, time, self._routing(rule))
             return
         self.reduced += 1
         if rule.on_step is not None:
-            window = _of(self._windows, name, rule.on_step)
-            window.add(value, weight, place, keep=True)
+            window = _get_or_create(self._windows, name, rule.on_step)
+            window.add(value, weight, time, keep=True)
             self.changes += 1
             if window.count >= rule.every:
-                yield from self._emit_window(name, rule, ends=False)
+                yield from self._emit_window(name, rule)
 
-    def _emit_window(self, name: str, rule: Rule, *, ends: bool) -> list[Emission]:
+    def _pending_epoch(self, name: str) -> int:
+        """Return the epoch of the partial aggregates of a name, `INT_MAX` if it has none."""
+        partial = self._epochs.get(name) or self._windows.get(name)
+        return partial.last.epoch if partial and partial.count else INT_MAX
+
+    def route_medium(self, medium: Medium) -> Medium:
+        """Return the medium with the axis and the sinks that its name's rule sets."""
+        rule = self.definitions.rule(medium.name)
+        if rule is None or not (rule.axis or rule.sinks):
+            return medium
+        return msgspec.structs.replace(medium, **self._routing(rule)._asdict())
+
+    def end_epoch(self, *, cross_rank: bool = False) -> tuple[list[Emission], dict[str, Number]]:
+        """Emit all windows and the reductions of the epoch; return the latter also by name.
+
+        Without `cross_rank`, reductions across ranks stay pending until the ranks synchronize.
+        """
+        emissions = [
+            emission
+            for name in list(self._windows)
+            if (rule := self.definitions.rule(name)) is not None
+            for emission in self._emit_window(name, rule)
+        ]
+        results: dict[str, Number] = {}
+        for name in list(self._epochs):
+            rule = self.definitions.rule(name)
+            if rule is None or (rule.across_ranks and not cross_rank):
+                continue
+            emitted = self._emit_epoch(name, rule)
+            results |= {one.name: one.value for one in emitted if one.routing.axis == "epoch"}
+            emissions += emitted
+        return emissions, results
+
+    def cross_rank_rules(self) -> dict[str, Rule]:
+        """Return the rules of the partial aggregates that are to be merged across ranks."""
+        rules = {name: self.definitions.rule(name) for name in self._epochs}
+        return {name: rule for name, rule in rules.items() if rule and rule.across_ranks}
+
+    def collect_partials(self) -> Partials:
+        """Remove and return the partial aggregates that are to be merged across ranks."""
+        collected: dict[str, Mapping[str, Any]] = {}
+        for name, rule in self.cross_rank_rules().items():
+            state = self._epochs.pop(name).state()
+            collected[name] = state | {"reduce": rule.on_epoch, "as": rule.epoch_name}
+            self.changes += 1
+        return collected
+
+    def restore_partials(self, partials: Partials) -> None:
+        """Put collected partial aggregates back, merged with what was logged in the meantime."""
+        for name, state in partials.items():
+            partial = Partial(state["reduce"])
+            partial.restore(state)
+            later = self._epochs.get(name)
+            if later is not None:
+                partial.merge(later)
+            self._epochs[name] = partial
+            self.changes += 1
+
+    def emit_merged(
+        self, results: Sequence[MergedValue], epoch: int, *, ends_epoch: bool
+    ) -> list[Emission]:
+        """Return the emissions for merged results; on the epoch axis if this `ends_epoch`."""
+        emissions = []
+        for name, emitted_as, value, step, time_ns in results:
+            rule = self.definitions.rule(name)
+            routing = DEFAULT_ROUTING if rule is None else self._routing(rule)
+            routing = Routing("epoch", epoch, routing.sinks) if ends_epoch else routing
+            emissions.append(Emission(emitted_as, value, LogTime(step, epoch, time_ns), routing))
+            self.derived += 1
+        return emissions
+
+    def state(self) -> list[Any]:
+        """Return all partial aggregates as lists, strings and numbers."""
+        return [
+            [kind, name, partial.state()]
+            for kind, partials in (("window", self._windows), ("epoch", self._epochs))
+            for name, partial in partials.items()
+        ]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Restore saved partial aggregates; skip, with a warning, those that no longer apply."""
+        # The checkpoint supersedes all results so far.
+        self.newest.clear()
+        for kind, name, saved in state:
+            rule = self.definitions.rule(name)
+            reduce = None if rule is None else rule.on_step if kind == "window" else rule.on_epoch
+            if reduce is None:
+                _log.warning(
+                    "%r is no longer reduced; its saved partial aggregate is not restored", name
+                )
+                continue
+            partials = self._windows if kind == "window" else self._epochs
+            try:
+                _get_or_create(partials, name, reduce).restore(saved)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                del partials[name]
+                _log.warning("cannot restore the partial aggregate of %r: %s", name, error)
+            self.changes += 1
+
+    def partial_results(self) -> list[Emission]:
+        """Return what the partial aggregates would emit now, without emitting it."""
+        emissions: list[Emission] = []
+        for name, window in self._windows.items():
+            rule = self.definitions.rule(name)
+            if rule is not None and window.count:
+                emissions += self._result(name, window, self._routing(rule))
+        for name, partial in self._epochs.items():
+            rule = self.definitions.rule(name)
+            if rule is not None:
+                routing = Routing("epoch", partial.last.epoch, rule.sinks)
+                emissions += self._result(rule.epoch_name, partial, routing)
+        return emissions
+
+    def _emit_window(self, name: str, rule: Rule, *, discard: bool = False) -> list[Emission]:
         window = self._windows[name]
-        if ends or not window.reduction.goes_on:
+        if discard or not window.reduction.is_cumulative:
             del self._windows[name]
         if not window.count:
             return []
-        found = self._emit(name, window, self._marks(rule))
+        emissions = self._emit(name, name, window, rule, self._routing(rule))
         window.count = 0
-        return found or self._as_they_are(name, window, rule)
+        return emissions
 
-    def _emit(self, name: str, still_open: _Open, marks: Marks) -> list[Emission]:
+    def _emit_epoch(self, name: str, rule: Rule) -> list[Emission]:
+        partial = self._epochs.pop(name)
+        routing = Routing("epoch", partial.last.epoch, rule.sinks)
+        return self._emit(name, rule.epoch_name, partial, rule, routing)
+
+    def _emit(
+        self, name: str, emitted_as: str, partial: Partial, rule: Rule, routing: Routing
+    ) -> list[Emission]:
+        """Emit the result; if the reduction fails, emit the values themselves on steps."""
         self.changes += 1
-        found = self._result_of(name, still_open, marks)
-        if found:
+        emissions = self._result(emitted_as, partial, routing)
+        if emissions:
             self.derived += 1
-            self.newest[name] = found[0].value
-        return found
+            self.newest[emitted_as] = emissions[0].value
+            return emissions
+        values = partial.values or []
+        self.reduced -= len(values)
+        step_routing = self._routing(rule)
+        return [Emission(name, value, time, step_routing) for value, time in values]
 
-    def _as_they_are(self, name: str, still_open: _Open, rule: Rule) -> list[Emission]:
-        """The values themselves, on steps: what reduces them has failed."""
-        kept = still_open.kept or []
-        self.reduced -= len(kept)
-        marks = self._marks(rule)
-        return [Emission(name, value, place, marks) for value, place in kept]
-
-    def _result_of(self, name: str, still_open: _Open, marks: Marks) -> list[Emission]:
-        """The reduction's value; none, and a warning, if a function of the user's own fails."""
+    def _result(self, name: str, partial: Partial, routing: Routing) -> list[Emission]:
+        """Return the result as one emission; none, with a warning, if a user's function fails."""
         try:
-            value = still_open.reduction.result()
-        except BaseException as error:  # the function may even call sys.exit()
-            self._complaints.setdefault(name, ThrottledLogger(_log)).warn(
+            value = partial.reduction.result()
+        # The function may even call sys.exit(), which must not end the collector's thread.
+        except BaseException as error:
+            self._failure_logs.setdefault(name, ThrottledLogger(_log)).warn(
                 "the reduction of %r failed: %s: %s", name, type(error).__name__, error
             )
             return []
-        return [Emission(name, value, still_open.place, marks)]
+        return [Emission(name, value, partial.last, routing)]
 
-    def _marks(self, rule: Rule) -> Marks:
+    def _routing(self, rule: Rule) -> Routing:
         if not rule.axis:
-            return Marks(sinks=rule.sinks) if rule.sinks else NO_MARKS
+            return Routing(sinks=rule.sinks) if rule.sinks else DEFAULT_ROUTING
         at = self._axes[rule.axis]
-        known = at is not None and math.isfinite(at)
-        return Marks(rule.axis, at if known else None, rule.sinks)
+        is_known = at is not None and math.isfinite(at)
+        return Routing(rule.axis, at if is_known else None, rule.sinks)
 
 
-def _epoch_marks(still_open: _Open, rule: Rule) -> Marks:
-    return Marks("epoch", still_open.place.epoch, rule.sinks)
-
-
-def _of(opened: dict[str, _Open], name: str, reduce: Reducer) -> _Open:
-    found = opened.get(name)
-    if found is None:
-        found = opened[name] = _Open(reduction_factory(reduce)())
-    return found
+def _get_or_create(partials: dict[str, Partial], name: str, reduce: Reducer) -> Partial:
+    return partials.get(name) or partials.setdefault(name, Partial(reduce))

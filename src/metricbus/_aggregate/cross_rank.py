@@ -1,60 +1,58 @@
-"""What ranks have each reduced, put together.
+"""Merges the partial aggregates of several ranks.
 
-A part is what one rank's open reduction has seen, as plain values. Parts carry sums and weights and
-not results, so that a mean over ranks is the mean over all values, whatever each rank had.
+A rank contributes the state of its reduction, such as a sum and a weight, and not its result. The
+mean across ranks is therefore the mean of all values, however they are distributed over the ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from metricbus._aggregate.reductions import Reduction, reduction_factory
+from metricbus._aggregate.reductions import reduction_factory
 from metricbus.errors import RankError
 
-Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""By the name under which values were logged. See `Aggregator.take_across`."""
+Partials: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Partial aggregates by logged name, as `Aggregator.collect_partials` returns them."""
 
 
-class Merged(NamedTuple):
-    """What all ranks together gave for one name: `step` and `time` are of the last value of all."""
+class MergedValue(NamedTuple):
+    """The result of one name across ranks.
+
+    `step` and `time` are those of the last value on any rank. `value` is a number or a
+    `DeviceValue`.
+    """
 
     name: str
     emitted_as: str
-    value: Any  # a number, or one that is still on its way from a device
+    value: Any
     step: int
     time: int
 
 
-def merge(parts_by_rank: Mapping[int, Parts]) -> list[Merged]:
-    """Puts together what the ranks bring, each name by its reduction; some may lack a name.
+def merge_partials(partials_by_rank: Mapping[int, Partials]) -> list[MergedValue]:
+    """Merge the partial aggregates of all ranks, name by name. A rank may lack a name.
 
-    Raises `RankError` where ranks reduce a name in different ways.
+    Raises `RankError` if ranks define a name differently.
     """
-    names = sorted({name for parts in parts_by_rank.values() for name in parts})
-    return [_merge_one(name, parts_by_rank) for name in names]
+    names = sorted({name for partials in partials_by_rank.values() for name in partials})
+    return [_merge_name(name, partials_by_rank) for name in names]
 
 
-def _merge_one(name: str, parts_by_rank: Mapping[int, Parts]) -> Merged:
-    found = {rank: parts[name] for rank, parts in parts_by_rank.items() if name in parts}
-    first, one = next(iter(found.items()))
-    for rank, part in found.items():
-        if (part["reduce"], part["as"]) != (one["reduce"], one["as"]):
+def _merge_name(name: str, partials_by_rank: Mapping[int, Partials]) -> MergedValue:
+    states = {rank: found[name] for rank, found in partials_by_rank.items() if name in found}
+    first_rank, first = next(iter(states.items()))
+    factory = reduction_factory(first["reduce"])
+    total = factory()
+    for rank, state in states.items():
+        if (state["reduce"], state["as"]) != (first["reduce"], first["as"]):
             raise RankError(
-                f"rank {first} defines {name!r} with across_ranks={one['reduce']!r}, rank {rank} "
-                f"with {part['reduce']!r}, or the one on steps and the other not; every rank makes "
-                "the same definitions"
+                f"rank {first_rank} defines {name!r} with across_ranks={first['reduce']!r} (named "
+                f"{first['as']!r}), rank {rank} with {state['reduce']!r} (named {state['as']!r}); "
+                "make the same definitions on every rank"
             )
-    total = _merge_states(one["reduce"], [part["reduction"] for part in found.values()])
-    step, time = max((part["place"][0], part["place"][2]) for part in found.values())
-    return Merged(name, one["as"], total.result(), step, time)
-
-
-def _merge_states(reduce: str, states: Sequence[Mapping[str, Any]]) -> Reduction:
-    make = reduction_factory(reduce)
-    total = make()
-    for state in states:
-        part = make()
-        part.restore(state)
+        part = factory()
+        part.restore(state["reduction"])
         total.merge(part)
-    return total
+    step, time = max((state["place"][0], state["place"][2]) for state in states.values())
+    return MergedValue(name, first["as"], total.result(), step, time)

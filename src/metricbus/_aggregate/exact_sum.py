@@ -1,4 +1,4 @@
-"""A sum of floats that does not depend on the order or the split of its terms."""
+"""A sum of floats that does not depend on the order or the grouping of its terms."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 class ExactSum:
-    """A running sum that is rounded once, when it is asked for.
+    """A running sum that is rounded once, when its value is requested.
 
-    Keeps the sum as a few floats that do not overlap: J. R. Shewchuk, "Adaptive Precision
+    The sum is kept as a list of non-overlapping floats: J. R. Shewchuk, "Adaptive Precision
     Floating-Point Arithmetic and Fast Robust Geometric Predicates", Discrete & Computational
-    Geometry 18 (1997), 305-363, the method behind `math.fsum`. Infinities, NaN, and sums that leave
-    float64's range (then infinite for good) are kept apart.
+    Geometry 18 (1997), 305-363, the method behind `math.fsum`. Infinities and NaN are summed
+    separately. A sum that once exceeds the range of float64 stays infinite.
     """
 
     __slots__ = ("_parts", "_special")
@@ -22,7 +22,7 @@ class ExactSum:
         self._special = 0.0
 
     def add(self, term: float) -> None:
-        """Adds a term."""
+        """Add a term."""
         if not math.isfinite(term):
             self._special += term
             return
@@ -33,15 +33,15 @@ class ExactSum:
             if math.isinf(total):
                 self._special += total
                 return
-            rest = small - (total - large)
-            if rest:
-                self._parts[kept] = rest
+            error = small - (total - large)
+            if error:
+                self._parts[kept] = error
                 kept += 1
             term = total
         self._parts[kept:] = [term]
 
     def add_integer(self, term: int) -> None:
-        """Adds an integer of any size, exactly."""
+        """Add an integer of any size exactly."""
         while term:
             try:
                 head = float(term)
@@ -53,24 +53,22 @@ class ExactSum:
             term -= int(head)
 
     def merge(self, other: ExactSum) -> None:
-        """Adds another sum."""
+        """Add another sum."""
         self._special += other._special
         for part in tuple(other._parts):
             self.add(part)
 
     def state(self) -> list[float]:
-        """The special part and the others, for `restored`."""
+        """Return the state for `restored`: the sum of the infinities and NaN, then the parts."""
         return [self._special, *self._parts]
 
     @classmethod
     def restored(cls, state: Sequence[float]) -> ExactSum:
-        """The sum that gave this `state`."""
+        """Return a sum with the given `state()`."""
         total = cls()
         total._special, *total._parts = state
         return total
 
     def value(self) -> float:
-        """The sum, rounded to the nearest float."""
-        if self._special:  # an infinity, or NaN
-            return self._special
-        return math.fsum(self._parts)
+        """Return the sum, rounded to the nearest float."""
+        return self._special or math.fsum(self._parts)

@@ -1,58 +1,71 @@
-"""Calls become rows.
+"""Groups values into rows.
 
-Neighbours of the same step and epoch join into one row until a name comes again. A row has the time
-of its first call.
+Adjacent values share a row if they have the same step, epoch and routing, until a name is repeated.
+The time of a row is that of its first value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from metricbus._aggregate.aggregator import NO_MARKS, Emission, Marks
+import msgspec
+
+from metricbus._aggregate.partial_aggregate import LogTime
 from metricbus._common.records import Call, Number, Scalars
 
 
+class Routing(NamedTuple):
+    """The x axis of a value, the position on it, and the sinks that receive it (empty for all)."""
+
+    axis: str = ""
+    at: Number | None = None
+    sinks: tuple[str, ...] = ()
+
+
+DEFAULT_ROUTING = Routing()
+
+
+class Emission(NamedTuple):
+    """One value for the journal."""
+
+    name: str
+    value: Number
+    time: LogTime
+    routing: Routing
+
+
 def join_calls(calls: Iterable[Call]) -> Iterator[Scalars]:
-    """Rows from calls that no definition speaks of."""
+    """Build rows from calls to which no definition applies."""
     values: dict[str, Number] = {}
     row_step = row_epoch = row_time = -1
-    for what, value, step, epoch, time_ns in calls:
-        together = step == row_step and epoch == row_epoch
-        if isinstance(what, str):
-            if together and what not in values:
-                values[what] = value
+    for name_or_row, value, step, epoch, time_ns in calls:
+        fits_row = step == row_step and epoch == row_epoch
+        if isinstance(name_or_row, str):
+            if fits_row and name_or_row not in values:
+                values[name_or_row] = value
                 continue
-            more = {what: value}
+            new_values = {name_or_row: value}
         else:
-            if together and values.keys().isdisjoint(what):
-                values.update(what)
+            if fits_row and values.keys().isdisjoint(name_or_row):
+                values.update(name_or_row)
                 continue
-            more = what
+            new_values = name_or_row
         if values:
             yield Scalars(step=row_step, epoch=row_epoch, time=row_time, values=values)
-        values, row_step, row_epoch, row_time = more, step, epoch, time_ns
+        values, row_step, row_epoch, row_time = new_values, step, epoch, time_ns
     if values:
         yield Scalars(step=row_step, epoch=row_epoch, time=row_time, values=values)
 
 
 def join_emissions(emissions: Iterable[Emission], *, partial: bool = False) -> Iterator[Scalars]:
-    """Rows from what the definitions gave; only emissions with the same marks share rows."""
-    apart: dict[Marks, list[Call]] = {}
-    for name, value, (step, epoch, time_ns), marks in emissions:
-        apart.setdefault(marks, []).append((name, value, step, epoch, time_ns))
-    for marks, calls in apart.items():
+    """Build rows from emissions. Mark them as `partial` if their reductions are in progress."""
+    by_routing: dict[Routing, list[Call]] = {}
+    for name, value, (step, epoch, time_ns), routing in emissions:
+        by_routing.setdefault(routing, []).append((name, value, step, epoch, time_ns))
+    for routing, calls in by_routing.items():
         for row in join_calls(calls):
-            if marks == NO_MARKS and not partial:
+            if routing == DEFAULT_ROUTING and not partial:
                 yield row
             else:
-                axis, at, sinks = marks
-                yield Scalars(
-                    step=row.step,
-                    epoch=row.epoch,
-                    time=row.time,
-                    values=row.values,
-                    axis=axis,
-                    at=at,
-                    sinks=sinks,
-                    partial=partial,
-                )
+                yield msgspec.structs.replace(row, **routing._asdict(), partial=partial)

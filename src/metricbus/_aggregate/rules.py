@@ -1,8 +1,7 @@
-"""Rules by name: how often a value is emitted, how it is reduced, on which axis, to which sinks.
+"""Resolves definitions into one rule per name: windows, reductions, axis and sinks.
 
-A definition speaks of all names that its glob matches. Where several match a name, a later one wins
-in what it says, and what it leaves open stays as an earlier one said it. The result for one name is
-its `Rule`; names that nothing is said of have none, and each of their values is emitted as it is.
+A definition applies to all names that its glob matches. Later definitions override earlier ones,
+field by field. A name that no definition matches has no rule, and its values are emitted unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _log = logging.getLogger("metricbus.definitions")
 
 
 class Definition(msgspec.Struct, frozen=True):
-    """What `define` was told; None where it was told nothing."""
+    """The arguments of one `define()` call; None for those that were left out."""
 
     pattern: str
     every: int | None = None
@@ -36,169 +35,171 @@ class Definition(msgspec.Struct, frozen=True):
 
     @property
     def display_only(self) -> bool:
-        """Whether it speaks of progress bars alone, and so of nothing that is written."""
+        """Whether it affects progress bars only, and nothing that is written."""
         return self == Definition(self.pattern, progress=self.progress)
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What holds for one name, everything decided: by what it is reduced where, if it is."""
+    """All definitions of one name combined, with every default filled in.
+
+    `on_step` and `on_epoch` are the reductions of windows and epochs, None where there are none.
+    With `passthrough`, each value is emitted unreduced. `is_contradictory` definitions would emit
+    nothing; their values are emitted on steps. With `across_ranks`, the reduction of the epoch is
+    pending until the ranks synchronize.
+    """
 
     every: int
-    passthrough: bool  # each value is emitted, unreduced
-    contradictory: bool  # it would never be emitted, and so it is on steps
+    passthrough: bool
+    is_contradictory: bool
     on_step: Reducer | None
     on_epoch: Reducer | None
     epoch_name: str
     sinks: tuple[str, ...]
     axis: str
-    across_ranks: bool  # what is reduced over the epoch waits until the ranks meet
-    progress: bool  # its newest value stands beside progress bars
+    across_ranks: bool
+    progress: bool
 
     @property
-    def only_on_epoch(self) -> bool:
+    def is_epoch_only(self) -> bool:
         """Whether nothing is emitted on steps."""
         return self.on_step is None and not self.passthrough
 
 
-def checked(definition: Definition) -> Definition:
-    """The definition itself, if it makes sense; else `ConfigError`."""
+def check_definition(definition: Definition) -> None:
+    """Raise `ConfigError` if the definition is invalid or contradicts itself."""
     check_name(definition.pattern)
-    what = f"define({definition.pattern!r})"
+    call = f"define({definition.pattern!r})"
     every = definition.every
     if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
-        raise ConfigError(f"{what}: every= must be an int from 1 on, not {every!r:.40}")
+        raise ConfigError(f"{call}: every= must be a positive int, not {every!r:.40}")
     if definition.reduce is not None:
         try:
             reduction_factory(definition.reduce)
         except ConfigError as error:
-            raise ConfigError(f"{what}: {error}") from None
+            raise ConfigError(f"{call}: {error}") from None
     for name in ("on_step", "on_epoch", "progress"):
-        if not isinstance(getattr(definition, name), bool | None):
-            given = getattr(definition, name)
-            raise ConfigError(f"{what}: {name}= takes True or False, not {given!r:.40}")
+        value = getattr(definition, name)
+        if not isinstance(value, bool | None):
+            raise ConfigError(f"{call}: {name}= must be True or False, not {value!r:.40}")
     if definition.sinks == ():
-        raise ConfigError(f"{what}: sinks=[] would keep the name from all sinks; name some")
+        raise ConfigError(f"{call}: sinks=[] would send the values to no sink; name at least one")
     if definition.on_step is False and definition.on_epoch is False:
-        raise ConfigError(f"{what}: on_step=False and on_epoch=False would never emit anything")
+        raise ConfigError(f"{call}: on_step=False and on_epoch=False would never emit anything")
     if definition.on_step is False and every is not None:
         raise ConfigError(
-            f"{what}: every={every} counts values on steps, and on_step=False emits none; "
+            f"{call}: every={every} emits values on steps, which on_step=False turns off; "
             "leave one of them out"
         )
     across = definition.across_ranks
     if across is not None and across not in (mergeable := get_args(AcrossRanks)):
         raise ConfigError(
-            f"{what}: across_ranks= takes one of {', '.join(mergeable)}, not {across!r:.40}: the "
-            "others cannot be put together from what each rank has"
+            f"{call}: across_ranks= must be one of {', '.join(mergeable)}, not {across!r:.40}; "
+            "other reductions cannot be merged across ranks"
         )
     if across is not None and definition.on_epoch is False:
         raise ConfigError(
-            f"{what}: across_ranks= reduces where the ranks meet, at the end of an epoch for one; "
-            "leave on_epoch=False out"
+            f"{call}: across_ranks= reduces over an epoch, which on_epoch=False turns off; leave "
+            "on_epoch=False out"
         )
     if definition.axis is not None:
         check_name(definition.axis)
     for sink in definition.sinks or ():
         check_name(sink)
-    return definition
 
 
 class Definitions:
-    """All definitions of a run, and the rule for each name."""
+    """All definitions of a run, and the rule of each name. Each definition adds 1 to `version`."""
 
-    def __init__(self, *, tell: bool = False) -> None:
-        """With `tell`, warns of what does not go together, when a name comes that it concerns."""
-        self.version = 0  # grows with each definition
-        self._all: list[Definition] = []
+    def __init__(self, *, warn: bool = False) -> None:
+        """With `warn`, log a warning when a name with conflicting definitions is first used."""
+        self.version = 0
+        self._definitions: list[Definition] = []
         self._rules: dict[str, Rule | None] = {}
-        self._tell = tell
+        self._warn = warn
         self._seen: set[str] = set()
-        self._epoch_names: dict[str, str] = {}  # and whose epoch each is
+        self._logged_by_epoch_name: dict[str, str] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._all)
-
-    @property
-    def any_across_ranks(self) -> bool:
-        """Whether any of them has the ranks meet."""
-        return any(definition.across_ranks for definition in self._all)
+        return bool(self._definitions)
 
     def __iter__(self) -> Iterator[Definition]:
-        """In the order in which they win, the weakest first."""
-        return iter(self._all)
+        """Iterate in the order of precedence, lowest first."""
+        return iter(self._definitions)
+
+    @property
+    def merges_across_ranks(self) -> bool:
+        """Whether any definition reduces across ranks."""
+        return any(definition.across_ranks for definition in self._definitions)
 
     def add(self, definition: Definition, *, default: bool = False) -> None:
-        """Adds a definition, as the latest; or, as a default, before all that were ever made."""
-        self._all.insert(0 if default else len(self._all), definition)
+        """Add a definition with the highest precedence, or the lowest if it is a `default`."""
+        self._definitions.insert(0 if default else len(self._definitions), definition)
         self.version += 1
         self._rules.clear()
 
     def rule(self, name: str) -> Rule | None:
-        """The rule for a name; matched once, and then looked up."""
+        """Return the rule of a name, None if no definition matches it. The result is cached."""
         try:
             return self._rules[name]
         except KeyError:
-            rule = self._rules[name] = self._decide(name)
-            if self._tell and name not in self._seen:
+            rule = self._rules[name] = self._resolve(name)
+            if self._warn and name not in self._seen:
                 self._seen.add(name)
-                self._tell_of(name, rule)
+                self._warn_conflicts(name, rule)
             return rule
 
-    def _tell_of(self, name: str, rule: Rule | None) -> None:
-        """Of a name that has just come for the first time."""
-        if rule is not None and rule.contradictory:
+    def _warn_conflicts(self, name: str, rule: Rule | None) -> None:
+        if rule is not None and rule.is_contradictory:
             _log.warning(
-                "the definitions of %r say on_step=False and no on_epoch=True, which would emit "
-                "nothing: it is emitted on steps",
+                "the definitions of %r combine to on_step=False and no on_epoch=True, which would "
+                "emit nothing; its values are emitted on steps",
                 name,
             )
         if rule is not None and rule.on_epoch is not None and rule.epoch_name != name:
-            self._epoch_names[rule.epoch_name] = name
+            self._logged_by_epoch_name[rule.epoch_name] = name
             if rule.epoch_name in self._seen:
-                self._tell_mixed(rule.epoch_name)
-        if name in self._epoch_names:
-            self._tell_mixed(name)
+                self._warn_shared_series(rule.epoch_name)
+        if name in self._logged_by_epoch_name:
+            self._warn_shared_series(name)
 
-    def _tell_mixed(self, name: str) -> None:
-        _log.warning(
-            "%r is logged, and is also what the epoch of %r is called: both are in one series",
-            name,
-            self._epoch_names[name],
-        )
+    def _warn_shared_series(self, name: str) -> None:
+        message = "%r is logged and is also the epoch name of %r; both are written to one series"
+        _log.warning(message, name, self._logged_by_epoch_name[name])
 
-    def _decide(self, name: str) -> Rule | None:
-        matching = [one for one in self._all if fnmatchcase(name, one.pattern)]
+    def _resolve(self, name: str) -> Rule | None:
+        matching = [one for one in self._definitions if fnmatchcase(name, one.pattern)]
         if not matching:
             return None
-        said = Definition("")
+        combined = Definition("")
         for definition in matching:
-            told = {
+            given = {
                 field: value
                 for field in Definition.__struct_fields__
                 if (value := getattr(definition, field)) is not None
             }
-            if told.get("every") is not None:
-                told.setdefault("on_step", True)
-            said = msgspec.structs.replace(said, **told)
-        across = said.across_ranks
-        on_epoch = bool(said.on_epoch) or across is not None
-        on_step = said.on_step is not False or not on_epoch  # two that contradict: never nothing
-        on_step = on_step and not (across and said.on_step is None)
-        every = said.every or 1
-        reduction = reduction_factory(said.reduce or "last")()
-        alone_is_itself = reduction.leaves_one_value or (
-            said.every is None and reduction.needs_several
+            if "every" in given:
+                given.setdefault("on_step", True)
+            combined = msgspec.structs.replace(combined, **given)
+        across = combined.across_ranks
+        on_epoch = bool(combined.on_epoch) or across is not None
+        # Definitions that together turn off both are contradictory, and values go on steps.
+        on_step = combined.on_step is not False or not on_epoch
+        on_step = on_step and not (across and combined.on_step is None)
+        every = combined.every or 1
+        reduction = reduction_factory(combined.reduce or "last")()
+        keeps_single_values = reduction.is_identity_for_one or (
+            combined.every is None and reduction.needs_multiple
         )
-        passthrough = on_step and every == 1 and alone_is_itself
+        passthrough = on_step and every == 1 and keeps_single_values
         return Rule(
             every=every,
             passthrough=passthrough,
-            contradictory=on_step and said.on_step is False,
-            on_step=(said.reduce or "last") if on_step and not passthrough else None,
-            on_epoch=(across or said.reduce or "mean") if on_epoch else None,
+            is_contradictory=on_step and combined.on_step is False,
+            on_step=(combined.reduce or "last") if on_step and not passthrough else None,
+            on_epoch=(across or combined.reduce or "mean") if on_epoch else None,
             epoch_name=f"{name}_epoch" if on_step else name,
-            sinks=said.sinks or (),
-            axis=said.axis or "",
+            sinks=combined.sinks or (),
+            axis=combined.axis or "",
             across_ranks=across is not None,
-            progress=bool(said.progress),
+            progress=bool(combined.progress),
         )

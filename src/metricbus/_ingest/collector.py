@@ -1,12 +1,11 @@
-"""The collector: the one thread that turns queued calls into records and writes them down.
+"""Background thread that drains the call queue into the journal.
 
-A pass takes calls from the queue in chunks (larger ones when many wait), applies the definitions,
-joins what they give into rows, and appends each chunk to the journal in one write. Between chunks
-it lets go of the interpreter, so that the training loop never waits for it longer than a chunk
-takes.
+Each pass takes a chunk of calls, applies the rules of `bus.define()`, groups the results into rows,
+and appends them to the journal with a single write. The chunk size grows with the backlog. The
+thread yields the GIL between chunks, which limits how long the training loop can wait for it.
 
-When the journal cannot be written (a full disk), the rows of that chunk are kept and tried again;
-the queue is left alone meanwhile, and its policy decides what becomes of new calls.
+If the journal cannot be written, for example because the disk is full, the collector keeps the
+current chunk and retries. New calls stay in the queue, subject to its overflow policy.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
-from metricbus._aggregate.aggregator import Aggregator, Emission
+from metricbus._aggregate.aggregator import Aggregator
 from metricbus._aggregate.cross_rank import MergedValue
-from metricbus._aggregate.row_builder import join_calls, join_emissions
+from metricbus._aggregate.row_builder import Emission, join_calls, join_emissions
 from metricbus._common.records import (
     Call,
     Dropped,
@@ -33,88 +32,81 @@ from metricbus._common.records import (
 )
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.wakeup import yield_gil
-from metricbus._ingest.commands import (
-    Append,
-    ApplyRewind,
-    BeginEpoch,
-    CollectPartials,
-    Define,
-    EndEpoch,
-    Flush,
-    PublishMerged,
-    RestorePartials,
-    SavePartials,
-    Snapshot,
-    Stop,
-)
+from metricbus._ingest import commands
 from metricbus._ingest.device_fetch import DeviceFetcher
-from metricbus._ingest.queue import CallQueue, Command, Deferred, count_call_values
+from metricbus._ingest.queue import CallQueue, Command, DeferredCall, count_call_values
 from metricbus._journal.segment_writer import Journal
 
 _log = logging.getLogger("metricbus.journal")
 
-_CHUNK = 256  # calls, which hold the interpreter for a fraction of a millisecond
+# A chunk of this many calls holds the GIL for a fraction of a millisecond.
+_CHUNK = 256
 _LARGEST_CHUNK = 2048
-_CHUNKS_BEHIND = 16
-_CHUNK_BYTES = 1 << 20  # of mappings, by the queue's estimate
+_CHUNKS_PER_BACKLOG = 16
+_CHUNK_BYTES = 1 << 20  # as the queue estimates them
 _RETRY_SECS = 1.0
-_CHECKPOINT_EVERY = 5.0
-_VALUES_ALONE = frozenset((tuple,))
+_CHECKPOINT_EVERY = 5.0  # seconds
+_PLAIN_CALLS = frozenset((tuple,))
 
 
-class Listener(Protocol):
-    """Who wants to know of the journal."""
+class JournalListener(Protocol):
+    """What the collector notifies of changes to the journal."""
 
     def wake(self) -> None:
-        """It has grown."""
+        """Handle that the journal has grown."""
 
     def end(self, status: Status) -> None:
-        """It has been ended."""
+        """Handle that the journal has been closed."""
 
 
 class Collector:
-    """Moves calls from `queue` to `journal`, and tells `listener` of it."""
+    """Moves calls from `queue` to `journal`, and notifies `listener`.
+
+    `dequeued` counts the values taken out of the queue, `journalled` those in the journal, and
+    `unwritable` those that no device returned or that the journal cannot hold. `written_bytes` is
+    the length of the journal, `error` why it cannot be written at the moment.
+    """
 
     def __init__(
         self,
         queue: CallQueue,
         journal: Journal,
         flush_secs: float,
-        listener: Listener,
+        listener: JournalListener,
         *,
         rank: int = 0,
-        several: bool = False,
+        is_multi_rank: bool = False,
     ) -> None:
-        """The records are marked with the `rank` where `several` ranks write."""
+        """Records are marked with `rank`. `is_multi_rank` says whether there are other ranks."""
         self.aggregator = Aggregator()
-        self.taken = 0  # values taken out of the queue
-        self.journalled = 0  # values in the journal
-        self._unwritable = 0  # values that no journal can hold; a fault of ours
-        self.written = 0  # bytes of the segment that count
+        self.dequeued = 0
+        self.journalled = 0
+        self.written_bytes = 0
         self.error: str | None = None
+        self.rank = rank
+        self.dropped_media: Callable[[], int] = lambda: 0
         self._queue = queue
         self._journal = journal
         self._flush_secs = flush_secs
         self._listener = listener
-        self.rank = rank
-        self.is_of_several = several
-        self.dropped_media: Callable[[], int] = lambda: 0
-        self._told_dropped = 0
-        self._wrote_dropped = DroppedCounts()
-        self._wrote_dropped_at = -math.inf
-        self._checkpointed = time.monotonic()
-        self._checkpointed_at = 0
-        self._complaints = ThrottledLogger(_log)
-        self.device_fetcher = DeviceFetcher(queue, self._complaints)
+        self._is_multi_rank = is_multi_rank
+        self._unwritable = 0
+        self._reported_dropped = 0
+        self._written_counts = DroppedCounts()
+        self._counts_written_at = -math.inf
+        self._partials_written_at = time.monotonic()
+        self._written_changes = 0
+        self._throttled_log = ThrottledLogger(_log)
+        self.device_fetcher = DeviceFetcher(queue, self._throttled_log)
         self._thread = threading.Thread(target=self._run, name="metricbus-collector", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Start the thread."""
         self._thread.start()
 
     @property
     def unwritable(self) -> int:
-        """Values that no device gave, or that no journal can hold."""
+        """Number of values that no device returned or that the journal cannot hold."""
         return self._unwritable + self.device_fetcher.lost
 
     @property
@@ -122,220 +114,221 @@ class Collector:
         """The segment that this collector writes."""
         return self._journal.segment
 
-    def submit_and_wait(self, control: Command, timeout: float) -> bool:
-        """Waits until what was logged before is in the journal; whether it is."""
-        self._queue.put_command(control)
-        return control.done.wait(min(timeout, threading.TIMEOUT_MAX))
+    def submit_and_wait(self, command: Command, timeout: float) -> bool:
+        """Submit a command and wait until it is done. Return whether it was done in time."""
+        self._queue.put_command(command)
+        return command.done.wait(min(timeout, threading.TIMEOUT_MAX))
 
     def _run(self) -> None:
         stop = None
         while stop is None:
-            self._queue.wait(self._flush_secs, idle_secs=self._checkpoint_due())
-            while stop is None and (calls := self._queue.take(self._chunk())):
-                stop = self._collect(calls)
+            self._queue.wait(self._flush_secs, idle_secs=self._secs_until_checkpoint())
+            while stop is None and (calls := self._queue.take(self._chunk_size())):
+                stop = self._process(calls)
                 yield_gil()
-            self._checkpoint()
-            self._tell_dropped()
-            self._write_dropped()
+            if self._secs_until_checkpoint() == 0.0:
+                self._write_partials()
+            self._warn_dropped()
+            self._write_dropped_counts()
         self._queue.close()
         while calls := self._queue.take(_CHUNK):
-            again = self._collect(calls)
-            if again is not None:
-                again.done.set()
-        self._tell_unmet()
-        self._emit(self.aggregator.end_epoch(ranks=True)[0])
-        for axis in self.aggregator.unknown_axes():
-            _log.warning("the axis %r was never logged: what has it stands on the step", axis)
+            repeated_stop = self._process(calls)
+            if repeated_stop is not None:
+                repeated_stop.done.set()
+        self._warn_unmerged()
+        self._write_emissions(self.aggregator.end_epoch(cross_rank=True)[0])
+        for axis in self.aggregator.missing_axes():
+            _log.warning("the axis %r was never logged; its series are placed at their steps", axis)
         self._close(stop)
 
-    def _chunk(self) -> int:
-        """How many calls to take: more when many wait.
+    def _chunk_size(self) -> int:
+        """Return how many calls to take next: more for a long queue, fewer for wide mappings.
 
-        A thread that never lets go of the interpreter gives it up for a chunk in every 10 ms.
+        A training loop that never releases the GIL yields it for one chunk in every 10 ms, so short
+        chunks would let the queue grow.
         """
         waiting, nbytes = len(self._queue.calls), self._queue.nbytes
-        chunk = min(max(_CHUNK, waiting // _CHUNKS_BEHIND), _LARGEST_CHUNK)
+        size = min(max(_CHUNK, waiting // _CHUNKS_PER_BACKLOG), _LARGEST_CHUNK)
         if nbytes > _CHUNK_BYTES:
-            chunk = min(chunk, max(1, waiting * _CHUNK_BYTES // nbytes))
-        return chunk
+            size = min(size, max(1, waiting * _CHUNK_BYTES // nbytes))
+        return size
 
-    def _collect(self, calls: list[Call | Command]) -> Stop | None:
-        """Journals a chunk and obeys the controls in it, in turn; the one that says to stop."""
-        if _VALUES_ALONE.issuperset(map(type, calls)):  # as nearly always
-            self._take(cast(list[Call], calls))
+    def _process(self, calls: list[Call | Command]) -> commands.Stop | None:
+        """Write a chunk and execute its commands in order; return the `Stop` command, if any."""
+        # Nearly all chunks are plain calls only.
+        if _PLAIN_CALLS.issuperset(map(type, calls)):
+            self._write_calls(cast(list[Call], calls))
             return None
         stop = None
-        values: list[Call] = []
-        self.taken += sum(map(count_call_values, calls))  # all: a control may have to wait for the disk
-        self.device_fetcher.bring(calls)
+        plain_calls: list[Call] = []
+        # Count the whole chunk first, because a command may have to wait for the disk.
+        self.dequeued += sum(map(count_call_values, calls))
+        self.device_fetcher.fetch(calls)
         for call in calls:
-            if isinstance(call, Deferred):
-                values += self.device_fetcher.resolved(call)
+            if isinstance(call, DeferredCall):
+                plain_calls += self.device_fetcher.resolve(call)
                 continue
             if not isinstance(call, Command):
-                values.append(call)
+                plain_calls.append(call)
                 continue
-            self._take(values, counted=True)
-            values = []
-            if isinstance(call, Stop) and stop is None:
+            self._write_calls(plain_calls, is_counted=True)
+            plain_calls = []
+            if isinstance(call, commands.Stop) and stop is None:
                 stop = call
             else:
-                self._obey(call)
+                self._execute(call)
                 call.done.set()
-        self._take(values, counted=True)
+        self._write_calls(plain_calls, is_counted=True)
         return stop
 
-    def _obey(self, control: Command) -> None:
-        if isinstance(control, Flush):
-            if isinstance(control, SavePartials):
-                self._write_open()
+    def _execute(self, command: Command) -> None:
+        if isinstance(command, commands.Flush):
+            if isinstance(command, commands.SavePartials):
+                self._write_partials()
             self._journal.sync()
-        elif isinstance(control, Define):
-            self._emit(self.aggregator.define(control.definition, control.default))
-        elif isinstance(control, Snapshot):
-            control.state = self.aggregator.state()
-            control.place = (self._journal.segment, self._journal.lines)
-        elif isinstance(control, ApplyRewind):
-            self._emit(self.aggregator.end_epoch(ranks=True)[0])
-            if control.record is not None:
-                self._append([control.record])
-            self.aggregator.restore(control.state)
+        elif isinstance(command, commands.Define):
+            self._write_emissions(self.aggregator.define(command.definition, command.default))
+        elif isinstance(command, commands.Snapshot):
+            command.state = self.aggregator.state()
+            command.position = (self._journal.segment, self._journal.lines)
+        elif isinstance(command, commands.ApplyRewind):
+            self._write_emissions(self.aggregator.end_epoch(cross_rank=True)[0])
+            if command.record is not None:
+                self._append([command.record])
+            self.aggregator.restore(command.state)
             self.device_fetcher.newest.clear()
-        elif isinstance(control, Append):
-            self._append([self.aggregator.marked(record) for record in control.records])
-        elif isinstance(control, BeginEpoch):
-            self._append([control.record])
-        elif isinstance(control, CollectPartials):
-            if control.claim():
-                control.parts = self.aggregator.take_across()
-        elif isinstance(control, RestorePartials):
-            self.aggregator.restore_partials(control.parts)
-        elif isinstance(control, PublishMerged):
-            if control.here:
-                epoch, ended = control.epoch, control.ended
-                self._emit(self.aggregator.merged(self._arrived(control), epoch, ended=ended))
-        elif isinstance(control, EndEpoch):
-            emissions, control.results = self.aggregator.end_epoch()
-            self._emit(emissions)
-            if control.record.seconds is not None:
-                self._append([control.record])
+        elif isinstance(command, commands.Append):
+            self._append([self.aggregator.route_medium(record) for record in command.records])
+        elif isinstance(command, commands.BeginEpoch):
+            self._append([command.record])
+        elif isinstance(command, commands.CollectPartials):
+            if command.claim():
+                command.partials = self.aggregator.collect_partials()
+        elif isinstance(command, commands.RestorePartials):
+            self.aggregator.restore_partials(command.partials)
+        elif isinstance(command, commands.PublishMerged):
+            if command.is_writer:
+                epoch, ends_epoch = command.epoch, command.ends_epoch
+                results = self._resolve_merged(command.results)
+                emissions = self.aggregator.emit_merged(results, epoch, ends_epoch=ends_epoch)
+                self._write_emissions(emissions)
+        elif isinstance(command, commands.EndEpoch):
+            emissions, command.results = self.aggregator.end_epoch()
+            self._write_emissions(emissions)
+            if command.record.seconds is not None:
+                self._append([command.record])
 
-    def _arrived(self, control: PublishMerged) -> list[MergedValue]:
-        """What was computed on a device may still be there; what that does not give is left out."""
-        found = []
-        for one in control.results:
-            number = self.device_fetcher.number(one.name, one.step, one.value)
+    def _resolve_merged(self, results: Sequence[MergedValue]) -> list[MergedValue]:
+        """Replace device values by numbers. Skip those that cannot be copied to the host."""
+        resolved = []
+        for result in results:
+            number = self.device_fetcher.number(result.name, result.step, result.value)
             if number is not None:
-                found.append(one._replace(value=number))
-                self.aggregator.newest[one.emitted_as] = number
-        return found
+                resolved.append(result._replace(value=number))
+                self.aggregator.newest[result.emitted_as] = number
+        return resolved
 
-    def _take(self, calls: list[Call], *, counted: bool = False) -> None:
+    def _write_calls(self, calls: list[Call], *, is_counted: bool = False) -> None:
         if not calls:
             return
         if self.aggregator.definitions:
-            if not counted:
-                self.taken += sum(map(count_call_values, calls))
-            self._emit(list(self.aggregator.take(calls)))
+            if not is_counted:
+                self.dequeued += sum(map(count_call_values, calls))
+            self._write_emissions(list(self.aggregator.add(calls)))
         else:
             rows = list(join_calls(calls))
-            if not counted:
-                self.taken += sum(map(count_values, rows))
+            if not is_counted:
+                self.dequeued += sum(map(count_values, rows))
             self._append(rows)
 
-    def _emit(self, emissions: list[Emission]) -> None:
+    def _write_emissions(self, emissions: list[Emission]) -> None:
         if emissions:
             self._append(list(join_emissions(emissions)))
 
-    def _checkpoint_due(self) -> float | None:
-        """Seconds until open reductions are to be written down; None if there is nothing to do."""
-        if self.aggregator.changes == self._checkpointed_at:
+    def _secs_until_checkpoint(self) -> float | None:
+        """Return when the partial aggregates are to be written; None if they have not changed."""
+        if self.aggregator.changes == self._written_changes:
             return None
-        return max(0.0, self._checkpointed + _CHECKPOINT_EVERY - time.monotonic())
+        return max(0.0, self._partials_written_at + _CHECKPOINT_EVERY - time.monotonic())
 
-    def _checkpoint(self) -> None:
-        """Writes down what is open, so that it comes out as partial if this process dies."""
-        if self._checkpoint_due() == 0.0:
-            self._write_open()
-
-    def _write_open(self) -> None:
-        if self.aggregator.changes == self._checkpointed_at:
+    def _write_partials(self) -> None:
+        """Write changed partial aggregates. They become partial rows if this process dies."""
+        if self.aggregator.changes == self._written_changes:
             return
-        rows = list(join_emissions(self.aggregator.partial(), partial=True))
-        self._checkpointed = time.monotonic()
-        self._checkpointed_at = self.aggregator.changes
+        rows = list(join_emissions(self.aggregator.partial_results(), partial=True))
+        self._partials_written_at = time.monotonic()
+        self._written_changes = self.aggregator.changes
         rows = [with_rank(row, self.rank) for row in rows] if self.rank else rows
         self._append([PartialAggregates(time=time.time_ns(), rows=rows)])
 
-    def _append(self, rows: Sequence[Record]) -> None:
-        """Writes the rows, however long that takes; leaves out what cannot be written at all."""
+    def _append(self, records: Sequence[Record]) -> None:
+        """Write records, retrying on I/O errors. Drop records that the journal cannot hold."""
         if self.rank:
-            rows = [with_rank(row, self.rank) for row in rows]
+            records = [with_rank(record, self.rank) for record in records]
         while True:
             try:
-                self._journal.append(rows)
+                self._journal.append(records)
             except OSError as error:
                 self.error = f"{type(error).__name__}: {error}"
-                self._complaints.warn(
-                    "the journal cannot be written, will try again: %s", self.error
-                )
+                self._throttled_log.warn("the journal cannot be written; retrying: %s", self.error)
                 self._queue.pause(_RETRY_SECS)
-            except Exception as error:  # the thread must live on, whatever slipped through
-                self._leave_out(rows, error)
+            # The thread must survive any invalid value that has passed validation.
+            except Exception as error:
+                self._drop_unwritable(records, error)
                 return
             else:
                 break
         if self.error:
             _log.warning("the journal can be written again")
             self.error = None
-        self.journalled += sum(map(count_values, rows))
-        self.written = self._journal.length
+        self.journalled += sum(map(count_values, records))
+        self.written_bytes = self._journal.length
         self._listener.wake()
 
-    def _leave_out(self, rows: Sequence[Record], error: Exception) -> None:
-        if len(rows) > 1:
-            for row in rows:
-                self._append([row])
+    def _drop_unwritable(self, records: Sequence[Record], error: Exception) -> None:
+        """Drop the record that cannot be written; write several one by one to find it."""
+        if len(records) > 1:
+            for record in records:
+                self._append([record])
             return
-        values = sum(map(count_values, rows))
-        self._unwritable += values
-        self._complaints.warn("a row cannot be written and is dropped: %s", error)
+        self._unwritable += sum(map(count_values, records))
+        self._throttled_log.warn("dropped a record that cannot be written: %s", error)
 
-    def _tell_unmet(self) -> None:
-        """Of several ranks, nobody met at the end: that is not for `close()` to do."""
-        names = self.aggregator.across_ranks()
-        if names and self.is_of_several:
+    def _warn_unmerged(self) -> None:
+        """Warn of reductions across ranks that are pending at close(), which never merges them."""
+        names = self.aggregator.cross_rank_rules()
+        if names and self._is_multi_rank:
             _log.warning(
-                "the ranks have not met since %s was logged: what is written at the end is of this "
-                "rank alone; call bus.end_epoch() or bus.sync() on every rank before bus.close()",
+                "the ranks were not synchronized after %s was logged, so the last result covers "
+                "this rank only; call bus.end_epoch() or bus.sync() on every rank before "
+                "bus.close()",
                 ", ".join(map(repr, names)),
             )
 
-    def _close(self, stop: Stop) -> None:
+    def _close(self, stop: commands.Stop) -> None:
         try:
-            self._journal.close(stop.status, self._drops())
+            self._journal.close(stop.status, self._dropped_counts())
         except OSError as error:
             self.error = f"{type(error).__name__}: {error}"
-        self.written = self._journal.length
+        self.written_bytes = self._journal.length
         self._listener.end(stop.status)
         stop.done.set()
 
-    def _drops(self) -> DroppedCounts:
-        """What was dropped so far."""
+    def _dropped_counts(self) -> DroppedCounts:
         return DroppedCounts(
             queue=self._queue.dropped, media=self.dropped_media(), unwritable=self.unwritable
         )
 
-    def _write_dropped(self) -> None:
-        """Writes down what was dropped, now and then: a run that lives can tell, or has told."""
-        drops, now = self._drops(), time.monotonic()
-        if drops != self._wrote_dropped and now - self._wrote_dropped_at >= _CHECKPOINT_EVERY:
-            self._wrote_dropped, self._wrote_dropped_at = drops, now
-            self._append([Dropped(time=time.time_ns(), dropped=drops)])
+    def _write_dropped_counts(self) -> None:
+        """Write the dropped counts if they have changed, at most every `_CHECKPOINT_EVERY`."""
+        counts, now = self._dropped_counts(), time.monotonic()
+        if counts != self._written_counts and now - self._counts_written_at >= _CHECKPOINT_EVERY:
+            self._written_counts, self._counts_written_at = counts, now
+            self._append([Dropped(time=time.time_ns(), dropped=counts)])
 
-    def _tell_dropped(self) -> None:
+    def _warn_dropped(self) -> None:
         dropped = self._queue.dropped
-        if dropped > self._told_dropped and self._complaints.warn(
-            "the queue is full: %s values were dropped so far", f"{dropped:,}"
+        if dropped > self._reported_dropped and self._throttled_log.warn(
+            "the queue is full; %s values dropped so far", f"{dropped:,}"
         ):
-            self._told_dropped = dropped
+            self._reported_dropped = dropped

@@ -1,115 +1,107 @@
-"""What the collector is asked to do, each in its turn among the values that were logged."""
+"""Commands to the collector, which executes each in order with the calls around it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from metricbus._aggregate.cross_rank import Merged, Parts
+from metricbus._aggregate.cross_rank import MergedValue, Partials
 from metricbus._aggregate.rules import Definition
 from metricbus._common.records import Epoch, Medium, Number, Rewind, Status
-from metricbus._ingest.queue import Control
+from metricbus._ingest.queue import Command
 
 
-class Flush(Control):
-    """Asks to be told when everything before it is in the journal."""
+class Flush(Command):
+    """Sync the journal, after everything queued before has been written to it."""
 
 
 class SavePartials(Flush):
-    """Also asks for what is open to be written down."""
+    """Write the partial aggregates to the journal, then flush."""
 
 
-class Define(Control):
-    """A definition for all calls after it; a default one gives way to all others."""
+@dataclass(eq=False)
+class Define(Command):
+    """Add a definition for all later calls. Other definitions override a `default` one."""
 
-    def __init__(self, definition: Definition, *, default: bool) -> None:
-        super().__init__()
-        self.definition = definition
-        self.default = default
+    definition: Definition
+    default: bool
 
 
-class BeginEpoch(Control):
-    """An epoch begins here."""
+class BeginEpoch(Command):
+    """Write that an epoch begins."""
 
     def __init__(self, step: int, epoch: int) -> None:
         super().__init__()
         self.record = Epoch(step=step, epoch=epoch, time=time.time_ns())
 
 
-class EndEpoch(Control):
-    """The epoch's reductions are to be emitted; `results` has them once it is `done`."""
+class EndEpoch(Command):
+    """Emit the reductions of the epoch, and write its duration in `seconds` if there is one.
+
+    `results` has the values of the reductions once the command is `done`.
+    """
 
     def __init__(self, step: int, epoch: int, seconds: float | None) -> None:
         super().__init__()
         self.results: dict[str, Number] = {}
-        now = time.time_ns()
-        self.record = Epoch(step=step, epoch=epoch, time=now, seconds=seconds)
+        self.record = Epoch(step=step, epoch=epoch, time=time.time_ns(), seconds=seconds)
 
 
-class ApplyRewind(Control):
-    """What was logged beyond a step is superseded, if there is such a record; what is open goes out
-    before. From then on the open reductions are what they were when `state` was saved.
+@dataclass(eq=False)
+class ApplyRewind(Command):
+    """Emit all partial aggregates, write `record` if there is one, and restore `state`."""
+
+    record: Rewind | None
+    state: Sequence[Any] = ()
+
+
+@dataclass(eq=False)
+class CollectPartials(Command):
+    """Remove the partial aggregates that are to be merged across ranks, and set `partials` to them.
+
+    Either the collector claims the command to execute it, or the caller claims it to withdraw it.
     """
 
-    def __init__(self, record: Rewind | None, state: Sequence[Any] = ()) -> None:
-        super().__init__()
-        self.record = record
-        self.state = state
-
-
-class CollectPartials(Control):
-    """Asks for what waits for the ranks to meet, which is open no more. `parts` has it once it is
-    `done`. Either the collector claims it, to obey, or who asks, to withdraw it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: Parts = {}
-        self._claim = [True]
+    partials: Partials = field(default_factory=dict, init=False)
+    _claim: list[bool] = field(default_factory=lambda: [True], init=False)
 
     def claim(self) -> bool:
-        """Whether it is the caller's now; true once."""
+        """Return True to the first caller only."""
         try:
             return self._claim.pop()  # atomic
         except IndexError:
             return False
 
 
-class RestorePartials(Control):
-    """The ranks did not meet: what was taken is open again."""
+@dataclass(eq=False)
+class RestorePartials(Command):
+    """Put collected partial aggregates back, because the ranks could not be synchronized."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__()
-        self.parts = parts
-
-
-class PublishMerged(Control):
-    """What the ranks gave together, at the end of an epoch if it has `ended`; it is to be emitted
-    `here`, or by another rank.
-    """
-
-    def __init__(self, results: Sequence[Merged], epoch: int, *, ended: bool, here: bool) -> None:
-        super().__init__()
-        self.here = here
-        self.results = results
-        self.epoch = epoch
-        self.ended = ended
+    partials: Partials
 
 
-class Snapshot(Control):
-    """Asks for the open reductions, as plain values, in `state`; and for the place in the journal,
-    the segment and the line that comes next.
-    """
+@dataclass(eq=False)
+class PublishMerged(Command):
+    """Emit the values merged across ranks, if this rank `is_writer`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: list[Any] = []
-        self.place = ("", 0)
+    results: Sequence[MergedValue]
+    epoch: int
+    ends_epoch: bool
+    is_writer: bool
 
 
-class Append(Control):
-    """Media whose files are written: they come into the journal, all of them in one write."""
+@dataclass(eq=False)
+class Snapshot(Command):
+    """Set `state` to the partial aggregates, and `position` to the segment and its next line."""
+
+    state: list[Any] = field(default_factory=list, init=False)
+    position: tuple[str, int] = field(default=("", 0), init=False)
+
+
+class Append(Command):
+    """Write the records of encoded media to the journal, in one write."""
 
     def __init__(self, records: list[Medium]) -> None:
         super().__init__()
@@ -117,9 +109,8 @@ class Append(Control):
         self.values = len(records)
 
 
-class Stop(Control):
-    """The last thing the collector does: it ends the segment with this status."""
+@dataclass(eq=False)
+class Stop(Command):
+    """Write what is left, close the segment with this status, and end the collector's thread."""
 
-    def __init__(self, status: Status) -> None:
-        super().__init__()
-        self.status = status
+    status: Status

@@ -1,8 +1,8 @@
-"""The media worker: one thread that turns what `log()` took of media into files and records.
+"""Background thread that encodes media into files and records.
 
-It has a queue of its own, bounded by bytes, so a picture never holds a number back. Each medium is
-encoded once for all sinks; its record then goes through the collector into the journal. The thread
-is started by the first medium.
+The worker has its own queue, limited in bytes, so encoding an image never delays a number. A medium
+is encoded once for all sinks; its records then pass through the collector into the journal. The
+first medium starts the thread.
 """
 
 from __future__ import annotations
@@ -25,92 +25,95 @@ from metricbus._journal.media_files import MediaWriter
 
 _log = logging.getLogger("metricbus.media")
 
-_OVERHEAD = 1024  # bytes of a medium beside its content
+_JOB_OVERHEAD = 1024  # bytes
 _RETRY_SECS = 1.0
-_MOST_NAMES = 1000  # that have warnings of their own
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MAX_THROTTLED_NAMES = 1000
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_QUEUE_FULL = "the media queue is full"
+_TIME_IS_UP = "there was no time left to encode it"
 
 
-class MediaBounds(NamedTuple):
-    """How much may wait to be encoded, and what happens beyond it."""
+class MediaQueueLimits(NamedTuple):
+    """The size of the media queue, and the policy when it is full."""
 
     nbytes: int = 64 << 20
     overflow: Overflow = "block"
     block_secs: float = 5.0
 
 
-class _Job(NamedTuple):
-    """A medium that waits."""
-
+class _QueuedJob(NamedTuple):
     number: int
-    stamp: LogContext
-    taken: EncodeJob
+    context: LogContext
+    job: EncodeJob
 
 
 class MediaWorker:
-    """Encodes what is `put` and gives the records to `deliver`, those of a job at once.
+    """Encodes submitted jobs, and passes the records of each to `deliver` in one call.
 
-    `accepted == delivered + dropped + waiting`, in media, of which a job may have several.
+    `accepted == delivered + dropped + waiting`. These count media, of which a job may have several.
     """
 
     def __init__(
         self,
         folder: Path,
         segment: str,
-        bounds: MediaBounds,
+        limits: MediaQueueLimits,
         deliver: Callable[[list[Medium]], None],
     ) -> None:
         self.accepted = 0
         self.delivered = 0
         self.dropped = 0
         self.error: str | None = None
-        self._bounds = bounds
+        self._limits = limits
         self._deliver = deliver
         self._writer = MediaWriter(folder, segment)
-        self._jobs: deque[_Job] = deque()
-        self._queued = 0  # jobs so far: the number of the last one
-        self._current = 0  # the number of the job at work, 0 if none is
+        self._queue: deque[_QueuedJob] = deque()
+        self._last_number = 0
+        self._current_number = 0  # 0 while idle
         self._nbytes = 0
-        self._lock = threading.RLock()  # a signal handler, or a finaliser, may log meanwhile
-        self._bell = Wakeup()
+        # Reentrant, because a signal handler or a finalizer may log while the lock is held.
+        self._lock = threading.RLock()
+        self._wakeup = Wakeup()
         self._thread: threading.Thread | None = None
-        self._closed = False
-        self._given_up = False
-        self._waited_in_vain = False
-        self._complaints = ThrottledLogger(_log)
-        self._dropped_names: dict[str, ThrottledLogger] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._is_closed = False
+        self._is_time_up = False
+        # Set after the `block` policy has timed out: no call blocks again until there is room.
+        self._has_timed_out = False
+        self._throttled_log = ThrottledLogger(_log)
+        self._drop_logs: dict[str, ThrottledLogger] = {}
+        self._warned: set[tuple[str, str]] = set()
 
     @property
     def waiting(self) -> int:
-        """Media that are not in the collector's hands yet."""
+        """Number of media that have not been passed on yet."""
         return self.accepted - self.delivered - self.dropped
 
-    def put(self, stamp: LogContext, taken: EncodeJob) -> None:
-        """Takes a medium, or drops it by the policy when too much waits."""
+    def put(self, context: LogContext, job: EncodeJob) -> None:
+        """Queue a job, or drop it if the worker is closed or the overflow policy says so."""
         with self._lock:
-            self.accepted += taken.media
-            if self._closed:
-                self._drop(stamp, taken, "it was logged after close()")
+            self.accepted += job.media
+            if self._is_closed:
+                self._drop(context, job, "it was logged after close()")
                 return
-        if not self._make_room(taken.nbytes):
+        if not self._make_room(job.nbytes):
             with self._lock:
-                self._drop(stamp, taken, "too much waits to be encoded")
+                self._drop(context, job, _QUEUE_FULL)
             return
         with self._lock:
-            if self._given_up:  # meanwhile
-                self._drop(stamp, taken, "there was no time left to encode it")
+            if self._is_time_up:  # close() returned while this call waited for room
+                self._drop(context, job, _TIME_IS_UP)
                 return
             if self._thread is None and not self._start():
-                self._drop(stamp, taken, "no thread can be started to encode it")
+                self._drop(context, job, "no thread can be started to encode it")
                 return
-            self._queued += 1
-            self._jobs.append(_Job(self._queued, stamp, taken))
-            self._nbytes += taken.nbytes + _OVERHEAD
-        self._bell.ring()
+            self._last_number += 1
+            self._queue.append(_QueuedJob(self._last_number, context, job))
+            self._nbytes += job.nbytes + _JOB_OVERHEAD
+        self._wakeup.wake()
 
     def _start(self) -> bool:
-        """Starts the thread; there may be no room for one, or the interpreter may be ending."""
+        """Start the thread. Return False at a thread limit, or if the interpreter is exiting."""
         thread = threading.Thread(target=self._run, name="metricbus-media", daemon=True)
         try:
             thread.start()
@@ -120,93 +123,95 @@ class MediaWorker:
         return True
 
     def drain(self, timeout: float) -> bool:
-        """Waits until what has been put so far is encoded; whether it is."""
-        target = self._queued
+        """Wait until all jobs submitted so far are encoded. Return whether that was in time."""
+        last_number = self._last_number
         deadline = time.monotonic() + timeout
-        while self._has_up_to(target):
+        while self._has_jobs_up_to(last_number):
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(0.001)  # polling, because a lock here could meet a signal handler
+            # Polling, because a signal handler could deadlock on a lock.
+            time.sleep(0.001)
         return True
 
-    def _has_up_to(self, number: int) -> bool:
-        """Whether a job up to this number waits or is at work; later ones do not matter."""
+    def _has_jobs_up_to(self, number: int) -> bool:
+        """Check whether a job with at most this number is queued or being encoded."""
         with self._lock:
-            return 0 < self._current <= number or (
-                bool(self._jobs) and self._jobs[0].number <= number
+            return 0 < self._current_number <= number or (
+                bool(self._queue) and self._queue[0].number <= number
             )
 
     def close(self, timeout: float) -> None:
-        """Takes nothing more, and gives up what is not encoded in time."""
-        self._closed = True
+        """Reject further jobs, and drop those that are not encoded within `timeout` seconds."""
+        self._is_closed = True
         self.drain(timeout)
         with self._lock:
-            self._given_up = True
-            while self._jobs:
-                _, stamp, taken = self._jobs.popleft()
-                self._drop(stamp, taken, "there was no time left to encode it")
-        self._bell.ring()
+            self._is_time_up = True
+            while self._queue:
+                _, context, job = self._queue.popleft()
+                self._drop(context, job, _TIME_IS_UP)
+        self._wakeup.wake()
 
     def _make_room(self, nbytes: int) -> bool:
-        """Holds the bound by its policy; whether there is room now. One medium always has it."""
-        deadline = time.monotonic() + self._bounds.block_secs
-        by_itself = threading.current_thread() is self._thread
-        while self._nbytes and self._nbytes + nbytes > self._bounds.nbytes:
-            if self._bounds.overflow == "drop_oldest":
+        """Apply the overflow policy. Return whether there is room; an idle worker always has."""
+        deadline = time.monotonic() + self._limits.block_secs
+        is_worker = threading.current_thread() is self._thread
+        while self._nbytes and self._nbytes + nbytes > self._limits.nbytes:
+            if self._limits.overflow == "drop_oldest":
                 with self._lock:
-                    if not self._jobs:  # the one that is being encoded is the only one
+                    if not self._queue:  # only the job that is being encoded
                         return True
-                    _, stamp, taken = self._jobs.popleft()
-                    self._nbytes -= taken.nbytes + _OVERHEAD
-                    self._drop(stamp, taken, "too much waits to be encoded")
-            elif self._bounds.overflow == "drop_newest" or by_itself or self._waited_in_vain:
+                    _, context, job = self._queue.popleft()
+                    self._nbytes -= job.nbytes + _JOB_OVERHEAD
+                    self._drop(context, job, _QUEUE_FULL)
+            elif self._limits.overflow == "drop_newest" or is_worker or self._has_timed_out:
                 return False
             elif time.monotonic() > deadline:
-                self._waited_in_vain = True  # no second wait until there is room again
+                self._has_timed_out = True
                 return False
             else:
                 time.sleep(0.001)
-        self._waited_in_vain = False
+        self._has_timed_out = False
         return True
 
-    def _drop(self, stamp: LogContext, taken: EncodeJob, why: str) -> None:
-        self.dropped += taken.media
-        self.error = f"{stamp.name!r} at step {stamp.step} was dropped: {why}"
-        if len(self._dropped_names) < _MOST_NAMES:
-            complaints = self._dropped_names.setdefault(stamp.name, ThrottledLogger(_log))
-            complaints.warn("%s", self.error)
+    def _drop(self, context: LogContext, job: EncodeJob, reason: str) -> None:
+        self.dropped += job.media
+        self.error = f"{context.name!r} at step {context.step} was dropped: {reason}"
+        if len(self._drop_logs) < _MAX_THROTTLED_NAMES:
+            throttled_log = self._drop_logs.setdefault(context.name, ThrottledLogger(_log))
+            throttled_log.warn("%s", self.error)
 
     def _run(self) -> None:
-        while not self._given_up:
+        while not self._is_time_up:
             with self._lock:
-                job = self._jobs.popleft() if self._jobs else None
-                self._current = job.number if job else 0
-            if job is None:
-                self._bell.wait()
+                queued = self._queue.popleft() if self._queue else None
+                self._current_number = queued.number if queued else 0
+            if queued is None:
+                self._wakeup.wait()
                 continue
-            _, stamp, taken = job
-            records = self._encode(stamp, taken)
+            _, context, job = queued
+            records = self._encode(context, job)
             with self._lock:
-                self._nbytes -= taken.nbytes + _OVERHEAD
-                if records and self._given_up:
-                    self._drop(stamp, taken, "there was no time left to encode it")
+                self._nbytes -= job.nbytes + _JOB_OVERHEAD
+                if records and self._is_time_up:
+                    self._drop(context, job, _TIME_IS_UP)
                     records = []
             if records:
                 self._deliver(records)
-                self.delivered += taken.media
-            self._current = 0  # not before: who drains wants it in the collector's queue
+                self.delivered += job.media
+            # Only now, because drain() waits until the records are in the collector's queue.
+            self._current_number = 0
 
-    def _encode(self, stamp: LogContext, taken: EncodeJob) -> list[Medium]:
-        """The records of a job; none of them, and a count, if one cannot be had."""
+    def _encode(self, context: LogContext, job: EncodeJob) -> list[Medium]:
+        """Return the records of a job. If encoding fails, drop the job and return none."""
         while True:
             try:
-                found = taken.encode(EncodeContext(stamp, self._writer, self._told))
-                return found if isinstance(found, list) else [found]
-            except BaseException as error:  # an encoder may do anything
-                if getattr(error, "errno", None) in _FULL and not self._given_up:
-                    self._complaints.warn("media cannot be written, will try again: %s", error)
+                encoded = job.encode(EncodeContext(context, self._writer, self._warned))
+                return encoded if isinstance(encoded, list) else [encoded]
+            except BaseException as error:  # encoders run third-party code
+                if getattr(error, "errno", None) in _DISK_FULL and not self._is_time_up:
+                    self._throttled_log.warn("media cannot be written; retrying: %s", error)
                     time.sleep(_RETRY_SECS)
                     continue
                 with self._lock:
-                    self._drop(stamp, taken, f"{type(error).__name__}: {error}")
+                    self._drop(context, job, f"{type(error).__name__}: {error}")
                 return []

@@ -1,21 +1,21 @@
-"""The bounded buffer between the training loop and the collector.
+"""The bounded queue between the training loop and the collector.
 
-The caller's side is two steps, which `MetricBus.log` takes itself because a function call would
-cost as much again:
+`Recorder.log` inlines `put`, because a function call would double its cost:
 
     queue.calls.append(call)
-    if len(queue.calls) > queue.alarm[0]: queue.crowded()
+    if len(queue.calls) > queue.high_water_mark[0]:
+        queue.on_high_water()
 
-Appending to a deque is atomic, and nothing is locked, so a signal handler or a garbage collection
-may log at any point. The collector is not signalled per call: `high_water_mark` is the length at which it
-wants to hear of the next one. That is 0 while it sleeps for want of calls, the batch size while it
-waits for a batch, and the queue's bound while it works. It is a list of one number, a new list for
-each rest of the collector: a producer that was held up while it marked an old alarm as gone off
-cannot silence the next.
+Appending to a deque is atomic and takes no lock, so signal handlers and finalizers can log at any
+point. The collector is not woken for every call. `high_water_mark` is the length above which the
+next call wakes it: 0 while it sleeps on an empty queue, the batch size while it waits for a batch,
+and the queue's limit while it works. The mark is a list of one number, and each phase of the
+collector uses a new list: a producer that was suspended while it raised an old mark cannot
+overwrite the current one.
 
-The bound in bytes is an estimate that racing threads can make slightly wrong until the queue next
-runs empty. The counts of values are exact: they change by single statements without a call in
-them, which CPython's interpreter lock does not divide, and tests show it with 16 threads.
+The size in bytes is an estimate. Racing threads can make it slightly wrong until the queue is next
+empty. The counts of values are exact: they change in single statements without a call, which
+CPython's GIL does not interrupt. A test checks this with 16 threads.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import logging
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from metricbus._common.media_base import EncodeJob, Encoder, LogContext
+from metricbus._common.media_base import EncodeJob, JobQueue, LogContext
 from metricbus._common.records import Call
 from metricbus._common.wakeup import Event, Wakeup
 from metricbus.errors import ClosedError
@@ -36,8 +37,8 @@ _log = logging.getLogger("metricbus.queue")
 Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 
 
-class Deferred(NamedTuple):
-    """The call of a mapping some of whose values are still to come over from a device."""
+class DeferredCall(NamedTuple):
+    """A call with a mapping in which some values are still on a device."""
 
     row: dict[str, Any]
     weight: float
@@ -46,12 +47,12 @@ class Deferred(NamedTuple):
     time: int
 
 
-BYTES_A_VALUE = 128
-"""What a waiting value takes in memory, about: its share of a tuple, a number, a table entry."""
+BYTES_PER_VALUE = 128
+"""Approximate memory of a queued value: its share of a tuple, a number, a dict entry."""
 
 
-class Bounds(NamedTuple):
-    """How much may wait, what happens beyond it, and what wakes the collector early."""
+class QueueLimits(NamedTuple):
+    """The size of the queue, the policy when it is full, and what wakes the collector early."""
 
     calls: int = 65_536
     nbytes: int = 64 << 20
@@ -61,214 +62,218 @@ class Bounds(NamedTuple):
     flush_bytes: int = 1 << 20
 
 
-class Control:
-    """Something that is not a value and is never dropped: the collector obeys it in its turn.
+@dataclass(eq=False)
+class Command:
+    """A request to the collector, queued in order with the calls and never dropped.
 
-    `done` is set when everything before it is in the journal. `values` is what it brings along.
+    `done` is set when everything queued before it has been processed, and the command executed.
     """
 
-    values = 0
-
-    def __init__(self) -> None:
-        self.done = Event()
+    done: Event = field(default_factory=Event, init=False)
+    values = 0  # that the command carries
 
 
 class CallQueue:
-    """The calls that wait, in their order, with a policy for too many of them."""
+    """A bounded first-in, first-out queue of calls and commands.
 
-    def __init__(self, bounds: Bounds, *, strict: bool = False) -> None:
-        self.calls: deque[Call | Control] = deque()
+    `dropped` counts the values dropped because the queue was full, `dropped_after_close` those
+    logged after `close()`.
+    """
+
+    def __init__(self, limits: QueueLimits, *, strict: bool = False) -> None:
+        self.calls: deque[Call | Command] = deque()
         self.high_water_mark = [0]
         self.nbytes = 0
-        self.dropped = 0  # met a full queue
-        self.dropped_late = 0  # met a closed one
-        self.media: Encoder | None = None
-        self._bounds = bounds
-        self._alarm_bytes = min(bounds.flush_bytes, bounds.nbytes)
+        self.dropped = 0
+        self.dropped_after_close = 0
+        self.media: JobQueue | None = None
+        self._limits = limits
+        self._flush_bytes = min(limits.flush_bytes, limits.nbytes)
         self._strict = strict
-        self._closed = False
-        self._gave_up = False  # the `block` policy has waited in vain; no second wait until empty
-        self._hurry = False
-        self._bell = Wakeup()
-        self._collector = 0  # its thread
+        self._is_closed = False
+        # Set after the `block` policy has timed out: no call blocks again until the queue is empty.
+        self._has_timed_out = False
+        self._flush_requested = False
+        self._wakeup = Wakeup()
+        self._collector_thread = 0
 
-    def put(self, call: Call | Control) -> None:
-        """Appends; what `MetricBus.log` does in place, for everybody else."""
+    def put(self, call: Call | Command) -> None:
+        """Append a call. `Recorder.log` inlines this."""
         self.calls.append(call)
         if len(self.calls) > self.high_water_mark[0]:
             self.on_high_water()
 
     def put_row(self, call: Call, values: int) -> None:
-        """Appends a mapping's call, counting its bytes."""
-        nbytes = values * BYTES_A_VALUE
+        """Append a mapping's call and add its size to `nbytes`."""
+        nbytes = values * BYTES_PER_VALUE
         self.nbytes += nbytes
         self.calls.append(call)
-        if len(self.calls) > self.high_water_mark[0] or self.nbytes > self._alarm_bytes:
+        if len(self.calls) > self.high_water_mark[0] or self.nbytes > self._flush_bytes:
             self.on_high_water()
 
-    def put_control(self, control: Control, *, request_flush: bool = True) -> None:
-        """Appends past every bound; wakes the collector at once, or when it next works."""
-        self.calls.append(control)
-        if self._closed:  # nobody takes it any more, and there is nothing to wait for
-            self._take_back(control)
+    def put_command(self, command: Command, *, request_flush: bool = True) -> None:
+        """Append a command regardless of the limits. Wake the collector if `request_flush`."""
+        self.calls.append(command)
+        if self._is_closed:
+            self._withdraw(command)
         if request_flush:
             self.request_flush()
         elif len(self.calls) > self.high_water_mark[0]:
             self.on_high_water()
 
-    def _take_back(self, control: Control) -> None:
-        """Out of a closed queue, unless the collector was faster, and will obey."""
+    def _withdraw(self, command: Command) -> None:
+        """Remove a command from the closed queue, unless the collector has already taken it."""
         try:
-            self.calls.remove(control)
+            self.calls.remove(command)
         except ValueError:
             return
-        self.dropped_late += control.values
-        control.done.set()
+        self.dropped_after_close += command.values
+        command.done.set()
 
-    def put_medium(self, stamp: LogContext, taken: EncodeJob) -> None:
-        """Hands a medium to the worker that encodes it; `ClosedError` as for values."""
+    def put_medium(self, context: LogContext, job: EncodeJob) -> None:
+        """Submit a medium to the media worker. Raises `ClosedError` like `on_high_water`."""
         assert self.media is not None
-        self.media.put(stamp, taken)
-        if self._closed and self._strict:
-            raise ClosedError("the bus is closed; log before close(), or make a new MetricBus")
+        self.media.put(context, job)
+        self._raise_if_closed()
 
     def request_flush(self) -> None:
-        """Makes the collector work now instead of waiting for more."""
-        self._hurry = True
-        self._bell.ring()
+        """Make the collector process the queue now instead of waiting for a batch."""
+        self._flush_requested = True
+        self._wakeup.wake()
 
     def on_high_water(self) -> None:
-        """The queue is longer than `high_water_mark`: wake the collector, and hold the bound.
+        """Wake the collector and enforce the limits, after a call has passed `high_water_mark`.
 
-        On a closed queue the new call is dropped; `ClosedError` says so under `strict`.
+        On a closed queue, drop the new call; under `strict`, also raise `ClosedError`.
         """
         high_water_mark = self.high_water_mark
-        if self._closed:
-            self._refuse()
+        if self._is_closed:
+            self._drop_after_close()
             return
-        if self._is_over():
-            self._overflow()
-        if high_water_mark[0] < self._bounds.calls:
-            self._bell.ring()
-            high_water_mark[0] = (
-                self._bounds.calls
-            )  # it has gone off; interrupted before, it does so again
+        if self._is_full():
+            self._apply_overflow_policy()
+        if high_water_mark[0] < self._limits.calls:
+            # Waking comes first: an interrupt in between only causes another wake-up.
+            self._wakeup.wake()
+            high_water_mark[0] = self._limits.calls
 
     def close(self) -> None:
-        """From now on nothing gets in. For the collector, which takes what is left afterwards."""
-        self._closed = True
+        """Reject further calls. The collector calls this, and then takes the remaining calls."""
+        self._is_closed = True
         self.high_water_mark = [-1]
 
     def waiting(self) -> int:
-        """The number of values in the queue now."""
-        return sum(map(values_in, self.calls.copy()))
+        """Return the number of values in the queue."""
+        return sum(map(count_call_values, self.calls.copy()))
 
     def wait(self, secs: float, *, idle_secs: float | None = None) -> None:
-        """The collector's rest: until the first call is `secs` old, a batch is full, or a hurry.
+        """Block the collector for `secs`, or until a batch is full or a flush is requested.
 
-        Without calls it sleeps for `idle_secs`, or for good; the next call wakes it.
+        First wait for a call while the queue is empty, for at most `idle_secs` (None: no limit).
         """
-        self._collector = threading.get_ident()
+        self._collector_thread = threading.get_ident()
         self.high_water_mark = [0]
-        if not self.calls and not self._hurry:
-            self._gave_up = False
+        if not self.calls and not self._flush_requested:
+            self._has_timed_out = False
             self.nbytes = 0
-            self._bell.wait(idle_secs)
+            self._wakeup.wait(idle_secs)
             if not self.calls:
                 return
-        self.high_water_mark = [min(self._bounds.batch_size, self._bounds.calls)]
-        batch_is_full = len(self.calls) > self.high_water_mark[0] or self.nbytes > self._alarm_bytes
-        if not self._hurry and not batch_is_full:
-            self._bell.wait(secs)
-        self._hurry = False
-        self.high_water_mark = [self._bounds.calls]
+        self.high_water_mark = [min(self._limits.batch_size, self._limits.calls)]
+        batch_is_full = len(self.calls) > self.high_water_mark[0] or self.nbytes > self._flush_bytes
+        if not self._flush_requested and not batch_is_full:
+            self._wakeup.wait(secs)
+        self._flush_requested = False
+        self.high_water_mark = [self._limits.calls]
 
     def pause(self, secs: float) -> None:
-        """Waits like `wait`, but only a hurry ends it: for retrying what cannot be written."""
+        """Block the collector for `secs`, or until a flush is requested, before it retries."""
         deadline = time.monotonic() + secs
-        self.high_water_mark = [self._bounds.calls]
-        while not self._hurry and (left := deadline - time.monotonic()) > 0:
-            self._bell.wait(left)
-        self._hurry = False
+        self.high_water_mark = [self._limits.calls]
+        while not self._flush_requested and (remaining := deadline - time.monotonic()) > 0:
+            self._wakeup.wait(remaining)
+        self._flush_requested = False
 
-    def take(self, limit: int) -> list[Call | Control]:
-        """Up to `limit` of the oldest calls, in order; for the collector alone."""
-        taken: list[Call | Control] = []
+    def take(self, limit: int) -> list[Call | Command]:
+        """Remove and return up to `limit` of the oldest entries. Only the collector calls this."""
+        taken: list[Call | Command] = []
         popleft = self.calls.popleft
         try:
             for _ in range(limit):
                 taken.append(popleft())
         except IndexError:
-            self._gave_up = False
+            self._has_timed_out = False
         if self.nbytes:
-            gone = sum(map(_nbytes_of, taken))
-            self.nbytes -= gone
+            nbytes = sum(map(_estimate_nbytes, taken))
+            self.nbytes -= nbytes
         return taken
 
-    def _is_over(self) -> bool:
-        return len(self.calls) > self._bounds.calls or self.nbytes > self._bounds.nbytes
+    def _is_full(self) -> bool:
+        return len(self.calls) > self._limits.calls or self.nbytes > self._limits.nbytes
 
-    def _refuse(self) -> None:
+    def _raise_if_closed(self) -> None:
+        if self._is_closed and self._strict:
+            raise ClosedError("the bus is closed; log before close(), or create a new MetricBus")
+
+    def _drop_after_close(self) -> None:
         try:
-            while isinstance(call := self.calls.pop(), Control):
-                self.dropped_late += call.values
+            while isinstance(call := self.calls.pop(), Command):
+                self.dropped_after_close += call.values
                 call.done.set()
-        except IndexError:  # the collector took it along
+        except IndexError:  # the collector has taken it
             return
-        dropped = values_in(call)
-        if not self.dropped_late:
-            _log.warning(
-                "metricbus: %r was logged after close(); it is counted as dropped", call[0]
-            )
-        self.dropped_late += dropped
-        if self._strict:
-            raise ClosedError("the bus is closed; log before close(), or make a new MetricBus")
+        dropped = count_call_values(call)
+        if not self.dropped_after_close:
+            _log.warning("%r was logged after close() and is dropped", call[0])
+        self.dropped_after_close += dropped
+        self._raise_if_closed()
 
-    def _overflow(self) -> None:
-        """Holds the bound by its policy. The new call is in the queue already."""
-        by_collector = threading.get_ident() == self._collector  # in a finaliser, say
-        if self._bounds.overflow == "block" and not self._gave_up and not by_collector:
-            self._bell.ring()
-            deadline = time.monotonic() + self._bounds.block_secs
-            while self._is_over() and time.monotonic() < deadline:
-                time.sleep(0.001)  # polling, because a lock here could meet a signal handler
-            if not self._is_over():
+    def _apply_overflow_policy(self) -> None:
+        """Enforce the limits. The new call is already in the queue."""
+        # A finalizer can log on the collector's own thread, which must not wait for itself.
+        is_collector = threading.get_ident() == self._collector_thread
+        if self._limits.overflow == "block" and not self._has_timed_out and not is_collector:
+            self._wakeup.wake()
+            deadline = time.monotonic() + self._limits.block_secs
+            # Polling, because a signal handler could deadlock on a lock.
+            while self._is_full() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            if not self._is_full():
                 return
-            self._gave_up = True
-        self._drop()
+            self._has_timed_out = True
+        self._drop_until_within_limits()
 
-    def _drop(self) -> None:
-        """Drops calls, oldest or newest first, until the bound holds; controls are spared."""
-        oldest_first = self._bounds.overflow == "drop_oldest"
-        take = self.calls.popleft if oldest_first else self.calls.pop
-        spared: list[Control] = []
-        while self._is_over():
+    def _drop_until_within_limits(self) -> None:
+        """Drop calls, the oldest or the newest first, but no commands."""
+        oldest_first = self._limits.overflow == "drop_oldest"
+        pop = self.calls.popleft if oldest_first else self.calls.pop
+        commands: list[Command] = []
+        while self._is_full():
             try:
-                call = take()
-            except IndexError:  # the collector was faster
+                call = pop()
+            except IndexError:  # the collector has emptied the queue
                 break
-            if isinstance(call, Control):
-                spared.append(call)
+            if isinstance(call, Command):
+                commands.append(call)
                 continue
-            dropped, nbytes = values_in(call), _nbytes_of(call)
+            dropped, nbytes = count_call_values(call), _estimate_nbytes(call)
             self.dropped += dropped
             self.nbytes -= nbytes
-        restore_partials = self.calls.extendleft if oldest_first else self.calls.extend
-        restore_partials(reversed(spared))
-        if self._closed:
-            for control in spared:
-                self._take_back(control)
+        put_back = self.calls.extendleft if oldest_first else self.calls.extend
+        put_back(reversed(commands))
+        if self._is_closed:
+            for command in commands:
+                self._withdraw(command)
 
 
-def values_in(call: Call | Control) -> int:
-    """How many values a call carries."""
-    if isinstance(call, Control):
+def count_call_values(call: Call | Command) -> int:
+    """Return the number of values that a call or a command carries."""
+    if isinstance(call, Command):
         return call.values
-    what = call[0]
-    return 1 if isinstance(what, str) else len(what)
+    return 1 if isinstance(call[0], str) else len(call[0])
 
 
-def _nbytes_of(call: Call | Control) -> int:
-    if isinstance(call, Control) or isinstance(call[0], str):
-        return 0  # single values are bounded by their number
-    return len(call[0]) * BYTES_A_VALUE
+def _estimate_nbytes(call: Call | Command) -> int:
+    if isinstance(call, Command) or isinstance(call[0], str):
+        return 0  # single values are limited by their number
+    return len(call[0]) * BYTES_PER_VALUE

@@ -1,9 +1,7 @@
-"""The hot path: a call of `log()` becomes an entry in the queue.
+"""The hot path: validates the values of `log()` and appends them to the call queue.
 
-`log()` does no I/O, waits for no thread or device and holds no lock: it looks at the value, stamps
-it with step, epoch and time, and appends it to a bounded queue. (The one exception is a queue that
-is full under `overflow="block"`.) Everything that is wrong with a call shows here, before any of it
-is logged.
+`log()` does no I/O, and waits for no thread, lock or device, except for a queue that is full under
+`overflow="block"`. An invalid call raises before any of its values is logged.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from time import time_ns
 from typing import Any, overload
 
 from metricbus._common.clock import Clock, check_step
-from metricbus._common.device_values import defer, is_deferred
+from metricbus._common.device_values import copy_device_values, is_device_value
 from metricbus._common.media_base import EncodeJob, LogContext, MediaValue
 from metricbus._common.validation import (
     INT_MAX,
@@ -22,10 +20,10 @@ from metricbus._common.validation import (
     check_name,
     check_weight,
     flatten,
-    is_metric,
+    is_metric_object,
     to_number,
 )
-from metricbus._ingest.queue import CallQueue, Deferred
+from metricbus._ingest.queue import CallQueue, DeferredCall
 from metricbus._ingest.torchmetrics_values import TorchmetricsValues
 from metricbus.errors import ClosedError
 
@@ -34,15 +32,15 @@ _NUMBERS = frozenset((float, int))
 
 
 class Recorder:
-    """Stamps what is logged and puts it into `_queue`, which whoever opens a run sets."""
+    """The `log()` method of a bus. A subclass sets `_queue` when it opens a run."""
 
     _queue: CallQueue
 
     def __init__(self) -> None:
         self._clock = Clock()
         self._metrics = TorchmetricsValues()
-        self._known: set[str] = set()  # the names that were checked
-        self._newest: dict[str, Any] = {}  # the last values by name
+        self._checked_names: set[str] = set()
+        self._newest: dict[str, Any] = {}  # by name
 
     @overload
     def log(
@@ -74,36 +72,36 @@ class Recorder:
         epoch: int | None = None,
         weight: float | None = None,
     ) -> None:
-        """Logs one value, or a mapping of names to values (nested ones flatten with `/`).
+        """Log one value, or a mapping of names to values. Names of nested mappings join with `/`.
 
-        A value is a number, a medium (a `Histogram`, an `Image` and so on), or a metric object of
-        torchmetrics, which is computed and reset when the epoch ends.
+        A value is a number (see `metricbus._common.validation`), a medium such as a `Histogram` or
+        an `Image`, or a torchmetrics object, which is computed and reset when the epoch ends.
 
-        `step` and `epoch` default to where the bus stands; see docs/steps.md. `weight` is for means
-        by a definition: the batch's size, for one. What a value may be is in `metricbus._common.validation`.
+        `step` and `epoch` default to the current ones of the bus; see docs/steps.md. `weight`, for
+        example the batch size, is the weight of the values in means and standard deviations.
 
-        Raises `TypeError` or `ValueError` for a name, value, step, epoch or weight that cannot be
-        logged; then nothing of the call is logged, of a mapping neither.
+        Raises `TypeError` or `ValueError` for an invalid name, value, step, epoch or weight, before
+        any value of the call is logged.
         """
-        # What nearly every call is comes first and whole: a float, at a step that is not behind.
+        # The most common call is inlined: a float, at a step that is not in the past.
         if (
             type(value) is not float
             or type(name) is not str
             or epoch is not None
             or weight is not None
         ):
-            if type(name) is not dict or not self._log_numbers(name, value, step, epoch, weight):
+            if type(name) is not dict or not self._try_log_row(name, value, step, epoch, weight):
                 self._log_other(name, value, step, epoch, weight)
             return
-        if name not in self._known:
-            self._known.add(check_name(name))
+        if name not in self._checked_names:
+            self._checked_names.add(check_name(name))
         clock = self._clock
         if type(step) is int and clock.step <= step <= INT_MAX:
             clock.step = step
-        elif step is None and clock.driven:
+        elif step is None and clock.has_driver:
             step = clock.step
         else:
-            step = self._see_step(step, (name,))
+            step = self._resolve_step(step, (name,))
         self._newest[name] = value
         queue = self._queue
         calls = queue.calls
@@ -111,7 +109,7 @@ class Recorder:
         if len(calls) > queue.high_water_mark[0]:
             queue.on_high_water()
 
-    def _log_numbers(
+    def _try_log_row(
         self,
         row: dict[str, Any],
         value: object,
@@ -119,66 +117,56 @@ class Recorder:
         epoch: int | None,
         weight: float | None,
     ) -> bool:
-        """Logs what nearly every mapping is, plain numbers and a step at most; whether it was."""
+        """Log a mapping of plain numbers without epoch and weight. Return False for other calls."""
         row = row.copy()
-        values = len(row)
-        are_floats = countOf(map(type, row.values()), float) == values
+        size = len(row)
+        are_floats = countOf(map(type, row.values()), float) == size
         if (
             not (are_floats or _are_plain_numbers(row))
-            or not values
+            or not size
             or value is not _MISSING
             or epoch is not None
             or weight is not None
         ):
             return False
-        if not self._known.issuperset(row):
-            self._known.update([check_name(name) for name in row])
+        if not self._checked_names.issuperset(row):
+            self._checked_names.update([check_name(name) for name in row])
         clock = self._clock
         if type(step) is int and clock.step <= step <= INT_MAX:
             clock.step = step
         else:
-            step = self._see_step(step, row)
+            step = self._resolve_step(step, row)
         self._newest.update(row)
-        self._queue.put_row((row, 1.0, step, clock.epoch, time_ns()), values)
+        self._queue.put_row((row, 1.0, step, clock.epoch, time_ns()), size)
         return True
 
     def _log_other(
-        self,
-        what: object,
-        value: object,
-        step: int | None,
-        epoch: int | None,
-        weight: float | None,
+        self, name: object, value: object, step: int | None, epoch: int | None, weight: float | None
     ) -> None:
-        """Whatever else there is: another type of number, a medium, a mapping of all that."""
-        is_one_number = type(value) is int or not (
+        """Log any other call: a number of another type, a medium, a metric object or a mapping."""
+        is_number = type(value) is int or not (
             value is _MISSING
             or isinstance(value, MediaValue)
-            or is_deferred(value)
-            or is_metric(value)
+            or is_device_value(value)
+            or is_metric_object(value)
         )
-        if is_one_number and type(what) is str and weight is None:
-            self._log_number(what, value, step, epoch)
+        if is_number and type(name) is str and weight is None:
+            self._log_number(name, value, step, epoch)
         else:
-            self._log_mapping(what, value, step, epoch, weight)
+            self._log_mapping(name, value, step, epoch, weight)
 
     def _log_number(self, name: str, value: object, step: int | None, epoch: int | None) -> None:
         number = to_number(name, value)
-        if name not in self._known:
-            self._known.add(check_name(name))
+        if name not in self._checked_names:
+            self._checked_names.add(check_name(name))
         step = None if step is None else check_step(step)
-        epoch = self._clock.epoch if epoch is None else self._see_epoch(epoch)
-        step = self._see_step(step, (name,))
+        epoch = self._clock.epoch if epoch is None else self._resolve_epoch(epoch)
+        step = self._resolve_step(step, (name,))
         self._newest[name] = number
         self._queue.put((name, number, step, epoch, time_ns()))
 
     def _log_mapping(
-        self,
-        mapping: object,
-        value: object,
-        step: int | None,
-        epoch: int | None,
-        weight: float | None,
+        self, mapping: object, value: Any, step: int | None, epoch: int | None, weight: float | None
     ) -> None:
         if isinstance(mapping, str):
             if value is _MISSING:
@@ -187,91 +175,94 @@ class Recorder:
         elif not isinstance(mapping, Mapping):
             check_name(mapping)
         elif value is not _MISSING:
-            raise TypeError("log() takes a name and a value, or a mapping alone")
-        share = 1.0 if weight is None else check_weight(weight)
+            raise TypeError("log() takes a name and a value, or only a mapping")
+        weight = 1.0 if weight is None else check_weight(weight)
         epoch = None if epoch is None else check_step(epoch, "epoch")
         step = None if step is None else check_step(step)
-        row: dict[str, Any] = dict(mapping)  # type: ignore[call-overload]  # a mapping by now
-        taken: dict[str, EncodeJob] = {}
+        row: dict[str, Any] = dict(mapping)  # type: ignore[call-overload]  # checked above
+        jobs: dict[str, EncodeJob] = {}
         metrics: dict[str, Any] = {}
         has_device_values = False
         row = flatten(row)
         if not _NUMBERS.issuperset(map(type, row.values())):
-            row, taken, metrics, has_device_values = self._apart(row)
-        if not row and not taken and not metrics:
+            row, jobs, metrics, has_device_values = self._capture(row)
+        if not row and not jobs and not metrics:
             return
         clock = self._clock
-        epoch = clock.epoch if epoch is None else self._see_epoch(epoch)
-        step = self._see_step(step, [*row, *taken, *metrics])
+        epoch = clock.epoch if epoch is None else self._resolve_epoch(epoch)
+        step = self._resolve_step(step, [*row, *jobs, *metrics])
         now = time_ns()
         if row:
             self._newest.update(row)
-            call = (row, share, step, epoch, now)
-            self._queue.put_row(Deferred(*call) if has_device_values else call, len(row))
+            call = (row, weight, step, epoch, now)
+            self._queue.put_row(DeferredCall(*call) if has_device_values else call, len(row))
         for name, metric in metrics.items():
-            self._metrics.remember(name, metric, step, epoch)
-        closed: ClosedError | None = None
-        for name, medium in taken.items():
-            medium.commit()
+            self._metrics.add(name, metric, step, epoch)
+        closed_error: ClosedError | None = None
+        for name, job in jobs.items():
+            job.commit()
             try:
-                self._queue.put_medium(LogContext(name, step, epoch, now), medium)
-            except ClosedError as error:  # all of them are to be counted
-                closed = error
-        if closed is not None:
-            raise closed
+                self._queue.put_medium(LogContext(name, step, epoch, now), job)
+            except ClosedError as error:
+                # Raised later, so that the remaining media are counted as dropped.
+                closed_error = error
+        if closed_error is not None:
+            raise closed_error
 
-    def _apart(
+    def _capture(
         self, flat: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, EncodeJob], dict[str, Any], bool]:
-        """The numbers; what is taken of the media, nothing of those that have nothing new; metrics.
+        """Capture the values of a flat mapping, and split them by kind.
 
-        And whether some of the numbers are still to come over from a device.
+        Returns the row of numbers, the encode jobs of media (without media that have nothing new),
+        the metric objects, and whether the row has device values.
         """
         row: dict[str, Any] = {}
-        taken: dict[str, EncodeJob] = {}
+        jobs: dict[str, EncodeJob] = {}
         metrics: dict[str, Any] = {}
-        on_devices: dict[str, Any] = {}
+        device_values: dict[str, Any] = {}
         run = self._run_id()
         try:
             for name, value in flat.items():
-                if is_metric(value):
+                if is_metric_object(value):
                     metrics[name] = value
                 elif not isinstance(value, MediaValue):
                     row[name] = value
-                    if is_deferred(value):
-                        on_devices[name] = value
-                elif (found := value._capture_for_run(run, name)) is not None:
-                    taken[name] = found
-            if on_devices:
-                row |= defer(on_devices)
+                    if is_device_value(value):
+                        device_values[name] = value
+                elif (job := value._capture_for_run(run, name)) is not None:
+                    jobs[name] = job
+            if device_values:
+                row |= copy_device_values(device_values)
         except BaseException:
-            for found in taken.values():
-                found.undo()
+            for job in jobs.values():
+                job.undo()
             raise
-        return row, taken, metrics, bool(on_devices)
+        return row, jobs, metrics, bool(device_values)
 
     def _run_id(self) -> str:
-        """The run that is logged to."""
+        """Return the id of the run; empty if there is none."""
         return ""
 
-    def _see_step(self, step: int | None, names: Collection[str]) -> int:
-        """The step of a call that logs `names`, to which the bus moves on if it is behind."""
+    def _resolve_step(self, step: int | None, names: Collection[str]) -> int:
+        """Return the step of a call that logs `names`. Advance the current step to it if needed."""
         clock = self._clock
         if step is None:
-            return clock.implied(names)
+            return clock.implicit_step(names)
         step = check_step(step)
-        if step > clock.step:  # a statement with max() in it could be divided
+        # No max() here: a call would let another thread run before the assignment.
+        if step > clock.step:
             clock.step = step
         return step
 
-    def _see_epoch(self, epoch: object) -> int:
+    def _resolve_epoch(self, epoch: object) -> int:
         number = check_step(epoch, "epoch")
         if number > self._clock.epoch:
             self._clock.epoch = number
         return number
 
     def _flush_every(self, steps: int) -> None:
-        """Makes `log` also look at how far the step has moved; only who asks for it pays for it."""
+        """Make `log` request a flush every `steps` steps. Replaces it only on this bus."""
         flushed_at = self._clock.step
 
         def log(*args: Any, **kwargs: Any) -> None:
@@ -284,7 +275,7 @@ class Recorder:
         self.__dict__["log"] = log
 
     def _switch_off(self) -> None:
-        """Makes `log` cost next to nothing."""
+        """Make `log` do nothing."""
         self.__dict__["log"] = _do_nothing
 
 
@@ -296,4 +287,4 @@ def _are_plain_numbers(row: Mapping[str, Any]) -> bool:
 
 
 def _do_nothing(*args: object, **kwargs: object) -> None:
-    """What `log` is while a bus is off."""
+    """Replace `log` on a bus that is off."""

@@ -1,10 +1,10 @@
-"""Metrics of torchmetrics that were logged as they are, and what becomes of them.
+"""Torchmetrics objects that were logged, and their values.
 
-`bus.log("acc", metric)` computes nothing: a metric goes on accumulating until the epoch ends, and
-its own `compute()` meets the other ranks, which `log()` must never do. So it is remembered here,
-under its name with its step and epoch, until the bus asks for its value.
+`bus.log("acc", metric)` does not compute the metric: it accumulates until the epoch ends, and its
+`compute()` synchronizes with the other ranks, which `log()` must never do. The metric is kept here,
+with its name, step and epoch, until the bus computes it.
 
-torchmetrics is found in `sys.modules`: who never imported it has no such metrics.
+torchmetrics is looked up in `sys.modules`: a program that has not imported it has no such metrics.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
-from metricbus._common.device_values import spread
+from metricbus._common.device_values import named_values
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.validation import check_name, to_number
 
@@ -26,179 +26,177 @@ Metric: TypeAlias = Any
 
 _log = logging.getLogger("metricbus.metrics")
 
-_MOST = 1000  # metrics that are remembered, should nobody ever end an epoch
+# Limits memory if the program never ends an epoch.
+_MAX_PENDING = 1000
 
 
-class Computed(NamedTuple):
-    """What one metric gave, by name, ready for `log()`; and where it was logged last."""
+class ComputedMetric(NamedTuple):
+    """The values of one metric by name, as `log()` accepts them, and where it was last logged."""
 
     values: dict[str, Any]
     step: int
     epoch: int
 
 
-class _Remembered(NamedTuple):
+class _PendingMetric(NamedTuple):
     metric: Metric
     step: int
     epoch: int
 
 
 class TorchmetricsValues:
-    """The metrics that were logged and are still to be computed.
-
-    `remember` is called by whoever logs, on any thread, and neither waits nor computes.
-    """
+    """The metrics that have been logged but not computed yet."""
 
     def __init__(self) -> None:
-        self._remembered: dict[tuple[str, int], _Remembered] = {}
-        self.were_logged = False  # whether any ever was
-        self._complaints: dict[str, ThrottledLogger] = {}
+        self.has_logged = False  # whether a metric was ever added
+        self._pending: dict[tuple[str, int], _PendingMetric] = {}
+        self._throttled_logs: dict[str, ThrottledLogger] = {}
 
-    def remember(self, name: str, metric: Metric, step: int, epoch: int) -> None:
-        """Has `metric` computed later, as it is then; logged again, it stands where it was last.
+    def add(self, name: str, metric: Metric, step: int, epoch: int) -> None:
+        """Keep `metric` to be computed later, at the step and epoch of its last `add`.
 
-        Several objects under one name are computed one by one, in the order in which they came.
+        Different objects under one name are computed separately, in the order of their first `add`.
+        Callable from any thread.
         """
-        self.were_logged = True
-        self._remembered[name, id(metric)] = _Remembered(metric, step, epoch)
-        if len(self._remembered) > _MOST:
-            oldest = next(iter(self._remembered))
-            self._remembered.pop(oldest, None)
+        self.has_logged = True
+        self._pending[name, id(metric)] = _PendingMetric(metric, step, epoch)
+        if len(self._pending) > _MAX_PENDING:
+            oldest = next(iter(self._pending))
+            self._pending.pop(oldest, None)
             self._warn(
                 oldest[0],
-                f"more than {_MOST:,} metric objects wait to be computed and the oldest is left "
-                "out; end epochs with bus.epochs() or bus.end_epoch()",
+                f"dropped, because more than {_MAX_PENDING:,} metric objects are waiting to be "
+                "computed; end epochs with bus.epochs() or bus.end_epoch()",
             )
 
     def names(self) -> list[str]:
-        """The names under which metrics are remembered, sorted."""
-        return sorted({name for name, _ in list(self._remembered)})
+        """Return the names of the pending metrics, sorted."""
+        return sorted({name for name, _ in list(self._pending)})
 
     def counts(self) -> dict[str, int]:
-        """How many objects are remembered under each name."""
-        return dict(Counter(name for name, _ in list(self._remembered)))
+        """Return the number of pending metrics by name."""
+        return dict(Counter(name for name, _ in list(self._pending)))
 
-    def updated(self) -> list[str]:
-        """Those of `names()` whose metric has seen data here."""
-        waiting = list(self._remembered.items())
-        return sorted({name for (name, _), found in waiting if _was_updated(found.metric)})
+    def updated_names(self) -> list[str]:
+        """Return the names of the pending metrics that have received data on this rank, sorted."""
+        pending = list(self._pending.items())
+        return sorted({name for (name, _), item in pending if _is_updated(item.metric)})
 
-    def compute(self, sync: bool, together: Collection[str] | None = None) -> list[Computed]:
-        """Computes and resets what is remembered, by sorted names, and forgets it.
+    def compute(
+        self, sync: bool, synced_names: Collection[str] | None = None
+    ) -> list[ComputedMetric]:
+        """Compute and reset all pending metrics, sorted by name.
 
-        Without `sync` no metric meets other ranks. With it each one does by its own means, so every
-        rank calls this with the same names in `together`: those that every rank remembers and at
-        least one has updated (if left out, what is updated here). The others are computed alone.
+        With `sync`, the metrics in `synced_names` synchronize with the other ranks, each in its own
+        way. All ranks must pass the same names: those that are pending on every rank and have
+        received data on at least one. The default is the names updated on this rank. Other metrics
+        are computed from the data of this rank.
 
-        A metric that was never updated is left out. So is one that fails, or whose result no name
-        can be given: a warning says why.
+        Skips metrics without data; also, with a warning, metrics that raise or whose result is not
+        a number, a vector or a mapping of them.
         """
-        if together is None:
-            together = self.updated() if sync else ()
-        found: list[Computed] = []
-        done: list[tuple[str, Metric]] = []
-        for key in sorted(list(self._remembered), key=lambda key: key[0]):  # noqa: C414  # atomic
-            one = self._remembered.pop(key, None)
-            if one is None:
+        if synced_names is None:
+            synced_names = self.updated_names() if sync else ()
+        computed: list[ComputedMetric] = []
+        to_reset: list[tuple[str, Metric]] = []
+        for key in sorted(list(self._pending), key=lambda key: key[0]):  # noqa: C414  # atomic
+            pending = self._pending.pop(key, None)
+            if pending is None:
                 continue
-            name = key[0]
-            done.append((name, one.metric))
-            meets = sync and name in together
-            if meets or self._is_worth_it(name, one.metric, alone=sync):
-                found += self._compute(name, one, meets=meets)
-        for name, metric in done:  # not before: one object may stand under several names
-            self._reset(name, metric)
-        return found
+            name, metric = key[0], pending.metric
+            to_reset.append((name, metric))
+            is_synced = sync and name in synced_names
+            if is_synced or _is_updated(metric):
+                if sync and not is_synced:
+                    self._warn(
+                        name, "not every rank has logged it; its value covers this rank only"
+                    )
+                computed += self._compute(name, pending, is_synced=is_synced)
+        # Reset last, because one object may be pending under several names.
+        for name, metric in to_reset:
+            try:
+                metric.reset()
+            except Exception as error:
+                self._warn(name, f"reset() failed: {type(error).__name__}: {error}")
+        return computed
 
-    def _is_worth_it(self, name: str, metric: Metric, *, alone: bool) -> bool:
-        """Whether there is something to compute; says so if it is by this rank `alone`."""
-        updated = _was_updated(metric)
-        if updated and alone:
-            self._warn(name, "not every rank has logged it, and its value is of this rank alone")
-        return updated
-
-    def _compute(self, name: str, one: _Remembered, *, meets: bool) -> list[Computed]:
+    def _compute(
+        self, name: str, pending: _PendingMetric, *, is_synced: bool
+    ) -> list[ComputedMetric]:
         try:
-            with _computing(one.metric, meets=meets):
-                values = _named(name, one.metric.compute())
-        except Exception as error:  # whatever a metric of the user's own may raise
-            self._warn(name, f"it cannot be computed: {type(error).__name__}: {error}")
+            with _sync_control(pending.metric, is_synced=is_synced):
+                values = _name_values(name, pending.metric.compute())
+        except Exception as error:  # metrics run third-party code
+            self._warn(name, f"its value cannot be logged: {type(error).__name__}: {error}")
             return []
-        return [Computed(values, one.step, one.epoch)] if values else []
+        return [ComputedMetric(values, pending.step, pending.epoch)] if values else []
 
-    def _reset(self, name: str, metric: Metric) -> None:
-        try:
-            metric.reset()
-        except Exception as error:
-            self._warn(name, f"it cannot be reset: {type(error).__name__}: {error}")
-
-    def _warn(self, name: str, what: str) -> None:
-        self._complaints.setdefault(name, ThrottledLogger(_log)).warn("metric %r: %s", name, what)
+    def _warn(self, name: str, message: str) -> None:
+        throttled_log = self._throttled_logs.setdefault(name, ThrottledLogger(_log))
+        throttled_log.warn("metric %r: %s", name, message)
 
 
-def _parts(metric: Metric) -> list[Metric]:
-    """The metric itself and the metrics in it, if it is a collection or a wrapper."""
-    kind = sys.modules["torchmetrics"].Metric
-    return [module for module in metric.modules() if isinstance(module, kind)]
+def _nested_metrics(metric: Metric) -> list[Metric]:
+    """Return the metric itself, and the metrics in it if it is a collection or a wrapper."""
+    metric_class = sys.modules["torchmetrics"].Metric
+    return [module for module in metric.modules() if isinstance(module, metric_class)]
 
 
-def _was_updated(metric: Metric) -> bool:
-    """Whether it has seen data."""
-    return any(_has_seen_data(part) for part in _parts(metric))
-
-
-def _has_seen_data(part: Metric) -> bool:
-    """What one metric knows of itself; a wrapper knows nothing, and what it wraps is asked.
-
-    But a running one resets what it wraps each time, and has no public word for how much it has.
-    """
+def _is_updated(metric: Metric) -> bool:
+    """Check whether a metric has received data."""
     wrappers = sys.modules["torchmetrics.wrappers"]
-    if isinstance(part, wrappers.Running):
-        return bool(getattr(part, "_num_vals_seen", True))
-    return not isinstance(part, wrappers.abstract.WrapperMetric) and bool(part.update_called)
-
-
-@contextmanager
-def _computing(metric: Metric, *, meets: bool) -> Iterator[None]:
-    """Has `compute()` meet other ranks or not, and leaves the metric as it was.
-
-    That goes by `distributed_available_fn`, which is asked each time; `sync_on_compute` is read
-    when a metric is made, or called, and to set it just before `compute()` has no effect.
-    """
-    parts = [] if meets else _parts(metric)
-    before = [part.distributed_available_fn for part in parts]
-    try:
-        for part in parts:
-            part.distributed_available_fn = _nobody_else
-        with warnings.catch_warnings():
-            # A rank without data still has to meet the others.
-            warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
-            yield
-    finally:
-        for part, available in zip(parts, before, strict=True):
-            part.distributed_available_fn = available
-
-
-def _nobody_else() -> bool:
+    for nested in _nested_metrics(metric):
+        # Running resets the wrapped metric after each update, and has no public counter.
+        if isinstance(nested, wrappers.Running):
+            if getattr(nested, "_num_vals_seen", True):
+                return True
+        # Other wrappers leave the tracking to the wrapped metrics.
+        elif not isinstance(nested, wrappers.abstract.WrapperMetric) and nested.update_called:
+            return True
     return False
 
 
-def _named(name: str, result: Any) -> dict[str, Any]:
-    """The numbers of a result with their names; `TypeError` for one that is more than a vector."""
+@contextmanager
+def _sync_control(metric: Metric, *, is_synced: bool) -> Iterator[None]:
+    """Turn the synchronization in `compute()` off, unless `is_synced`, and restore the metric.
+
+    `compute()` calls `distributed_available_fn` each time. Setting `sync_on_compute` would have no
+    effect, because it is only read when the metric is created or called.
+    """
+    metrics = [] if is_synced else _nested_metrics(metric)
+    originals = [nested.distributed_available_fn for nested in metrics]
+    try:
+        for nested in metrics:
+            nested.distributed_available_fn = _return_false
+        with warnings.catch_warnings():
+            # A rank without data still has to take part in the synchronization.
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
+            yield
+    finally:
+        for nested, original in zip(metrics, originals, strict=True):
+            nested.distributed_available_fn = original
+
+
+def _return_false() -> bool:
+    return False
+
+
+def _name_values(name: str, result: Any) -> dict[str, Any]:
+    """Return the values of a result by name. Raise `TypeError` for more than one dimension."""
     if isinstance(result, Mapping):
         values: dict[str, Any] = {}
         for key, inner in result.items():
-            values |= _named(f"{name}/{key}", inner)
+            values |= _name_values(f"{name}/{key}", inner)
         return values
     check_name(name)
     if not isinstance(result, sys.modules["torch"].Tensor):
         return {name: to_number(name, result)}
     if result.ndim > 1 or result.is_complex():
         raise TypeError(
-            f"its result is a tensor of shape {tuple(result.shape)} and {result.dtype}, where a "
-            "real number, a vector or a mapping of them is expected; compute() it yourself and log "
-            "it as Chart(matrix, kind='confusion'), a Table or an Image"
+            f"the result is a tensor of shape {tuple(result.shape)} and {result.dtype}, not a real "
+            "number, a vector or a mapping of them; call compute() yourself and log the result as "
+            "Chart(matrix, kind='confusion'), a Table or an Image"
         )
     if result.numel() == 1:
         return {name: result}
-    return spread([f"{name}/{place}" for place in range(len(result))], result)
+    return named_values([f"{name}/{index}" for index in range(len(result))], result)
