@@ -1,4 +1,4 @@
-"""The page on PyTorch gives the signature of each hook as it is."""
+"""The documentation page on PyTorch shows the signature of each hook."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "torch.md"
     ],
 )
 def test_the_page_has_the_signature(hook: Callable[..., Any]) -> None:
-    found = inspect.signature(hook)
-    plain = [one.replace(annotation=one.empty) for one in found.parameters.values()]
-    signature = found.replace(parameters=plain, return_annotation=found.empty)
+    annotated = inspect.signature(hook)
+    plain = [param.replace(annotation=param.empty) for param in annotated.parameters.values()]
+    signature = annotated.replace(parameters=plain, return_annotation=annotated.empty)
     assert f"`{hook.__name__}{signature}`" in PAGE.read_text()

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show. These are skipped where there is none."""
+"""Logging values from a CUDA device; skipped if there is none."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ pytestmark = [
 
 @pytest.fixture
 def no_sync() -> Iterator[None]:
-    """Whatever would wait for the device raises."""
-    torch.zeros(1, device="cuda")  # the context is there before
+    """Make every call that synchronizes with the device raise."""
+    torch.zeros(1, device="cuda")  # creates the CUDA context
     torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
 
 
 def series(folder: Path, name: str) -> list[float]:
-    found: list[float] = metricbus.read(folder).series(name).value.tolist()
-    return found
+    values: list[float] = metricbus.read(folder).series(name).value.tolist()
+    return values
 
 
 @pytest.mark.usefixtures("no_sync")
-def test_fifty_scalars_a_step_make_no_synchronisation(tmp_path: Path) -> None:
+def test_fifty_scalars_per_step_do_not_synchronize(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="csv", dir=tmp_path) as bus:
         values = torch.zeros(50, device="cuda")
         for _ in bus.steps(range(100)):
@@ -45,18 +45,18 @@ def test_fifty_scalars_a_step_make_no_synchronisation(tmp_path: Path) -> None:
         assert series(tmp_path / "r", str(i)) == list(range(1, 101))
 
 
-def test_a_value_is_that_of_its_place_in_the_stream(tmp_path: Path) -> None:
+def test_values_are_read_in_stream_order(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         total = torch.zeros((), device="cuda", dtype=torch.float64)
         for _ in range(200):
-            torch.cuda._sleep(100_000)  # type: ignore[no-untyped-call]  # the device lags behind
+            torch.cuda._sleep(100_000)  # type: ignore[no-untyped-call]  # delays the device
             total += 1
             bus.log("total", total)
             total *= 1  # in place
     assert series(tmp_path / "r", "total") == list(range(1, 201))
 
 
-def test_a_value_of_another_stream_is_right_too(tmp_path: Path) -> None:
+def test_values_from_another_stream_are_correct(tmp_path: Path) -> None:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         for i in range(50):
@@ -66,7 +66,7 @@ def test_a_value_of_another_stream_is_right_too(tmp_path: Path) -> None:
     assert series(tmp_path / "r", "x") == list(range(50))
 
 
-def test_types_arrive_as_item_gives_them(tmp_path: Path) -> None:
+def test_values_of_all_dtypes_equal_item(tmp_path: Path) -> None:
     given = {
         str(dtype): torch.tensor(3, device="cuda").to(dtype)
         for dtype in (
@@ -86,7 +86,7 @@ def test_types_arrive_as_item_gives_them(tmp_path: Path) -> None:
         assert series(tmp_path / "r", name) == [value.item()]
 
 
-def test_logging_while_a_graph_is_captured_is_refused(tmp_path: Path) -> None:
+def test_rejects_logging_during_graph_capture(tmp_path: Path) -> None:
     value = torch.zeros((), device="cuda")
     graph = torch.cuda.CUDAGraph()
     with (
@@ -97,7 +97,7 @@ def test_logging_while_a_graph_is_captured_is_refused(tmp_path: Path) -> None:
         bus.log("x", value)
 
 
-def test_a_histogram_is_counted_there(tmp_path: Path) -> None:
+def test_histograms_are_counted_on_the_device(tmp_path: Path) -> None:
     values = torch.arange(1_000_000, device="cuda", dtype=torch.float32)
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("h", Histogram(values))

@@ -1,4 +1,4 @@
-"""Where a step's time goes; the device is a fake one whose clock the tests move by hand."""
+"""`StepTimer`, with a fake device whose clock the tests set."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from torch import nn
 from metricbus import MetricBus
 from metricbus.testing import MemorySink
 from metricbus.torch import _step_timer
-from metricbus.torch._device_timers import MARKS
+from metricbus.torch._device_timers import TIMERS
 from metricbus.torch._step_timer import StepTimer
 from metricbus.torch._watch_optimizer import watch_optimizer
 
 
 class FakeDevice:
-    """Its time, and the CPU's, is `time`; it is at once where it was told to be, unless `late`."""
+    """A timer for a device that shares its clock `time` with the host.
+
+    Work is complete at once unless `is_late`.
+    """
 
     def __init__(self) -> None:
         self.time = 0.0
-        self.late = False
-        self.waited = 0
-        self.marks = 0
-        self.broken = False
+        self.is_late = False
+        self.waits = 0
+        self.events = 0
+        self.is_broken = False
 
     def work(self, secs: float) -> None:
         self.time += secs
 
-    def mark(self) -> float:
-        self.marks += 1
+    def record(self) -> float:
+        self.events += 1
         return self.time
 
-    def is_over(self, mark: float) -> bool:
-        if self.broken:
+    def is_complete(self, event: float) -> bool:
+        if self.is_broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return not self.late
+        return not self.is_late
 
-    def wait(self, mark: float) -> None:
-        self.late = False
-        self.waited += 1
+    def wait(self, event: float) -> None:
+        self.is_late = False
+        self.waits += 1
 
     def seconds(self, start: float, end: float) -> float:
         return end - start
@@ -55,7 +58,7 @@ class FakeDevice:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
     device = FakeDevice()
-    monkeypatch.setitem(MARKS, "cpu", lambda _: device)
+    monkeypatch.setitem(TIMERS, "cpu", lambda _: device)
     monkeypatch.setattr(_step_timer, "perf_counter", lambda: device.time)
     return device
 
@@ -70,17 +73,17 @@ def points(bus: MetricBus, sink: MemorySink, name: str) -> list[tuple[int, int |
     return [(point.step, point.value) for point in sink.series(name)]
 
 
-def loaded(device: FakeDevice, items: Iterable[int]) -> Iterator[int]:
-    """A loader that takes a second an item."""
+def load_slowly(device: FakeDevice, items: Iterable[int]) -> Iterator[int]:
+    """Yield the items, each after a second."""
     for item in items:
         device.work(1.0)
         yield item
 
 
-def test_a_step_is_told_apart_into_its_parts(
+def test_logs_the_phases_of_a_step(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
-    for _ in timer(bus.steps(loaded(device, range(2)))):
+    for _ in timer(bus.steps(load_slowly(device, range(2)))):
         with timer.forward():
             device.work(2.0)
         with timer.backward():
@@ -95,7 +98,7 @@ def test_a_step_is_told_apart_into_its_parts(
     assert [(record.step, record.values) for record in sink.records] == [(0, row), (1, row)]
 
 
-def test_a_part_that_comes_again_adds_up(
+def test_times_of_a_repeated_phase_are_summed(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
     for _ in timer(bus.steps(range(1))):
@@ -109,7 +112,7 @@ def test_a_part_that_comes_again_adds_up(
     assert points(bus, sink, "time/other") == [(0, 0.0)]
 
 
-def test_time_in_an_inner_part_counts_for_that_alone(
+def test_time_in_a_nested_phase_counts_for_the_inner_one_only(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
     for _ in timer(bus.steps(range(1))):
@@ -122,7 +125,7 @@ def test_time_in_an_inner_part_counts_for_that_alone(
     assert points(bus, sink, "time/forward") == [(0, 2.0)]
 
 
-def test_what_was_not_marked_or_counted_is_not_logged(
+def test_omits_phases_and_counts_that_were_not_used(
     bus: MetricBus, sink: MemorySink, timer: StepTimer
 ) -> None:
     for _ in timer(bus.steps(range(1))):
@@ -131,10 +134,10 @@ def test_what_was_not_marked_or_counted_is_not_logged(
     assert sink.names() == ["time/data", "time/other", "time/step", "memory/peak"]
 
 
-def test_samples_and_tokens_are_told_a_second(
+def test_logs_samples_and_tokens_per_second(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
-    for _ in timer(bus.steps(loaded(device, range(1)))):
+    for _ in timer(bus.steps(load_slowly(device, range(1)))):
         device.work(1.0)
         timer.count(samples=4)
         timer.count(samples=4, tokens=100)
@@ -150,60 +153,60 @@ def test_samples_and_tokens_are_told_a_second(
         ({"samples": -1}, ValueError),
     ],
 )
-def test_a_bad_count_is_refused(
+def test_rejects_an_invalid_count(
     timer: StepTimer, given: dict[str, Any], kind: type[Exception]
 ) -> None:
     with pytest.raises(kind, match=f"{next(iter(given))}= must be"):
         timer.count(**given)
 
 
-def test_steps_that_the_device_has_not_ended_come_out_later_at_their_own_step(
+def test_steps_the_device_finishes_later_are_logged_at_their_own_step(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
-    device.late = True
+    device.is_late = True
     seen = []
     for number in timer(bus.steps(range(4))):
         device.work(1.0 + number)
-        device.late = number < 2
+        device.is_late = number < 2
         seen.append([step for step, _ in points(bus, sink, "time/step")])
     assert seen == [[], [], [], [0, 1, 2]]
     assert points(bus, sink, "time/step") == [(0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0)]
 
 
-def test_the_loop_does_not_wait_for_the_device_but_its_end_does(
+def test_waits_for_the_device_only_when_the_loop_ends(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
-    device.late = True
+    device.is_late = True
     for _ in timer(bus.steps(range(3))):
         device.work(1.0)
-        assert device.waited == 0
-    assert device.waited == 1
+        assert device.waits == 0
+    assert device.waits == 1
     assert points(bus, sink, "time/step") == [(0, 1.0), (1, 1.0), (2, 1.0)]
 
 
-def test_work_that_overlaps_with_waiting_for_data_leaves_nothing_over(
+def test_other_time_is_zero_when_work_overlaps_with_loading(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
-    for _ in timer(bus.steps(loaded(device, range(1)))):
+    for _ in timer(bus.steps(load_slowly(device, range(1)))):
         with timer.forward():
             device.work(2.0)
-        device.work(-0.5)  # the CPU waited for half a second of what the device did
+        device.work(-0.5)  # the host waited for data during half a second of device work
     assert points(bus, sink, "time/other") == [(0, 0.0)]
 
 
-def test_every_measures_some_steps_and_marks_nothing_in_the_others(
+def test_records_no_events_in_steps_that_are_not_measured(
     bus: MetricBus, sink: MemorySink, device: FakeDevice
 ) -> None:
     timer = StepTimer(bus, every=3, device="cpu")
     for number in timer(bus.steps(range(7))):
-        before = device.marks
+        before = device.events
         with timer.forward():
             device.work(1.0)
-        assert (device.marks > before) == (number % 3 == 0)
+        assert (device.events > before) == (number % 3 == 0)
     assert points(bus, sink, "time/step") == [(0, 1.0), (3, 1.0), (6, 1.0)]
 
 
-def test_a_step_that_breaks_off_ends_there(
+def test_a_step_ends_at_break(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
     for number in timer(bus.steps(range(10))):
@@ -217,7 +220,7 @@ def test_a_step_that_breaks_off_ends_there(
     assert bus.step == 3
 
 
-def test_a_step_in_which_a_part_raises_is_not_logged(
+def test_does_not_log_a_step_in_which_a_phase_raises(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
     with pytest.raises(ZeroDivisionError):
@@ -232,7 +235,7 @@ def test_a_step_in_which_a_part_raises_is_not_logged(
     assert points(bus, sink, "time/step") == [(0, 1.0), (2, 3.0)]
 
 
-def test_a_loader_that_raises_costs_no_step(
+def test_logs_finished_steps_when_the_loader_raises(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
     def failing() -> Iterator[int]:
@@ -245,32 +248,32 @@ def test_a_loader_that_raises_costs_no_step(
     assert points(bus, sink, "time/step") == [(0, 1.0)]
 
 
-def test_an_error_of_the_device_is_left_to_the_training(
+def test_ignores_device_errors(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
-    device.broken = True
+    device.is_broken = True
     for _ in timer(bus.steps(range(2))):
         device.work(1.0)
     assert points(bus, sink, "time/step") == []
 
 
-def test_outside_of_a_loop_parts_and_counts_do_nothing(
+def test_phases_and_counts_have_no_effect_outside_a_loop(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
     with timer.forward():
         timer.count(samples=1)
-    assert device.marks == 0
+    assert device.events == 0
     assert points(bus, sink, "time/step") == []
 
 
-def test_a_loop_within_its_own_loop_is_refused(bus: MetricBus, timer: StepTimer) -> None:
+def test_rejects_a_loop_inside_its_own_loop(bus: MetricBus, timer: StepTimer) -> None:
     for _ in timer(bus.steps(range(1))):
-        with pytest.raises(RuntimeError, match="give the inner loop a StepTimer of its own"):
+        with pytest.raises(RuntimeError, match="pass the inner loop to another StepTimer"):
             list(timer(range(3)))
     assert list(timer("ab")) == ["a", "b"]
 
 
-def test_a_second_loop_goes_on(
+def test_a_second_loop_continues_the_steps(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, timer: StepTimer
 ) -> None:
     loop = timer(bus.steps(range(2)))
@@ -280,13 +283,13 @@ def test_a_second_loop_goes_on(
     assert [step for step, _ in points(bus, sink, "time/step")] == [0, 1, 2, 3]
 
 
-def test_a_loop_has_the_length_of_what_it_wraps(bus: MetricBus, timer: StepTimer) -> None:
+def test_a_loop_has_the_length_of_the_wrapped_iterable(bus: MetricBus, timer: StepTimer) -> None:
     assert len(timer(bus.steps([1, 2, 3]))) == 3
     with pytest.raises(TypeError, match="len"):
         len(timer(iter([1])))
 
 
-def test_a_loop_that_logging_counts_is_timed_at_the_same_steps(
+def test_uses_the_steps_that_repeated_names_count(
     bus: MetricBus, sink: MemorySink, timer: StepTimer
 ) -> None:
     for number in timer(range(3)):
@@ -295,7 +298,7 @@ def test_a_loop_that_logging_counts_is_timed_at_the_same_steps(
     assert [step for step, _ in points(bus, sink, "time/step")] == [0, 1, 2]
 
 
-def test_a_step_that_the_optimizer_ends_is_timed_where_it_began(
+def test_a_step_driven_by_the_optimizer_is_logged_where_it_began(
     bus: MetricBus, sink: MemorySink, timer: StepTimer
 ) -> None:
     model = nn.Linear(1, 1)
@@ -308,7 +311,7 @@ def test_a_step_that_the_optimizer_ends_is_timed_where_it_began(
 
 @pytest.fixture
 def optimizer(bus: MetricBus) -> Iterator[torch.optim.Optimizer]:
-    """It moves the bus's step."""
+    """An optimizer that drives the bus's step."""
     optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
     with watch_optimizer(bus, optimizer, advance=True):
         yield optimizer
@@ -322,8 +325,8 @@ def accumulate(
     *,
     batches: int,
 ) -> None:
-    """A loop with a step of the optimizer every two batches; each takes 1 s of data, 6 of work."""
-    for number in timer(bus.steps(loaded(device, range(batches)), advance=False)):
+    """Run a loop with an optimizer step every two batches of 1 s for data and 6 s of work."""
+    for number in timer(bus.steps(load_slowly(device, range(batches)), advance=False)):
         with timer.forward():
             device.work(2.0)
         with timer.backward():
@@ -333,7 +336,7 @@ def accumulate(
             optimizer.step()
 
 
-def test_the_batches_of_a_step_that_the_optimizer_ends_add_up_to_one_row(
+def test_batches_of_one_optimizer_step_are_summed_into_one_row(
     bus: MetricBus,
     sink: MemorySink,
     device: FakeDevice,
@@ -348,7 +351,7 @@ def test_the_batches_of_a_step_that_the_optimizer_ends_add_up_to_one_row(
     assert [(record.step, record.values) for record in sink.records] == [(0, row), (1, row)]
 
 
-def test_batches_that_are_left_when_the_loop_ends_are_a_step_too(
+def test_remaining_batches_at_the_end_of_the_loop_are_a_step(
     bus: MetricBus,
     sink: MemorySink,
     device: FakeDevice,
@@ -359,7 +362,7 @@ def test_batches_that_are_left_when_the_loop_ends_are_a_step_too(
     assert points(bus, sink, "time/step") == [(0, 14.0), (1, 7.0)]
 
 
-def test_what_the_loader_takes_to_end_counts_for_no_step(
+def test_the_time_until_the_loader_is_exhausted_belongs_to_no_step(
     bus: MetricBus,
     sink: MemorySink,
     device: FakeDevice,
@@ -375,7 +378,7 @@ def test_what_the_loader_takes_to_end_counts_for_no_step(
     assert points(bus, sink, "time/step") == [(0, 1.0)]
 
 
-def test_a_loop_that_breaks_off_within_a_step_ends_it(
+def test_break_ends_a_step_with_several_batches(
     bus: MetricBus,
     sink: MemorySink,
     device: FakeDevice,
@@ -389,7 +392,7 @@ def test_a_loop_that_breaks_off_within_a_step_ends_it(
     assert points(bus, sink, "time/step") == [(0, 3.0)]
 
 
-def test_a_part_that_raises_in_one_batch_has_its_whole_step_left_out(
+def test_does_not_log_an_optimizer_step_in_which_a_phase_raises(
     bus: MetricBus,
     sink: MemorySink,
     device: FakeDevice,
@@ -406,7 +409,7 @@ def test_a_part_that_raises_in_one_batch_has_its_whole_step_left_out(
     assert points(bus, sink, "time/step") == [(1, 2.0)]
 
 
-def test_every_counts_the_steps_that_the_optimizer_makes(
+def test_every_counts_optimizer_steps(
     bus: MetricBus, sink: MemorySink, device: FakeDevice, optimizer: torch.optim.Optimizer
 ) -> None:
     timer = StepTimer(bus, every=2, device="cpu")
@@ -414,7 +417,7 @@ def test_every_counts_the_steps_that_the_optimizer_makes(
     assert points(bus, sink, "time/step") == [(0, 14.0), (2, 14.0), (4, 14.0)]
 
 
-def test_the_most_memory_of_all_batches_is_told(
+def test_logs_the_peak_memory_of_all_batches(
     bus: MetricBus,
     sink: MemorySink,
     device: FakeDevice,
@@ -429,7 +432,7 @@ def test_the_most_memory_of_all_batches_is_told(
     assert points(bus, sink, "memory/peak") == [(0, 500)]
 
 
-def test_every_goes_on_counting_in_the_next_loop(
+def test_every_keeps_counting_in_the_next_loop(
     bus: MetricBus, sink: MemorySink, device: FakeDevice
 ) -> None:
     timer = StepTimer(bus, every=2, device="cpu")
@@ -439,9 +442,11 @@ def test_every_goes_on_counting_in_the_next_loop(
     assert points(bus, sink, "time/step") == [(0, 1.0), (2, 1.0)]
 
 
-@pytest.mark.parametrize("given", [nn.Linear(1, 1), None], ids=["model", "nothing"])
-def test_without_a_bus_it_says_what_comes_first(given: Any) -> None:
-    with pytest.raises(TypeError, match=rf"is the bus.*not {type(given).__name__}.*StepTimer\(bus"):
+@pytest.mark.parametrize("given", [nn.Linear(1, 1), None], ids=["model", "none"])
+def test_error_without_a_bus_names_the_first_argument(given: Any) -> None:
+    with pytest.raises(
+        TypeError, match=rf"must be a MetricBus.*not {type(given).__name__}.*StepTimer\(bus"
+    ):
         StepTimer(given)
 
 
@@ -452,10 +457,10 @@ def test_a_scope_prefixes_the_names(bus: MetricBus, sink: MemorySink, device: Fa
     assert points(bus, sink, "rank0/time/step") == [(0, 1.0)]
 
 
-def test_removed_it_measures_nothing_and_loops_go_on(
+def test_measures_nothing_after_remove_and_loops_continue(
     bus: MetricBus, sink: MemorySink, device: FakeDevice
 ) -> None:
-    device.late = True
+    device.is_late = True
     with StepTimer(bus, device="cpu") as timer:
         for number in timer(bus.steps(range(4))):
             with timer.forward():
@@ -466,17 +471,15 @@ def test_removed_it_measures_nothing_and_loops_go_on(
     assert bus.step == 3
 
 
-def test_a_bus_that_is_off_makes_no_marks(device: FakeDevice) -> None:
+def test_records_no_events_when_the_bus_is_off(device: FakeDevice) -> None:
     timer = StepTimer(MetricBus(disabled=True), device="cpu")
     for _ in timer(range(3)):
         with timer.forward():
             timer.count(samples=1)
-    assert device.marks == 0
+    assert device.events == 0
 
 
-def test_on_a_cpu_times_are_true_and_memory_is_the_process_peak(
-    bus: MetricBus, sink: MemorySink
-) -> None:
+def test_host_times_add_up_and_memory_is_the_process_peak(bus: MetricBus, sink: MemorySink) -> None:
     timer = StepTimer(bus, device="cpu")
     matrix = torch.randn(64, 64)
     for _ in timer(bus.steps(range(3))):
@@ -493,20 +496,20 @@ def test_on_a_cpu_times_are_true_and_memory_is_the_process_peak(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_refused(bus: MetricBus) -> None:
+def test_rejects_an_unavailable_device(bus: MetricBus) -> None:
     with pytest.raises(ValueError, match="torch finds no CUDA device"):
         StepTimer(bus, device="cuda:0")
 
 
 @pytest.mark.parametrize(("every", "kind"), [(0, ValueError), (2.0, TypeError)])
-def test_a_bad_every_is_refused(bus: MetricBus, every: Any, kind: type[Exception]) -> None:
+def test_rejects_an_invalid_every(bus: MetricBus, every: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="every= must be"):
         StepTimer(bus, every=every)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_the_devices_own_time_is_told_without_waiting(
+def test_measures_device_time_on_cuda_without_synchronizing(
     bus: MetricBus, sink: MemorySink
 ) -> None:
     timer = StepTimer(bus)

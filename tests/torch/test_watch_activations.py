@@ -1,4 +1,4 @@
-"""What modules put out, in one forward out of many."""
+"""`watch_activations` logs statistics of module outputs on every n-th forward pass."""
 
 from __future__ import annotations
 
@@ -6,50 +6,34 @@ import copy
 import gc
 import io
 import logging
-import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from metricbus import MetricBus
-from metricbus._common.device_values import ACCELERATORS, as_64_bits
+from metricbus._common.device_values import ACCELERATORS
 from metricbus._common.records import Number
 from metricbus.testing import MemorySink
 from metricbus.torch._watch_activations import watch_activations
-
-
-class LateDevice:
-    """An accelerator in main memory, whose values do not come over until they are `let_go`."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-
-    def stream(self, device: Any) -> str:
-        return "the only one"
-
-    def bring(self, device: Any, parts: Sequence[Tensor], streams: Iterable[Any]) -> NDArray[Any]:
-        assert self.let_go.wait(30)
-        found: NDArray[Any] = torch.cat([as_64_bits(part) for part in parts]).numpy().copy()
-        return found
+from tests.helpers.fake_accelerator import FakeAccelerator
 
 
 class Probe(nn.Module):
-    """Keeps in `seen` how many hooks each module of the model has while it runs."""
+    """Records in `seen` how many hooks each module of the model has while it runs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.models = (model,)  # in a tuple, so that it is no module inside this one
+        self.models = (model,)  # in a tuple, so that it does not become a submodule
         self.seen: list[list[int]] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +42,7 @@ class Probe(nn.Module):
 
 
 class Returns(nn.Module):
-    """A module that returns whatever a function makes of its input."""
+    """A module that applies a function to its input."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -82,7 +66,7 @@ def rows(bus: MetricBus, sink: MemorySink) -> list[dict[str, Number]]:
 def logged(
     bus: MetricBus, sink: MemorySink, model: nn.Module, given: Tensor, **options: Any
 ) -> dict[str, Number]:
-    """What one watched forward logs."""
+    """Return the row that one watched forward pass logs."""
     with watch_activations(bus, model, **options):
         model(given)
     (row,) = rows(bus, sink)
@@ -95,7 +79,7 @@ def hooks_of(model: nn.Module) -> list[int]:
     ]
 
 
-def test_the_numbers_are_those_of_the_outputs(
+def test_logs_statistics_of_the_outputs(
     bus: MetricBus, sink: MemorySink, model: nn.Sequential
 ) -> None:
     given = torch.randn(16, 3)
@@ -115,14 +99,14 @@ def test_a_unit_that_is_zero_in_the_whole_batch_is_dead(bus: MetricBus, sink: Me
     assert row["activations/zeros"] == 0.625
 
 
-def test_the_units_of_pictures_are_their_channels(bus: MetricBus, sink: MemorySink) -> None:
+def test_channels_are_the_units_of_images(bus: MetricBus, sink: MemorySink) -> None:
     given = torch.ones(2, 4, 8, 8)
     given[:, 0] = 0.0
     given[0, 1] = 0.0
     assert logged(bus, sink, nn.Identity(), given)["activations/dead"] == 0.25
 
 
-def test_another_dimension_can_have_the_units(bus: MetricBus, sink: MemorySink) -> None:
+def test_unit_dim_selects_the_dimension_of_the_units(bus: MetricBus, sink: MemorySink) -> None:
     given = torch.ones(2, 5, 4)
     given[..., :3] = 0.0
     row = logged(bus, sink, nn.Identity(), given, unit_dim=-1)
@@ -130,25 +114,25 @@ def test_another_dimension_can_have_the_units(bus: MetricBus, sink: MemorySink) 
 
 
 @pytest.mark.parametrize(("shape", "unit_dim"), [((5,), 1), ((5,), -1), ((2, 3), 2), ((2, 3), -2)])
-def test_an_output_without_units_has_no_dead_ones(
+def test_omits_dead_for_outputs_without_units(
     bus: MetricBus, sink: MemorySink, shape: tuple[int, ...], unit_dim: int
 ) -> None:
     row = logged(bus, sink, nn.Identity(), torch.ones(shape), unit_dim=unit_dim)
     assert row == {"activations/mean": 1.0, "activations/std": 0.0, "activations/zeros": 0.0}
 
 
-def test_only_the_stats_that_are_asked_for_are_logged(bus: MetricBus, sink: MemorySink) -> None:
+def test_logs_only_the_requested_stats(bus: MetricBus, sink: MemorySink) -> None:
     row = logged(bus, sink, nn.Identity(), torch.zeros(2, 2), stats=["zeros", "mean"])
     assert row == {"activations/zeros": 1.0, "activations/mean": 0.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
-def test_all_real_types_are_measured(bus: MetricBus, sink: MemorySink, dtype: torch.dtype) -> None:
+def test_measures_all_real_dtypes(bus: MetricBus, sink: MemorySink, dtype: torch.dtype) -> None:
     row = logged(bus, sink, nn.Identity(), torch.tensor([[0, 300], [0, 300]], dtype=dtype))
     assert list(row.values()) == [150.0, 150.0, 0.5, 0.5]
 
 
-def test_what_is_not_finite_is_told(bus: MetricBus, sink: MemorySink) -> None:
+def test_logs_nonfinite_statistics(bus: MetricBus, sink: MemorySink) -> None:
     row = logged(bus, sink, nn.Identity(), torch.tensor([[float("nan"), 1.0]]), stats=["mean"])
     assert row["activations/mean"] != row["activations/mean"]
 
@@ -162,7 +146,7 @@ def test_what_is_not_finite_is_told(bus: MetricBus, sink: MemorySink) -> None:
     ],
     ids=["tuple", "dict", "nested"],
 )
-def test_of_several_outputs_the_first_tensor_is_measured(
+def test_measures_the_first_tensor_of_several_outputs(
     bus: MetricBus, sink: MemorySink, wrap: Callable[[Tensor], Any]
 ) -> None:
     row = logged(bus, sink, Returns(wrap), torch.full((2, 2), 3.0), stats=["mean"])
@@ -174,7 +158,7 @@ def test_of_several_outputs_the_first_tensor_is_measured(
     [None, torch.empty(0, 3), torch.ones(2, 2).to_sparse(), torch.ones(2, dtype=torch.complex64)],
     ids=["none", "empty", "sparse", "complex"],
 )
-def test_what_cannot_be_measured_is_left_out(
+def test_skips_outputs_that_cannot_be_measured(
     bus: MetricBus, sink: MemorySink, output: Tensor | None
 ) -> None:
     model = nn.Sequential(nn.Identity(), Returns(lambda _: output))
@@ -182,28 +166,28 @@ def test_what_cannot_be_measured_is_left_out(
     assert row == {"activations/0/mean": 1.0}
 
 
-def test_a_module_that_is_called_twice_gives_the_mean(bus: MetricBus, sink: MemorySink) -> None:
+def test_logs_the_mean_over_several_calls_of_a_module(bus: MetricBus, sink: MemorySink) -> None:
     shared = Returns(lambda x: x * 2)
     row = logged(bus, sink, nn.Sequential(shared, shared), torch.ones(2, 2), stats=["mean"])
     assert row == {"activations/0/mean": 3.0}
 
 
 @pytest.mark.parametrize("modules", ["2.*", ["2.0"]], ids=["glob", "list"])
-def test_modules_are_chosen_by_name(
+def test_modules_are_selected_by_name(
     bus: MetricBus, sink: MemorySink, model: nn.Sequential, modules: Any
 ) -> None:
     row = logged(bus, sink, model, torch.ones(2, 3), modules=modules, stats=["mean"])
     assert list(row) == ["activations/2.0/mean"]
 
 
-def test_a_name_may_be_that_of_a_module_with_others_inside(
+def test_a_module_with_submodules_can_be_selected(
     bus: MetricBus, sink: MemorySink, model: nn.Sequential
 ) -> None:
     row = logged(bus, sink, model, torch.ones(2, 3), modules="2", stats=["mean"])
     assert list(row) == ["activations/2/mean"]
 
 
-def test_every_nth_forward_is_measured_at_the_current_step(
+def test_logs_every_nth_forward_pass_at_the_current_step(
     bus: MetricBus, sink: MemorySink, model: nn.Sequential
 ) -> None:
     with watch_activations(bus, model, every=3):
@@ -213,7 +197,7 @@ def test_every_nth_forward_is_measured_at_the_current_step(
     assert [record.step for record in sink.records] == [0, 3, 6]
 
 
-def test_in_between_the_model_has_one_hook_that_counts(
+def test_the_model_has_a_single_hook_between_logged_passes(
     bus: MetricBus, model: nn.Sequential
 ) -> None:
     probe = Probe(model)
@@ -225,14 +209,14 @@ def test_in_between_the_model_has_one_hook_that_counts(
     assert probe.seen == [[2, 1, 1, 0, 1, 1], [1, 0, 0, 0, 0, 0]]
 
 
-def test_the_hook_never_moves_the_step(bus: MetricBus, model: nn.Sequential) -> None:
+def test_does_not_advance_the_step(bus: MetricBus, model: nn.Sequential) -> None:
     with watch_activations(bus, model, every=1):
         for _ in range(3):
             model(torch.ones(2, 3))
     assert bus.step == 0
 
 
-def test_in_evaluation_nothing_is_measured_or_counted(
+def test_ignores_forward_passes_in_evaluation_mode(
     bus: MetricBus, sink: MemorySink, model: nn.Sequential
 ) -> None:
     with watch_activations(bus, model, every=2):
@@ -244,7 +228,7 @@ def test_in_evaluation_nothing_is_measured_or_counted(
     assert len(rows(bus, sink)) == 1
 
 
-def test_a_bus_that_is_off_measures_nothing(model: nn.Sequential) -> None:
+def test_measures_nothing_when_the_bus_is_off(model: nn.Sequential) -> None:
     probe = Probe(model)
     model.append(probe)
     with watch_activations(MetricBus(disabled=True), model, every=1):
@@ -257,7 +241,7 @@ def test_a_scope_prefixes_the_names(bus: MetricBus, sink: MemorySink, model: nn.
     assert list(row) == ["critic/activations/0/mean"]
 
 
-def test_gradients_are_what_they_are_without_it(bus: MetricBus, model: nn.Sequential) -> None:
+def test_does_not_change_gradients(bus: MetricBus, model: nn.Sequential) -> None:
     given = torch.randn(4, 3)
     model(given).sum().backward()
     expected = [parameter.grad for parameter in model.parameters()]
@@ -270,7 +254,7 @@ def test_gradients_are_what_they_are_without_it(bus: MetricBus, model: nn.Sequen
         assert torch.equal(parameter.grad, gradient)
 
 
-def test_removed_it_leaves_the_model_as_it_was(bus: MetricBus, model: nn.Sequential) -> None:
+def test_remove_restores_the_model(bus: MetricBus, model: nn.Sequential) -> None:
     before = [dict(module.__dict__) for module in model.modules()]
     handle = watch_activations(bus, model)
     model(torch.ones(2, 3))
@@ -280,7 +264,7 @@ def test_removed_it_leaves_the_model_as_it_was(bus: MetricBus, model: nn.Sequent
     assert hooks_of(model) == [0, 0, 0, 0, 0]
 
 
-def test_a_forward_that_raises_leaves_nothing_behind(
+def test_a_forward_pass_that_raises_leaves_no_state_behind(
     bus: MetricBus, sink: MemorySink, model: nn.Sequential
 ) -> None:
     with watch_activations(bus, model, every=2):
@@ -293,7 +277,7 @@ def test_a_forward_that_raises_leaves_nothing_behind(
     assert len(rows(bus, sink)) == 1
 
 
-def test_removed_after_a_forward_that_raised_it_leaves_the_model_as_it_was(
+def test_remove_restores_the_model_after_a_forward_pass_that_raised(
     bus: MetricBus, model: nn.Sequential
 ) -> None:
     with watch_activations(bus, model), pytest.raises(RuntimeError, match="shapes"):
@@ -301,52 +285,54 @@ def test_removed_after_a_forward_that_raised_it_leaves_the_model_as_it_was(
     assert hooks_of(model) == [0, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("by", ["pickle", "copy"])
+@pytest.mark.parametrize("method", ["pickle", "copy"])
 def test_copies_of_a_watched_model_are_not_watched(
-    bus: MetricBus, sink: MemorySink, model: nn.Sequential, by: str
+    bus: MetricBus, sink: MemorySink, model: nn.Sequential, method: str
 ) -> None:
     with watch_activations(bus, model, every=1):
-        if by == "pickle":
+        if method == "pickle":
             saved = io.BytesIO()
             torch.save(model, saved)
             saved.seek(0)
-            other = torch.load(saved, weights_only=False)
+            copied = torch.load(saved, weights_only=False)
         else:
-            other = copy.deepcopy(model)
+            copied = copy.deepcopy(model)
         given = torch.ones(2, 3)
-        assert torch.equal(other(given), model(given))
+        assert torch.equal(copied(given), model(given))
     assert len(rows(bus, sink)) == 1
 
 
-def test_numbers_on_an_accelerator_are_not_waited_for(
+def test_does_not_wait_for_values_on_an_accelerator(
     bus: MetricBus, sink: MemorySink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = LateDevice()
+    device = FakeAccelerator(is_late=True)
     monkeypatch.setitem(ACCELERATORS, "cpu", device)
     model, given = nn.Identity(), torch.ones(2, 2)
     with watch_activations(bus, model, stats=["mean", "dead"]):
         model(given)
         given.zero_()
-    device.let_go.set()
+    device.released.set()
     assert rows(bus, sink) == [{"activations/mean": 1.0, "activations/dead": 0.0}]
 
 
 @pytest.fixture
 def one_rank(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_a_sharded_model_is_refused_with_the_reason(bus: MetricBus, model: nn.Sequential) -> None:
+def test_rejects_a_sharded_model_with_the_reason(bus: MetricBus, model: nn.Sequential) -> None:
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(TypeError, match=r"watch_activations\(\) takes .* is sharded by"):
+    with pytest.raises(TypeError, match=r"watch_activations\(\) needs .* is sharded by"):
         watch_activations(bus, model)
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_in_ddp_names_have_no_prefix(
+def test_names_in_ddp_have_no_prefix(
     bus: MetricBus, sink: MemorySink, model: nn.Sequential
 ) -> None:
     wrapped = DistributedDataParallel(model)
@@ -356,7 +342,7 @@ def test_in_ddp_names_have_no_prefix(
     assert list(row) == ["activations/0/mean", "activations/1/mean", "activations/2.0/mean"]
 
 
-def test_a_model_that_is_compiled_later_has_no_graph_break(
+def test_adds_no_graph_break_to_a_model_compiled_later(
     bus: MetricBus, model: nn.Sequential
 ) -> None:
     given = torch.ones(2, 3)
@@ -366,33 +352,33 @@ def test_a_model_that_is_compiled_later_has_no_graph_break(
         assert torch.equal(compiled(given), expected)
 
 
-@pytest.mark.parametrize("how", ["wrapped", "in place", "inside"])
-def test_a_compiled_model_is_refused_with_the_reason(
-    bus: MetricBus, model: nn.Sequential, how: str
+@pytest.mark.parametrize("method", ["wrapped", "in place", "submodule"])
+def test_rejects_a_compiled_model_with_the_reason(
+    bus: MetricBus, model: nn.Sequential, method: str
 ) -> None:
     given: Any = model
-    if how == "wrapped":
+    if method == "wrapped":
         given = torch.compile(model, backend="eager")
-    elif how == "in place":
+    elif method == "in place":
         model.compile(backend="eager")
     else:
         model[0].compile(backend="eager")
-    with pytest.raises(TypeError, match="compiled calls do not see the hooks"):
+    with pytest.raises(TypeError, match="is compiled, and compiled calls skip hooks"):
         watch_activations(bus, given)
     assert hooks_of(model) == [0, 0, 0, 0, 0]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
-def test_a_scripted_model_is_refused_with_the_reason(bus: MetricBus, model: nn.Sequential) -> None:
+def test_rejects_a_scripted_model_with_the_reason(bus: MetricBus, model: nn.Sequential) -> None:
     with pytest.raises(TypeError, match="is scripted"):
         watch_activations(bus, torch.jit.script(model))
 
 
-NO_FORWARD = "watch_activations(): it has seen no forward of the model in training mode"
+NO_FORWARD = "watch_activations(): nothing was logged, because the hook was never called"
 
 
 @pytest.mark.parametrize("order", ["compiled later", "compiled before"])
-def test_a_compiled_model_whose_forwards_are_not_seen_is_told_of_once(
+def test_warns_once_if_a_compiled_model_never_calls_the_hook(
     bus: MetricBus, model: nn.Sequential, caplog: pytest.LogCaptureFixture, order: str
 ) -> None:
     if order == "compiled before":
@@ -403,22 +389,22 @@ def test_a_compiled_model_whose_forwards_are_not_seen_is_told_of_once(
         compiled(torch.ones(2, 3))
     handle.remove()
     bus.close()
-    (told,) = caplog.messages
-    assert told.startswith(NO_FORWARD)
+    (warning,) = caplog.messages
+    assert warning.startswith(NO_FORWARD)
 
 
-def test_forwards_that_are_never_seen_are_told_of_when_the_run_is_closed(
+def test_warns_when_the_run_is_closed_if_the_hook_was_never_called(
     bus: MetricBus, model: nn.Sequential, caplog: pytest.LogCaptureFixture
 ) -> None:
     handle = watch_activations(bus, model)
     model[0](torch.ones(2, 3))
     bus.close()
     handle.remove()
-    (told,) = caplog.messages
-    assert told.startswith(NO_FORWARD)
+    (warning,) = caplog.messages
+    assert warning.startswith(NO_FORWARD)
 
 
-def test_a_watch_that_has_seen_a_forward_ends_in_silence(
+def test_does_not_warn_if_the_hook_was_called(
     bus: MetricBus, model: nn.Sequential, caplog: pytest.LogCaptureFixture
 ) -> None:
     with watch_activations(bus, model):
@@ -427,7 +413,7 @@ def test_a_watch_that_has_seen_a_forward_ends_in_silence(
     assert not caplog.messages
 
 
-def test_a_watch_of_a_bus_that_is_off_ends_in_silence(
+def test_does_not_warn_if_the_bus_is_off(
     model: nn.Sequential, caplog: pytest.LogCaptureFixture
 ) -> None:
     with watch_activations(MetricBus(disabled=True), model):
@@ -435,43 +421,43 @@ def test_a_watch_of_a_bus_that_is_off_ends_in_silence(
     assert not caplog.messages
 
 
-def test_a_bus_keeps_no_watched_model_alive(bus: MetricBus) -> None:
+def test_does_not_keep_the_model_alive(bus: MetricBus) -> None:
     model = nn.Linear(3, 1)
-    gone = weakref.ref(model)
+    reference = weakref.ref(model)
     watch_activations(bus, model)
     model(torch.ones(2, 3))
     del model
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
-def test_a_model_that_is_watched_twice_is_warned_of(
+def test_warns_about_a_second_watch_of_a_model(
     bus: MetricBus, model: nn.Sequential, caplog: pytest.LogCaptureFixture
 ) -> None:
     with watch_activations(bus, model), watch_activations(bus, model, modules="0", stats=["std"]):
         model(torch.ones(2, 3))
-    (told,) = caplog.messages
-    assert told.startswith("watch_activations(): this Sequential is watched already")
+    (warning,) = caplog.messages
+    assert warning.startswith("watch_activations(): this Sequential is already watched")
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [({"modules": "0"}, {"modules": "1"}), ({"stats": ["std"]}, {"stats": ["mean"]})],
     ids=["modules", "stats"],
 )
-def test_two_watches_that_log_different_names_go_together(
+def test_does_not_warn_about_watches_that_log_different_names(
     bus: MetricBus,
     model: nn.Sequential,
     caplog: pytest.LogCaptureFixture,
-    one: dict[str, Any],
-    other: dict[str, Any],
+    first: dict[str, Any],
+    second: dict[str, Any],
 ) -> None:
-    with watch_activations(bus, model, **one), watch_activations(bus, model, **other):
+    with watch_activations(bus, model, **first), watch_activations(bus, model, **second):
         model(torch.ones(2, 3))
     assert not caplog.messages
 
 
-def test_what_cannot_be_logged_is_told_and_training_goes_on(
+def test_warns_about_values_that_cannot_be_logged_and_training_continues(
     bus: MetricBus, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = nn.Sequential(OrderedDict({"n" * 2000: nn.Identity()}))
@@ -488,16 +474,20 @@ def test_what_cannot_be_logged_is_told_and_training_goes_on(
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"modules": "conv*"}, ValueError, r"'conv\*', which no module matches; there is: 0, 1"),
+        (
+            {"modules": "conv*"},
+            ValueError,
+            r"no module .* matches modules='conv\*'; its modules are 0, 1",
+        ),
         ({"modules": [nn.ReLU()]}, TypeError, "takes globs and names, not ReLU"),
         ({"stats": ["median"]}, ValueError, "some of mean, std, zeros, dead"),
         ({"stats": []}, ValueError, "some of mean, std, zeros, dead"),
         ({"every": 0}, ValueError, "every= must be"),
         ({"unit_dim": 0}, ValueError, "0 is the batch"),
-        ({"unit_dim": 1.0}, ValueError, "unit_dim= is"),
+        ({"unit_dim": 1.0}, ValueError, "unit_dim= must be"),
     ],
 )
-def test_bad_options_are_refused(
+def test_rejects_invalid_options(
     bus: MetricBus,
     model: nn.Sequential,
     options: dict[str, Any],
@@ -509,20 +499,22 @@ def test_bad_options_are_refused(
     assert hooks_of(model) == [0, 0, 0, 0, 0]
 
 
-def test_a_model_without_modules_inside_says_so_when_a_name_matches_none(bus: MetricBus) -> None:
-    with pytest.raises(ValueError, match=r"'nosuch\*'.*has no modules inside; leave out modules="):
+def test_error_for_an_unmatched_name_mentions_a_model_without_submodules(bus: MetricBus) -> None:
+    with pytest.raises(ValueError, match=r"'nosuch\*'.*has no submodules; leave out modules="):
         watch_activations(bus, nn.Linear(1, 1), modules=["nosuch*"])
 
 
-def test_swapped_with_the_bus_it_says_what_comes_first(
+def test_error_for_swapped_arguments_names_the_first_argument(
     bus: MetricBus, model: nn.Sequential
 ) -> None:
     swapped: Any = (model, bus)
-    with pytest.raises(TypeError, match=r"is the bus.*not Sequential.*watch_activations\(bus, mod"):
+    with pytest.raises(
+        TypeError, match=r"must be a MetricBus.*not Sequential.*watch_activations\(bus, mod"
+    ):
         watch_activations(*swapped)
 
 
-def test_what_is_no_model_is_refused(bus: MetricBus) -> None:
+def test_rejects_objects_that_are_not_modules(bus: MetricBus) -> None:
     given: Any = torch.relu
     with pytest.raises(TypeError, match=r"watch_activations\(\) takes a torch.nn.Module"):
         watch_activations(bus, given)
@@ -530,7 +522,7 @@ def test_what_is_no_model_is_refused(bus: MetricBus) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_nothing_waits_for_the_device(
+def test_does_not_synchronize_with_cuda(
     bus: MetricBus, sink: MemorySink, model: nn.Sequential
 ) -> None:
     model, given = model.cuda(), torch.ones(2, 3, device="cuda")

@@ -1,18 +1,16 @@
-"""Learning rates as they are used, and a step that counts real optimizer steps."""
+"""`watch_optimizer` logs learning rates and counts real optimizer steps."""
 
 from __future__ import annotations
 
 import copy
 import io
 import logging
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
@@ -20,34 +18,18 @@ from torch.optim.lr_scheduler import StepLR
 
 from metricbus import MetricBus
 from metricbus._bus.default_bus import DefaultBus
-from metricbus._common.device_values import ACCELERATORS, as_64_bits
+from metricbus._common.device_values import ACCELERATORS
 from metricbus.testing import MemorySink
 from metricbus.torch._watch_optimizer import watch_optimizer
-
-
-class LateDevice:
-    """An accelerator in main memory, whose values do not come over until they are `let_go`."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-
-    def stream(self, device: Any) -> str:
-        return "the only one"
-
-    def bring(
-        self, device: Any, parts: Sequence[torch.Tensor], streams: Iterable[Any]
-    ) -> NDArray[Any]:
-        assert self.let_go.wait(30)
-        found: NDArray[Any] = torch.cat([as_64_bits(part) for part in parts]).numpy().copy()
-        return found
+from tests.helpers.fake_accelerator import FakeAccelerator
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch, bus: MetricBus) -> Iterator[LateDevice]:
-    device = LateDevice()
+def device(monkeypatch: pytest.MonkeyPatch, bus: MetricBus) -> Iterator[FakeAccelerator]:
+    device = FakeAccelerator(is_late=True)
     monkeypatch.setitem(ACCELERATORS, "cpu", device)
     yield device
-    device.let_go.set()
+    device.released.set()
 
 
 @pytest.fixture
@@ -76,7 +58,7 @@ def points(bus: MetricBus, sink: MemorySink, name: str) -> list[tuple[int, int |
     return [(point.step, point.value) for point in sink.series(name)]
 
 
-def test_the_rate_of_one_group_is_called_lr(
+def test_the_rate_of_a_single_group_is_named_lr(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
@@ -86,7 +68,7 @@ def test_the_rate_of_one_group_is_called_lr(
     assert points(bus, sink, "lr") == [(0, 0.5), (1, 0.5)]
 
 
-def test_groups_are_called_by_their_names_or_numbers(
+def test_groups_are_named_by_name_or_index(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     groups = [
@@ -100,7 +82,7 @@ def test_groups_are_called_by_their_names_or_numbers(
     assert points(bus, sink, "lr/1") == [(0, 0.25)]
 
 
-def test_groups_of_the_same_name_are_told_apart(
+def test_groups_with_the_same_name_get_an_index(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     groups = [
@@ -139,7 +121,7 @@ def test_momentum_and_weight_decay_are_logged_on_request(
     assert points(bus, sink, "weight_decay") == [(0, 0.125)]
 
 
-def test_the_rate_is_that_with_which_the_step_was_made(
+def test_logs_the_rate_the_step_was_made_with(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     optimizer = SGD(model.parameters(), lr=1.0)
@@ -151,19 +133,19 @@ def test_the_rate_is_that_with_which_the_step_was_made(
     assert points(bus, sink, "lr") == [(0, 1.0), (1, 0.5), (2, 0.25)]
 
 
-def test_a_rate_that_is_a_tensor_is_not_waited_for(
-    bus: MetricBus, sink: MemorySink, model: nn.Linear, device: LateDevice
+def test_does_not_wait_for_a_rate_on_an_accelerator(
+    bus: MetricBus, sink: MemorySink, model: nn.Linear, device: FakeAccelerator
 ) -> None:
     rate = torch.tensor(0.5)
     optimizer = Adam(model.parameters(), lr=rate, capturable=False, foreach=False)
     with watch_optimizer(bus, optimizer):
         make_step(model, optimizer)
         rate.fill_(0.25)
-    device.let_go.set()
+    device.released.set()
     assert points(bus, sink, "lr") == [(0, 0.5)]
 
 
-def test_every_thins_the_rates_and_not_the_counting(
+def test_every_affects_logging_but_not_counting(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
@@ -174,7 +156,7 @@ def test_every_thins_the_rates_and_not_the_counting(
     assert bus.step == 5
 
 
-def test_the_hook_alone_never_moves_the_step(bus: MetricBus, model: nn.Linear) -> None:
+def test_does_not_advance_the_step_by_default(bus: MetricBus, model: nn.Linear) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
     with watch_optimizer(bus, optimizer):
         for _ in range(5):
@@ -182,7 +164,7 @@ def test_the_hook_alone_never_moves_the_step(bus: MetricBus, model: nn.Linear) -
     assert bus.step == 0
 
 
-def test_a_scope_prefixes_the_names_and_moves_the_step_of_its_bus(
+def test_a_scope_prefixes_the_names_and_advances_the_step_of_its_bus(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
@@ -201,7 +183,7 @@ def test_a_bus_that_is_off_counts_steps(model: nn.Linear) -> None:
 
 
 def loss_curve(folder: Path, accumulation: int) -> list[tuple[int, int | float]]:
-    """A model trained with 6 optimizer steps on the same data, in batches of 16 / accumulation."""
+    """Train a model for 6 optimizer steps on the same data, in batches of 16 / accumulation."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
     inputs, targets = torch.randn(6 * 16, 5), torch.randn(6 * 16, 1)
@@ -225,14 +207,14 @@ def loss_curve(folder: Path, accumulation: int) -> list[tuple[int, int | float]]
 
 
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
-def test_accumulation_gives_the_same_loss_curve(tmp_path: Path, accumulation: int) -> None:
+def test_gradient_accumulation_gives_the_same_loss_curve(tmp_path: Path, accumulation: int) -> None:
     steps, losses = zip(*loss_curve(tmp_path, 1), strict=True)
-    found_steps, found_losses = zip(*loss_curve(tmp_path, accumulation), strict=True)
-    assert found_steps == steps == (0, 1, 2, 3, 4, 5)
-    assert found_losses == pytest.approx(losses, rel=1e-5)
+    accumulated_steps, accumulated_losses = zip(*loss_curve(tmp_path, accumulation), strict=True)
+    assert accumulated_steps == steps == (0, 1, 2, 3, 4, 5)
+    assert accumulated_losses == pytest.approx(losses, rel=1e-5)
 
 
-def test_a_loop_that_does_not_advance_goes_with_it(
+def test_combines_with_a_loop_that_does_not_advance(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
@@ -244,7 +226,7 @@ def test_a_loop_that_does_not_advance_goes_with_it(
     assert points(bus, sink, "loss") == [(0, 0.0), (0, 1.0), (1, 2.0), (1, 3.0)]
 
 
-def test_within_a_running_loop_it_is_an_error_that_names_both(
+def test_error_inside_an_advancing_loop_names_both_drivers(
     bus: MetricBus, model: nn.Linear
 ) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
@@ -257,7 +239,7 @@ def test_within_a_running_loop_it_is_an_error_that_names_both(
 
 
 @pytest.mark.parametrize("within", [False, True])
-def test_a_loop_that_advances_beside_it_is_an_error_that_names_both(
+def test_error_for_an_advancing_loop_names_both_drivers(
     bus: MetricBus, model: nn.Linear, within: bool
 ) -> None:
     both = r"bus\.steps\(\) and watch_optimizer\(advance=True\).*steps\(loader, advance=False\)"
@@ -267,7 +249,7 @@ def test_a_loop_that_advances_beside_it_is_an_error_that_names_both(
                 next(iter(bus.steps(range(1))))
 
 
-def test_advance_beside_it_is_an_error_that_names_both(bus: MetricBus, model: nn.Linear) -> None:
+def test_error_for_bus_advance_names_both_drivers(bus: MetricBus, model: nn.Linear) -> None:
     with (
         watch_optimizer(bus, SGD(model.parameters(), lr=0.5), advance=True),
         pytest.raises(RuntimeError, match=r"bus\.advance\(\) and watch_optimizer\(advance=True\)"),
@@ -275,7 +257,7 @@ def test_advance_beside_it_is_an_error_that_names_both(bus: MetricBus, model: nn
         bus.advance()
 
 
-def test_of_two_optimizers_one_moves_the_step(
+def test_one_of_two_optimizers_advances_the_step(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     first, second = SGD([model.weight], lr=0.5), SGD([model.bias], lr=0.25)
@@ -290,18 +272,16 @@ def test_of_two_optimizers_one_moves_the_step(
     assert points(bus, sink, "g/lr") == [(0, 0.5), (1, 0.5)]
 
 
-def test_two_optimizers_that_both_move_the_step_are_an_error(
-    bus: MetricBus, model: nn.Linear
-) -> None:
+def test_rejects_two_optimizers_that_advance_the_step(bus: MetricBus, model: nn.Linear) -> None:
     first, second = SGD([model.weight], lr=0.5), SGD([model.bias], lr=0.25)
     with (
         watch_optimizer(bus, first, advance=True),
-        pytest.raises(RuntimeError, match="leave it to one of them"),
+        pytest.raises(RuntimeError, match="use only one of them"),
     ):
         watch_optimizer(bus, second, advance=True)
 
 
-def test_a_process_wide_bus_that_is_configured_anew_goes_on_counting(
+def test_keeps_counting_after_the_default_bus_is_reconfigured(
     model: nn.Linear, tmp_path: Path
 ) -> None:
     bus = DefaultBus()
@@ -317,7 +297,7 @@ def test_a_process_wide_bus_that_is_configured_anew_goes_on_counting(
     bus.close()
 
 
-def test_a_checkpoint_at_the_end_of_an_epoch_goes_on_with_the_next(
+def test_a_checkpoint_at_the_end_of_an_epoch_resumes_with_the_next(
     bus: MetricBus, model: nn.Linear, tmp_path: Path
 ) -> None:
     states = []
@@ -326,14 +306,14 @@ def test_a_checkpoint_at_the_end_of_an_epoch_goes_on_with_the_next(
             for _ in bus.steps(range(2), advance=False):
                 states.append(bus.state_dict())
             states.append(bus.state_dict())
-    within, at_the_end = states[0], states[-1]
-    for state, epoch in ((within, 0), (at_the_end, 1)):
+    mid_epoch, end_of_epoch = states[0], states[-1]
+    for state, epoch in ((mid_epoch, 0), (end_of_epoch, 1)):
         with MetricBus(sinks="", dir=tmp_path) as resumed:
             resumed.load_state_dict(state)
             assert list(resumed.epochs(1)) == [epoch]
 
 
-def test_a_step_that_the_scaler_skips_does_not_count(
+def test_steps_skipped_by_grad_scaler_do_not_count(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     optimizer, scaler = SGD(model.parameters(), lr=0.5), GradScaler("cpu", init_scale=8.0)
@@ -344,7 +324,7 @@ def test_a_step_that_the_scaler_skips_does_not_count(
     assert bus.step == 2
 
 
-def test_a_fused_step_that_is_skipped_does_not_count(
+def test_skipped_fused_steps_do_not_count(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     optimizer = Adam(model.parameters(), lr=0.5, fused=True)
@@ -357,8 +337,8 @@ def test_a_fused_step_that_is_skipped_does_not_count(
     assert bus.step == 2
 
 
-def test_a_skip_that_comes_over_late_holds_the_step_still(
-    bus: MetricBus, sink: MemorySink, model: nn.Linear, device: LateDevice
+def test_a_skip_that_becomes_known_late_is_corrected_at_a_later_step(
+    bus: MetricBus, sink: MemorySink, model: nn.Linear, device: FakeAccelerator
 ) -> None:
     optimizer = Adam(model.parameters(), lr=0.5, fused=True)
     scaler = GradScaler("cpu", init_scale=8.0)
@@ -367,7 +347,7 @@ def test_a_skip_that_comes_over_late_holds_the_step_still(
         for factor in (1.0, float("inf"), 1.0):
             make_scaled_step(model, optimizer, scaler, factor)
             seen.append(bus.step)
-        device.let_go.set()
+        device.released.set()
         bus.flush()
         for _ in range(2):
             make_scaled_step(model, optimizer, scaler)
@@ -376,7 +356,7 @@ def test_a_skip_that_comes_over_late_holds_the_step_still(
     assert [value for _, value in points(bus, sink, "amp/skipped")] == [0.0, 1.0, 0.0, 0.0, 0.0]
 
 
-def test_gradients_that_were_unscaled_before_leave_out_the_scale(
+def test_omits_the_scale_if_gradients_were_unscaled_before(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     optimizer = Adam(model.parameters(), lr=0.5, fused=True)
@@ -389,8 +369,8 @@ def test_gradients_that_were_unscaled_before_leave_out_the_scale(
     assert bus.step == 1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is")  # what compiling imports
-def test_a_step_that_is_compiled_counts_and_is_compiled_once(
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is")  # torch.compile imports it
+def test_a_compiled_step_counts_and_is_compiled_once(
     bus: MetricBus, sink: MemorySink, model: nn.Linear
 ) -> None:
     graphs = []
@@ -411,7 +391,7 @@ def test_a_step_that_is_compiled_counts_and_is_compiled_once(
     assert len(graphs) == first
 
 
-def test_removed_it_leaves_the_optimizer_as_it_was(bus: MetricBus, model: nn.Linear) -> None:
+def test_remove_restores_the_optimizer(bus: MetricBus, model: nn.Linear) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
     before = dict(optimizer.__dict__)
     handle = watch_optimizer(bus, optimizer, advance=True)
@@ -442,7 +422,7 @@ def test_a_watched_optimizer_is_saved_and_copied_without_the_hook(
     assert set(optimizer.state_dict()) == {"state", "param_groups"}
 
 
-def test_what_cannot_be_logged_is_told_and_the_step_moves(
+def test_warns_about_values_that_cannot_be_logged_and_advances_the_step(
     bus: MetricBus, model: nn.Linear, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
@@ -463,35 +443,37 @@ def test_what_cannot_be_logged_is_told_and_the_step_moves(
     [
         (None, "NoneType"),
         (nn.Linear(1, 1), "Linear"),
-        (StepLR(SGD([torch.zeros(1)], lr=0.5), 1), r"StepLR; give its \.optimizer"),
+        (StepLR(SGD([torch.zeros(1)], lr=0.5), 1), r"StepLR; pass its \.optimizer"),
     ],
-    ids=["nothing", "model", "scheduler"],
+    ids=["none", "model", "scheduler"],
 )
-def test_what_is_no_optimizer_is_refused(bus: MetricBus, given: Any, hint: str) -> None:
+def test_rejects_objects_that_are_not_optimizers(bus: MetricBus, given: Any, hint: str) -> None:
     with pytest.raises(TypeError, match=f"takes a torch.optim.Optimizer, not {hint}"):
         watch_optimizer(bus, given)
 
 
-def test_swapped_with_the_bus_it_says_what_comes_first(bus: MetricBus, model: nn.Linear) -> None:
+def test_error_for_swapped_arguments_names_the_first_argument(
+    bus: MetricBus, model: nn.Linear
+) -> None:
     swapped: Any = (SGD(model.parameters(), lr=0.5), bus)
-    with pytest.raises(TypeError, match=r"is the bus.*not SGD.*watch_optimizer\(bus, optimizer\)"):
+    with pytest.raises(
+        TypeError, match=r"must be a MetricBus.*not SGD.*watch_optimizer\(bus, optimizer\)"
+    ):
         watch_optimizer(*swapped)
 
 
-def test_an_optimizer_that_is_watched_twice_is_warned_of(
+def test_warns_about_a_second_watch_of_an_optimizer(
     bus: MetricBus, model: nn.Linear, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimizer = SGD(model.parameters(), lr=0.5)
     with watch_optimizer(bus, optimizer), watch_optimizer(bus.scope("other"), optimizer):
         assert not caplog.records
         with watch_optimizer(bus, optimizer, advance=True):
-            (told,) = caplog.messages
-    assert told.startswith("watch_optimizer(): this SGD is watched already")
+            (warning,) = caplog.messages
+    assert warning.startswith("watch_optimizer(): this SGD is already watched")
 
 
-def test_a_quantity_that_the_optimizer_does_not_have_is_refused(
-    bus: MetricBus, model: nn.Linear
-) -> None:
+def test_rejects_a_quantity_that_the_optimizer_lacks(bus: MetricBus, model: nn.Linear) -> None:
     with pytest.raises(ValueError, match="Adagrad has no momentum; leave out momentum=True"):
         watch_optimizer(bus, Adagrad(model.parameters()), momentum=True)
 
@@ -499,7 +481,7 @@ def test_a_quantity_that_the_optimizer_does_not_have_is_refused(
 @pytest.mark.parametrize(
     ("every", "kind"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
 )
-def test_a_bad_every_is_refused(
+def test_rejects_an_invalid_every(
     bus: MetricBus, model: nn.Linear, every: Any, kind: type[Exception]
 ) -> None:
     with pytest.raises(kind, match="every= must be"):
@@ -508,7 +490,7 @@ def test_a_bad_every_is_refused(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_nothing_waits_for_the_device(bus: MetricBus, sink: MemorySink) -> None:
+def test_does_not_synchronize_with_cuda(bus: MetricBus, sink: MemorySink) -> None:
     model = nn.Linear(3, 1, device="cuda")
     optimizer = Adam(model.parameters(), lr=torch.tensor(0.5, device="cuda"), fused=True)
     scaler = GradScaler("cuda", init_scale=8.0)

@@ -1,52 +1,48 @@
-"""What a module puts out: the tensors in it, and the numbers that tell of one."""
+"""Statistics of a module's output."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 STATS = ("mean", "std", "zeros", "dead")
-"""What `measured` can tell."""
+"""The statistics that `activation_stats` can compute."""
 
 
-def tensors_in(output: object) -> Iterator[Tensor]:
-    """The tensors in what a module returns, in their order."""
+def first_tensor(output: object) -> Tensor | None:
+    """Return the first tensor in a module's output, searching mappings, lists and tuples."""
     if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from _tensors_among(output.values())
-    elif isinstance(output, list | tuple):
-        yield from _tensors_among(output)
-
-
-def _tensors_among(outputs: Iterable[object]) -> Iterator[Tensor]:
-    for output in outputs:
-        yield from tensors_in(output)
+        return output
+    if isinstance(output, Mapping):
+        output = output.values()
+    elif not isinstance(output, list | tuple):
+        return None
+    return next((tensor for item in output if (tensor := first_tensor(item)) is not None), None)
 
 
 def is_measurable(tensor: Tensor) -> bool:
-    """Whether it has elements in memory, and real ones."""
-    is_plain = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
-    return is_plain and not tensor.is_complex() and tensor.numel() > 0
+    """Check whether the tensor is dense, in memory, real and not empty."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    return is_dense and not tensor.is_complex() and tensor.numel() > 0
 
 
-def measured(wanted: Collection[str], unit_dim: int, output: Tensor) -> dict[str, Tensor]:
-    """Each wanted number of `STATS`, as a tensor without dimensions where the output is.
+def activation_stats(stats: Collection[str], unit_dim: int, output: Tensor) -> dict[str, Tensor]:
+    """Compute each of `stats` as a zero-dimensional tensor on the output's device.
 
-    The units of an output are along `unit_dim`, which counts from the end if it is negative; one
-    without that dimension has no `dead`.
+    `unit_dim` is the dimension of the units; negative values count from the end. `dead` is left out
+    if the output does not have that dimension, or if it is dimension 0, the batch.
     """
-    found: dict[str, Tensor] = {}
-    if "mean" in wanted or "std" in wanted:
-        exact = output.is_floating_point() and output.element_size() >= 4
-        std, mean = torch.std_mean(output if exact else output.float(), correction=0)
-        found |= {"mean": mean, "std": std}
-    if "zeros" in wanted:
-        found["zeros"] = (output.numel() - output.count_nonzero()) / output.numel()
-    units = unit_dim + output.ndim if unit_dim < 0 else unit_dim
-    if "dead" in wanted and 0 < units < output.ndim:
-        others = [dim for dim in range(output.ndim) if dim != units]
-        found["dead"] = (output.count_nonzero(others) == 0).float().mean()
-    return {stat: found[stat] for stat in wanted if stat in found}
+    results: dict[str, Tensor] = {}
+    if "mean" in stats or "std" in stats:
+        is_precise = output.is_floating_point() and output.element_size() >= 4
+        values = output if is_precise else output.float()
+        results["std"], results["mean"] = torch.std_mean(values, correction=0)
+    if "zeros" in stats:
+        results["zeros"] = (output.numel() - output.count_nonzero()) / output.numel()
+    unit_dim += output.ndim if unit_dim < 0 else 0
+    if "dead" in stats and 0 < unit_dim < output.ndim:
+        other_dims = [dim for dim in range(output.ndim) if dim != unit_dim]
+        results["dead"] = (output.count_nonzero(other_dims) == 0).float().mean()
+    return {stat: results[stat] for stat in stats if stat in results}

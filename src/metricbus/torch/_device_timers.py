@@ -1,4 +1,4 @@
-"""Marks in time, in the work of a device: what `StepTimer` measures with."""
+"""Timers for the host and for CUDA devices, as used by `StepTimer`."""
 
 from __future__ import annotations
 
@@ -11,93 +11,90 @@ from typing import Any, Protocol
 import torch
 
 
-class Marks(Protocol):
-    """Marks in the work that a kind of device is given, and the time between two of them."""
+class DeviceTimer(Protocol):
+    """Records events on a device and measures the time between them."""
 
-    def mark(self) -> Any:
-        """A mark behind what the device has been given so far."""
+    def record(self) -> Any:
+        """Record an event after the work that has been submitted so far."""
 
-    def is_over(self, mark: Any) -> bool:
-        """Whether the device has got there; never waits."""
+    def is_complete(self, event: Any) -> bool:
+        """Check, without waiting, whether the device has reached the event."""
 
-    def wait(self, mark: Any) -> None:
-        """Waits until it has."""
+    def wait(self, event: Any) -> None:
+        """Wait until the device has reached the event."""
 
     def seconds(self, start: Any, end: Any) -> float:
-        """The time between two marks that are over."""
+        """Return the time between two complete events, in seconds."""
 
     def peak_memory(self) -> int:
-        """The most bytes that were in use."""
+        """Return the peak memory use in bytes."""
 
 
-class HostMarks:
-    """Work that is done when it returns: a mark is the CPU's time."""
+class HostTimer:
+    """Timer for devices whose work is complete when a call returns; an event is a clock reading."""
 
     def __init__(self, device: torch.device) -> None: ...
 
-    def mark(self) -> float:
-        """The CPU's time."""
+    def record(self) -> float:
         return perf_counter()
 
-    def is_over(self, mark: float) -> bool:
-        """As soon as it is made."""
+    def is_complete(self, event: float) -> bool:
         return True
 
-    def wait(self, mark: float) -> None:
-        """There is nothing to wait for."""
+    def wait(self, event: float) -> None:
+        pass
 
     def seconds(self, start: float, end: float) -> float:
-        """The difference."""
         return end - start
 
     def peak_memory(self) -> int:
-        """The most that the process ever had in memory."""
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
+        """Return the peak resident memory of the process since it started, in bytes."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
-class CudaMarks:
-    """CUDA events in the stream that is current when a mark is made."""
+class CudaTimer:
+    """Timer that records CUDA events in the current stream of a device.
+
+    Raises `ValueError` if torch cannot use CUDA.
+    """
 
     def __init__(self, device: torch.device) -> None:
         if not torch.cuda.is_available():
             raise ValueError(
-                f'device={str(device)!r}, but torch finds no CUDA device; write device="cpu"'
+                f'device={str(device)!r}, but torch finds no CUDA device; pass device="cpu"'
             )
         self._device = device
 
-    def mark(self) -> torch.cuda.Event:
-        """An event in the current stream."""
+    def record(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def is_over(self, mark: torch.cuda.Event) -> bool:
-        """Asks the driver, which answers at once."""
-        return bool(mark.query())  # type: ignore[no-untyped-call]
+    def is_complete(self, event: torch.cuda.Event) -> bool:
+        return bool(event.query())  # type: ignore[no-untyped-call]
 
-    def wait(self, mark: torch.cuda.Event) -> None:
-        """Waits for the event."""
-        mark.synchronize()
+    def wait(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """The device's own time, as exact as half a microsecond."""
+        """Return the device time between two events, with a resolution of half a microsecond."""
         return float(start.elapsed_time(end)) / 1000
 
     def peak_memory(self) -> int:
-        """The most that tensors took since the last call."""
-        most = torch.cuda.max_memory_allocated(self._device)
+        """Return the peak memory allocated by tensors since the last call, in bytes."""
+        peak = torch.cuda.max_memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
-        return most
+        return peak
 
 
-MARKS: dict[str, Callable[[torch.device], Marks]] = {"cpu": HostMarks, "cuda": CudaMarks}
-"""By torch's name for the type of device; all others are timed like a CPU."""
+TIMERS: dict[str, Callable[[torch.device], DeviceTimer]] = {"cpu": HostTimer, "cuda": CudaTimer}
+"""Timers by torch's device type. Other types use the host's clock."""
 
 
-def marks_of(device: torch.device | str | None) -> Marks:
-    """The marks for a device; if it is left out, for "cuda" where there is one, else "cpu"."""
+def timer_for(device: torch.device | str | None) -> DeviceTimer:
+    """Return the timer for a device; None means CUDA if available, else the CPU."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
-    return MARKS.get(where.type, HostMarks)(where)
+    device = torch.device(device)
+    return TIMERS.get(device.type, HostTimer)(device)

@@ -1,27 +1,28 @@
-"""The hooks that are on: a second one that logs the same is warned of, and one that saw nothing."""
+"""Registry of active hooks, for warnings about duplicates and hooks that are never called."""
 
 from __future__ import annotations
 
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from metricbus._bus.bus import MetricBus
 from metricbus._bus.scope import Scope
 
 _log = logging.getLogger("metricbus.torch")
 
-_on: weakref.WeakSet[Registration] = weakref.WeakSet()
+_active: weakref.WeakSet[HookRegistration] = weakref.WeakSet()
 
 
-class Registration:
-    """The time for which one hook is on. It keeps neither the hook nor what that watches alive.
+class HookRegistration:
+    """An active hook. Keeps neither the hook nor the watched object alive.
 
-    `hook` is what warnings call it, and `names` tell what it logs: a second hook that logs one of
-    them, of the same object to the same bus and scope, is warned of. With `silence`, this warning
-    is given once, when the hook ends or the run is closed, if `has_seen` was not set until then and
-    the bus logs.
+    `hook` names the hook in warnings. `names` identify the metrics it logs: a second registration
+    of the same hook, object, bus and scope with at least one common name logs a warning. If
+    `unused_warning` is given and `was_called` is still False when the hook is removed or the run is
+    closed, that warning is logged once, unless the bus is off.
     """
 
     def __init__(
@@ -30,53 +31,55 @@ class Registration:
         bus: MetricBus | Scope,
         watched: object,
         names: Iterable[str],
-        silence: str = "",
+        unused_warning: str = "",
     ) -> None:
-        self.has_seen = False
+        self.was_called = False
         self._hook = hook
         self._bus = bus
         self._watched = weakref.ref(watched)
         self._names = frozenset(names)
-        self._silence = silence
+        self._unused_warning = unused_warning
         self._pid = os.getpid()
-        if any(self._doubles(other) for other in _on):
+        if any(self._duplicates(other) for other in _active):
             _log.warning(
-                "%s: this %s is watched already, and what both log comes twice at each step; "
-                'remove() the first, or give one a scope, such as bus.scope("again")',
+                "%s: this %s is already watched, so the same metrics are logged twice per step; "
+                "remove() the first hook, or pass a scope to one of them, such as "
+                'bus.scope("again")',
                 hook,
                 type(watched).__name__,
             )
-        _on.add(self)
-        if silence:
-            bus.before_close(self._tell_silence)
+        _active.add(self)
+        if unused_warning:
+            bus.before_close(self._warn_if_unused)
 
     def end(self, error: BaseException | None = None) -> None:
-        """The hook is off; an `error` that ended its block says more than that it saw nothing."""
-        _on.discard(self)
-        self._names = frozenset()  # the bus keeps this object until the run is closed
-        self.has_seen = self.has_seen or error is not None
-        self._tell_silence()
+        """Unregister the hook. An `error` that ended its `with` block suppresses the warning."""
+        _active.discard(self)
+        # The bus keeps a reference to this object until the run is closed.
+        self._names = frozenset()
+        self.was_called = self.was_called or error is not None
+        self._warn_if_unused()
 
-    def _tell_silence(self) -> None:
-        silence, self._silence = self._silence, ""
-        if not silence or self.has_seen or self._bus.run is None:
-            return
-        if os.getpid() == self._pid:  # in a forked child it is a copy, which waits for nothing
-            _log.warning("%s: %s", self._hook, silence)
+    def _warn_if_unused(self) -> None:
+        warning, self._unused_warning = self._unused_warning, ""
+        # A forked child has a copy of the registration; only the parent may warn.
+        is_owner = os.getpid() == self._pid
+        if warning and not self.was_called and self._bus.run is not None and is_owner:
+            _log.warning("%s: %s", self._hook, warning)
 
-    def _doubles(self, other: Registration) -> bool:
+    def _duplicates(self, other: HookRegistration) -> bool:
         return (
             self._hook == other._hook
             and self._watched() is other._watched()
-            and _bus_of(self._bus) is _bus_of(other._bus)
-            and _prefix_of(self._bus) == _prefix_of(other._bus)
+            and _bus_and_prefix(self._bus) == _bus_and_prefix(other._bus)
             and not self._names.isdisjoint(other._names)
         )
 
 
-def _bus_of(bus: MetricBus | Scope) -> object:
-    return bus._bus if isinstance(bus, Scope) else bus
+def log_row(bus: MetricBus | Scope, row: Mapping[str, Any]) -> None:
+    """Log at the bus's current step. Without an explicit step, the call could advance it."""
+    bus.log(row, step=bus.step)
 
 
-def _prefix_of(bus: MetricBus | Scope) -> str:
-    return bus._prefix if isinstance(bus, Scope) else ""
+def _bus_and_prefix(bus: MetricBus | Scope) -> tuple[int, str]:
+    return (id(bus._bus), bus._prefix) if isinstance(bus, Scope) else (id(bus), "")

@@ -1,7 +1,7 @@
-"""Modules as the user knows them: without the wrappers of torch.compile, DDP and the like.
+"""Models without the wrappers of `torch.compile`, DDP, `DataParallel` and activation checkpointing.
 
-The classes of wrappers are looked up in `sys.modules`: who never imported them has no such module,
-and importing them would cost a second.
+Wrapper classes are looked up in `sys.modules`: a program that has not imported a wrapper's module
+does not use it, and importing those modules takes about a second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_WRAPPERS = (  # the class, and the attribute that has the module inside
+# Module and class name of a wrapper, and the attribute that holds the wrapped module.
+_WRAPPERS = (
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
@@ -22,64 +23,71 @@ _WRAPPERS = (  # the class, and the attribute that has the module inside
         "_checkpoint_wrapped_module",
     ),
 )
-_SHARDED = (
-    ("torch.distributed.fsdp", "FullyShardedDataParallel"),
-    ("torch.distributed.fsdp", "FSDPModule"),
-)
+_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module inside torch.compile, DDP, DataParallel, in any order and depth."""
-    while (inner := _inside(model)) is not None:
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's module inside any number of wrappers."""
+    while (inner := _wrapped_module(model)) is not None:
         model = inner
     return model
 
 
-def checked(what: str, model: object) -> nn.Module:
-    """The user's own module; `TypeError` that names `what` if it is none, or is sharded."""
+def unwrap_checked(caller: str, model: object) -> nn.Module:
+    """Return the user's module. `caller` names the function in errors.
+
+    Raises `TypeError` if `model` is not a module, or if its parameters are sharded over ranks.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"{what} takes a torch.nn.Module, not {type(model).__name__} ({model!r:.60})"
+            f"{caller} takes a torch.nn.Module, not {type(model).__name__} ({model!r:.60})"
         )
-    refuse_sharded(what, model)
-    return unwrapped(model)
+    reject_sharded(caller, model)
+    return unwrap(model)
 
 
-def refuse_sharded(what: str, model: nn.Module) -> None:
-    """`TypeError` that names `what` if ranks have only parts of the parameters (FSDP, DTensor)."""
-    kinds = tuple(_found(module, name) for module, name in _SHARDED)
+def reject_sharded(caller: str, model: nn.Module) -> None:
+    """Raise `TypeError` if the model's parameters are sharded over ranks (FSDP, DTensor)."""
+    kinds = tuple(_loaded_class("torch.distributed.fsdp", name) for name in _SHARDED)
     for name, module in model.named_modules():
         if isinstance(module, kinds):
-            raise _sharded(what, f"{name or 'the model'} is sharded by {type(module).__name__}")
-    refuse_parts(what, model.parameters())
+            reason = f"{name or 'the model'} is sharded by {type(module).__name__}"
+            raise _sharded_error(caller, reason)
+    reject_sharded_tensors(caller, model.parameters())
 
 
-def refuse_parts(what: str, parameters: Iterable[Tensor]) -> None:
-    """The same for parameters alone, as far as it shows."""
+def reject_sharded_tensors(caller: str, parameters: Iterable[Tensor]) -> None:
+    """Raise `TypeError` if one of the parameters is a DTensor."""
     for parameter in parameters:
         if hasattr(parameter, "full_tensor"):
-            shape = tuple(parameter.shape)
-            raise _sharded(what, f"one of shape {shape} is a {type(parameter).__name__}")
+            shape, kind = tuple(parameter.shape), type(parameter).__name__
+            raise _sharded_error(caller, f"a parameter of shape {shape} is a {kind}")
 
 
-def _sharded(what: str, why: str) -> TypeError:
+def _sharded_error(caller: str, reason: str) -> TypeError:
     return TypeError(
-        f"{what} takes parameters that are whole on each rank, but {why}: this rank has "
-        "only a part of them, and no part has the norm or the histogram of the whole; log what "
-        "you gather yourself, such as parameter.full_tensor()"
+        f"{caller} needs parameters that are complete on each rank, but {reason}: this rank has "
+        "only a shard, from which the norm or histogram of the whole cannot be computed. Gather "
+        "the values, for example with parameter.full_tensor(), and log them with bus.log()"
     )
 
 
-def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The user's own modules with their names, each once; like torch's, without wrappers.
-
-    The first is the model itself, named "".
-    """
-    yield from _walk(model, "", set())
+def named_modules(
+    module: nn.Module, name: str = "", visited: set[nn.Module] | None = None
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield names and modules like `torch.nn.Module.named_modules()`, without wrappers."""
+    module = unwrap(module)
+    visited = set() if visited is None else visited
+    if module in visited:
+        return
+    visited.add(module)
+    yield name, module
+    for child_name, child in module.named_children():
+        yield from named_modules(child, f"{name}.{child_name}" if name else child_name, visited)
 
 
 def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
-    """The name of each parameter as the user knows it; the first one of those that are shared."""
+    """Return the parameters with their unwrapped names; a shared one has the first of its names."""
     names: dict[nn.Parameter, str] = {}
     for prefix, module in named_modules(model):
         for name, parameter in module.named_parameters(prefix, recurse=False):
@@ -87,24 +95,14 @@ def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
     return names
 
 
-def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    module = unwrapped(module)
-    if module in seen:
-        return
-    seen.add(module)
-    yield name, module
-    for child_name, child in module.named_children():
-        yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
-
-
-def _inside(model: nn.Module) -> nn.Module | None:
+def _wrapped_module(model: nn.Module) -> nn.Module | None:
     for module, name, attribute in _WRAPPERS:
-        if isinstance(model, _found(module, name)):
+        if isinstance(model, _loaded_class(module, name)):
             inner = getattr(model, attribute)
             return inner if isinstance(inner, nn.Module) else None
     return None
 
 
-def _found(module: str, name: str) -> Any:
-    """A class, or none, for `isinstance`."""
+def _loaded_class(module: str, name: str) -> Any:
+    """Return a class, or an empty tuple (for `isinstance`) if its module is not imported."""
     return getattr(sys.modules.get(module), name, ())

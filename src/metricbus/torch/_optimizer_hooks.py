@@ -1,8 +1,8 @@
-"""Who wants to hear of every optimizer's step, before and after it.
+"""Listeners that are called before and after each step of every optimizer.
 
-torch has hooks for all optimizers at once. With them neither a model nor an optimizer has anything
-of ours: both stay picklable, and torch.compile sees a model without hooks. There is one pair of
-them for all listeners, because a listener must be able to leave while torch goes through its hooks.
+They use torch's global optimizer hooks. Neither models nor optimizers carry any state of ours, so
+both can be pickled, and `torch.compile` sees a model without hooks. All listeners share one pair of
+hooks, because a listener must be able to unregister while torch iterates over its hooks.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 
-class Listener(Protocol):
-    """What is called around each step of each optimizer; it must not raise."""
+class StepListener(Protocol):
+    """Called around each step of every optimizer; must not raise."""
 
     def before_step(self, optimizer: Optimizer, *, has_closure: bool) -> None:
-        """The step begins; with a closure, the gradients are computed only in it."""
+        """Called before the step. With a closure, gradients are computed only during the step."""
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """The step has been made."""
+        """Called after the step."""
 
 
-_listeners: tuple[Listener, ...] = ()
+_listeners: tuple[StepListener, ...] = ()
 _hooks: list[RemovableHandle] = []
 
 
-def listen(listener: Listener) -> None:
-    """Calls the listener from now on."""
+def add_listener(listener: StepListener) -> None:
+    """Call the listener around each following step."""
     global _listeners
     _listeners = (*_listeners, listener)
     if not _hooks:
-        hide: Any = torch.compiler.disable  # not above: it takes a second to import what it needs
-        _hooks.append(register_optimizer_step_pre_hook(hide(_before)))
-        _hooks.append(register_optimizer_step_post_hook(hide(_after)))
+        # Looked up here, because the first access imports torch._dynamo, which takes a second.
+        disable: Any = torch.compiler.disable
+        _hooks.append(register_optimizer_step_pre_hook(disable(_before)))
+        _hooks.append(register_optimizer_step_post_hook(disable(_after)))
 
 
-def leave(listener: Listener) -> None:
-    """Calls it no more; may be called by the listener itself, and again."""
+def remove_listener(listener: StepListener) -> None:
+    """Stop calling the listener. Idempotent, and safe to call from a listener."""
     global _listeners
-    _listeners = tuple(one for one in _listeners if one is not listener)
+    _listeners = tuple(active for active in _listeners if active is not listener)
 
 
-def tidy_up() -> None:
-    """Leaves torch without our hooks if nobody listens; not to be called by a listener."""
-    if not _listeners:
-        while _hooks:
-            _hooks.pop().remove()
+def remove_unused_hooks() -> None:
+    """Remove the hooks from torch if there are no listeners. Must not be called by a listener."""
+    while _hooks and not _listeners:
+        _hooks.pop().remove()
 
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Which parameters of a model an optimizer has."""
+"""Which parameters of a model belong to which optimizer."""
 
 from __future__ import annotations
 
@@ -8,64 +8,61 @@ from typing import NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
-from metricbus.torch._modules import parameter_names, refuse_sharded
+from metricbus.torch._modules import parameter_names, reject_sharded
 
 
-class Share(NamedTuple):
-    """The parameters of a model that one optimizer has, by name, and what all of them are called.
+class OwnedParameters(NamedTuple):
+    """The parameters of a model, by name, that belong to one optimizer.
 
-    `found_for` are the ids of the parameters that the optimizer had when this was found out.
+    `total_name` is the name for statistics of all of them together. `ids` are the ids of all
+    parameters the optimizer had when this was computed; they show when it is out of date.
     """
 
     parameters: dict[str, nn.Parameter]
-    total: str
-    found_for: tuple[int, ...]
+    total_name: str
+    ids: tuple[int, ...]
 
 
-class Shares:
-    """The shares of all optimizers in one model; keeps neither them nor the model alive."""
+class ParameterOwnership:
+    """Assigns a model's parameters to optimizers. Keeps neither alive."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
-        self._shares: weakref.WeakKeyDictionary[Optimizer, Share] = weakref.WeakKeyDictionary()
-        self._totals = 0
+        self._owned: weakref.WeakKeyDictionary[Optimizer, OwnedParameters] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._owners = 0
 
-    @property
-    def are_gone(self) -> bool:
-        """Whether the model is no more."""
-        return self._model() is None
+    def of(self, optimizer: Optimizer) -> OwnedParameters | None:
+        """Return the optimizer's parameters; recomputed after its parameter groups have changed.
 
-    def of(self, optimizer: Optimizer) -> Share:
-        """What the optimizer has; looked up again when other parameters have been given to it.
-
-        Raises `TypeError` if the model has been sharded meanwhile.
+        Returns None if the model has been garbage-collected. Raises `TypeError` if it has been
+        sharded in the meantime.
         """
-        has = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        found_for = tuple(map(id, has))
-        share = self._shares.get(optimizer)
-        if share is None or share.found_for != found_for:
-            names = self._names()
-            theirs = set(has)
-            parameters = {name: one for one, name in names.items() if one in theirs}
-            total = (
-                share.total if share and share.parameters else self._next_total(parameters, names)
-            )
-            share = self._shares[optimizer] = Share(parameters, total, found_for)
-        return share
-
-    def _names(self) -> dict[nn.Parameter, str]:
         model = self._model()
         if model is None:
-            return {}
-        refuse_sharded("watch()", model)
-        return parameter_names(model)
+            return None
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        ids = tuple(map(id, own))
+        owned = self._owned.get(optimizer)
+        if owned is None or owned.ids != ids:
+            reject_sharded("watch()", model)
+            names = parameter_names(model)
+            own_set = set(own)
+            parameters = {
+                name: parameter for parameter, name in names.items() if parameter in own_set
+            }
+            if owned and owned.parameters:
+                total_name = owned.total_name
+            else:
+                self._owners += bool(parameters)
+                total_name = self._new_total_name(names)
+            owned = self._owned[optimizer] = OwnedParameters(parameters, total_name, ids)
+        return owned
 
-    def _next_total(
-        self, parameters: dict[str, nn.Parameter], names: dict[nn.Parameter, str]
-    ) -> str:
-        """A name that neither an optimizer before this one nor a parameter has."""
-        self._totals += bool(parameters)
-        total = "total" if self._totals <= 1 else f"total_{self._totals}"
-        while total in names.values():
-            total += "_"
-        return total
+    def _new_total_name(self, names: dict[nn.Parameter, str]) -> str:
+        """Return a name that no other optimizer's total and no parameter has."""
+        total_name = "total" if self._owners <= 1 else f"total_{self._owners}"
+        while total_name in names.values():
+            total_name += "_"
+        return total_name

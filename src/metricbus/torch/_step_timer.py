@@ -1,7 +1,7 @@
-"""Where the time of a training step goes, without waiting for the device.
+"""`StepTimer`: measure where the time of a training step goes, without synchronizing.
 
-What happens on a GPU is timed by CUDA events in the training's stream. They are looked at between
-steps, and a step is logged, at the step that it was, when the device has got to its end.
+On a GPU, CUDA events are recorded in the current stream. Between steps the timer checks which ones
+the device has reached, and logs each finished step at the step at which it was measured.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch
 from metricbus._bus.bus import MetricBus
 from metricbus._bus.hook_arguments import check_bus
 from metricbus._bus.scope import Scope
-from metricbus._common.clock import LOOP, check_every, check_step, clock_of
+from metricbus._common.clock import STEPS_DRIVER, check_every, check_step, get_clock
 from metricbus._common.handle import HookHandle
-from metricbus.torch._device_timers import marks_of
-from metricbus.torch._step_timing import TimedStep
+from metricbus.torch._device_timers import timer_for
+from metricbus.torch._step_timing import StepTiming
 
 T = TypeVar("T")
 
-_NOTHING: Any = object()
+_EXHAUSTED: Any = object()
 
 
 class StepTimer(HookHandle):
-    """Times the steps of a training loop and what they are made of.
+    """Times the steps of a training loop and their phases.
 
     timer = StepTimer(bus)
     for x, y in timer(bus.steps(loader)):
@@ -40,26 +40,29 @@ class StepTimer(HookHandle):
             optimizer.step()
         timer.count(samples=len(x))
 
-    Of every `every`-th step it logs, in seconds, `time/data` (waiting for the next item),
-    `time/forward`, `time/backward`, `time/optimizer` as far as they were marked, `time/step` (all
-    of it) and `time/other` (what is left); `throughput/samples` and `throughput/tokens` a second,
-    as far as they were counted; and `memory/peak` in bytes: what tensors took on the GPU at most
-    since the last time, or on a CPU, what the process has had in memory at most so far.
+    For every `every`-th step it logs, in seconds, `time/data` (waiting for the next item),
+    `time/forward`, `time/backward` and `time/optimizer` (the phases that were entered), `time/step`
+    (the whole step) and `time/other` (the rest); per second, `throughput/samples` and
+    `throughput/tokens` (if counted); and in bytes, `memory/peak`. On a GPU this is the peak memory
+    allocated by tensors since the last measured item; on a CPU, the peak resident memory of the
+    process so far.
 
-    A step is one item of the loop, unless `watch_optimizer(advance=True)` moves the bus's step:
-    then it is all items until the step has moved, or the loop ends. Their data, parts and counts
-    add up to one row, and `every` counts steps, not items.
+    A step is one item of the loop, unless `watch_optimizer(advance=True)` drives the bus's step:
+    then it consists of all items until the step has advanced or the loop ends. Their times and
+    counts are summed into one row, and `every` counts steps, not items.
 
-    A part that comes several times in a step adds up. Where one is inside another, time counts for
-    the inner one alone. Outside of a loop, and in steps that are left out, parts and counts do
-    nothing. A step that the loop breaks off ends there; one in which a part raised is not logged.
+    The times of a phase that is entered several times in a step are summed. Time in nested phases
+    is attributed to the inner one only. Outside a loop, and in steps that are not measured, phases
+    and counts have no effect. A step that ends with `break` is logged as far as it got; one in
+    which a phase raised is not logged.
 
-    `device` is where the work is: if it is left out, "cuda" where there is one, else "cpu". On a
-    GPU the data's time is the CPU's and all others are the device's; where the two overlap, what is
-    left is 0. The loop never waits for the device; when it ends, what is outstanding is waited for.
-    Devices of other types are timed by the CPU's clock.
+    `device` is where the model runs; by default "cuda" if available, else "cpu". On a GPU,
+    `time/data` is host time and all others are device time; where the two overlap, `time/other` is
+    0. The loop never waits for the device until it ends; then it waits for the outstanding steps.
+    Devices of other types are timed with the host's clock.
 
-    `remove()`, or the end of its `with` block, ends the measuring: loops go on as if unwrapped.
+    Call `remove()`, or use the timer as a context manager, to stop measuring; running loops
+    continue.
     """
 
     def __init__(
@@ -69,149 +72,160 @@ class StepTimer(HookHandle):
         device: torch.device | str | None = None,
     ) -> None:
         check_bus("StepTimer(bus)", bus)
-        bus.log({})  # has the process-wide bus look at the environment
+        bus.log({})  # opens the default bus
         self._bus = bus
         self._every = check_every(every)
-        self._marks = marks_of(device)
-        self._taken = 0  # steps, of all loops
-        self._number = 0  # the bus's step when the newest of them began
-        self._goes_on = False  # whether the next item belongs to that one, too
-        self._open: TimedStep | None = None  # that one, if it is measured
-        self._step: TimedStep | None = None  # the same, while one of its items is worked on
-        self._waiting: deque[TimedStep] = (
-            deque()
-        )  # those of which the device has not reached the end
+        self._timer = timer_for(device)
+        self._steps = 0
+        # The bus's step when the newest step began, and whether the next item belongs to that step.
+        self._bus_step = 0
+        self._is_continued = False
+        # The newest step if it is measured. `_active` is set only while one of its items is
+        # processed.
+        self._current: StepTiming | None = None
+        self._active: StepTiming | None = None
+        # Finished steps whose end the device has not reached.
+        self._waiting: deque[StepTiming] = deque()
         self._is_looping = False
         self._is_removed = False
 
-    def __call__(self, iterable: Iterable[T]) -> TimedLoop[T]:
-        """Iterates like `iterable`, measuring; `RuntimeError` inside a loop that it measures."""
-        return TimedLoop(iterable, self._items)
+    def __call__(self, iterable: Iterable[T]) -> TimedIterable[T]:
+        """Wrap an iterable; iterating over it measures steps.
+
+        Iterating raises `RuntimeError` inside a loop that this timer already measures.
+        """
+        return TimedIterable(iterable, self._iterate)
 
     def forward(self) -> AbstractContextManager[None]:
-        """The block is (a part of) the step's forward pass."""
-        return self._part("forward")
+        """Attribute the time in the `with` block to the forward pass."""
+        return self._phase("forward")
 
     def backward(self) -> AbstractContextManager[None]:
-        """The block is (a part of) the step's backward pass."""
-        return self._part("backward")
+        """Attribute the time in the `with` block to the backward pass."""
+        return self._phase("backward")
 
     def optimizer(self) -> AbstractContextManager[None]:
-        """The block is the optimizer's part of the step."""
-        return self._part("optimizer")
+        """Attribute the time in the `with` block to the optimizer."""
+        return self._phase("optimizer")
 
     def count(self, *, samples: int = 0, tokens: int = 0) -> None:
-        """Adds to what the current step has worked through; `TypeError` for what is no int."""
+        """Add to the counts of the current step, for throughput.
+
+        Raises `TypeError` for a count that is not an int, `ValueError` for a negative one.
+        """
         samples, tokens = check_step(samples, "samples"), check_step(tokens, "tokens")
-        if self._step is not None:
-            self._step.counts["samples"] += samples
-            self._step.counts["tokens"] += tokens
+        if self._active is not None:
+            self._active.counts["samples"] += samples
+            self._active.counts["tokens"] += tokens
 
     def _end(self, error: BaseException | None) -> None:
-        """Logs what is outstanding, waiting for the device; measures nothing any more."""
+        """Stop measuring, wait for the device, and log the outstanding steps."""
         self._is_removed = True
-        self._step = self._open = None
+        self._active = self._current = None
         self._log_ready(wait=True)
 
     @contextmanager
-    def _part(self, name: str) -> Iterator[None]:
-        step = self._step
+    def _phase(self, name: str) -> Iterator[None]:
+        step = self._active
         if step is None:
             yield
             return
-        step.enter(name, self._marks.mark())
+        step.enter(name, self._timer.record())
         try:
             yield
         except BaseException:
-            step.failed = True
+            step.has_failed = True
             raise
         finally:
-            step.leave(self._marks.mark())
+            step.leave(self._timer.record())
 
-    def _items(self, iterable: Iterable[T]) -> Iterator[T]:
+    def _iterate(self, iterable: Iterable[T]) -> Iterator[T]:
         if self._is_looping:
             raise RuntimeError(
-                "this StepTimer is in a loop already, and a step within a step has no time of its "
-                "own; give the inner loop a StepTimer of its own, or none"
+                "this StepTimer already measures the outer loop; pass the inner loop to another "
+                "StepTimer, or leave it unmeasured"
             )
         self._is_looping = True
         source = iter(iterable)
         try:
             while True:
-                step = self._asked()
-                if (item := next(source, _NOTHING)) is _NOTHING:
+                step = self._request_item()
+                if (item := next(source, _EXHAUSTED)) is _EXHAUSTED:
                     return
-                self._work_on(step)
+                self._start_item(step)
                 yield item
-                self._end_item()
-        finally:  # also by break, and by an exception in the loop or in what it iterates over
+                self._finish_item()
+        finally:
             self._is_looping = False
-            if self._step is not None:
-                self._end_item()
-            self._end_step()
+            # Set after `break`, and after an exception in the loop's body.
+            if self._active is not None:
+                self._finish_item()
+            self._finish_step()
             self._log_ready(wait=True)
 
-    def _asked(self) -> TimedStep | None:
-        """The step for which an item is waited for; None if it is left out."""
-        if self._goes_on:
-            if self._open is not None:
-                self._open.asked_at = perf_counter()
-            return self._open
-        is_due = self._taken % self._every == 0 and not self._is_removed
+    def _request_item(self) -> StepTiming | None:
+        """Return the step that the next item belongs to; None if it is not measured."""
+        if self._is_continued:
+            if self._current is not None:
+                self._current.requested_at = perf_counter()
+            return self._current
+        is_due = self._steps % self._every == 0 and not self._is_removed
         if not is_due or not self._bus.is_on:
             return None
-        return TimedStep(self._marks.mark(), perf_counter())
+        return StepTiming(self._timer.record(), perf_counter())
 
-    def _work_on(self, step: TimedStep | None) -> None:
-        """The item is there; a step that goes on with it has its number already."""
-        self._step = self._open = step
-        if not self._goes_on:
-            self._taken += 1
-            self._number = self._bus.step
+    def _start_item(self, step: StepTiming | None) -> None:
+        self._active = self._current = step
+        if not self._is_continued:
+            self._steps += 1
+            self._bus_step = self._bus.step
         if step is not None:
-            step.arrive(perf_counter())
-            step.number = self._number
+            step.data_secs += perf_counter() - step.requested_at
+            step.bus_step = self._bus_step
 
-    def _end_item(self) -> None:
-        """The item's step ends here, too, unless the next move of the step is still to come."""
-        step, self._step = self._step, None
+    def _finish_item(self) -> None:
+        """Finish the item, and its step unless a driver has yet to advance the bus's step."""
+        step, self._active = self._active, None
         if step is not None:
-            step.end_item(self._marks.mark(), self._marks.peak_memory(), self._bus.epoch)
-        clock = clock_of(self._bus)
-        is_moved_by_others = clock.step_driver not in (None, LOOP)
-        self._goes_on = is_moved_by_others and clock.step == self._number
-        if not self._goes_on:
-            self._end_step()
+            step.item_finished(self._timer.record(), self._timer.peak_memory(), self._bus.epoch)
+        clock = get_clock(self._bus)
+        has_other_driver = clock.step_driver not in (None, STEPS_DRIVER)
+        self._is_continued = has_other_driver and clock.step == self._bus_step
+        if not self._is_continued:
+            self._finish_step()
         self._log_ready()
 
-    def _end_step(self) -> None:
-        """The step that is open, if there is one, is over."""
-        step, self._open, self._goes_on = self._open, None, False
-        if step is not None and not step.failed:
-            if not clock_of(self._bus).driven:  # then what was logged in the step has moved to it
-                step.number = self._bus.step
+    def _finish_step(self) -> None:
+        step, self._current, self._is_continued = self._current, None, False
+        if step is not None and not step.has_failed:
+            # Without a driver, the first value logged in the item has advanced the bus to its step.
+            if not get_clock(self._bus).has_driver:
+                step.bus_step = self._bus.step
             self._waiting.append(step)
 
     def _log_ready(self, *, wait: bool = False) -> None:
         try:
             if wait and self._waiting:
-                self._marks.wait(self._waiting[-1].end)
-            while self._waiting and self._marks.is_over(self._waiting[0].end):
+                self._timer.wait(self._waiting[-1].end)
+            while self._waiting and self._timer.is_complete(self._waiting[0].end):
                 step = self._waiting.popleft()
-                self._bus.log(step.row(self._marks), step=step.number, epoch=step.epoch)
-        except RuntimeError:  # of the device: the training meets it too, and tells it better
+                self._bus.log(step.metrics(self._timer), step=step.bus_step, epoch=step.epoch)
+        except RuntimeError:
+            # A device error. The training code raises it as well, at the call that failed.
             self._waiting.clear()
 
 
-class TimedLoop(Generic[T]):
-    """What a `StepTimer` makes of an iterable."""
+class TimedIterable(Generic[T]):
+    """An iterable wrapped by a `StepTimer`; has a length if the wrapped one has."""
 
-    def __init__(self, iterable: Iterable[T], items: Callable[[Iterable[T]], Iterator[T]]) -> None:
+    def __init__(
+        self, iterable: Iterable[T], iterate: Callable[[Iterable[T]], Iterator[T]]
+    ) -> None:
         self._iterable = iterable
-        self._items = items
+        self._iterate = iterate
 
     def __len__(self) -> int:
-        return len(self._iterable)  # type: ignore[arg-type]  # its own TypeError is the right one
+        return len(self._iterable)  # type: ignore[arg-type]  # raises the wrapped object's TypeError
 
     def __iter__(self) -> Iterator[T]:
-        return self._items(self._iterable)
+        return self._iterate(self._iterable)

@@ -1,29 +1,33 @@
-"""Norms and the like of many tensors in a few operations, without waiting for an accelerator."""
+"""Statistics of many tensors in a few kernel launches, without synchronizing with the device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from metricbus._common.device_values import ACCELERATORS, spread
-from metricbus.media.histogram_batch_device import nonfinite_in
+from metricbus._common.device_values import ACCELERATORS, named_values
+from metricbus.media.histogram_batch_device import count_nonfinite
 
-Numbers = dict[str, Any]
-"""By the tensors' names: floats, or what `log()` takes of an accelerator."""
+Stats: TypeAlias = dict[str, Any]
+"""One number per tensor, by name: a float, or for accelerators a value that `log()` accepts."""
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers; others as they are."""
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as pairs of real and imaginary parts, and a real one unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def gradients_of(parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], list[str]]:
-    """The gradients that there are, plain, and of sparse ones the values; then the names of those
-    that are left out, since an accelerator would be waited for: sparse ones there.
+def collect_gradients(
+    parameters: Mapping[str, nn.Parameter],
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the gradients by name as real tensors, and the names of those left out.
+
+    Sparse gradients are represented by their values. On an accelerator they are left out, because
+    coalescing them would synchronize with the device.
     """
     gradients: dict[str, Tensor] = {}
     left_out = []
@@ -34,83 +38,87 @@ def gradients_of(parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tens
         if gradient.layout == torch.sparse_coo and gradient.device.type not in ACCELERATORS:
             gradient = gradient.coalesce().values()
         if gradient.layout == torch.strided:
-            gradients[name] = plain(gradient)
+            gradients[name] = as_real(gradient)
         else:
             left_out.append(name)
     return gradients, left_out
 
 
-def norms_of(tensors: Mapping[str, Tensor], total: str) -> Numbers:
-    """The 2-norm of each tensor, and, under the name `total`, of all as one; nothing of nothing."""
-    norms: Numbers = {}
-    by_device: list[Tensor] = []
-    for names, alike in _alike(tensors):
-        found = _norms(alike)
-        norms |= spread(names, found)
-        by_device.append(torch.linalg.vector_norm(found))
-    if by_device:
-        parts = [part.to(by_device[0], non_blocking=True) for part in by_device]
-        whole = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))
-        norms |= spread([total], whole.reshape(1))
+def norms_of(tensors: Mapping[str, Tensor], total_name: str) -> Stats:
+    """Return the 2-norm of each tensor and, as `total_name`, of all of them concatenated.
+
+    The result is empty if there are no tensors.
+    """
+    norms: Stats = {}
+    group_totals: list[Tensor] = []
+    for names, group in _grouped(tensors):
+        group_norms = _norms(group)
+        norms |= named_values(names, group_norms)
+        group_totals.append(torch.linalg.vector_norm(group_norms))
+    if group_totals:
+        parts = [part.to(group_totals[0], non_blocking=True) for part in group_totals]
+        total = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))
+        norms |= named_values([total_name], total.reshape(1))
     return norms
 
 
-def nonfinite_of(tensors: Mapping[str, Tensor], norms: Numbers) -> Numbers:
-    """How many elements of each tensor are NaN or infinite; of those whose norm is at hand and
-    finite, none is.
+def nonfinite_counts(tensors: Mapping[str, Tensor], norms: Stats) -> Stats:
+    """Return the number of NaN and infinite elements of each tensor.
+
+    On the host, a tensor whose norm is finite is not scanned.
     """
-    counts: Numbers = {}
-    for names, alike in _alike(tensors):
-        if alike[0].device.type in ACCELERATORS:
-            counts |= spread(names, nonfinite_in([tensor.reshape(-1) for tensor in alike]))
+    counts: Stats = {}
+    for names, group in _grouped(tensors):
+        if group[0].device.type in ACCELERATORS:
+            counts |= named_values(names, count_nonfinite([tensor.reshape(-1) for tensor in group]))
             continue
-        for name, tensor in zip(names, alike, strict=True):
-            is_clean = isfinite(norms[name])
-            counts[name] = 0.0 if is_clean else float((~tensor.isfinite()).sum().item())
+        for name, tensor in zip(names, group, strict=True):
+            is_finite = isfinite(norms[name])
+            counts[name] = 0.0 if is_finite else float((~tensor.isfinite()).sum().item())
     return counts
 
 
-def ratios_of(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Numbers:
-    """The norm of each tensor's change, divided by its norm before; NaN if that was 0."""
-    ratios: Numbers = {}
-    for names, old in _alike(before):
-        change = torch._foreach_sub([after[name] for name in names], old)
-        norms = _norms(old)
-        ratios |= spread(names, torch.where(norms > 0, _norms(change) / norms, torch.nan))
+def update_ratios(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Stats:
+    """Return the norm of each tensor's change divided by its norm before; NaN if that is 0."""
+    ratios: Stats = {}
+    for names, group in _grouped(before):
+        changes = torch._foreach_sub([after[name] for name in names], group)
+        norms = _norms(group)
+        ratios |= named_values(names, torch.where(norms > 0, _norms(changes) / norms, torch.nan))
     return ratios
 
 
-def copies_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors as they are now."""
+def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of the tensors."""
     copies: dict[str, Tensor] = {}
-    for names, alike in _alike(tensors):
-        copies |= zip(names, torch._foreach_mul(alike, 1.0), strict=True)
+    for names, group in _grouped(tensors):
+        copies |= zip(names, torch._foreach_mul(group, 1.0), strict=True)
     return copies
 
 
-def divided(tensors: Mapping[str, Tensor], divisor: Tensor) -> dict[str, Tensor]:
-    """The tensors divided by a number that is on a device, perhaps another one than theirs."""
+def divide_tensors(tensors: Mapping[str, Tensor], divisor: Tensor) -> dict[str, Tensor]:
+    """Return the tensors divided by a single number, which may be on another device."""
     quotients: dict[str, Tensor] = {}
-    for names, alike in _alike(tensors):
+    for names, group in _grouped(tensors):
         factor = divisor.reshape(()).double().reciprocal()
-        factor = factor.to(alike[0].device, torch.float32, non_blocking=True)
-        quotients |= zip(names, torch._foreach_mul(alike, factor), strict=True)
+        factor = factor.to(group[0].device, torch.float32, non_blocking=True)
+        quotients |= zip(names, torch._foreach_mul(group, factor), strict=True)
     return quotients
 
 
-def _alike(tensors: Mapping[str, Tensor]) -> list[tuple[list[str], list[Tensor]]]:
-    """Names and tensors of one device and type together: one launch is for such alone."""
+def _grouped(tensors: Mapping[str, Tensor]) -> list[tuple[list[str], list[Tensor]]]:
+    """Group names and tensors by device and dtype, so that each group needs one kernel launch."""
     groups: dict[Any, tuple[list[str], list[Tensor]]] = {}
     for name, tensor in tensors.items():
-        names, alike = groups.setdefault((tensor.device, tensor.dtype), ([], []))
+        names, group = groups.setdefault((tensor.device, tensor.dtype), ([], []))
         names.append(name)
-        alike.append(tensor)
+        group.append(tensor)
     return list(groups.values())
 
 
-def _norms(alike: Sequence[Tensor]) -> Tensor:
-    """The norms in one tensor; of 16-bit floats as float32, since theirs are soon too large."""
-    is_narrow = alike[0].is_floating_point() and alike[0].element_size() < 4
+def _norms(group: Sequence[Tensor]) -> Tensor:
+    """Return the 2-norms as one tensor; for 16-bit floats in float32, which avoids overflow."""
+    is_narrow = group[0].is_floating_point() and group[0].element_size() < 4
     return torch.stack(
-        torch._foreach_norm(alike, 2, dtype=torch.float32 if is_narrow else None)  # type: ignore[arg-type]
+        torch._foreach_norm(group, 2, dtype=torch.float32 if is_narrow else None)  # type: ignore[arg-type]
     )

@@ -1,4 +1,4 @@
-"""`watch`: gradients and parameters as the optimizer sees them, at every n-th of its steps."""
+"""`watch`: log gradients and parameters, as the optimizer sees them, on every n-th of its steps."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metricbus._bus.bus import MetricBus
-from metricbus._bus.hook_arguments import bus_first
+from metricbus._bus.hook_arguments import requires_bus
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
 from metricbus._common.handle import HookHandle
 from metricbus.media.histogram_group import Histograms
-from metricbus.torch._hook_registry import Registration
-from metricbus.torch._modules import checked
-from metricbus.torch._optimizer_hooks import leave, listen, tidy_up
-from metricbus.torch._param_ownership import Share, Shares
+from metricbus.torch._hook_registry import HookRegistration, log_row
+from metricbus.torch._modules import unwrap_checked
+from metricbus.torch._optimizer_hooks import add_listener, remove_listener, remove_unused_hooks
+from metricbus.torch._param_ownership import OwnedParameters, ParameterOwnership
 from metricbus.torch._tensor_stats import (
-    copies_of,
-    divided,
-    gradients_of,
-    nonfinite_of,
+    as_real,
+    collect_gradients,
+    copy_tensors,
+    divide_tensors,
+    nonfinite_counts,
     norms_of,
-    plain,
-    ratios_of,
+    update_ratios,
 )
 
 _log = logging.getLogger("metricbus.torch")
 
 _CHOICES = ("gradients", "parameters", "all")
 
-_SILENCE = (
-    "no optimizer that has parameters of the model has made a step through "
-    "torch.optim.Optimizer.step(), and nothing was logged; watch the very model whose parameters "
-    "the optimizer was given, not a copy of it"
+_UNUSED_WARNING = (
+    "nothing was logged, because no optimizer with parameters of this model has made a step with "
+    "torch.optim.Optimizer.step(); watch the model whose parameters were passed to the optimizer, "
+    "not a copy of it"
 )
 
 
-@bus_first("watch(bus, model)")
+@requires_bus("watch(bus, model)")
 def watch(
     bus: MetricBus | Scope,
     model: nn.Module,
@@ -53,40 +53,42 @@ def watch(
     histograms: bool = True,
     bins: int = 64,
 ) -> ModelWatch:
-    """Logs a model's gradients, parameters or both at every `every`-th step of an optimizer.
+    """Log a model's gradients, parameters, or both, on every `every`-th optimizer step.
 
-    Each optimizer that has parameters of the model counts its own steps, from its first one, which
-    is logged. The gradients are what the optimizer sees: accumulated over batches, reduced over
-    ranks, unscaled, clipped. What is logged, at the bus's current step, which never moves by it:
+    Each optimizer that has parameters of the model counts its own steps; its first step is logged.
+    Gradients are recorded as the optimizer sees them: accumulated over batches, reduced over ranks,
+    unscaled and clipped. The values are logged at the bus's current step, which they never advance:
 
-    * `gradients/<name>` and `parameters/<name>`: histograms of `bins` bins, 1 to 4,096;
-    * `grad_norm/<name>` and `param_norm/<name>`: 2-norms, and that of all as one as `…/total`; of
-      the second optimizer's as `…/total_2`, and so on;
-    * with gradients' norms, `nonfinite/<name>`: the number of elements that are NaN or infinite;
-    * with parameters' norms, `update_ratio/<name>`: the norm of what the step changed, divided by
-      the norm of the weight before it (NaN if that was 0). It takes a copy of the weights.
+    * `gradients/<name>` and `parameters/<name>`: histograms with `bins` bins (1 to 4,096);
+    * `grad_norm/<name>` and `param_norm/<name>`: 2-norms; `…/total` is the norm of all of them, and
+      `…/total_2` that of the second optimizer's, and so on;
+    * `nonfinite/<name>`, logged with gradient norms: the number of NaN and infinite elements;
+    * `update_ratio/<name>`, logged with parameter norms: the norm of the change made by the step,
+      divided by the norm of the weight before it (NaN if that is 0). Needs a copy of the weights.
 
-    Parameters are told as they are before the step, and have the names that the user knows, without
-    those of DDP and torch.compile. Those without a gradient, and those that no optimizer has, are
-    left out; shared ones come once; complex ones as pairs of numbers. Nobody waits for the device.
+    Parameter values are recorded before the optimizer step, under the names of the unwrapped module
+    (without DDP or `torch.compile` prefixes). Parameters without a gradient, or not managed by any
+    optimizer, are skipped. Shared parameters are recorded once; complex ones as real and imaginary
+    parts. The call never synchronizes with the device.
 
-    The model gets no hook, stays picklable, and is held by a weak reference: when it is gone, the
-    watch ends. A step that fails in here is warned of once, and training goes on. So is a watch for
-    which no optimizer has made a step by the time it ends or the run is closed, and a second one of
-    the same model and names beside it.
+    No hook is added to the model, so it can still be pickled. The watch keeps only a weak reference
+    to it and ends when the model is garbage-collected. An error while a step is being logged is
+    reported once as a warning and does not stop training. A warning is also logged if the watch
+    ends, or the run is closed, without any optimizer step, and if another watch already logs the
+    same metrics of the model.
 
-    Returns a handle: `remove()`, or the end of its `with` block, ends the watch.
+    Returns a handle. Call its `remove()`, or use it as a context manager, to end the watch.
 
-    Raises `TypeError` for what is no module, and for a model of which a rank has only a part
-    (FSDP, DTensor); `ValueError` for `every`, `log` or `bins` that make no sense.
+    Raises `TypeError` if `model` is not a module or is sharded over ranks (FSDP, DTensor), and
+    `ValueError` for an invalid `every`, `log` or `bins`.
     """
-    own = checked("watch()", model)
+    module = unwrap_checked("watch()", model)
     if log not in _CHOICES:
-        raise ValueError(f"log= is one of {', '.join(map(repr, _CHOICES))}, not {log!r:.60}")
+        raise ValueError(f"log= must be one of {', '.join(map(repr, _CHOICES))}, not {log!r:.60}")
     if not (norms or histograms):
-        raise ValueError("watch() has nothing to log; leave norms=True or histograms=True")
-    Histograms({}, bins)._capture("watch()")  # which checks the bins
-    wanted = _Wanted(
+        raise ValueError("watch() has nothing to log; pass norms=True or histograms=True")
+    Histograms({}, bins)._capture("watch()")  # checks the bins
+    options = _WatchOptions(
         every=check_every(every),
         gradients=log != "parameters",
         parameters=log != "gradients",
@@ -94,11 +96,11 @@ def watch(
         histograms=histograms,
         bins=bins,
     )
-    return ModelWatch(bus, own, wanted)
+    return ModelWatch(bus, module, options)
 
 
-class _Wanted(NamedTuple):
-    """What is to be logged, and how often."""
+class _WatchOptions(NamedTuple):
+    """What to log, and how often."""
 
     every: int
     gradients: bool
@@ -108,7 +110,7 @@ class _Wanted(NamedTuple):
     bins: int
 
     def prefixes(self) -> list[str]:
-        """What tells two watches of a model apart: what the names begin with."""
+        """Return the name prefixes of the metrics, which identify duplicate watches."""
         return (
             ["gradients"] * (self.gradients and self.histograms)
             + ["grad_norm"] * (self.gradients and self.norms)
@@ -117,133 +119,141 @@ class _Wanted(NamedTuple):
         )
 
 
-class ModelWatch(HookHandle):
-    """What `watch` returns; a context manager."""
+class _StartedStep(NamedTuple):
+    """An optimizer step that is in progress and has values to log after it.
 
-    def __init__(self, bus: MetricBus | Scope, model: nn.Module, wanted: _Wanted) -> None:
+    `weights_before` is empty unless update ratios are logged; `log_gradients` is set if a closure
+    computes the gradients during the step.
+    """
+
+    owned: OwnedParameters
+    weights_before: dict[str, Tensor]
+    log_gradients: bool
+
+
+class ModelWatch(HookHandle):
+    """Handle of `watch`; a context manager."""
+
+    def __init__(self, bus: MetricBus | Scope, model: nn.Module, options: _WatchOptions) -> None:
         self._bus = bus
-        self._wanted = wanted
-        self._shares = Shares(model)
-        self._made: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self._due: dict[int, _Due] = {}  # by the id of an optimizer that is at work on its step
-        self._told: set[str] = set()
-        self._registration = Registration("watch()", bus, model, wanted.prefixes(), _SILENCE)
-        listen(self)
+        self._options = options
+        self._ownership = ParameterOwnership(model)
+        self._step_counts: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._started: dict[int, _StartedStep] = {}  # by optimizer id
+        self._warned: set[str] = set()
+        names = options.prefixes()
+        self._registration = HookRegistration("watch()", bus, model, names, _UNUSED_WARNING)
+        add_listener(self)
 
     def before_step(self, optimizer: Optimizer, *, has_closure: bool) -> None:
-        """Counts the step; tells what there is before it, if it is due."""
-        if self._due:
-            self._due.pop(id(optimizer), None)  # of a step that failed
-        made = self._made.get(optimizer, 0)
-        self._made[optimizer] = made + 1
-        if made % self._wanted.every == 0:
+        """Count the step; if it is to be logged, log what is known before it."""
+        if self._started:
+            # An entry remains if the previous step raised.
+            self._started.pop(id(optimizer), None)
+        count = self._step_counts.get(optimizer, 0)
+        self._step_counts[optimizer] = count + 1
+        if count % self._options.every == 0:
             try:
-                self._begin(optimizer, has_closure)
-            except Exception as error:  # training goes on, whatever this is
-                self._tell_error(error)
+                self._start_step(optimizer, has_closure)
+            except Exception as error:
+                self._warn_of_error(error)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Tells what there is only after a step that was due."""
-        due = self._due.pop(id(optimizer), None) if self._due else None
-        if due is not None:
+        """Log what is only known after the step."""
+        started = self._started.pop(id(optimizer), None) if self._started else None
+        if started is not None:
             try:
-                self._finish(optimizer, due)
+                self._finish_step(optimizer, started)
             except Exception as error:
-                self._tell_error(error)
+                self._warn_of_error(error)
 
     def _end(self, error: BaseException | None) -> None:
-        leave(self)
-        tidy_up()
-        self._due.clear()
+        remove_listener(self)
+        remove_unused_hooks()
+        self._started.clear()
         self._registration.end(error)
 
-    def _begin(self, optimizer: Optimizer, has_closure: bool) -> None:
-        if self._shares.are_gone:
-            leave(self)
+    def _start_step(self, optimizer: Optimizer, has_closure: bool) -> None:
+        owned = self._ownership.of(optimizer)
+        if owned is None:
+            remove_listener(self)
             return
-        share = self._shares.of(optimizer)
-        if not share.parameters:
+        if not owned.parameters:
             return
-        self._registration.has_seen = True
-        if not self._is_on():
+        self._registration.was_called = True
+        if not self._is_bus_on():
             return
         if _is_capturing():
-            self._tell("a CUDA graph is being captured, whose replays would log nothing")
+            self._warn_once("skipped a step during CUDA graph capture: replays would log nothing")
             return
         with torch.no_grad():
-            weights = {name: plain(p) for name, p in share.parameters.items()}
             before: dict[str, Tensor] = {}
-            if self._wanted.parameters:
-                self._log_parameters(weights, share)
-                before = copies_of(weights) if self._wanted.norms else {}
-            late = self._wanted.gradients and has_closure
-            if self._wanted.gradients and not late:
-                self._log_gradients(optimizer, share)
-        if before or late:
-            self._due[id(optimizer)] = _Due(share, before, late)
+            if self._options.parameters:
+                weights = _weights(owned)
+                self._log_stats(weights, owned, "param_norm", "parameters")
+                before = copy_tensors(weights) if self._options.norms else {}
+            log_gradients = self._options.gradients and has_closure
+            if self._options.gradients and not has_closure:
+                self._log_gradients(optimizer, owned)
+        if before or log_gradients:
+            self._started[id(optimizer)] = _StartedStep(owned, before, log_gradients)
 
-    def _finish(self, optimizer: Optimizer, due: _Due) -> None:
+    def _finish_step(self, optimizer: Optimizer, step: _StartedStep) -> None:
         with torch.no_grad():
-            if due.gradients:
-                self._log_gradients(optimizer, due.share)
-            if due.before:
-                weights = {name: plain(p) for name, p in due.share.parameters.items()}
-                self._put(_prefixed("update_ratio", ratios_of(due.before, weights)))
+            if step.log_gradients:
+                self._log_gradients(optimizer, step.owned)
+            if step.weights_before:
+                ratios = update_ratios(step.weights_before, _weights(step.owned))
+                log_row(self._bus, _prefixed("update_ratio", ratios))
 
-    def _log_gradients(self, optimizer: Optimizer, share: Share) -> None:
-        gradients, left_out = gradients_of(share.parameters)
+    def _log_gradients(self, optimizer: Optimizer, owned: OwnedParameters) -> None:
+        gradients, left_out = collect_gradients(owned.parameters)
         for name in left_out:
-            self._tell(f"the gradient of {name} is left out: it is sparse, on an accelerator")
-        scale = getattr(optimizer, "grad_scale", None)  # there while a fused optimizer unscales
+            self._warn_once(f"skipped the gradient of {name}: it is sparse and on an accelerator")
+        # Set by GradScaler while a fused optimizer unscales the gradients itself.
+        scale = getattr(optimizer, "grad_scale", None)
         if isinstance(scale, Tensor):
-            gradients = divided(gradients, scale)
-        if not gradients:
-            return
-        if self._wanted.norms:
-            norms = norms_of(gradients, share.total)
-            nonfinite = nonfinite_of(gradients, norms)
-            self._put(_prefixed("grad_norm", norms) | _prefixed("nonfinite", nonfinite))
-        if self._wanted.histograms:
-            self._put({"gradients": Histograms(gradients, self._wanted.bins)})
+            gradients = divide_tensors(gradients, scale)
+        if gradients:
+            self._log_stats(gradients, owned, "grad_norm", "gradients")
 
-    def _log_parameters(self, weights: Mapping[str, Tensor], share: Share) -> None:
-        if self._wanted.norms:
-            self._put(_prefixed("param_norm", norms_of(weights, share.total)))
-        if self._wanted.histograms:
-            self._put({"parameters": Histograms(weights, self._wanted.bins)})
+    def _log_stats(
+        self, tensors: Mapping[str, Tensor], owned: OwnedParameters, norm: str, histogram: str
+    ) -> None:
+        if self._options.norms:
+            norms = norms_of(tensors, owned.total_name)
+            row = _prefixed(norm, norms)
+            if norm == "grad_norm":
+                row |= _prefixed("nonfinite", nonfinite_counts(tensors, norms))
+            log_row(self._bus, row)
+        if self._options.histograms:
+            log_row(self._bus, {histogram: Histograms(tensors, self._options.bins)})
 
-    def _put(self, row: dict[str, Any]) -> None:
-        self._bus.log(row, step=self._bus.step)  # said outright, so that it never moves it
-
-    def _is_on(self) -> bool:
+    def _is_bus_on(self) -> bool:
         if self._bus.run is None:
-            self._bus.log({})  # the process-wide bus opens at its first call
+            self._bus.log({})  # opens the default bus
         return self._bus.run is not None
 
-    def _tell_error(self, error: Exception) -> None:
+    def _warn_of_error(self, error: Exception) -> None:
         kind = type(error).__name__
-        self._tell(
-            f"something of a step is not logged, and training goes on: {kind}: {error}", kind
-        )
+        self._warn_once(f"failed to log a step; training continues: {kind}: {error}", kind)
 
-    def _tell(self, what: str, about: str = "") -> None:
-        """Warns, once about the same."""
-        self._registration.has_seen = True  # or what is told says why not
-        if (about or what) not in self._told:
-            self._told.add(about or what)
-            _log.warning("watch(): %s", what)
+    def _warn_once(self, message: str, key: str = "") -> None:
+        """Log a warning, once for each key; the default key is the message."""
+        # This warning explains why nothing was logged; the one about an unused hook is redundant.
+        self._registration.was_called = True
+        if (key or message) not in self._warned:
+            self._warned.add(key or message)
+            _log.warning("watch(): %s", message)
 
 
-class _Due(NamedTuple):
-    """What is to be told after a step: the gradients, and the change of the weights `before`."""
-
-    share: Share
-    before: dict[str, Tensor]
-    gradients: bool
+def _weights(owned: OwnedParameters) -> dict[str, Tensor]:
+    return {name: as_real(parameter) for name, parameter in owned.parameters.items()}
 
 
 def _is_capturing() -> bool:
-    cuda: Any = torch.cuda  # not typed; the first question is for builds without CUDA
+    # `is_current_stream_capturing` fails in builds without CUDA, which never initialize it.
+    cuda: Any = torch.cuda
     return cuda.is_initialized() and bool(cuda.is_current_stream_capturing())
 
 

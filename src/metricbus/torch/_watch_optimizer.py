@@ -1,9 +1,9 @@
-"""Learning rates as they are used, and the step that counts real optimizer steps.
+"""`watch_optimizer`: log learning rates, and count real optimizer steps.
 
-The optimizer calls a hook after each step that it makes; nothing of it is replaced, and neither its
-`state_dict()` nor its pickle has anything of the hook. A step that `GradScaler` leaves out does not
-come here, but for fused optimizers: of those only the device knows whether a step was skipped, and
-what it says is looked at when it has come over with what was logged.
+The hook is registered with the optimizer, which calls it after each step; it appears in neither
+`state_dict()` nor pickles. A step that `GradScaler` skips does not call the hook. The exception are
+fused optimizers: only the device knows whether their step was skipped, so the flag is evaluated
+when it has been copied to the host together with other logged values.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ import torch
 from torch.optim import Optimizer
 
 from metricbus._bus.bus import MetricBus
-from metricbus._bus.hook_arguments import bus_first
+from metricbus._bus.hook_arguments import requires_bus
 from metricbus._bus.scope import Scope
-from metricbus._common.clock import Clock, check_every, clock_of
-from metricbus._common.device_values import Pending, spread
+from metricbus._common.clock import Clock, check_every, get_clock
+from metricbus._common.device_values import DeviceValue, named_values
 from metricbus._common.handle import HookHandle
 from metricbus._common.throttled_log import ThrottledLogger
-from metricbus.torch._hook_registry import Registration
+from metricbus.torch._hook_registry import HookRegistration, log_row
 
 _log = logging.getLogger("metricbus.torch")
 
 DRIVER = "watch_optimizer(advance=True)"
-"""What moves the step, as errors call it."""
+"""The name of this step driver in errors."""
 
 SKIPPED = "amp/skipped"
 SCALE = "amp/scale"
 
-_MOST_UNKNOWN = 1024  # steps of which the device has not said yet whether they were skipped
+# Steps for which it is not yet known whether the device skipped them; older ones are forgotten.
+_MAX_UNRESOLVED = 1024
 
-Group: TypeAlias = dict[str, Any]
+ParamGroup: TypeAlias = dict[str, Any]
 
 
-@bus_first("watch_optimizer(bus, optimizer)")
+@requires_bus("watch_optimizer(bus, optimizer)")
 def watch_optimizer(
     bus: MetricBus | Scope,
     optimizer: Optimizer,
@@ -48,53 +49,54 @@ def watch_optimizer(
     weight_decay: bool = False,
     every: int = 1,
 ) -> OptimizerWatch:
-    """Logs each parameter group's learning rate at every `every`-th optimizer step.
+    """Log the learning rate of each parameter group on every `every`-th optimizer step.
 
-    It is the rate with which that step was made: `lr` where there is one group without a name, else
-    `lr/<name>` with the group's `"name"`, or its number. `momentum` (also Adam's first beta) and
-    `weight_decay` are logged alike on request. Rates that are tensors are not waited for.
+    The rate is the one the step was made with. It is logged as `lr` if there is a single group
+    without a name, else as `lr/<name>` with the group's `"name"` or its index. `momentum` (or
+    Adam's first beta) and `weight_decay` are logged in the same way if requested. The hook does not
+    synchronize with the device for rates that are tensors.
 
-    With `advance=True` each real optimizer step moves the bus's step by one, after its rates were
-    logged; then the step is the number of optimizer steps made, however many batches went into
-    each. Log a batch's loss before the optimizer's step. A step that `GradScaler` skips does not
-    count. Of a fused optimizer on an accelerator this is known a moment later: the count is put
-    right by holding the step still at a later move, and a bus that is off does not do so.
+    With `advance=True`, each real optimizer step advances the bus's step by one, after its rates
+    have been logged. The step then equals the number of optimizer steps, regardless of gradient
+    accumulation; log a batch's loss before `optimizer.step()`. Steps that `GradScaler` skips do not
+    count. For a fused optimizer on an accelerator, a skip becomes known with a delay: the step is
+    corrected by not advancing it for one later optimizer step. A bus that is off cannot do this.
 
-    Of fused optimizers under `GradScaler`, `amp/skipped` (0 or 1) and `amp/scale` are logged too.
+    For fused optimizers with `GradScaler`, `amp/skipped` (0 or 1) and `amp/scale` are also logged.
 
-    Returns a handle: `remove()`, or the end of its `with` block, takes the hook away. A second one
-    beside it, for the same optimizer and names, logs all twice, and warns.
+    Returns a handle. Call its `remove()`, or use it as a context manager, to remove the hook. A
+    warning is logged if another hook already logs the same metrics of this optimizer.
 
-    Raises `TypeError` for what is no optimizer, `ValueError` for a quantity that it does not have,
-    and `RuntimeError` if something else moves the step already.
+    Raises `TypeError` if `optimizer` is not a `torch.optim.Optimizer`, `ValueError` if it lacks a
+    requested quantity, and `RuntimeError` if something else already advances the step.
     """
-    wanted = ["lr"] + ["momentum"] * momentum + ["weight_decay"] * weight_decay
-    _check_optimizer(optimizer, wanted)
+    quantities = ["lr"] + ["momentum"] * momentum + ["weight_decay"] * weight_decay
+    _check_optimizer(optimizer, quantities)
     every = check_every(every)
-    return OptimizerWatch(bus, optimizer, wanted, every, StepCounter(bus) if advance else None)
+    return OptimizerWatch(bus, optimizer, quantities, every, StepCounter(bus) if advance else None)
 
 
 class OptimizerWatch(HookHandle):
-    """What `watch_optimizer` returns; a context manager."""
+    """Handle of `watch_optimizer`; a context manager."""
 
     def __init__(
         self,
         bus: MetricBus | Scope,
         optimizer: Optimizer,
-        wanted: Sequence[str],
+        quantities: Sequence[str],
         every: int,
         counter: StepCounter | None,
     ) -> None:
         self._bus = bus
-        self._wanted = wanted
+        self._quantities = quantities
         self._every = every
         self._counter = counter
-        self._made = 0
-        self._complaints = ThrottledLogger(_log)
-        # In a compiled step it is called, rather than traced anew whenever a number has changed.
+        self._steps = 0
+        self._throttled = ThrottledLogger(_log)
+        # A compiled step calls the hook; tracing it would recompile for every new step number.
         hook = torch.compiler.disable(self._after_step)  # type: ignore[no-untyped-call]
         self._hook = optimizer.register_step_post_hook(hook)
-        self._registration = Registration("watch_optimizer()", bus, optimizer, wanted)
+        self._registration = HookRegistration("watch_optimizer()", bus, optimizer, quantities)
 
     def _end(self, error: BaseException | None) -> None:
         self._hook.remove()
@@ -104,126 +106,128 @@ class OptimizerWatch(HookHandle):
             self._counter = None
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        row = _amp_of(optimizer)
+        row = _amp_values(optimizer)
         skipped = row.get(SKIPPED, 0.0)
-        if self._made % self._every == 0:
-            row |= _quantities_of(optimizer.param_groups, self._wanted)
-        self._made += 1
+        if self._steps % self._every == 0:
+            row |= _quantities_of(optimizer.param_groups, self._quantities)
+        self._steps += 1
         try:
-            self._bus.log(row, step=self._bus.step)  # said outright, so that it never moves it
-        except (TypeError, ValueError) as error:  # an optimizer may keep anything in its groups
-            self._complaints.warn("watch_optimizer() cannot log: %s", error)
+            log_row(self._bus, row)
+        except (TypeError, ValueError) as error:  # param groups may hold values of any type
+            self._throttled.warn("watch_optimizer() cannot log: %s", error)
         if self._counter is not None:
             self._counter.count(skipped)
 
 
 class StepCounter:
-    """Moves the bus's step by one for each optimizer step that was not skipped.
+    """Advances the bus's step by one for each optimizer step that was not skipped.
 
-    Raises `RuntimeError` if something else moves the step.
+    Raises `RuntimeError` if something else advances the step.
     """
 
     def __init__(self, bus: MetricBus | Scope) -> None:
         self._bus = bus
         self._clock: Clock | None = None
-        self._unknown: deque[Pending] = deque(maxlen=_MOST_UNKNOWN)
-        self._ahead = 0  # moves for steps that turned out to be skipped
-        self._take_over()
+        self._unresolved: deque[DeviceValue] = deque(maxlen=_MAX_UNRESOLVED)
+        # Steps that were counted and turned out to be skipped.
+        self._overcount = 0
+        self._claim_clock()
 
-    def count(self, skipped: float | Pending) -> None:
-        """Counts a step; `skipped` is 0 if it was made, or is to come over from the device."""
-        clock = self._take_over()
-        self._settle()
-        if isinstance(skipped, Pending):
-            if self._bus.is_on:  # else nothing brings it over
-                self._unknown.append(skipped)
+    def count(self, skipped: float | DeviceValue) -> None:
+        """Count a step. `skipped` is 0 if it was made, or pending while only the device knows."""
+        clock = self._claim_clock()
+        self._resolve_skips()
+        if isinstance(skipped, DeviceValue):
+            # A bus that is off never copies the flag to the host.
+            if self._bus.is_on:
+                self._unresolved.append(skipped)
         elif skipped:
             return
-        if self._ahead:
-            self._ahead -= 1
+        if self._overcount:
+            self._overcount -= 1
         else:
             clock.advance(1)
 
     def stop(self) -> None:
-        """Others may move the step again."""
+        """Let others advance the step again."""
         if self._clock is not None:
             self._clock.step_driver = None
             self._clock = None
 
-    def _take_over(self) -> Clock:
-        """The clock, whose driver this is; `configure()` gives the process-wide bus a new one."""
-        clock = clock_of(self._bus)
+    def _claim_clock(self) -> Clock:
+        """Become the driver of the bus's clock; `configure()` may have replaced the clock."""
+        clock = get_clock(self._bus)
         if clock is not self._clock:
-            clock.hand_to(DRIVER)
+            clock.set_step_driver(DRIVER)
             self._clock = clock
         return clock
 
-    def _settle(self) -> None:
-        """Looks, without waiting, at what has come over."""
-        for _ in range(len(self._unknown)):
-            pending = self._unknown.popleft()
-            if pending.snapshot.numbers is not None:
-                self._ahead += bool(pending.number())
-            elif pending.snapshot.error is None:
-                self._unknown.append(pending)
+    def _resolve_skips(self) -> None:
+        """Evaluate the flags that have been copied to the host, without waiting for others."""
+        for _ in range(len(self._unresolved)):
+            pending = self._unresolved.popleft()
+            if pending.source.numbers is not None:
+                self._overcount += bool(pending.number())
+            elif pending.source.error is None:
+                self._unresolved.append(pending)
 
 
-def _check_optimizer(optimizer: object, wanted: Sequence[str]) -> None:
-    if not hasattr(optimizer, "_optimizer_step_post_hooks"):  # nor has a wrapper that is one
+def _check_optimizer(optimizer: object, quantities: Sequence[str]) -> None:
+    # Wrappers that subclass Optimizer without calling its constructor lack the hooks, too.
+    if not hasattr(optimizer, "_optimizer_step_post_hooks"):
         inner = getattr(optimizer, "optimizer", None)
-        hint = "; give its .optimizer" if isinstance(inner, Optimizer) else ""
+        hint = "; pass its .optimizer" if isinstance(inner, Optimizer) else ""
         raise TypeError(
             f"watch_optimizer() takes a torch.optim.Optimizer, not {type(optimizer).__name__}{hint}"
         )
     assert isinstance(optimizer, Optimizer)
-    for quantity in wanted[1:]:
+    for quantity in quantities[1:]:
         if all(_QUANTITIES[quantity](group) is None for group in optimizer.param_groups):
             raise ValueError(
                 f"{type(optimizer).__name__} has no {quantity}; leave out {quantity}=True"
             )
 
 
-def _momentum(group: Group) -> Any:
-    betas = group.get("betas")
-    return betas[0] if betas else group.get("momentum")
-
-
-_QUANTITIES: dict[str, Callable[[Group], Any]] = {
+_QUANTITIES: dict[str, Callable[[ParamGroup], Any]] = {
     "lr": lambda group: group.get("lr"),
-    "momentum": _momentum,
+    "momentum": lambda group: (group.get("betas") or [group.get("momentum")])[0],
     "weight_decay": lambda group: group.get("weight_decay"),
 }
 
 
-def _quantities_of(groups: Sequence[Group], wanted: Sequence[str]) -> dict[str, Any]:
-    """What is logged of the groups, by name; a group leaves out what it does not have."""
-    labels = _labels_of(groups)
+def _quantities_of(groups: Sequence[ParamGroup], quantities: Sequence[str]) -> dict[str, Any]:
+    """Return the groups' quantities by metric name, without those that a group lacks."""
+    suffixes = _suffixes(groups)
     return {
-        quantity + label: value
-        for quantity in wanted
-        for label, group in zip(labels, groups, strict=True)
+        quantity + suffix: value
+        for quantity in quantities
+        for suffix, group in zip(suffixes, groups, strict=True)
         if (value := _QUANTITIES[quantity](group)) is not None
     }
 
 
-def _labels_of(groups: Sequence[Group]) -> list[str]:
-    """What tells the groups apart; a name that several have does so with the group's number."""
+def _suffixes(groups: Sequence[ParamGroup]) -> list[str]:
+    """Return a metric name suffix for each group; a name used twice is followed by the index."""
     if len(groups) == 1 and not groups[0].get("name"):
         return [""]
-    names = [str(group.get("name") or number) for number, group in enumerate(groups)]
-    times = Counter(names)
+    names = [str(group.get("name") or index) for index, group in enumerate(groups)]
+    counts = Counter(names)
     return [
-        f"/{name}" if times[name] == 1 else f"/{name}/{number}" for number, name in enumerate(names)
+        f"/{name}" if counts[name] == 1 else f"/{name}/{index}" for index, name in enumerate(names)
     ]
 
 
-def _amp_of(optimizer: Optimizer) -> dict[str, Any]:
-    """What `GradScaler` gives a fused optimizer while it makes a step; nothing of all others."""
-    found = getattr(optimizer, "found_inf", None)
-    if not isinstance(found, torch.Tensor):
+def _amp_values(optimizer: Optimizer) -> dict[str, Any]:
+    """Return what `GradScaler` sets on a fused optimizer during a step; empty for all others."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    if not isinstance(found_inf, torch.Tensor):
         return {}
-    flag = found.detach().reshape(1).clamp(max=1.0)  # it is the sum over several devices
+    # The flag is a sum over devices.
+    skipped = found_inf.detach().reshape(1).clamp(max=1.0)
+    # Not set if the gradients were unscaled before the step.
     scale = getattr(optimizer, "grad_scale", None)
-    if not isinstance(scale, torch.Tensor):  # the gradients were unscaled before the step
-        return spread([SKIPPED], flag)
-    return spread([SKIPPED, SCALE], torch.cat([flag, scale.detach().reshape(1).to(flag)]))
+    if not isinstance(scale, torch.Tensor):
+        return named_values([SKIPPED], skipped)
+    return named_values(
+        [SKIPPED, SCALE], torch.cat([skipped, scale.detach().reshape(1).to(skipped)])
+    )
