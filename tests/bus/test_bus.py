@@ -146,7 +146,8 @@ def test_second_bus_with_the_same_id_raises(tmp_path: Path) -> None:
     with (
         MetricBus(id="one", sinks="", dir=tmp_path),
         pytest.raises(
-            RunExistsError, match=r"already has a run with the id 'one'.*omit id= and METRICBUS_RUN_ID"
+            RunExistsError,
+            match=r"already has a run with the id 'one'.*omit id= and METRICBUS_RUN_ID",
         ),
     ):
         MetricBus(id="one", sinks="", dir=tmp_path)
@@ -350,7 +351,7 @@ def test_mapping_with_one_bad_value_logs_nothing(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("x",), "has no value"),
-        (({"x": 1.0}, 2.0), "a mapping alone"),
+        (({"x": 1.0}, 2.0), "only a mapping"),
         ((3, 1.0), "must be text"),
         (([("x", 1.0)],), "must be text"),
         ((None,), "must be text"),
@@ -373,7 +374,7 @@ def test_error_is_raised_at_the_callers_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dir", ["/proc/nowhere", "file/runs", "file"])
 def test_folder_that_cannot_be_created_raises(dir: str) -> None:
     Path("file").write_text("not a folder")
-    with pytest.raises(ConfigError, match=r"(cannot make|is no folder).*METRICBUS_DIR"):
+    with pytest.raises(ConfigError, match=r"(cannot create|is not a folder).*METRICBUS_DIR"):
         MetricBus(sinks="", dir=dir)
 
 
@@ -400,9 +401,7 @@ def test_missing_folders_are_created(tmp_path: Path) -> None:
         ("aim+http://me:hunter2@host", "unknown sink 'aim'"),
     ],
 )
-def test_bad_sink_raises_when_the_bus_is_created(
-    tmp_path: Path, sinks: str, words: str
-) -> None:
+def test_bad_sink_raises_when_the_bus_is_created(tmp_path: Path, sinks: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         MetricBus(sinks=sinks, dir=tmp_path)
     assert "hunter2" not in str(caught.value)

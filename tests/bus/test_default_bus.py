@@ -1,4 +1,4 @@
-"""`from metricbus import bus`: off until somebody has spoken."""
+"""`from metricbus import bus`: off until it is configured."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from metricbus.testing import MemorySink
 
 @pytest.fixture
 def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[DefaultBus]:
-    fresh = DefaultBus()
-    monkeypatch.setattr("metricbus._bus.default_bus.bus", fresh)
-    yield fresh
-    fresh.close()
+    new_bus = DefaultBus()
+    monkeypatch.setattr("metricbus._bus.default_bus.bus", new_bus)
+    yield new_bus
+    new_bus.close()
 
 
-def test_until_somebody_speaks_it_does_nothing(bus: DefaultBus, tmp_path: Path) -> None:
+def test_unconfigured_bus_does_nothing(bus: DefaultBus, tmp_path: Path) -> None:
     for epoch in bus.epochs(2):
         for _ in bus.steps(range(3)):
             bus.log("x", 1.0)
@@ -31,7 +31,7 @@ def test_until_somebody_speaks_it_does_nothing(bus: DefaultBus, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_configure_opens_it(bus: DefaultBus, tmp_path: Path) -> None:
+def test_configure_opens_the_bus(bus: DefaultBus, tmp_path: Path) -> None:
     sink = MemorySink()
     assert metricbus._bus.default_bus.configure(run="r", sinks=[sink], dir=tmp_path) is bus
     bus.log("x", 1.0)
@@ -39,9 +39,7 @@ def test_configure_opens_it(bus: DefaultBus, tmp_path: Path) -> None:
     assert len(sink.series("x")) == 1
 
 
-def test_a_loop_that_is_on_its_way_goes_on_when_it_is_opened(
-    bus: DefaultBus, tmp_path: Path
-) -> None:
+def test_running_loop_continues_when_the_bus_is_opened(bus: DefaultBus, tmp_path: Path) -> None:
     sink = MemorySink()
     for step in bus.steps(range(4)):
         if step == 2:
@@ -51,7 +49,7 @@ def test_a_loop_that_is_on_its_way_goes_on_when_it_is_opened(
     assert [(point.step, point.value) for point in sink.series("x")] == [(2, 2.0), (3, 3.0)]
 
 
-def test_the_environment_opens_it_at_the_first_log(
+def test_environment_opens_the_bus_at_the_first_log(
     bus: DefaultBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
@@ -60,7 +58,7 @@ def test_the_environment_opens_it_at_the_first_log(
     assert bus.close().sinks["csv"].delivered == 2
 
 
-def test_configured_again_it_ends_the_first_run(bus: DefaultBus, tmp_path: Path) -> None:
+def test_configuring_again_ends_the_first_run(bus: DefaultBus, tmp_path: Path) -> None:
     first, second = MemorySink(), MemorySink()
     bus._open(sinks=[first], dir=tmp_path)
     bus.log("x", 1.0)
@@ -72,29 +70,29 @@ def test_configured_again_it_ends_the_first_run(bus: DefaultBus, tmp_path: Path)
     assert second.series("x")[0].step == 0
 
 
-def test_a_configuration_that_cannot_work_leaves_it_off(bus: DefaultBus) -> None:
+def test_failed_configuration_leaves_the_bus_off(bus: DefaultBus) -> None:
     with pytest.raises(ConfigError):
         bus._open(sinks="nosuch")
     bus.log("x", 1.0)
     assert bus.stats().logged == 0
 
 
-def test_disabled_wins_over_sinks(bus: DefaultBus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_overrides_sinks(bus: DefaultBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
     monkeypatch.setenv("METRICBUS_DISABLED", "1")
     bus.log("x", 1.0)
     assert not Path("runs").exists()
 
 
-def test_a_wrong_variable_does_not_break_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_variable_does_not_break_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
     monkeypatch.setenv("METRICBUS_OVERFLOW", "explode")
-    fresh = DefaultBus()
+    bus = DefaultBus()
     with pytest.raises(ConfigError, match="METRICBUS_OVERFLOW"):
-        fresh.log("x", 1.0)
+        bus.log("x", 1.0)
 
 
-def test_what_libraries_define_before_it_is_configured_holds(
+def test_definitions_made_before_configuration_apply(
     bus: DefaultBus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus.define("x", every=2, reduce="mean")
@@ -111,7 +109,7 @@ def test_what_libraries_define_before_it_is_configured_holds(
     assert "no sink 'nope'" in caplog.text
 
 
-def test_what_was_defined_holds_in_the_next_run_too(bus: DefaultBus, tmp_path: Path) -> None:
+def test_definitions_apply_to_the_next_run_too(bus: DefaultBus, tmp_path: Path) -> None:
     bus._open(sinks="", dir=tmp_path)
     bus.define("x", every=2, reduce="mean")
     sink = MemorySink()

@@ -1,4 +1,4 @@
-"""Copies of a bus: forked, pickled, deep-copied; in workers of every kind."""
+"""Copies of a bus: forked, pickled or deep-copied, in all kinds of worker processes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def values(folder: Path, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_worker_that_is_given_the_bus_joins_the_run(tmp_path: Path, method: str) -> None:
-    """It ends without `atexit`, and without a word of its own."""
+def test_worker_that_receives_the_bus_joins_the_run(tmp_path: Path, method: str) -> None:
+    """Workers end without `atexit` functions, and must not print anything."""
     code = f"""
         import gc, multiprocessing
         from metricbus import MetricBus
@@ -51,7 +51,7 @@ def test_a_worker_that_is_given_the_bus_joins_the_run(tmp_path: Path, method: st
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_datasets_bus_works_in_a_loaders_workers(tmp_path: Path, method: str) -> None:
+def test_bus_of_a_dataset_works_in_data_loader_workers(tmp_path: Path, method: str) -> None:
     code = f"""
         import gc
         from torch.utils.data import DataLoader, Dataset
@@ -81,13 +81,13 @@ def test_a_datasets_bus_works_in_a_loaders_workers(tmp_path: Path, method: str) 
     assert len(values(tmp_path / "r", "sum")) == 4
 
 
-def test_deep_copied_it_is_the_same_bus(tmp_path: Path) -> None:
+def test_deepcopy_returns_the_same_bus(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         assert copy.deepcopy({"model": bus})["model"] is bus
         assert copy.copy(bus) is bus
 
 
-def test_pickled_and_back_in_its_process_it_is_the_same_bus(tmp_path: Path) -> None:
+def test_unpickling_in_the_same_process_returns_the_same_bus(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         assert pickle.loads(pickle.dumps(bus)) is bus
         scope: Any = pickle.loads(pickle.dumps(bus.scope("val")))
@@ -96,11 +96,11 @@ def test_pickled_and_back_in_its_process_it_is_the_same_bus(tmp_path: Path) -> N
     assert values(bus.folder, "val/x") == [1.0]
 
 
-def test_the_process_wide_bus_is_that_of_wherever_it_arrives() -> None:
+def test_process_wide_bus_is_pickled_as_a_reference() -> None:
     assert pickle.loads(pickle.dumps(metricbus.bus)) is metricbus.bus
 
 
-def test_a_copy_knows_the_definitions_and_where_the_run_stood(tmp_path: Path) -> None:
+def test_copy_has_the_definitions_step_and_config(tmp_path: Path) -> None:
     code = """
         import multiprocessing
         from metricbus import MetricBus
@@ -129,7 +129,7 @@ def test_a_copy_knows_the_definitions_and_where_the_run_stood(tmp_path: Path) ->
     assert "does not have the definition of 'y'" in done.stderr
 
 
-def test_a_copy_of_a_run_that_has_ended_tells_and_drops(
+def test_copy_of_an_ended_run_warns_and_drops_values(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus = MetricBus(sinks="", dir=tmp_path)
@@ -142,7 +142,7 @@ def test_a_copy_of_a_run_that_has_ended_tells_and_drops(
     assert "has ended" in caplog.text
 
 
-def test_a_disabled_bus_stays_so(tmp_path: Path) -> None:
+def test_unpickled_disabled_bus_is_disabled(tmp_path: Path) -> None:
     loaded = pickle.loads(pickle.dumps(MetricBus(disabled=True)))
     loaded.log("x", 1.0)
     assert loaded.close().logged == 0
@@ -154,16 +154,16 @@ def test_records_and_reports_can_be_pickled() -> None:
     assert pickle.loads(pickle.dumps((record, report))) == (record, report)
 
 
-def test_a_thousand_forks_under_load_lose_nothing_and_hang_nowhere(tmp_path: Path) -> None:
+def test_thousand_forks_under_load_neither_lose_values_nor_hang(tmp_path: Path) -> None:
     code = """
         import os, threading
         from metricbus import MetricBus
         bus = MetricBus(id="r", dir=".", sinks="csv")
-        go_on = True
+        is_running = True
         logged = [0] * 4
 
         def load(thread):
-            while go_on:
+            while is_running:
                 for _ in range(100):
                     bus.log(f"load/{thread}", 1.0)
                     logged[thread] += 1
@@ -180,7 +180,7 @@ def test_a_thousand_forks_under_load_lose_nothing_and_hang_nowhere(tmp_path: Pat
                 os._exit(0)
             _, status = os.waitpid(pid, 0)
             assert status == 0
-        go_on = False
+        is_running = False
         for thread in threads:
             thread.join()
         report = bus.close(timeout=60)
@@ -195,7 +195,7 @@ def test_a_thousand_forks_under_load_lose_nothing_and_hang_nowhere(tmp_path: Pat
     assert loads == int(done.stdout)
 
 
-def test_a_fork_while_every_lock_is_held_does_not_hang_the_child(tmp_path: Path) -> None:
+def test_child_does_not_hang_if_every_lock_was_held_at_the_fork(tmp_path: Path) -> None:
     code = """
         import os, threading
         import metricbus
@@ -206,18 +206,18 @@ def test_a_fork_while_every_lock_is_held_does_not_hang_the_child(tmp_path: Path)
         bus.flush()
         (process,) = bus._session._delivery._hosts
         locks = [
-            bus._session._closing,
-            metricbus.bus._opening,
-            process._ordering,
-            process._telling,
+            bus._session._close_lock,
+            metricbus.bus._open_lock,
+            process._commands_lock,
+            process._relay_lock,
         ]
-        held, go_on = threading.Event(), threading.Event()
+        held, release = threading.Event(), threading.Event()
 
         def hold():
             for lock in locks:
                 lock.acquire()
             held.set()
-            go_on.wait()
+            release.wait()
             for lock in reversed(locks):
                 lock.release()
 
@@ -231,7 +231,7 @@ def test_a_fork_while_every_lock_is_held_does_not_hang_the_child(tmp_path: Path)
             bus.close()
             os._exit(0)
         _, status = os.waitpid(pid, 0)
-        go_on.set()
+        release.set()
         assert status == 0
         assert bus.close().complete
     """
@@ -240,7 +240,7 @@ def test_a_fork_while_every_lock_is_held_does_not_hang_the_child(tmp_path: Path)
     assert values(tmp_path / "r", "child") == [1]
 
 
-def test_a_copy_whose_first_act_is_to_load_a_state_joins_the_run(tmp_path: Path) -> None:
+def test_load_state_dict_makes_a_copy_join_the_run(tmp_path: Path) -> None:
     code = """
         import multiprocessing
         from metricbus import MetricBus
@@ -264,7 +264,7 @@ def test_a_copy_whose_first_act_is_to_load_a_state_joins_the_run(tmp_path: Path)
     assert 3.0 in values(tmp_path / "r", "loss")
 
 
-def test_what_a_copy_drops_is_counted(tmp_path: Path) -> None:
+def test_values_dropped_by_a_copy_are_counted(tmp_path: Path) -> None:
     bus = MetricBus(sinks="", dir=tmp_path, strict=True)
     pickled = pickle.dumps(bus)
     bus.close()
@@ -276,9 +276,9 @@ def test_what_a_copy_drops_is_counted(tmp_path: Path) -> None:
         loaded.flush()
 
 
-def test_a_child_that_begins_after_the_end_has_a_run_of_its_own(tmp_path: Path) -> None:
+def test_process_started_by_an_ended_run_creates_its_own_run(tmp_path: Path) -> None:
     bus = MetricBus(id="r", sinks="", dir=tmp_path)
-    late = {"METRICBUS_RUN_DIR": os.environ["METRICBUS_RUN_DIR"]}
+    inherited = {"METRICBUS_RUN_DIR": os.environ["METRICBUS_RUN_DIR"]}
     bus.close()
     code = """
         from metricbus import MetricBus
@@ -288,12 +288,12 @@ def test_a_child_that_begins_after_the_end_has_a_run_of_its_own(tmp_path: Path) 
             bus.log("x", 1.0)
         assert bus.stats().sinks["csv"].delivered == 1
     """
-    done = run_script(tmp_path, code, **late)
+    done = run_script(tmp_path, code, **inherited)
     assert done.returncode == 0, done.stderr
-    assert "the run r that started this process has ended" in done.stderr
+    assert "The run r that started this process has ended" in done.stderr
 
 
-def test_a_forked_child_leaves_metric_objects_and_hooks_to_its_parent(tmp_path: Path) -> None:
+def test_forked_child_leaves_metric_objects_and_close_hooks_to_its_parent(tmp_path: Path) -> None:
     ended: list[int] = []
     metric = MeanMetric()
     metric.update(torch.tensor(3.0))

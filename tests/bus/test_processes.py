@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import metricbus
 from metricbus import MetricBus
+from tests.helpers import scripts
 
-
-def run_script(folder: Path, text: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    script = folder / "script.py"
-    script.write_text(textwrap.dedent(text))
-    return subprocess.run(
-        [sys.executable, "-W", "error", script],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+run_script = partial(scripts.run_script, PYTHONWARNINGS="error")
 
 
 def test_script_without_close_loses_nothing(tmp_path: Path) -> None:
@@ -84,9 +72,7 @@ def test_environment_configures_the_process_wide_bus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["", 'run="same name"', 'sinks="csv"', 'config={"lr": 0.1}'])
-def test_process_started_by_a_run_joins_it_with_its_own_segment(
-    tmp_path: Path, given: str
-) -> None:
+def test_process_started_by_a_run_joins_it_with_its_own_segment(tmp_path: Path, given: str) -> None:
     config = {"lr": 0.1}
     with MetricBus("same name", id="r", sinks="csv", config=config, dir=tmp_path / "runs") as bus:
         bus.log("parent", 1.0)

@@ -1,4 +1,4 @@
-"""Progress bars, on terminals and in notebooks."""
+"""Progress bars in terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,53 +28,56 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from metricbus import MetricBus
 from metricbus._bus.default_bus import DefaultBus
-from metricbus._bus.progress import _shown
-from metricbus._bus.progress_postfix import in_short
-from metricbus._common.device_values import ACCELERATORS, as_64_bits
+from metricbus._bus.progress import _active_bars
+from metricbus._bus.progress_postfix import format_value
+from metricbus._common.device_values import ACCELERATORS
 from metricbus._common.tqdm_logging import ConsoleHandlers
 from metricbus.errors import ConfigError, MissingPackageError
+from tests.helpers.fake_accelerator import FakeAccelerator
 from tests.helpers.interrupts import interrupted
 from tests.helpers.scripts import run_script
 from tests.helpers.terminals import Terminal, screen_of, start_in_terminal
-from tests.ingest.test_hot_path import calls_of
+from tests.ingest.test_hot_path import count_calls
 
 WaitFor = Callable[[Callable[[], bool]], None]
 
 
-StandsIn = Callable[[TextIO], None]
+ReplaceStderr = Callable[[TextIO], None]
 
 
 @pytest.fixture
-def stands_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StandsIn:
-    """Has a stream be stderr while the test runs; pytest sets its own after the fixtures."""
+def replace_stderr(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> ReplaceStderr:
+    """Replaces stderr when the test itself starts, because pytest sets its own after fixtures."""
 
-    def stand_in(stream: TextIO) -> None:
+    def replace(stream: TextIO) -> None:
         test = request.node.obj
 
-        def begin(**arguments: Any) -> None:
+        def run_test(**arguments: Any) -> None:
             monkeypatch.setattr(sys, "stderr", stream)
             test(**arguments)
 
-        request.node.obj = begin
+        request.node.obj = run_test
 
-    return stand_in
+    return replace
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, stands_in: StandsIn) -> Iterator[Terminal]:
-    """The terminal that stderr is."""
+def terminal(monkeypatch: pytest.MonkeyPatch, replace_stderr: ReplaceStderr) -> Iterator[Terminal]:
+    """The terminal that is stderr during the test."""
     terminal = Terminal()
-    stands_in(terminal.stream)
-    monkeypatch.setattr(tqdm.std.tqdm, "monitor_interval", 0)  # no thread of tqdm's stays
+    replace_stderr(terminal.stream)
+    monkeypatch.setattr(tqdm.std.tqdm, "monitor_interval", 0)  # starts no thread
     yield terminal
     terminal.hang_up()
 
 
 @pytest.fixture
-def written(stands_in: StandsIn) -> io.StringIO:
-    """What stderr gets, which is no terminal."""
+def stderr(replace_stderr: ReplaceStderr) -> io.StringIO:
+    """The text stream that is stderr during the test; it is no terminal."""
     stream = io.StringIO()
-    stands_in(stream)
+    replace_stderr(stream)
     return stream
 
 
@@ -83,10 +86,10 @@ def no_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
 
 
-# Whether there is a bar
+# Whether a bar is shown
 
 
-def test_on_a_terminal_there_is_a_bar(bus: MetricBus, terminal: Terminal) -> None:
+def test_terminal_has_a_bar(bus: MetricBus, terminal: Terminal) -> None:
     for _ in bus.steps(range(3)):
         pass
     (line,) = terminal.screen()
@@ -94,27 +97,27 @@ def test_on_a_terminal_there_is_a_bar(bus: MetricBus, terminal: Terminal) -> Non
     assert "| 3/3 [00:00<00:00" in line
 
 
-def test_elsewhere_there_is_none(bus: MetricBus, written: io.StringIO) -> None:
+def test_stream_that_is_no_terminal_has_no_bar(bus: MetricBus, stderr: io.StringIO) -> None:
     for _ in bus.epochs(2):
         for _ in bus.steps(range(3)):
             pass
-    assert not written.getvalue()
+    assert not stderr.getvalue()
 
 
-def test_it_can_be_asked_for_anywhere(bus: MetricBus, written: io.StringIO) -> None:
+def test_progress_true_shows_a_bar_anywhere(bus: MetricBus, stderr: io.StringIO) -> None:
     for _ in bus.steps(range(3), progress=True):
         pass
-    assert "3/3" in written.getvalue()
+    assert "3/3" in stderr.getvalue()
 
 
-def test_it_can_be_declined(bus: MetricBus, terminal: Terminal) -> None:
+def test_progress_false_shows_no_bar(bus: MetricBus, terminal: Terminal) -> None:
     for _ in bus.epochs(2, progress=False):
         for _ in bus.steps(range(3), progress=False):
             pass
     assert terminal.screen() == []
 
 
-def test_the_setting_off_wins_over_a_wish(
+def test_setting_off_overrides_progress_true(
     tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METRICBUS_PROGRESS", "off")
@@ -126,31 +129,31 @@ def test_the_setting_off_wins_over_a_wish(
     assert terminal.screen() == []
 
 
-def test_the_setting_on_shows_it_anywhere(tmp_path: Path, written: io.StringIO) -> None:
+def test_setting_on_shows_a_bar_anywhere(tmp_path: Path, stderr: io.StringIO) -> None:
     with MetricBus(sinks="", dir=tmp_path, progress="on") as bus:
         for _ in bus.steps(range(3)):
             pass
-        assert "3/3" in written.getvalue()
+        assert "3/3" in stderr.getvalue()
         for _ in bus.steps(range(4), progress=False):
             pass
-        assert "4/4" not in written.getvalue()
+        assert "4/4" not in stderr.getvalue()
 
 
-def test_a_setting_that_is_none_is_an_error_that_says_what_there_is(tmp_path: Path) -> None:
+def test_error_for_a_wrong_setting_lists_the_choices(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"progress='text'.*expected auto \| on \| off"):
         MetricBus(sinks="", dir=tmp_path, progress="text")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("given", ["text", 1])
-def test_an_argument_that_is_none_raises_at_the_call(bus: MetricBus, given: Any) -> None:
-    with pytest.raises(TypeError, match="progress= takes True, False or None"):
+def test_wrong_progress_argument_raises_at_the_call(bus: MetricBus, given: Any) -> None:
+    with pytest.raises(TypeError, match="progress= must be True, False or None"):
         bus.steps("abc", progress=given)
-    with pytest.raises(TypeError, match="progress= takes True, False or None"):
+    with pytest.raises(TypeError, match="progress= must be True, False or None"):
         bus.epochs(1, progress=given)
 
 
 @pytest.mark.usefixtures("no_tqdm")
-def test_without_tqdm_there_is_no_bar_and_no_word(bus: MetricBus, terminal: Terminal) -> None:
+def test_without_tqdm_nothing_is_shown(bus: MetricBus, terminal: Terminal) -> None:
     for _ in bus.epochs(2):
         for _ in bus.steps(range(3)):
             pass
@@ -158,17 +161,17 @@ def test_without_tqdm_there_is_no_bar_and_no_word(bus: MetricBus, terminal: Term
 
 
 @pytest.mark.usefixtures("no_tqdm")
-def test_without_tqdm_a_wish_says_what_to_install(bus: MetricBus, tmp_path: Path) -> None:
+def test_error_without_tqdm_shows_the_pip_command(bus: MetricBus, tmp_path: Path) -> None:
     with pytest.raises(MissingPackageError, match=r"progress=True needs tqdm: pip install 'metr"):
         bus.steps(range(3), progress=True)
     with (
-        MetricBus(sinks="", dir=tmp_path, progress="on") as wishes,
+        MetricBus(sinks="", dir=tmp_path, progress="on") as bus_with_bars,
         pytest.raises(MissingPackageError, match="METRICBUS_PROGRESS=on needs tqdm"),
     ):
-        wishes.epochs(3)
+        bus_with_bars.epochs(3)
 
 
-def test_a_rank_other_than_the_first_has_none(
+def test_only_rank_0_has_a_bar(
     bus: MetricBus, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -179,7 +182,7 @@ def test_a_rank_other_than_the_first_has_none(
 
 
 @pytest.mark.parametrize("make", [lambda: MetricBus(disabled=True), DefaultBus])
-def test_a_bus_that_does_nothing_has_one_if_it_is_asked_for(
+def test_bus_that_is_off_has_a_bar_only_on_request(
     make: Callable[[], MetricBus], terminal: Terminal
 ) -> None:
     bus = make()
@@ -192,7 +195,7 @@ def test_a_bus_that_does_nothing_has_one_if_it_is_asked_for(
     assert len(terminal.screen()) == 1
 
 
-def test_the_process_wide_bus_has_one_before_it_is_first_logged_to(
+def test_process_wide_bus_has_a_bar_before_its_first_log(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "")
@@ -205,17 +208,17 @@ def test_the_process_wide_bus_has_one_before_it_is_first_logged_to(
     assert line.endswith("loss=0.5]")
 
 
-@pytest.mark.parametrize("where", ["around", "inside"])
-def test_who_has_a_bar_of_tqdm_gets_no_second_one(
-    bus: MetricBus, terminal: Terminal, where: str
+@pytest.mark.parametrize("position", ["around", "inside"])
+def test_loop_with_the_users_own_tqdm_bar_has_no_second_bar(
+    bus: MetricBus, terminal: Terminal, position: str
 ) -> None:
     loop: Any = bus.steps(range(3))
-    if where == "around":
+    if position == "around":
         loop = tqdm.tqdm(loop, desc="own")
     else:
         loop = bus.steps(tqdm.tqdm(range(3), desc="own"))
     for _ in loop:
-        assert _shown == []
+        assert _active_bars == []
     (line,) = terminal.screen()
     assert line.startswith("own: 100%")
 
@@ -228,14 +231,14 @@ def test_bars_are_nested_and_only_the_outermost_stays(bus: MetricBus, terminal: 
     for _ in bus.epochs(2):
         for _ in bus.steps(range(3)):
             for _ in bus.steps("ab", advance=False):
-                seen.append(len(_shown))
+                seen.append(len(_active_bars))
     assert seen == [3] * 12
     (line,) = terminal.screen()
     assert line.startswith("epochs: 100%")
     assert "2/2" in line
 
 
-def test_each_bar_has_its_line(bus: MetricBus, terminal: Terminal, wait_for: WaitFor) -> None:
+def test_each_bar_has_its_own_line(bus: MetricBus, terminal: Terminal, wait_for: WaitFor) -> None:
     val = bus.phase("val")
     for _ in bus.epochs(2):
         for _ in bus.steps(range(3)):
@@ -248,22 +251,22 @@ def test_each_bar_has_its_line(bus: MetricBus, terminal: Terminal, wait_for: Wai
                 return
 
 
-def test_outside_of_epochs_each_loop_leaves_a_line(bus: MetricBus, terminal: Terminal) -> None:
+def test_each_loop_outside_epochs_leaves_a_line(bus: MetricBus, terminal: Terminal) -> None:
     for _ in range(2):
         for _ in bus.steps(range(3)):
             pass
     assert len(terminal.screen()) == 2
 
 
-def test_a_loop_can_be_used_again(bus: MetricBus, terminal: Terminal) -> None:
+def test_loop_can_be_iterated_twice(bus: MetricBus, terminal: Terminal) -> None:
     loop = bus.steps(range(3))
     assert [list(loop), list(loop)] == [[0, 1, 2], [0, 1, 2]]
     assert bus.step == 5
     assert [line[:4] for line in terminal.screen()] == ["100%", "100%"]
 
 
-class Unhelpful:
-    """Its length cannot be had, in an unusual way."""
+class BrokenLength:
+    """An iterable whose `len()` raises an unusual error."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(3))
@@ -277,11 +280,11 @@ class Unhelpful:
     [
         (number for number in range(3)),
         itertools.islice(range(10**30), 3),
-        Unhelpful(),
+        BrokenLength(),
         map(int, "123"),
     ],
 )
-def test_an_unknown_length_is_counted(
+def test_items_of_unknown_length_are_counted(
     bus: MetricBus, terminal: Terminal, items: Iterable[int]
 ) -> None:
     assert sum(1 for _ in bus.steps(items)) == 3
@@ -289,31 +292,29 @@ def test_an_unknown_length_is_counted(
     assert line.startswith("3step [00:00")
 
 
-def test_a_length_that_is_wrong_does_not_matter(bus: MetricBus, terminal: Terminal) -> None:
-    class Wrong(Unhelpful):
+def test_wrong_length_does_not_matter(bus: MetricBus, terminal: Terminal) -> None:
+    class WrongLength(BrokenLength):
         def __len__(self) -> int:
             return 2
 
-    assert len(list(bus.steps(Wrong()))) == 3
+    assert len(list(bus.steps(WrongLength()))) == 3
     assert len(terminal.screen()) == 1
 
 
-def test_break_closes_the_bars_and_leaves_the_clock_right(
-    bus: MetricBus, terminal: Terminal
-) -> None:
+def test_break_closes_the_bars_and_keeps_the_step(bus: MetricBus, terminal: Terminal) -> None:
     for _ in bus.epochs(2):
         for _ in bus.steps(range(100)):
             if bus.step == 4:
                 break
         break
-    assert _shown == []
+    assert _active_bars == []
     for _ in bus.steps(range(2), progress=False):
         pass
     assert bus.step == 6
     assert len(terminal.screen()) == 1
 
 
-def test_an_exception_closes_the_bars_before_it_is_told(tmp_path: Path, wait_for: WaitFor) -> None:
+def test_exception_closes_the_bars_before_the_traceback(tmp_path: Path, wait_for: WaitFor) -> None:
     code = """
         from metricbus import MetricBus
         with MetricBus(sinks="", id="r") as bus:
@@ -331,7 +332,7 @@ def test_an_exception_closes_the_bars_before_it_is_told(tmp_path: Path, wait_for
     assert last == "ValueError: the loss is NaN"
 
 
-def test_an_interrupt_closes_the_bars_before_it_is_told(tmp_path: Path, wait_for: WaitFor) -> None:
+def test_ctrl_c_closes_the_bars_before_the_traceback(tmp_path: Path, wait_for: WaitFor) -> None:
     code = """
         import signal, time
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -353,37 +354,38 @@ def test_an_interrupt_closes_the_bars_before_it_is_told(tmp_path: Path, wait_for
 
 
 class Stream(IterableDataset[int]):
-    """Nobody knows how long it is."""
+    """A dataset of unknown length."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(8))
 
 
-def test_a_data_loader_starts_its_workers_once(
+def test_data_loader_starts_its_workers_once(
     bus: MetricBus, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    iterators = Counter[str]()
-    make = DataLoader._get_iterator
+    n_iterators = 0
+    get_iterator = DataLoader._get_iterator
 
     def count(loader: DataLoader[Any]) -> Any:
-        iterators["made"] += 1
-        return make(loader)
+        nonlocal n_iterators
+        n_iterators += 1
+        return get_iterator(loader)
 
     monkeypatch.setattr(DataLoader, "_get_iterator", count)
     loader = DataLoader(TensorDataset(torch.zeros(8, 1)), batch_size=2, num_workers=1)
     for _ in bus.epochs(1):
         assert len(list(bus.steps(loader))) == 4
-    assert iterators["made"] == 1
+    assert n_iterators == 1
     assert len(terminal.screen()) == 1
 
 
-def test_a_stream_of_data_is_counted(bus: MetricBus, terminal: Terminal) -> None:
+def test_items_of_an_iterable_dataset_are_counted(bus: MetricBus, terminal: Terminal) -> None:
     assert len(list(bus.steps(DataLoader(Stream(), batch_size=2)))) == 4
     (line,) = terminal.screen()
     assert line.startswith("4step")
 
 
-def test_a_forked_child_leaves_the_bars_to_its_parent(tmp_path: Path) -> None:
+def test_forked_child_leaves_the_bars_to_its_parent(tmp_path: Path) -> None:
     code = """
         import gc, os
         from metricbus import MetricBus
@@ -405,7 +407,7 @@ def test_a_forked_child_leaves_the_bars_to_its_parent(tmp_path: Path) -> None:
     assert terminal.text.count("3/3") == 1
 
 
-def test_bars_settle_nothing_for_multiprocessing(tmp_path: Path) -> None:
+def test_bars_do_not_fix_the_multiprocessing_start_method(tmp_path: Path) -> None:
     code = """
         import logging, multiprocessing
         from metricbus import MetricBus
@@ -420,12 +422,12 @@ def test_bars_settle_nothing_for_multiprocessing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_a_stderr_there_is_no_bar(bus: MetricBus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_stderr_no_bar_is_shown(bus: MetricBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     assert list(bus.steps(range(3), progress=True)) == [0, 1, 2]
 
 
-def test_a_stderr_that_was_closed_gets_no_bar(bus: MetricBus, terminal: Terminal) -> None:
+def test_closed_stderr_has_no_bar(bus: MetricBus, terminal: Terminal) -> None:
     for step in bus.steps(range(3), progress=True):
         if step == 1:
             terminal.stream.close()
@@ -433,7 +435,7 @@ def test_a_stderr_that_was_closed_gets_no_bar(bus: MetricBus, terminal: Terminal
     assert sum(1 for _ in bus.steps(range(3), progress=True)) == 3
 
 
-def test_a_terminal_that_is_gone_does_not_end_the_training(
+def test_training_continues_if_the_terminal_is_gone(
     bus: MetricBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Gone(io.StringIO):
@@ -444,50 +446,50 @@ def test_a_terminal_that_is_gone_does_not_end_the_training(
     assert list(bus.steps(range(3), progress=True)) == [0, 1, 2]
 
 
-# What a step costs
+# Cost of a step
 
 
-def test_a_step_with_a_bar_costs_a_look_at_the_clock(bus: MetricBus, written: io.StringIO) -> None:
+def test_bar_costs_one_clock_reading_per_step(bus: MetricBus, stderr: io.StringIO) -> None:
     bus.define("loss", progress=True)
 
     def calls(loop: Iterable[int]) -> Counter[str]:
         steps = iter(loop)
         next(steps)
         next(steps)
-        return calls_of(lambda: next(steps))
+        return count_calls(lambda: next(steps))
 
-    without = calls(bus.steps(range(10), progress=False))
-    beside = calls(bus.steps(range(10), progress=True))
-    assert without == {"next": 1, "__iter__": 1, "enter_step": 1}
-    assert beside - without == {"__iter__": 1, "time": 1}
+    without_bar = calls(bus.steps(range(10), progress=False))
+    with_bar = calls(bus.steps(range(10), progress=True))
+    assert without_bar == {"next": 1, "__iter__": 1, "enter_step": 1}
+    assert with_bar - without_bar == {"__iter__": 1, "time": 1}
 
 
-def test_log_does_nothing_for_the_bars(bus: MetricBus) -> None:
+def test_log_does_no_work_for_the_bars(bus: MetricBus) -> None:
     bus.log("loss", 0.5, step=0)
     bus.define("loss", progress=True)
-    calls = calls_of(lambda: bus.log("loss", 0.5, step=1))
+    calls = count_calls(lambda: bus.log("loss", 0.5, step=1))
     assert calls == {"log": 1, "time_ns": 1, "append": 1, "len": 1}
 
 
-def test_a_definition_of_progress_alone_does_not_reach_the_collector(bus: MetricBus) -> None:
+def test_definition_of_progress_only_is_not_sent_to_the_collector(bus: MetricBus) -> None:
     bus.define("loss", progress=True)
     bus.flush()
     assert bus._session is not None
-    assert not bus._session._collector.reducing.definitions
+    assert not bus._session._collector.aggregator.definitions
 
 
 # Metrics
 
 
 def last_line(bus: MetricBus, terminal: Terminal, **values: Any) -> str:
-    """The bar of a loop that has logged these values."""
+    """Return the bar of a loop that has logged these values."""
     for _ in bus.steps(range(1)):
         bus.log(values)
     (line,) = terminal.screen()
     return line
 
 
-def test_chosen_metrics_stand_beside_the_bar(bus: MetricBus, terminal: Terminal) -> None:
+def test_bar_shows_the_selected_metrics(bus: MetricBus, terminal: Terminal) -> None:
     bus.define("train/*", progress=True)
     bus.define("train/secret", progress=False)
     values = {"train/loss": 0.123456, "train/n": 1234567, "train/secret": 1, "other": 2}
@@ -495,23 +497,23 @@ def test_chosen_metrics_stand_beside_the_bar(bus: MetricBus, terminal: Terminal)
     assert line.endswith(", train/loss=0.1235, train/n=1234567]")
 
 
-def test_nan_is_told(bus: MetricBus, terminal: Terminal) -> None:
+def test_bar_shows_nan(bus: MetricBus, terminal: Terminal) -> None:
     bus.define("loss", progress=True)
     assert last_line(bus, terminal, loss=math.nan).endswith(", loss=nan]")
 
 
-def test_a_name_cannot_break_the_line(bus: MetricBus, terminal: Terminal) -> None:
+def test_special_characters_in_a_name_are_escaped(bus: MetricBus, terminal: Terminal) -> None:
     bus.define("*", progress=True)
     assert last_line(bus, terminal, **{"a\nb\x1b[2J": 1}).endswith(r', "a\nb\x1b[2J"=1]')
 
 
-def test_many_metrics_are_cut_off(bus: MetricBus, terminal: Terminal) -> None:
+def test_many_metrics_are_truncated(bus: MetricBus, terminal: Terminal) -> None:
     bus.define("*", progress=True)
     line = last_line(bus, terminal, **{f"name{i}": i for i in range(2000)})
     assert line.startswith("100% 1/1, name0=0, name1=1,")
 
 
-def test_a_reduced_name_shows_what_the_reduction_gave(bus: MetricBus, terminal: Terminal) -> None:
+def test_bar_shows_the_reduced_value_of_a_reduced_name(bus: MetricBus, terminal: Terminal) -> None:
     bus.define("loss", every=2, reduce="mean", progress=True)
     for step in bus.steps(range(5)):
         bus.log("loss", float(step))
@@ -523,7 +525,7 @@ def test_a_reduced_name_shows_what_the_reduction_gave(bus: MetricBus, terminal: 
     assert second.endswith("loss=2.5]")
 
 
-def test_what_epochs_give_stands_beside_their_bar(
+def test_values_of_epochs_are_shown_at_the_bar_of_epochs(
     bus: MetricBus, terminal: Terminal, wait_for: WaitFor
 ) -> None:
     bus.define("loss", progress=True)
@@ -531,7 +533,7 @@ def test_what_epochs_give_stands_beside_their_bar(
     for epoch in bus.epochs(2):
         for _ in bus.steps(range(2)):
             bus.log({"loss": 0.5, "acc": 0.25 * epoch})
-            time.sleep(0.11)  # longer than tqdm waits before it draws a bar again
+            time.sleep(0.11)  # longer than tqdm's interval between updates
             if epoch:
                 wait_for(lambda: "loss=0.5" in screen_of(terminal.text)[-1])
                 epochs, steps = screen_of(terminal.text)
@@ -541,7 +543,9 @@ def test_what_epochs_give_stands_beside_their_bar(
     assert last.endswith("loss=0.5, acc=0.25]")
 
 
-def test_without_a_bar_of_epochs_steps_have_it_all(bus: MetricBus, terminal: Terminal) -> None:
+def test_without_a_bar_of_epochs_the_bar_of_steps_shows_all_metrics(
+    bus: MetricBus, terminal: Terminal
+) -> None:
     bus.define("*", progress=True)
     bus.define("acc", on_step=False, on_epoch=True)
     bus.log("acc", 0.5)
@@ -552,7 +556,7 @@ def test_without_a_bar_of_epochs_steps_have_it_all(bus: MetricBus, terminal: Ter
     assert line.endswith("acc=0.5, loss=1]")
 
 
-def test_a_validation_loop_has_the_metrics_of_its_phase(bus: MetricBus, terminal: Terminal) -> None:
+def test_validation_loop_shows_the_metrics_of_its_scope(bus: MetricBus, terminal: Terminal) -> None:
     val = bus.scope("val")
     bus.define("*", progress=True)
     bus.log("loss", 1)
@@ -563,7 +567,7 @@ def test_a_validation_loop_has_the_metrics_of_its_phase(bus: MetricBus, terminal
     assert line.endswith("it/s, val/seen=2]")
 
 
-def test_a_closed_epoch_series_has_a_name_of_its_own(bus: MetricBus, terminal: Terminal) -> None:
+def test_bar_shows_the_epoch_series_under_its_own_name(bus: MetricBus, terminal: Terminal) -> None:
     bus.define("loss*", progress=True)
     bus.define("loss", on_step=True, on_epoch=True)
     for epoch in bus.epochs(1):
@@ -573,42 +577,28 @@ def test_a_closed_epoch_series_has_a_name_of_its_own(bus: MetricBus, terminal: T
     assert line.endswith("loss=1, loss_epoch=1]")
 
 
-class LeaseHeld:
-    """An accelerator made of CPU tensors, which brings nothing before it is let go."""
-
-    def __init__(self) -> None:
-        self.let_go = threading.Event()
-
-    def stream(self, device: Any) -> str:
-        return "one"
-
-    def bring(self, device: Any, parts: Sequence[Any], streams: Iterable[Any]) -> Any:
-        assert self.let_go.wait(10)
-        return torch.cat([as_64_bits(part) for part in parts]).numpy().copy()
-
-
-def test_a_value_on_a_device_is_not_waited_for(
+def test_bar_does_not_wait_for_a_value_on_a_device(
     bus: MetricBus, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = LeaseHeld()
+    device = FakeAccelerator(is_late=True)
     monkeypatch.setitem(ACCELERATORS, "cpu", device)
     bus.define("loss", progress=True)
     for _ in bus.steps(range(2)):
         bus.log("loss", torch.tensor(0.25))
-    device.let_go.set()
+    device.released.set()
     bus.flush()
-    device.let_go.clear()
+    device.released.clear()
     for _ in bus.steps(range(2)):
         bus.log("loss", torch.tensor(0.5))
-    device.let_go.set()
+    device.released.set()
     first, second = terminal.screen()
     assert "loss" not in first
     assert second.endswith("loss=0.25]")
 
 
 @given(st.one_of(st.integers(), st.floats(-1e308, 1e308)))
-def test_integers_are_whole_and_others_have_four_digits(value: float) -> None:
-    text = in_short(value)
+def test_format_value_keeps_integers_and_rounds_others_to_four_digits(value: float) -> None:
+    text = format_value(value)
     if isinstance(value, int):
         assert int(text) == value
     else:
@@ -616,7 +606,7 @@ def test_integers_are_whole_and_others_have_four_digits(value: float) -> None:
         assert len(text) <= len("-1.234e-308")
 
 
-# Narrow terminals, and lines of log
+# Narrow terminals, and log lines
 
 
 @pytest.mark.parametrize(
@@ -627,7 +617,7 @@ def test_integers_are_whole_and_others_have_four_digits(value: float) -> None:
         (40, r"epochs: 100% 2/2, train/loss=0.5"),
     ],
 )
-def test_where_it_is_narrow_the_metrics_stay(
+def test_narrow_terminal_keeps_the_metrics(
     bus: MetricBus, monkeypatch: pytest.MonkeyPatch, columns: int, expected: str
 ) -> None:
     terminal = Terminal(columns)
@@ -646,7 +636,7 @@ def logger() -> Iterator[logging.Logger]:
     logger.handlers.clear()
 
 
-def test_lines_of_log_stand_above_the_bars(
+def test_log_lines_appear_above_the_bars(
     bus: MetricBus, terminal: Terminal, logger: logging.Logger
 ) -> None:
     handler = logging.StreamHandler(terminal.stream)
@@ -664,7 +654,7 @@ def test_lines_of_log_stand_above_the_bars(
 
 
 class OwnHandler(logging.StreamHandler[Any]):
-    """One that writes by a method of its own."""
+    """A handler with its own `emit`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
@@ -677,7 +667,7 @@ def is_wrapped(handler: logging.Handler) -> bool:
     return "emit" in vars(handler) or logging.StreamHandler.emit is not EMIT
 
 
-def test_ctrl_c_at_any_point_leaves_handlers_that_can_be_unwrapped(
+def test_handlers_can_be_unwrapped_after_ctrl_c_at_any_point(
     terminal: Terminal, logger: logging.Logger
 ) -> None:
     handler = OwnHandler(terminal.stream)
@@ -692,8 +682,8 @@ def test_ctrl_c_at_any_point_leaves_handlers_that_can_be_unwrapped(
     handlers.unwrap()
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2])  # 0 is what a terminal has that nobody has sized
-def test_loops_in_a_low_terminal_leave_handlers_as_they_were(
+@pytest.mark.parametrize("rows", [0, 1, 2])  # a terminal without a size has 0
+def test_loops_in_a_terminal_of_few_rows_restore_the_handlers(
     bus: MetricBus, logger: logging.Logger, rows: int
 ) -> None:
     terminal = Terminal(rows=rows)
@@ -708,7 +698,7 @@ def test_loops_in_a_low_terminal_leave_handlers_as_they_were(
     assert not is_wrapped(handler)
 
 
-def test_richs_lines_stand_above_the_bars(
+def test_rich_log_lines_appear_above_the_bars(
     bus: MetricBus, terminal: Terminal, logger: logging.Logger
 ) -> None:
     console = Console(stderr=True, width=60)
@@ -721,7 +711,7 @@ def test_richs_lines_stand_above_the_bars(
     assert bar.startswith("100%")
 
 
-def test_lines_of_many_threads_stay_whole(
+def test_log_lines_of_many_threads_stay_intact(
     bus: MetricBus, terminal: Terminal, logger: logging.Logger
 ) -> None:
     logger.addHandler(logging.StreamHandler(terminal.stream))
@@ -747,7 +737,7 @@ def test_lines_of_many_threads_stay_whole(
     assert bar.endswith("loss=99]")
 
 
-def test_what_is_configured_in_a_loop_stays(
+def test_handler_added_in_a_loop_stays(
     bus: MetricBus, terminal: Terminal, logger: logging.Logger
 ) -> None:
     for _ in bus.epochs(1):
@@ -761,7 +751,7 @@ def test_what_is_configured_in_a_loop_stays(
     assert bar.startswith("epochs: 100%")
 
 
-def test_a_handler_that_the_first_line_makes_is_one_of_them(
+def test_handler_created_by_the_first_log_line_is_wrapped_too(
     bus: MetricBus, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
@@ -774,9 +764,11 @@ def test_a_handler_that_the_first_line_makes_is_one_of_them(
     assert logging.StreamHandler.emit is EMIT
 
 
-def test_the_logging_sink_does_not_tear_the_bars(tmp_path: Path, terminal: Terminal) -> None:
+def test_lines_of_the_logging_sink_do_not_break_the_bars(
+    tmp_path: Path, terminal: Terminal
+) -> None:
     logger = logging.getLogger("metricbus")
-    logger.propagate = False  # pytest's own handlers, which are no terminal's
+    logger.propagate = False  # pytest's handlers write to no terminal
     try:
         with MetricBus(sinks="logging", dir=tmp_path, id="r") as bus:
             for step in bus.steps(range(3)):
@@ -792,7 +784,7 @@ def test_the_logging_sink_does_not_tear_the_bars(tmp_path: Path, terminal: Termi
 # Notebooks
 
 
-def test_a_notebook_without_widgets_shows_text_and_no_warning(tmp_path: Path) -> None:
+def test_notebook_without_widgets_shows_text_and_no_warning(tmp_path: Path) -> None:
     cell = """
 import warnings
 warnings.filterwarnings("error", module="tqdm|metricbus")

@@ -1,4 +1,4 @@
-"""Several ranks: who writes, how they meet, and what becomes of one that does not come."""
+"""Several ranks: which ones write, how values are merged, and errors for missing ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import metricbus
 from metricbus import ConfigError, MetricBus, RankError, Series
 from metricbus._aggregate.reductions import reduction_factory
-from metricbus._common.distributed import Rank, current_rank, launcher_run_id, is_writing_rank
+from metricbus._common.distributed import Rank, current_rank, is_writing_rank, launcher_run_id
 from metricbus._common.records import Header
 from metricbus._ingest.commands import CollectPartials
 from metricbus._journal.segment_reader import JournalReader
@@ -27,11 +27,11 @@ def series(run: Path, name: str) -> Series:
 
 
 def values(run: Path, name: str) -> list[float]:
-    found: list[float] = series(run, name).value.tolist()
-    return found
+    series_values: list[float] = series(run, name).value.tolist()
+    return series_values
 
 
-# Which rank
+# Finding the rank
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def values(run: Path, name: str) -> list[float]:
         ({"RANK": "two"}, Rank(0, 1, 0)),
     ],
 )
-def test_the_launcher_says_which_rank_it_is(environ: dict[str, str], rank: Rank) -> None:
+def test_rank_is_read_from_the_launchers_variables(environ: dict[str, str], rank: Rank) -> None:
     assert current_rank(environ) == rank
 
 
@@ -61,24 +61,24 @@ def test_the_launcher_says_which_rank_it_is(environ: dict[str, str], rank: Rank)
         ("local0", Rank(5, 8, 1), False),
     ],
 )
-def test_the_setting_says_who_writes(ranks: str, rank: Rank, expected: bool) -> None:
+def test_setting_determines_the_writing_ranks(ranks: str, rank: Rank, expected: bool) -> None:
     assert is_writing_rank(ranks, rank) is expected
 
 
 @pytest.mark.parametrize("wrong", ["some", "-1", "", "1.5"])
-def test_other_settings_are_refused(wrong: str, tmp_path: Path) -> None:
+def test_wrong_setting_raises(wrong: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ranks="):
         MetricBus(ranks=wrong, sinks="", dir=tmp_path)  # type: ignore[arg-type]
 
 
-def test_the_launchers_id_is_taken_unless_it_is_none() -> None:
+def test_launcher_run_id_ignores_an_id_of_none() -> None:
     assert launcher_run_id({"TORCHELASTIC_RUN_ID": "a"}) == "a"
     assert launcher_run_id({"TORCHELASTIC_RUN_ID": "none", "SLURM_JOB_ID": "7"}) == "7"
     with pytest.raises(ConfigError, match="--rdzv-id"):
         launcher_run_id({"TORCHELASTIC_RUN_ID": "none"})
 
 
-def test_a_rank_that_does_not_write_logs_nothing(
+def test_rank_that_does_not_write_logs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -90,7 +90,7 @@ def test_a_rank_that_does_not_write_logs_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_bad_sink_is_told_on_the_rank_that_writes_alone(
+def test_bad_sink_raises_only_on_the_writing_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError):
@@ -99,7 +99,7 @@ def test_a_bad_sink_is_told_on_the_rank_that_writes_alone(
     MetricBus(sinks="nonsense", dir=tmp_path).close()
 
 
-def test_ranks_by_the_launchers_word_alone_cannot_meet(
+def test_sync_without_torch_distributed_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "0")
@@ -114,7 +114,7 @@ def test_ranks_by_the_launchers_word_alone_cannot_meet(
 # One process
 
 
-def test_one_process_reduces_its_own(tmp_path: Path) -> None:
+def test_single_process_reduces_its_own_values(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.define("loss", across_ranks="mean")
         for value in (1.0, 2.0, 6.0):
@@ -130,7 +130,7 @@ def test_one_process_reduces_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["median", "ema", "last", "p95", sum])
-def test_what_cannot_be_put_together_from_parts_is_refused(tmp_path: Path, wrong: Any) -> None:
+def test_reduction_that_cannot_be_merged_raises(tmp_path: Path, wrong: Any) -> None:
     with (
         MetricBus(sinks="", dir=tmp_path) as bus,
         pytest.raises(ConfigError, match="across_ranks="),
@@ -138,12 +138,12 @@ def test_what_cannot_be_put_together_from_parts_is_refused(tmp_path: Path, wrong
         bus.define("x", across_ranks=wrong)
 
 
-def test_never_at_the_end_of_an_epoch_is_refused(tmp_path: Path) -> None:
+def test_across_ranks_without_epoch_values_raises(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus, pytest.raises(ConfigError, match="on_epoch"):
         bus.define("x", across_ranks="mean", on_epoch=False)
 
 
-def test_what_never_met_comes_out_at_the_end(tmp_path: Path) -> None:
+def test_values_never_merged_are_emitted_at_the_end(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.define("x", across_ranks="sum")
         bus.log("x", 1)
@@ -151,88 +151,93 @@ def test_what_never_met_comes_out_at_the_end(tmp_path: Path) -> None:
     assert values(tmp_path / "r", "x") == [3]
 
 
-# Meeting
+# Merging across ranks
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_all_ranks_get_what_one_process_would_have(tmp_path: Path, size: int) -> None:
-    said = run_ranks(tmp_path, size, scenarios.reduce_everything, size)
-    everything = [pair for rank in range(size) for pair in scenarios.loaned(rank, size)]
-    for one in said:
-        assert one == said[0]
-        assert one["again"] == {}
-        assert one["last"] == one["results"]["mean"]
-        assert "nobody" not in one["results"]
+def test_merged_values_equal_those_of_a_single_process(tmp_path: Path, size: int) -> None:
+    results = run_ranks(tmp_path, size, scenarios.reduce_everything, size)
+    all_pairs = [pair for rank in range(size) for pair in scenarios.share_of(rank, size)]
+    for result in results:
+        assert result == results[0]
+        assert result["again"] == {}
+        assert result["last"] == result["merged"]["mean"]
+        assert "never logged" not in result["merged"]
         for rank in range(size):
-            assert one["results"][f"own/{rank}"] == rank
+            assert result["merged"][f"own/{rank}"] == rank
     for op in ("mean", "sum", "min", "max", "count", "std"):
-        alone = reduction_factory(op)()
-        for value, weight in everything:
-            alone.add(value, weight)
-        found = said[0]["results"][op]
+        expected = reduction_factory(op)()
+        for value, weight in all_pairs:
+            expected.add(value, weight)
+        merged = results[0]["merged"][op]
         if op == "std":
-            assert math.isclose(found, alone.result(), rel_tol=1e-12)
+            assert math.isclose(merged, expected.result(), rel_tol=1e-12)
         else:
-            assert found == alone.result()
-        assert values(tmp_path / "r", op) == [found]
+            assert merged == expected.result()
+        assert values(tmp_path / "r", op) == [merged]
 
 
-def test_the_epochs_of_a_loop_are_reduced_over_ranks(tmp_path: Path) -> None:
+def test_values_of_epochs_are_merged_across_ranks(tmp_path: Path) -> None:
     run_ranks(tmp_path, 2, scenarios.many_epochs)
-    found = series(tmp_path / "r", "val/acc")
-    assert found.value.tolist() == [1.5, 3.0]
-    assert found.epoch.tolist() == [0, 1]
+    accuracy = series(tmp_path / "r", "val/acc")
+    assert accuracy.value.tolist() == [1.5, 3.0]
+    assert accuracy.epoch.tolist() == [0, 1]
     assert values(tmp_path / "r", "train/loss") == [0, 1, 2, 0, 1, 2]
     assert (tmp_path / "r" / "csv" / "metrics.csv").read_text().count("val/acc") == 2
 
 
-def test_a_sync_stands_where_the_values_do_and_beside_their_steps(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.beside_steps)
-    assert said == [{"loss_epoch": 15.0}] * 2
+def test_sync_emits_at_the_step_of_the_last_value_in_addition_to_steps(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.sync_in_addition_to_steps)
+    assert results == [{"loss_epoch": 15.0}] * 2
     assert values(tmp_path / "r", "loss") == [10, 10]
     assert series(tmp_path / "r", "loss_epoch").step.tolist() == [1]
 
 
-def test_groups_meet_by_themselves(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 4, scenarios.in_groups)
-    assert [one[0] for one in said] == [{"n": 11}, {"n": 11}, {"n": 1100}, {"n": 1100}]
-    assert [one[1] for one in said] == [{"n": 2222}] * 4
-    assert "rank 3 is not in the group of rank 0" in said[3][2]
+def test_groups_are_merged_separately(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 4, scenarios.sync_in_groups)
+    assert [result[0] for result in results] == [{"n": 11}, {"n": 11}, {"n": 1100}, {"n": 1100}]
+    assert [result[1] for result in results] == [{"n": 2222}] * 4
+    assert "rank 3 is not in the group of rank 0" in results[3][2]
     assert values(tmp_path / "r", "n") == [11, 2222], "no rank of the other group writes"
 
 
-def test_a_rank_that_does_not_come_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 3, scenarios.without_one)
-    assert "rank 1 did not arrive within 0.5 s (expected ranks 0, 1, 2)" in said[0][0]
-    assert "METRICBUS_SYNC_SECS" in said[0][0]
-    assert "had stopped waiting when rank 1 arrived" in said[1][0]
-    assert [one[1] for one in said] == [{"n": 6}] * 3, "the next meeting has it all"
+def test_error_names_the_missing_rank_and_nothing_is_lost(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 3, scenarios.sync_without_rank_1)
+    assert "rank 1 did not arrive within 0.5 s (expected ranks 0, 1, 2)" in results[0][0]
+    assert "METRICBUS_SYNC_SECS" in results[0][0]
+    assert "had stopped waiting when rank 1 arrived" in results[1][0]
+    assert [result[1] for result in results] == [{"n": 6}] * 3, "the next merge has all values"
     assert values(tmp_path / "r", "n") == [6]
 
 
-def test_a_rank_that_has_died_is_named_and_the_end_waits_for_nobody(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 3, scenarios.with_a_death)
-    assert "rank 2 did not arrive" in said[0][0]
-    assert said[2] is None
-    assert said[0][1] < 10
-    assert values(tmp_path / "r", "n") == [3, 10], "what it had itself, at the end"
-    assert "the ranks have not met since 'n' was logged" in (tmp_path / "stderr-0.txt").read_text()
+def test_error_names_a_dead_rank_and_close_does_not_wait_for_it(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 3, scenarios.sync_with_a_dead_rank)
+    assert "rank 2 did not arrive" in results[0][0]
+    assert results[2] is None
+    assert results[0][1] < 10
+    assert values(tmp_path / "r", "n") == [3, 10], "at the end, its own value"
+    assert (
+        "the ranks were not synchronized after 'n' was logged"
+        in (tmp_path / "stderr-0.txt").read_text()
+    )
 
 
-def test_definitions_that_differ_are_an_error_that_tells_how(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.apart)
-    assert said[0] == said[1]
-    assert "rank 0 defines 'n' with across_ranks='mean', rank 1 with 'sum'" in said[0]
+def test_error_for_different_definitions_shows_the_difference(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.define_differently)
+    assert results[0] == results[1]
+    assert (
+        "rank 0 defines 'n' with across_ranks='mean' (named 'n'), rank 1 with 'sum'" in results[0]
+    )
 
 
-# Who writes
+# Writing ranks
 
 
-def test_a_rank_that_does_not_write_has_no_file_and_no_process(tmp_path: Path) -> None:
-    writer, silent = run_ranks(tmp_path, 2, scenarios.what_it_holds)
+def test_rank_that_does_not_write_has_no_files_and_no_processes(tmp_path: Path) -> None:
+    writer, other = run_ranks(tmp_path, 2, scenarios.resources)
     assert writer["files"] >= 1
     assert writer["children"] >= 1
-    assert silent == {
+    assert other == {
         "files": 0,
         "children": 0,
         "folder": False,
@@ -246,19 +251,19 @@ def test_a_rank_that_does_not_write_has_no_file_and_no_process(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["r"]
 
 
-def test_the_rank_is_found_without_a_launcher_too(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.writing, 0, "", "r", launcher=False)
-    assert [one[0] for one in said] == [True, False]
+def test_rank_is_found_without_a_launcher(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.write_values, 0, "", "r", launcher=False)
+    assert [result[0] for result in results] == [True, False]
 
 
-def test_another_rank_may_be_the_one_that_writes(tmp_path: Path) -> None:
-    run_ranks(tmp_path, 2, scenarios.writing, 1, "", "r")
+def test_another_rank_can_be_the_writing_one(tmp_path: Path) -> None:
+    run_ranks(tmp_path, 2, scenarios.write_values, 1, "", "r")
     assert values(tmp_path / "r", "loss") == [10, 11, 12]
     assert values(tmp_path / "r", "mean") == [0.5]
 
 
-def test_all_ranks_write_one_run_and_one_delivery_brings_it(tmp_path: Path) -> None:
-    run_ranks(tmp_path, 3, scenarios.writing, "all", "csv,tensorboard", "r")
+def test_all_ranks_write_one_run_with_one_delivery(tmp_path: Path) -> None:
+    run_ranks(tmp_path, 3, scenarios.write_values, "all", "csv,tensorboard", "r")
     run = tmp_path / "r"
     for rank in range(3):
         prefix = f"rank{rank}/" if rank else ""
@@ -286,19 +291,19 @@ def tensorboard_values(run: Path, tag: str) -> list[float]:
     return [event.value for event in events.Scalars(tag)]
 
 
-def test_local0_has_one_writer_on_each_machine(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.writing, "local0", "", "r")
-    assert [one[0] for one in said] == [True, False]
+def test_local0_has_one_writing_rank_per_machine(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.write_values, "local0", "", "r")
+    assert [result[0] for result in results] == [True, False]
 
 
-def test_several_writers_without_an_id_in_common_are_refused(tmp_path: Path) -> None:
-    for said in run_ranks(tmp_path, 2, scenarios.without_an_id):
-        assert "METRICBUS_RUN_ID" in said
-        assert "--rdzv-id" in said
+def test_several_writing_ranks_without_a_common_id_raise(tmp_path: Path) -> None:
+    for error in run_ranks(tmp_path, 2, scenarios.open_without_id):
+        assert "METRICBUS_RUN_ID" in error
+        assert "--rdzv-id" in error
 
 
-def test_a_filter_speaks_of_a_name_on_all_ranks(tmp_path: Path) -> None:
-    run_ranks(tmp_path, 2, scenarios.writing, "all", "csv?include=loss", "r")
+def test_filter_matches_a_name_on_all_ranks(tmp_path: Path) -> None:
+    run_ranks(tmp_path, 2, scenarios.write_values, "all", "csv?include=loss", "r")
     text = (tmp_path / "r" / "csv" / "metrics.csv").read_text()
     assert text.count(",loss,") == text.count(",rank1/loss,") == 3
     assert ",mean," not in text
@@ -307,56 +312,56 @@ def test_a_filter_speaks_of_a_name_on_all_ranks(tmp_path: Path) -> None:
 # Decisions
 
 
-def test_one_rank_decides_and_all_are_told(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.stop_together)
-    assert said == [[2, {"from": 0}]] * 2
+def test_one_rank_decides_for_all(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.stop_together)
+    assert results == [[2, {"from": 0}]] * 2
 
 
-def test_what_was_open_on_rank_0_is_not_counted_on_the_others_too(tmp_path: Path) -> None:
+def test_pending_values_of_rank_0_are_not_restored_on_other_ranks(tmp_path: Path) -> None:
     assert run_ranks(tmp_path, 2, scenarios.resume_from_rank_0) == [{"n": 1}] * 2
 
 
-def test_a_torchmetrics_object_is_synchronised_where_the_ranks_meet(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.metric_across)
-    assert [one[1] for one in said] == [False, False], "it begins anew"
+def test_sync_computes_a_torchmetrics_object_over_all_ranks(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.sync_torchmetrics_object)
+    assert [result[1] for result in results] == [False, False], "it has been reset"
     # rank 0 sees 3 of which 2 are right; rank 1 6 of which 4: macro recalls 3/4, 1, 0 of class 2
-    assert said[0] == said[1]
-    assert values(tmp_path / "r", "acc") == [pytest.approx(said[0][0]["acc"])]
+    assert results[0] == results[1]
+    assert values(tmp_path / "r", "acc") == [pytest.approx(results[0][0]["acc"])]
 
 
-def test_hooks_see_the_gradients_of_all_ranks(tmp_path: Path) -> None:
-    (loss, whole, norm, step), other = run_ranks(tmp_path, 2, scenarios.train_together)
+def test_hooks_log_the_gradients_of_all_ranks(tmp_path: Path) -> None:
+    (loss, expected_loss, norm, step), other = run_ranks(tmp_path, 2, scenarios.train_together)
     assert step == other[3] == 1
-    assert loss == other[0] == pytest.approx(whole, rel=1e-6)
+    assert loss == other[0] == pytest.approx(expected_loss, rel=1e-6)
     assert values(tmp_path / "r", "grad_norm/total") == [pytest.approx(norm, rel=1e-5)]
-    assert "grad_norm/weight" in metricbus.read(tmp_path / "r").names(), "without DDP's prefix"
+    assert "grad_norm/weight" in metricbus.read(tmp_path / "r").names(), "without the prefix of DDP"
     assert values(tmp_path / "r", "lr") == [0.1]
 
 
-# What a hunt found
+# Regressions
 
 
-def test_metric_objects_that_ranks_have_in_different_numbers_meet_nobody(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.with_other_numbers_of_metrics)
-    assert said == [{"m": 0.0}, {"m": 1.0}]
+def test_different_numbers_of_metric_objects_are_not_synchronized(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.log_different_numbers_of_metrics)
+    assert results == [{"m": 0.0}, {"m": 1.0}]
     assert "not every rank has logged it" in (tmp_path / "stderr-0.txt").read_text()
 
 
-def test_sums_beyond_64_bits_meet(tmp_path: Path) -> None:
-    assert run_ranks(tmp_path, 2, scenarios.beyond_64_bits) == [{"n": 6 * 2.0**62}] * 2
+def test_sums_beyond_64_bits_are_merged(tmp_path: Path) -> None:
+    assert run_ranks(tmp_path, 2, scenarios.sum_beyond_64_bits) == [{"n": 6 * 2.0**62}] * 2
 
 
-def test_a_signal_is_handled_while_a_rank_waits(tmp_path: Path) -> None:
-    assert run_ranks(tmp_path, 2, scenarios.interrupted) == [0, None]
+def test_signal_is_handled_while_a_rank_waits(tmp_path: Path) -> None:
+    assert run_ranks(tmp_path, 2, scenarios.interrupt_sync) == [0, None]
 
 
-def test_ranks_that_call_different_things_are_told(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.crossed_calls)
-    assert said[0] == "rank 0 called agree() while rank 1 called bus.sync()"
-    assert said[1] == "rank 1 called bus.sync() while rank 0 called agree()"
+def test_error_for_ranks_that_make_different_calls(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.make_different_calls)
+    assert results[0] == "rank 0 called agree() while rank 1 called bus.sync()"
+    assert results[1] == "rank 1 called bus.sync() while rank 0 called agree()"
 
 
-def test_what_a_rank_logs_after_the_first_has_closed_is_delivered(
+def test_values_logged_after_rank_0_has_closed_are_delivered(
     tmp_path: Path, wait_for: WaitFor
 ) -> None:
     assert run_ranks(tmp_path, 2, scenarios.close_at_different_times) == [None, False]
@@ -364,33 +369,33 @@ def test_what_a_rank_logs_after_the_first_has_closed_is_delivered(
     wait_for(lambda: ",rank1/last,1" in file.read_text())
 
 
-def test_after_a_rewind_no_rank_has_a_row_twice(tmp_path: Path) -> None:
-    run_ranks(tmp_path, 2, scenarios.go_back_together)
+def test_no_rank_has_duplicate_rows_after_a_rewind(tmp_path: Path) -> None:
+    run_ranks(tmp_path, 2, scenarios.load_state_on_all_ranks)
     assert values(tmp_path / "r", "val") == [10]
     assert values(tmp_path / "r", "rank1/val") == [11]
     assert values(tmp_path / "r", "rank1/train") == [1, 1, 1]
 
 
-def test_a_rank_waits_for_the_next_attempt(tmp_path: Path) -> None:
-    run_ranks(tmp_path, 2, scenarios.one_after_the_other)
+def test_rank_waits_for_the_next_attempt(tmp_path: Path) -> None:
+    run_ranks(tmp_path, 2, scenarios.make_two_attempts)
     assert values(tmp_path / "r", "x") == values(tmp_path / "r", "rank1/x") == [0, 1]
 
 
-def test_an_id_that_the_launcher_made_up_anew_does_not_split_a_run(tmp_path: Path) -> None:
-    for name, error in run_ranks(tmp_path, 2, scenarios.resume_a_launch):
+def test_new_launcher_id_does_not_split_a_run(tmp_path: Path) -> None:
+    for name, error in run_ranks(tmp_path, 2, scenarios.resume_with_new_launcher_id):
         assert name == "best-run-first"
         assert "needs id= or METRICBUS_RUN_ID" in error
         assert "'best-run-first'" in error
 
 
-def test_a_bus_that_was_made_before_there_were_ranks_is_told_of(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.made_too_early)
-    assert said == [[{"n": 2}, {}]] * 2
+def test_warns_of_a_bus_created_before_torch_distributed_was_initialized(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.create_bus_too_early)
+    assert results == [[{"n": 2}, {}]] * 2
     text = (tmp_path / "stderr-1.txt").read_text()
-    assert text.count("Make it after init_process_group()") == 1
+    assert text.count("Create the bus after init_process_group()") == 1
 
 
-def test_the_newest_value_is_that_of_the_meeting_at_once(tmp_path: Path) -> None:
+def test_last_returns_the_merged_value_at_once(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         bus.define("n", across_ranks="sum")
         for i in range(100):
@@ -398,22 +403,20 @@ def test_the_newest_value_is_that_of_the_meeting_at_once(tmp_path: Path) -> None
             assert bus.sync() == {"n": bus.last("n")} == {"n": i}
 
 
-def test_a_part_is_taken_or_withdrawn_and_never_both() -> None:
-    control = CollectPartials()
-    assert control.claim()
-    assert not control.claim()
+def test_collect_partials_can_be_claimed_only_once() -> None:
+    command = CollectPartials()
+    assert command.claim()
+    assert not command.claim()
 
 
 @pytest.mark.parametrize("block_secs", [0, 0.001])
-def test_meetings_do_not_depend_on_how_long_a_full_queue_is_waited_for(
-    tmp_path: Path, block_secs: float
-) -> None:
+def test_merging_does_not_depend_on_block_secs(tmp_path: Path, block_secs: float) -> None:
     with MetricBus(sinks="", dir=tmp_path, block_secs=block_secs) as bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)
         assert bus.end_epoch() == {"n": 1}
 
 
-def test_what_hooks_log_on_a_silent_rank_is_reduced_with_the_rest(tmp_path: Path) -> None:
-    said = run_ranks(tmp_path, 2, scenarios.time_and_clip)
-    assert said == [{"clip/norm_before": 6.0, "time/step": 4}] * 2
+def test_values_logged_by_hooks_on_other_ranks_are_merged(tmp_path: Path) -> None:
+    results = run_ranks(tmp_path, 2, scenarios.log_by_hooks)
+    assert results == [{"clip/norm_before": 6.0, "time/step": 4}] * 2

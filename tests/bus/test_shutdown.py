@@ -90,7 +90,9 @@ def test_sigterm_flush_then_calls_the_scripts_own_handler(tmp_path: Path) -> Non
         signal.signal(signal.SIGTERM, lambda number, frame: print("saved the model", flush=True))
     """
     end = "os.kill(os.getpid(), signal.SIGTERM); print(bus.stats().waiting); bus.close()"
-    done = run_script(tmp_path, textwrap.dedent(code) + training_with_end(end), METRICBUS_SIGTERM="flush")
+    done = run_script(
+        tmp_path, textwrap.dedent(code) + training_with_end(end), METRICBUS_SIGTERM="flush"
+    )
     assert done.stdout == "saved the model\n0\n", done.stderr
     assert metricbus.read(tmp_path / "r").run.status == "finished"
 

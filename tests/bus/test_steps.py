@@ -1,4 +1,4 @@
-"""Where a run stands, and what may move it."""
+"""The current step and epoch, and what advances them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def steps_of(bus: MetricBus, sink: MemorySink, name: str) -> list[int]:
     return [point.step for point in sink.series(name)]
 
 
-def test_a_bare_log_in_a_loop_counts_from_zero(bus: MetricBus, sink: MemorySink) -> None:
+def test_log_without_step_counts_from_zero(bus: MetricBus, sink: MemorySink) -> None:
     for _ in range(4):
         bus.log("loss", 1.0)
         bus.log("acc", 0.5)
@@ -30,15 +30,13 @@ def test_a_bare_log_in_a_loop_counts_from_zero(bus: MetricBus, sink: MemorySink)
     assert steps_of(bus, sink, "acc") == [0, 1, 2, 3]
 
 
-def test_a_bare_log_of_a_mapping_in_a_loop_counts_from_zero(
-    bus: MetricBus, sink: MemorySink
-) -> None:
+def test_log_of_a_mapping_without_step_counts_from_zero(bus: MetricBus, sink: MemorySink) -> None:
     for _ in range(3):
         bus.log({"loss": 1.0, "acc": 0.5})
     assert steps_of(bus, sink, "acc") == [0, 1, 2]
 
 
-def test_a_validation_loop_does_not_move_the_step(bus: MetricBus, sink: MemorySink) -> None:
+def test_validation_loop_does_not_advance_the_step(bus: MetricBus, sink: MemorySink) -> None:
     for _ in range(2):
         for _ in range(2):
             bus.log("train", 1.0)
@@ -48,14 +46,14 @@ def test_a_validation_loop_does_not_move_the_step(bus: MetricBus, sink: MemorySi
     assert steps_of(bus, sink, "val") == [1, 1, 1, 3, 3, 3]
 
 
-def test_only_the_thread_that_logged_a_name_first_moves_the_step(bus: MetricBus) -> None:
+def test_only_the_thread_that_logged_a_name_first_advances_the_step(bus: MetricBus) -> None:
     bus.log("loss", 1.0)
 
-    def log_elsewhere() -> None:
+    def log_in_thread() -> None:
         for _ in range(5):
             bus.log("loss", 1.0)
 
-    thread = threading.Thread(target=log_elsewhere)
+    thread = threading.Thread(target=log_in_thread)
     thread.start()
     thread.join()
     assert bus.step == 0
@@ -63,7 +61,7 @@ def test_only_the_thread_that_logged_a_name_first_moves_the_step(bus: MetricBus)
     assert bus.step == 1
 
 
-def test_a_given_step_is_kept_and_the_current_one_only_grows(
+def test_explicit_step_is_kept_and_the_current_step_only_grows(
     bus: MetricBus, sink: MemorySink
 ) -> None:
     for step in (5, 3, 5, 7, 0):
@@ -72,21 +70,21 @@ def test_a_given_step_is_kept_and_the_current_one_only_grows(
     assert bus.step == 7
 
 
-def test_a_bare_log_beside_given_steps_stands_at_them(bus: MetricBus, sink: MemorySink) -> None:
+def test_log_without_step_uses_the_last_explicit_step(bus: MetricBus, sink: MemorySink) -> None:
     for i in range(4):
         bus.log("loss", 1.0, step=10 * i)
         bus.log("acc", 1.0)
     assert steps_of(bus, sink, "acc") == [0, 10, 20, 30]
 
 
-def test_a_late_given_step_does_not_stop_the_counting(bus: MetricBus, sink: MemorySink) -> None:
+def test_late_explicit_step_does_not_stop_the_counting(bus: MetricBus, sink: MemorySink) -> None:
     for _ in range(3):
         bus.log("loss", 1.0)
         bus.log("val", 1.0, step=0)
     assert steps_of(bus, sink, "loss") == [0, 1, 2]
 
 
-def test_steps_moves_when_the_next_item_is_taken(bus: MetricBus, sink: MemorySink) -> None:
+def test_steps_advances_when_the_next_item_is_taken(bus: MetricBus, sink: MemorySink) -> None:
     for _ in bus.steps(range(3)):
         bus.log("x", 1.0)
     bus.log("after", 1.0)
@@ -94,7 +92,7 @@ def test_steps_moves_when_the_next_item_is_taken(bus: MetricBus, sink: MemorySin
     assert steps_of(bus, sink, "after") == [2]
 
 
-def test_a_second_loop_goes_on_where_the_first_ended(bus: MetricBus, sink: MemorySink) -> None:
+def test_second_loop_continues_after_the_first(bus: MetricBus, sink: MemorySink) -> None:
     loop = bus.steps([10, 20])
     for _ in range(2):
         for _ in loop:
@@ -102,27 +100,29 @@ def test_a_second_loop_goes_on_where_the_first_ended(bus: MetricBus, sink: Memor
     assert steps_of(bus, sink, "x") == [0, 1, 2, 3]
 
 
-def test_with_a_driver_repetition_moves_nothing(bus: MetricBus, sink: MemorySink) -> None:
+def test_repeated_names_in_a_steps_loop_do_not_advance_the_step(
+    bus: MetricBus, sink: MemorySink
+) -> None:
     for _ in bus.steps(range(2)):
         for _ in range(4):
             bus.log("micro", 1.0)
     assert steps_of(bus, sink, "micro") == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_a_loop_inside_a_loop_moves_nothing(bus: MetricBus, sink: MemorySink) -> None:
+def test_inner_steps_loop_does_not_advance_the_step(bus: MetricBus, sink: MemorySink) -> None:
     for _ in bus.steps(range(2)):
         for _ in bus.steps(range(3)):
             bus.log("x", 1.0)
     assert steps_of(bus, sink, "x") == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_loop_that_does_not_advance_moves_nothing(bus: MetricBus) -> None:
+def test_loop_with_advance_false_keeps_the_step(bus: MetricBus) -> None:
     assert list(bus.steps("abc", advance=False)) == ["a", "b", "c"]
     assert bus.step == 0
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_a_progress_bar_changes_nothing_of_what_moves(
+def test_progress_bar_does_not_change_steps_and_epochs(
     bus: MetricBus, sink: MemorySink, progress: bool
 ) -> None:
     for _ in bus.epochs(2, progress=progress):
@@ -136,7 +136,7 @@ def test_a_progress_bar_changes_nothing_of_what_moves(
     assert (bus.step, bus.epoch) == (3, 1)
 
 
-def test_after_break_the_next_loop_drives_again(bus: MetricBus) -> None:
+def test_loop_after_a_break_advances_the_step(bus: MetricBus) -> None:
     for _ in bus.steps(range(100)):
         break
     for _ in bus.steps(range(2)):
@@ -144,7 +144,7 @@ def test_after_break_the_next_loop_drives_again(bus: MetricBus) -> None:
     assert bus.step == 2
 
 
-def test_after_an_exception_the_next_loop_drives_again(bus: MetricBus) -> None:
+def test_loop_after_an_exception_advances_the_step(bus: MetricBus) -> None:
     with pytest.raises(ZeroDivisionError):
         for _ in bus.steps(range(100)):
             raise ZeroDivisionError
@@ -153,7 +153,7 @@ def test_after_an_exception_the_next_loop_drives_again(bus: MetricBus) -> None:
     assert bus.step == 2
 
 
-def test_a_loop_has_the_length_of_what_it_wraps(bus: MetricBus) -> None:
+def test_loop_has_the_length_of_its_iterable(bus: MetricBus) -> None:
     assert len(bus.steps([1, 2, 3])) == 3
     with pytest.raises(TypeError, match="len"):
         len(bus.steps(iter([1])))
@@ -167,13 +167,13 @@ def test_advance_counts_examples(bus: MetricBus, sink: MemorySink) -> None:
     assert bus.step == 71
 
 
-def test_two_drivers_at_once_are_an_error_that_names_both(bus: MetricBus) -> None:
+def test_error_for_two_step_drivers_names_both(bus: MetricBus) -> None:
     for _ in bus.steps(range(1)):
         with pytest.raises(RuntimeError, match=r"advance\(\) and bus\.steps\(\)"):
             bus.advance()
 
 
-def test_epochs_are_numbered_and_stamped(bus: MetricBus, sink: MemorySink) -> None:
+def test_epochs_are_numbered_and_recorded(bus: MetricBus, sink: MemorySink) -> None:
     for epoch in bus.epochs(2):
         for _ in bus.steps(range(2)):
             bus.log("x", float(epoch))
@@ -182,7 +182,7 @@ def test_epochs_are_numbered_and_stamped(bus: MetricBus, sink: MemorySink) -> No
     assert list(bus.epochs(2)) == [2, 3]
 
 
-def test_end_epoch_moves_the_epoch_outside_of_epochs_alone(bus: MetricBus) -> None:
+def test_end_epoch_advances_the_epoch_only_outside_an_epochs_loop(bus: MetricBus) -> None:
     bus.end_epoch()
     assert bus.epoch == 1
     for epoch in bus.epochs(1):
@@ -190,13 +190,13 @@ def test_end_epoch_moves_the_epoch_outside_of_epochs_alone(bus: MetricBus) -> No
         assert bus.epoch == epoch == 1
 
 
-def test_epochs_inside_epochs_is_an_error(bus: MetricBus) -> None:
+def test_nested_epochs_loop_raises(bus: MetricBus) -> None:
     with pytest.raises(RuntimeError, match="range"):
         for _ in bus.epochs(1):
             list(bus.epochs(1))
 
 
-def test_a_given_epoch_is_kept_and_the_current_one_only_grows(
+def test_explicit_epoch_is_kept_and_the_current_epoch_only_grows(
     bus: MetricBus, sink: MemorySink
 ) -> None:
     for epoch in (2, 1):
@@ -206,7 +206,7 @@ def test_a_given_epoch_is_kept_and_the_current_one_only_grows(
     assert bus.epoch == 2
 
 
-def test_moves_from_8_threads_are_all_counted() -> None:
+def test_advances_from_8_threads_are_all_counted() -> None:
     clock = Clock()
 
     def advance() -> None:
@@ -227,7 +227,7 @@ def test_moves_from_8_threads_are_all_counted() -> None:
 
 
 @given(st.integers(0, 2**63 - 1))
-def test_any_64_bit_count_can_be_a_step(step: int) -> None:
+def test_accepts_any_non_negative_64_bit_step(step: int) -> None:
     assert check_step(step) == step
     assert check_step(np.int64(step)) == step
 
@@ -249,7 +249,7 @@ def test_any_64_bit_count_can_be_a_step(step: int) -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("what", ["step", "epoch"])
-def test_a_bad_step_or_epoch_raises_and_nothing_is_logged(
+def test_bad_step_or_epoch_raises_and_logs_nothing(
     bus: MetricBus, sink: MemorySink, what: str, step: Any, kind: type[Exception]
 ) -> None:
     for call in (("x", 1.0), ({"x": 1.0},)):

@@ -1,4 +1,4 @@
-"""What ranks do in `test_ranks.py`: every rank runs a function, which returns plain values."""
+"""The scenarios of `test_ranks.py`: functions that every rank runs, which return JSON values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from metricbus import EarlyStopping, MetricBus, RankError
 from metricbus._common.distributed import Rank, agree
 
 _FORKSERVER = get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(  # each is imported once
+# These modules are imported once, instead of by each rank.
+_FORKSERVER.set_forkserver_preload(
     [
         "metricbus",
         "metricbus._bus.epoch_sync",
@@ -34,14 +35,16 @@ _FORKSERVER.set_forkserver_preload(  # each is imported once
 
 
 def run_ranks(
-    place: Path, size: int, scenario: Callable[..., Any], *args: Any, launcher: bool = True
+    folder: Path, size: int, scenario: Callable[..., Any], *args: Any, launcher: bool = True
 ) -> list[Any]:
-    """Runs the scenario on so many gloo ranks; what each returned, None for one that died."""
+    """Run the scenario on `size` gloo ranks. Return their results, None for a rank that died."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
-        _FORKSERVER.Process(target=_be, args=(place, rank, size, port, launcher, scenario, args))
+        _FORKSERVER.Process(
+            target=_run_rank, args=(folder, rank, size, port, launcher, scenario, args)
+        )
         for rank in range(size)
     ]
     for process in ranks:
@@ -50,15 +53,15 @@ def run_ranks(
     for process in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
         assert process.exitcode is not None, "a rank hangs"
-    files = [place / f"said-{rank}.json" for rank in range(size)]
-    said = [json.loads(file.read_text()) if file.exists() else {} for file in files]
-    errors = "\n".join(one["error"] for one in said if "error" in one)
+    files = [folder / f"result-{rank}.json" for rank in range(size)]
+    results = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    errors = "\n".join(result["error"] for result in results if "error" in result)
     assert not errors, errors
-    return [one.get("value") for one in said]
+    return [result.get("value") for result in results]
 
 
-def _be(
-    place: Path,
+def _run_rank(
+    folder: Path,
     rank: int,
     size: int,
     port: int,
@@ -66,46 +69,46 @@ def _be(
     scenario: Callable[..., Any],
     args: Sequence[Any],
 ) -> None:
-    os.chdir(place)
-    sys.stderr = open(place / f"stderr-{rank}.txt", "w", buffering=1)  # noqa: SIM115
+    os.chdir(folder)
+    sys.stderr = open(folder / f"stderr-{rank}.txt", "w", buffering=1)  # noqa: SIM115
     for variable in [name for name in os.environ if name.startswith("METRICBUS_")]:
         del os.environ[variable]
     if launcher:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-    at = f"tcp://127.0.0.1:{port}"
+    address = f"tcp://127.0.0.1:{port}"
     try:
-        dist.init_process_group("gloo", init_method=at, rank=rank, world_size=size)
-        said = {"value": scenario(rank, *args)}
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+        result = {"value": scenario(rank, *args)}
         dist.destroy_process_group()
     except BaseException:
-        said = {"error": f"rank {rank}: {traceback.format_exc()}"}
-    (place / f"said-{rank}.json").write_text(json.dumps(said))
+        result = {"error": f"rank {rank}: {traceback.format_exc()}"}
+    (folder / f"result-{rank}.json").write_text(json.dumps(result))
 
 
-def loaned(rank: int, size: int) -> list[tuple[float, float]]:
-    """The share of a rank in a fixed set of values with weights; the last rank has none."""
+def share_of(rank: int, size: int) -> list[tuple[float, float]]:
+    """Return a rank's share of a fixed set of weighted values. The last rank has none."""
     values = [(1.1**i - 3.3, 0.5 + i % 7) for i in range(101)]
     return values[rank :: size - 1] if rank < size - 1 else []
 
 
 def reduce_everything(rank: int, size: int) -> Any:
-    """Every reduction over uneven shares, a rank with nothing, and a name that one rank has."""
+    """Every reduction, over uneven shares, a rank without values, and a name of one rank only."""
     with MetricBus(id="r", dir=".", sinks="csv") as bus:
         for op in ("mean", "sum", "min", "max", "count", "std"):
             bus.define(op, across_ranks=op)
         bus.define("own/*", across_ranks="sum")
-        bus.define("nobody", across_ranks="sum")
-        for value, weight in loaned(rank, size):
+        bus.define("never logged", across_ranks="sum")
+        for value, weight in share_of(rank, size):
             for op in ("mean", "sum", "min", "max", "count", "std"):
                 bus.log(op, value, weight=weight)
         bus.log(f"own/{rank}", rank)
-        results = bus.end_epoch()
+        merged = bus.end_epoch()
         again = bus.end_epoch()
-        return {"results": results, "again": again, "last": bus.last("mean")}
+        return {"merged": merged, "again": again, "last": bus.last("mean")}
 
 
 def many_epochs(rank: int) -> Any:
-    """Two epochs of a loop, with other values on each rank."""
+    """Two epochs of a loop, with different values on each rank."""
     with MetricBus(id="r", dir=".", sinks="csv") as bus:
         bus.define("val/acc", across_ranks="mean")
         for epoch in bus.epochs(2):
@@ -115,7 +118,7 @@ def many_epochs(rank: int) -> Any:
     return None
 
 
-def beside_steps(rank: int) -> Any:
+def sync_in_addition_to_steps(rank: int) -> Any:
     """A name that is also emitted on steps, and a sync in the middle of an epoch."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("loss", across_ranks="mean", on_step=True)
@@ -124,8 +127,8 @@ def beside_steps(rank: int) -> Any:
         return bus.sync()
 
 
-def in_groups(rank: int) -> Any:
-    """Two groups of two; then all."""
+def sync_in_groups(rank: int) -> Any:
+    """Two groups of two ranks, then all ranks."""
     groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
@@ -141,8 +144,8 @@ def in_groups(rank: int) -> Any:
     return [first, second, alone]
 
 
-def without_one(rank: int) -> Any:
-    """Rank 1 comes to no meeting until the others have given up; then all meet."""
+def sync_without_rank_1(rank: int) -> Any:
+    """Rank 1 calls `sync()` only after the others have given up. Then all ranks call it."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", rank + 1)
@@ -158,8 +161,8 @@ def without_one(rank: int) -> Any:
         return [error, bus.sync()]
 
 
-def with_a_death(rank: int) -> Any:
-    """Rank 2 dies in the middle."""
+def sync_with_a_dead_rank(rank: int) -> Any:
+    """Rank 2 dies between two calls of `sync()`."""
     with MetricBus(id="r", dir=".", sinks="csv") as bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", rank)
@@ -171,12 +174,13 @@ def with_a_death(rank: int) -> Any:
             bus.sync(timeout=1)
         except RankError as failure:
             error = str(failure)
-        began = time.monotonic()
-    Path(f"said-{rank}.json").write_text(json.dumps({"value": [error, time.monotonic() - began]}))
-    os._exit(0)  # torch would wait for the dead
+        started = time.monotonic()
+    result = {"value": [error, time.monotonic() - started]}
+    Path(f"result-{rank}.json").write_text(json.dumps(result))
+    os._exit(0)  # torch would wait for the dead rank
 
 
-def apart(rank: int) -> Any:
+def define_differently(rank: int) -> Any:
     """Ranks that define a name differently."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum" if rank else "mean")
@@ -187,8 +191,8 @@ def apart(rank: int) -> Any:
             return str(error)
 
 
-def what_it_holds(rank: int) -> Any:
-    """The files, processes and threads that a bus has."""
+def resources(rank: int) -> Any:
+    """Count the open files and child processes of a bus."""
     before = psutil.Process().children(recursive=True)
     with MetricBus(id="r", dir=".", sinks="csv,tensorboard", delivery="process") as bus:
         bus.log("x", 1.0)
@@ -196,7 +200,7 @@ def what_it_holds(rank: int) -> Any:
         bus.flush()
         files = [file.path for file in psutil.Process().open_files() if "/r/" in file.path]
         children = [p for p in psutil.Process().children(recursive=True) if p not in before]
-        said = {
+        held = {
             "files": len(files),
             "children": len(children),
             "folder": bus.folder is not None,
@@ -206,11 +210,11 @@ def what_it_holds(rank: int) -> Any:
             "complete": bus.flush().complete,
         }
         dist.barrier()
-    return said
+    return held
 
 
-def writing(rank: int, ranks: Any, sinks: str, id: str | None) -> Any:
-    """The ranks that write each log a value, a medium and a row of their own."""
+def write_values(rank: int, ranks: Any, sinks: str, id: str | None) -> Any:
+    """Log values, a merged value and a medium on every rank."""
     with MetricBus(id=id, dir=".", sinks=sinks, ranks=ranks) as bus:
         bus.define("mean", across_ranks="mean")
         for i in bus.steps(range(3)):
@@ -223,8 +227,8 @@ def writing(rank: int, ranks: Any, sinks: str, id: str | None) -> Any:
         return [bus.folder is not None, threading.active_count()]
 
 
-def without_an_id(rank: int) -> Any:
-    """Several ranks are to write, and have no id in common."""
+def open_without_id(rank: int) -> Any:
+    """All ranks should write, but have no common id."""
     try:
         MetricBus(dir=".", sinks="", ranks="all")
     except metricbus.ConfigError as error:
@@ -232,7 +236,7 @@ def without_an_id(rank: int) -> Any:
 
 
 def stop_together(rank: int) -> Any:
-    """Ranks whose own values would have them stop at different times."""
+    """Early stopping with values for which the ranks would stop in different epochs."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         stopping = EarlyStopping(bus, "val/loss", patience=2)
         for epoch in bus.epochs(20):
@@ -252,8 +256,8 @@ def resume_from_rank_0(rank: int) -> Any:
         return bus.sync()
 
 
-def metric_across(rank: int) -> Any:
-    """A torchmetrics object whose ranks have seen different things."""
+def sync_torchmetrics_object(rank: int) -> Any:
+    """A torchmetrics object that has seen different data on each rank."""
     import torch
     import torchmetrics
 
@@ -262,12 +266,12 @@ def metric_across(rank: int) -> Any:
         for _ in range(rank + 1):
             accuracy.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, rank]))
             bus.log("acc", accuracy)
-        results = bus.sync()
-        return [results, accuracy.update_called]
+        merged = bus.sync()
+        return [merged, accuracy.update_called]
 
 
 def train_together(rank: int) -> Any:
-    """One step of a model under DDP; each rank has its half of the batch."""
+    """One optimizer step under DDP, with half of the batch on each rank."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
@@ -288,19 +292,19 @@ def train_together(rank: int) -> Any:
         loss.backward()
         optimizer.step()
         bus.log("loss", loss, weight=4)
-        alone = torch.nn.Linear(4, 1)
+        single = torch.nn.Linear(4, 1)
         torch.manual_seed(0)
-        alone.reset_parameters()
-        whole = alone(batch).square().mean()
-        whole.backward()
+        single.reset_parameters()
+        full_loss = single(batch).square().mean()
+        full_loss.backward()
         norm = torch.cat(
-            [p.grad.flatten() for p in alone.parameters() if p.grad is not None]
+            [p.grad.flatten() for p in single.parameters() if p.grad is not None]
         ).norm()
-        return [bus.sync()["loss"], whole.item(), norm.item(), bus.step]
+        return [bus.sync()["loss"], full_loss.item(), norm.item(), bus.step]
 
 
-def with_other_numbers_of_metrics(rank: int) -> Any:
-    """Ranks that logged different numbers of objects under one name; each rank keeps its own."""
+def log_different_numbers_of_metrics(rank: int) -> Any:
+    """Ranks that log different numbers of torchmetrics objects under one name."""
     import torch
     import torchmetrics
 
@@ -312,8 +316,8 @@ def with_other_numbers_of_metrics(rank: int) -> Any:
         return bus.sync(timeout=10)
 
 
-def beyond_64_bits(rank: int) -> Any:
-    """Sums of integers that no 64 bits hold."""
+def sum_beyond_64_bits(rank: int) -> Any:
+    """Sums of integers that do not fit into 64 bits."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
         for _ in range(3):
@@ -321,8 +325,8 @@ def beyond_64_bits(rank: int) -> Any:
         return bus.sync()
 
 
-def interrupted(rank: int) -> Any:
-    """A signal while a rank waits for another one."""
+def interrupt_sync(rank: int) -> Any:
+    """A signal while rank 0 waits for rank 1."""
     import signal
 
     def handle(*_: object) -> None:
@@ -344,8 +348,8 @@ def interrupted(rank: int) -> Any:
             return bus.stats().dropped
 
 
-def crossed_calls(rank: int) -> Any:
-    """One rank calls another thing than the other."""
+def make_different_calls(rank: int) -> Any:
+    """Rank 0 calls `agree()` while rank 1 calls `sync()`."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)
@@ -356,7 +360,7 @@ def crossed_calls(rank: int) -> Any:
 
 
 def close_at_different_times(rank: int) -> Any:
-    """Rank 0 has ended the run when rank 1 logs its last values."""
+    """Rank 0 closes the run before rank 1 logs its last values."""
     bus = MetricBus(id="r", dir=".", sinks="csv", ranks="all")
     bus.log("x", rank)
     dist.barrier()
@@ -373,8 +377,8 @@ def close_at_different_times(rank: int) -> Any:
     return "METRICBUS_RUN_DIR" in os.environ
 
 
-def go_back_together(rank: int) -> Any:
-    """Every rank goes on from a checkpoint of its own, and does the rest again."""
+def load_state_on_all_ranks(rank: int) -> Any:
+    """Every rank loads its own checkpoint and repeats what came after it."""
     with MetricBus(id="r", dir=".", sinks="", ranks="all") as bus:
         for _ in bus.steps(range(3)):
             bus.log("train", rank)
@@ -388,8 +392,8 @@ def go_back_together(rank: int) -> Any:
     return None
 
 
-def one_after_the_other(rank: int) -> Any:
-    """Two attempts in one process; rank 0 takes its time between them."""
+def make_two_attempts(rank: int) -> Any:
+    """Two attempts in one process. Rank 0 starts the second one later."""
     for attempt in range(2):
         if rank == 0 and attempt:
             time.sleep(0.5)
@@ -400,8 +404,8 @@ def one_after_the_other(rank: int) -> Any:
     return None
 
 
-def resume_a_launch(rank: int) -> Any:
-    """The launcher has made up another id than the last time."""
+def resume_with_new_launcher_id(rank: int) -> Any:
+    """Resuming after the launcher has generated a new id."""
     os.environ["TORCHELASTIC_RUN_ID"] = "first"
     with MetricBus("Best Run", dir=".", sinks="", ranks="all") as bus:
         bus.log("x", 1)
@@ -415,8 +419,8 @@ def resume_a_launch(rank: int) -> Any:
         return [name, str(error)]
 
 
-def made_too_early(rank: int) -> Any:
-    """The bus is there before anybody could know of ranks."""
+def create_bus_too_early(rank: int) -> Any:
+    """A bus that was created when the rank was not known yet."""
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(variable, None)
     bus = MetricBus(id=f"r{rank}", dir=".", sinks="", ranks=rank)
@@ -428,8 +432,8 @@ def made_too_early(rank: int) -> Any:
         return [bus.sync(), bus.sync()]
 
 
-def time_and_clip(rank: int) -> Any:
-    """What hooks log on a rank that does not write is reduced with the rest."""
+def log_by_hooks(rank: int) -> Any:
+    """Values logged by hooks, also on a rank that does not write."""
     import torch
 
     from metricbus.torch import StepTimer, clip_grad_norm_

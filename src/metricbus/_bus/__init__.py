@@ -1,8 +1,12 @@
-"""What the training loop holds: `MetricBus`, scopes, loops, and the life cycle of a run.
+"""What the training loop uses: `MetricBus`, scopes, loops, and the life cycle of a run.
 
 In: calls from the training script.
 Out: an open run (`open_run`, `session`), whose recorder, collector and delivery do the work.
-Promises: apart from misuse of the API, nothing here raises into the training loop; every way a
-process can end is handled (`shutdown`); copies in other processes join the run (`process_copies`).
+Promises: only incorrect calls raise into the training loop, and those errors that `strict=True` and
+merging across ranks ask for. A run is closed at the end of the script (`shutdown`). Copies of a bus
+in other processes join its run (`process_copies`).
 May not touch: the files of a sink.
+
+`MetricBus` (`bus`) is assembled from layers, each of which knows only those before it: `Recorder`
+(`log()`), `ProcessCopies`, `Lifecycle` (flush and close), `EpochSync`, `MetricBus`.
 """

@@ -1,4 +1,4 @@
-"""Where a run stands, for a training's own checkpoints: step, epoch, and what is open."""
+"""The state of a bus in a training checkpoint, and returning to an earlier step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from metricbus._bus.session import Session
 from metricbus._common.clock import Clock, check_step
-from metricbus._common.distributed import find_rank
+from metricbus._common.distributed import current_rank
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import EPOCH_TIME, End, Epoch, Rewind, Scalars
 from metricbus._common.validation import INT_MAX
@@ -24,13 +24,18 @@ _VERSION = 1
 _KEYS = {"version", "run", "attempt", "place", "clock", "reductions"}
 
 
-def take(session: Session | None, clock: Clock, timeout: float) -> dict[str, Any]:
-    """The state, as plain values that any checkpoint format can hold."""
+def save_state(session: Session | None, clock: Clock, timeout: float) -> dict[str, Any]:
+    """Return the state of a bus: JSON-compatible values that any checkpoint format can store.
+
+    `place` is the position in the journal: a segment, and its next line. `reductions` are the
+    partial aggregates; they are missing, with a warning, if the collector takes longer than
+    `timeout` seconds.
+    """
     state: dict[str, Any] = {
         "version": _VERSION,
         "run": session.run.id if session and session.run else None,
         "attempt": session.run.attempt if session and session.run else 0,
-        "rank": find_rank().number,
+        "rank": current_rank().number,
         "place": ["", 0],
         "clock": clock.state(),
         "reductions": [],
@@ -39,67 +44,84 @@ def take(session: Session | None, clock: Clock, timeout: float) -> dict[str, Any
         snapshot = Snapshot()
         if session.submit_and_wait(snapshot, timeout):
             state["reductions"] = snapshot.state
-            state["place"] = list(snapshot.place)
+            state["place"] = list(snapshot.position)
         else:
-            _log.warning("the journal is held up: the checkpoint has no open reductions")
+            _log.warning(
+                "The journal cannot be written at the moment: the checkpoint does not include the "
+                "pending reductions"
+            )
     return state
 
 
-def put_back(
+def load_state(
     state: Mapping[str, Any], session: Session | None, clock: Clock, timeout: float
 ) -> None:
-    """Makes the run stand where it stood; what was logged beyond that is superseded.
+    """Restore a state from `save_state`. Rows logged after the checkpoint are superseded.
 
-    Raises `ValueError` for what is no state.
+    Raises `ValueError` if `state` is not such a state.
     """
     if not isinstance(state, Mapping) or not state.keys() >= _KEYS:
         raise ValueError(
-            f"load_state_dict() takes what state_dict() gave, with {sorted(_KEYS)}; "
-            f"this is {_in_short(state)}"
+            "load_state_dict() needs a state that state_dict() returned, with the keys "
+            f"{sorted(_KEYS)}, not {_describe(state)}"
         )
     if state["version"] != _VERSION:
         raise ValueError(
-            f"the state is of version {state['version']!r}, this metricbus reads {_VERSION}: "
-            "pip install --upgrade metricbus"
+            f"the state has version {state['version']!r}, but this metricbus reads version "
+            f"{_VERSION}; upgrade with pip install --upgrade metricbus"
         )
-    was_ahead = clock.step > state["clock"]["step"]
+    is_ahead = clock.step > state["clock"]["step"]
     clock.restore(state["clock"])
+    if session is None:
+        return
+    is_same_rank = state.get("rank", 0) == current_rank().number
+    # Partial aggregates of another rank are restored there. Here they would count twice.
+    reductions = state["reductions"] if is_same_rank else []
+    record = None
+    if session.run is not None and session.run.id == state["run"]:
+        segment, line = state["place"]
+        epoch_end = _line_after_epoch_end(session, state)
+        if epoch_end is not None:
+            line, reductions = epoch_end, []
+        position = {}
+        if is_same_rank or session.rank == 0:
+            position = {"segment": segment, "line": line}
+        record = _rewind_record(clock, attempt=state["attempt"], **position)
+    elif is_ahead:  # the checkpoint belongs to another run
+        record = _rewind_record(clock)
+    _apply(session, record, reductions, timeout)
+
+
+def rewind(
+    step: int, epoch: int | None, session: Session | None, clock: Clock, timeout: float
+) -> None:
+    """Return to an earlier step. Rows logged at a later step are superseded."""
+    step = check_step(step)
+    clock.move_past(step, clock.epoch if epoch is None else check_step(epoch, "epoch"))
     if session is not None:
-        record = None
-        reductions = state["reductions"]
-        if state.get("rank", 0) != find_rank().number:
-            reductions = []  # what was open on another rank is not to be counted twice
-        if session.run is not None and session.run.id == state["run"]:
-            segment, line = state["place"]
-            beyond = _end_of_epoch(session, state)
-            if beyond is not None:
-                line, reductions = beyond, []
-            is_own = state.get("rank", 0) == find_rank().number or session.rank == 0
-            place = {"segment": segment, "line": line} if is_own else {}
-            record = _rewind_to(clock, attempt=state["attempt"], **place)
-        elif was_ahead:  # the checkpoint is another run's
-            record = _rewind_to(clock)
-        _go_back(session, record, reductions, timeout)
+        _apply(session, _rewind_record(clock), [], timeout)
 
 
-def _go_back(
+def _apply(
     session: Session, record: Rewind | None, reductions: Sequence[Any], timeout: float
 ) -> None:
-    """Where several ranks write, the first one speaks for all of steps: others may be ahead of it.
+    """Submit a rewind, restricted to what this rank may supersede.
 
-    They speak of what they themselves had written after the checkpoint.
+    If several ranks write, rank 0 supersedes rows by step for all of them, because other ranks may
+    already have logged newer rows. Each other rank supersedes only the rows that it wrote itself
+    after the checkpoint.
     """
     if session.rank > 0 and record is not None:
         own = msgspec.structs.replace(record, step=INT_MAX, attempt=0, rank=session.rank)
         record = own if record.segment else None
-    session.submit(ApplyRewind(record, reductions), timeout)
+    session.submit_after_media(ApplyRewind(record, reductions), timeout)
 
 
-def _end_of_epoch(session: Session, state: Mapping[str, Any]) -> int | None:
-    """The line after the end of the epoch, if that was all that came after the checkpoint.
+def _line_after_epoch_end(session: Session, state: Mapping[str, Any]) -> int | None:
+    """Return the line after the epoch's end, if nothing else was logged after the checkpoint.
 
-    So it is where the checkpoint is the last thing in the body of an `epochs()` loop. What the
-    epoch gave is in every sink by then, and need not come again.
+    That is so if the checkpoint is the last statement in the body of an `epochs()` loop. The sinks
+    then have the epoch's results already, which must not be logged again.
     """
     (segment, line), clock = state["place"], state["clock"]
     if session.folder is None or not clock.get("in_epochs") or clock.get("in_steps"):
@@ -113,7 +135,7 @@ def _end_of_epoch(session: Session, state: Mapping[str, Any]) -> int | None:
         if isinstance(record, Epoch):
             has_ended = record.seconds is not None and record.epoch == clock["epoch"]
             return row.line + 1 if has_ended else None
-        if isinstance(record, End):  # the run was ended in the body, after the checkpoint
+        if isinstance(record, End):  # the loop body ended the run after the checkpoint
             return row.line
         if isinstance(record, MediumRecord | Rewind):
             return None
@@ -126,21 +148,11 @@ def _end_of_epoch(session: Session, state: Mapping[str, Any]) -> int | None:
     return None
 
 
-def rewind(
-    step: int, epoch: int | None, session: Session | None, clock: Clock, timeout: float
-) -> None:
-    """Makes the run stand at an earlier step; what was logged beyond it is superseded."""
-    step = check_step(step)
-    clock.go_to(step, clock.epoch if epoch is None else check_step(epoch, "epoch"))
-    if session is not None:
-        _go_back(session, _rewind_to(clock), [], timeout)
+def _rewind_record(clock: Clock, **position: Any) -> Rewind:
+    return Rewind(step=clock.step, epoch=clock.epoch, time=time.time_ns(), **position)
 
 
-def _rewind_to(clock: Clock, **place: Any) -> Rewind:
-    return Rewind(step=clock.step, epoch=clock.epoch, time=time.time_ns(), **place)
-
-
-def _in_short(state: object) -> str:
+def _describe(state: object) -> str:
     if isinstance(state, Mapping):
-        return f"a mapping with {sorted(map(str, state))[:5]}"
+        return f"a mapping with the keys {sorted(map(str, state))[:5]}"
     return f"{type(state).__name__}: {state!r:.60}"

@@ -1,7 +1,7 @@
 """The process-wide bus: `from metricbus import bus`, for any loop and any library.
 
-It is off, and its `log()` costs next to nothing, until `metricbus.configure(...)` is called or, at
-its first `log()`, `METRICBUS_SINKS` or `METRICBUS_RUN_DIR` is found in the environment.
+It is off, and its `log()` costs next to nothing, until `metricbus.configure(...)` is called. If
+`METRICBUS_SINKS` or `METRICBUS_RUN_DIR` is set, its first `log()` opens it.
 """
 
 from __future__ import annotations
@@ -13,32 +13,34 @@ from typing import Any
 
 from metricbus._aggregate.rules import Definition
 from metricbus._bus.bus import MetricBus
-from metricbus._common.settings import Bars, Settings, from_environment, variable_of
+from metricbus._common.settings import ProgressMode, Settings, env_variable, read_env_setting
 from metricbus.errors import ConfigError
 
 _log = logging.getLogger("metricbus")
 
-_SPEAKS = (variable_of("sinks"), variable_of("run_dir"))
+_OPENING_VARIABLES = (env_variable("sinks"), env_variable("run_dir"))
 
 
 class DefaultBus(MetricBus):
-    """A bus that opens when somebody has said where its metrics go."""
+    """A bus that opens on its first call after it is configured, in code or by the environment."""
 
     def __init__(self) -> None:
-        self._begin_idle()  # and reads no setting: importing must not fail for one that is wrong
-        self._opening = threading.RLock()
-        self._defined: list[tuple[Definition, bool]] = []  # libraries do so when they are imported
+        # Reads no settings: an import must not fail because a setting is wrong.
+        self._init_without_run()
+        self._open_lock = threading.RLock()
+        # Kept for each run that is opened, because libraries define names when they are imported.
+        self._definition_log: list[tuple[Definition, bool]] = []
         self.__dict__["log"] = self._log_when_open
 
     def _open(self, **arguments: Any) -> None:
-        """Becomes what `MetricBus(**arguments)` would be; a run that is open is closed first.
+        """Open a run as `MetricBus(**arguments)` does, after closing the one that is open.
 
-        Step and epoch start anew, but for the first time: loops may be on their way already. Who
-        logs meanwhile waits until the new run is open. What has been defined holds on.
+        Definitions are kept. The first run keeps the step and the epoch, because a loop may have
+        started already; later runs start at 0. Threads that log meanwhile wait for the new run.
         """
-        with self._opening:
+        with self._open_lock:
             clock = None if self._session else self._clock
-            ends = [] if self._session else self._ends
+            close_hooks = [] if self._session else self._close_hooks
             self.__dict__["log"] = self._log_when_open
             try:
                 self.close()
@@ -47,64 +49,70 @@ class DefaultBus(MetricBus):
                 self._switch_off()
                 raise
             self._clock = clock or self._clock
-            self._ends = ends
-            for definition, default in self._defined:
+            self._close_hooks = close_hooks
+            for definition, default in self._definition_log:
                 try:
                     super()._define(definition, default=default)
-                except ConfigError as error:  # of a library, perhaps, that knows other sinks
-                    _log.warning("%s; it does not hold", error)
-            if self.__dict__["log"] == self._log_when_open:  # unless the settings want another
+                except ConfigError as error:  # for example a library's, which names other sinks
+                    _log.warning("%s. The definition is ignored.", error)
+            if self.__dict__["log"] == self._log_when_open:  # unless a setting replaced it
                 del self.__dict__["log"]
 
     def _define(self, definition: Definition, *, default: bool = False) -> None:
-        with self._opening:
+        with self._open_lock:
             super()._define(definition, default=default)
-            self._defined.append((definition, default))
+            self._definition_log.append((definition, default))
 
     def _log_when_open(self, *args: Any, **kwargs: Any) -> None:
-        """What `log` is until a run is open; others may have kept it beyond that."""
-        with self._opening:
+        """Open the bus if the environment configures it, then log.
+
+        This is `log` until a run is open. Callers may hold a reference to it for longer.
+        """
+        with self._open_lock:
             if self.__dict__.get("log") == self._log_when_open and self._session is None:
-                if _is_spoken_of():
+                if _is_configured_by_environment():
                     self._open()
                 else:
                     self._switch_off()
         if self._session is not None:
             self.log(*args, **kwargs)
 
-    def _bar_setting(self) -> Bars:
+    def _progress_setting(self) -> ProgressMode:
         if self._settings != Settings():
-            return super()._bar_setting()
-        setting: Bars = from_environment("progress")
+            return super()._progress_setting()
+        setting: ProgressMode = read_env_setting("progress")
         return setting
 
     def _will_log(self) -> bool:
-        waits = self.__dict__.get("log") == self._log_when_open
-        return self.is_on or (waits and _is_spoken_of())
+        is_unopened = self.__dict__.get("log") == self._log_when_open
+        return self.is_on or (is_unopened and _is_configured_by_environment())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, it is the process-wide bus of wherever it arrives."""
-        return _the_bus, ()
+        """Pickle a reference: unpickling returns the process-wide bus of the other process."""
+        return _default_bus, ()
 
-    def _renew_in_child(self) -> None:
-        """What a fork does to the child's copy: a thread that is not there may hold the lock."""
-        self._opening = threading.RLock()
+    def _renew_lock_in_child(self) -> None:
+        # After a fork, the lock may be held by a thread that does not exist in the child.
+        self._open_lock = threading.RLock()
 
 
-def _is_spoken_of() -> bool:
-    """Whether the environment says where metrics go."""
-    return any(variable in os.environ for variable in _SPEAKS)
+def _is_configured_by_environment() -> bool:
+    return any(variable in os.environ for variable in _OPENING_VARIABLES)
 
 
 bus = DefaultBus()
-os.register_at_fork(after_in_child=bus._renew_in_child)
+os.register_at_fork(after_in_child=bus._renew_lock_in_child)
 
 
-def _the_bus() -> DefaultBus:
+def _default_bus() -> DefaultBus:
     return bus
 
 
 def configure(**arguments: Any) -> MetricBus:
-    """Opens the process-wide bus; takes what `MetricBus(...)` takes, and returns it."""
+    """Open the process-wide bus and return it.
+
+    Accepts the arguments of `MetricBus()` and raises the same errors. If the bus is open, its run
+    is closed first.
+    """
     bus._open(**arguments)
     return bus

@@ -1,7 +1,7 @@
-"""A bus where something ends or ranks meet: epochs, and what is reduced across ranks.
+"""Ends of epochs, and reductions across ranks.
 
-`log()` never meets anybody. `end_epoch()` and `sync()` do, if something that waits for it has been
-defined or logged; then every rank has to call them.
+`log()` never synchronizes ranks. `end_epoch()` and `sync()` do if a definition merges across ranks
+or a torchmetrics object was logged. Every rank must then call them equally often.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from collections.abc import Mapping
 from time import time_ns
 from typing import Any
 
-from metricbus._aggregate.cross_rank import Merged, merge
-from metricbus._bus.process_copies import ProcessCopies
-from metricbus._common.device_values import Pending
-from metricbus._common.distributed import find_rank, gather
+from metricbus._aggregate.cross_rank import MergedValue, merge_partials
+from metricbus._bus.lifecycle import Lifecycle
+from metricbus._common.device_values import DeviceValue
+from metricbus._common.distributed import current_rank, gather
 from metricbus._common.records import EPOCH_TIME, Number
 from metricbus._common.validation import to_number
-from metricbus._ingest.torchmetrics_values import Computed
+from metricbus._ingest.torchmetrics_values import ComputedMetric
 from metricbus.errors import DeviceError
 
 _log = logging.getLogger("metricbus.ranks")
 
-_LEAST_PATIENCE = 5.0  # seconds
+_MIN_COLLECTOR_SECS = 5.0
 
 
-class EpochSync(ProcessCopies):
-    """A bus as far as the ends of epochs, and other ranks, are concerned."""
+class EpochSync(Lifecycle):
+    """The part of a bus that ends epochs and merges values across ranks."""
 
-    _told_late = False
+    _has_warned_of_early_start = False
 
     def end_epoch(self) -> dict[str, Number]:
-        """Ends the epoch and returns what was reduced over it, by name.
+        """End the epoch and return the values reduced over it, by name.
 
-        The next epoch begins, at once if no `epochs()` loop is there to begin it. Where something
-        is reduced across ranks, or a metric object was logged, every rank calls this; see `sync`.
+        Outside an `epochs()` loop, the next epoch starts at once. If a definition merges across
+        ranks, or a torchmetrics object was logged, every rank must call this; see `sync()`, which
+        also lists the errors.
         """
         results = self._end_epoch(None)
         if self._clock.epoch_driver is None:
@@ -42,20 +43,20 @@ class EpochSync(ProcessCopies):
         return results
 
     def sync(self, *, group: Any = None, timeout: float | None = None) -> dict[str, Number]:
-        """Reduces, over all ranks, what was logged since they last met; returns it by name.
+        """Merge the values of all ranks logged since the last merge, and return them by name.
 
-        Every rank of the torch.distributed `group` (all ranks, if left out) calls it, whatever each
-        has logged. What is reduced is what `define(across_ranks=)` names; metric objects are
-        computed over all ranks if no group is given. The first rank that writes logs the results
-        at the step of the last value; all ranks get them.
+        Merges the names defined with `across_ranks=`. Without a `group`, also computes the logged
+        torchmetrics objects over all ranks. Every rank of the torch.distributed `group` (default:
+        all ranks) must call this, even if it logged nothing. All of them receive the results; the
+        first one that writes logs them, at the step of the last value.
 
-        Raises `RankError` that names a rank that has not come within `timeout` seconds
-        (`METRICBUS_SYNC_SECS`); what was logged then waits for the next time.
+        Raises `RankError`, naming the missing ranks, if a rank does not call this within `timeout`
+        seconds (default: the setting `sync_secs`). The values are then kept for the next merge.
         """
-        return self._meet("bus.sync()", group, timeout, ended=False)
+        return self._merge_across_ranks("bus.sync()", group, timeout, ends_epoch=False)
 
     def _begin_epoch(self) -> None:
-        if (session := self._awake()) is not None:
+        if (session := self._joined_session()) is not None:
             session.begin_epoch(self._clock.step, self._clock.epoch)
 
     def _end_epoch(self, seconds: float | None) -> dict[str, Number]:
@@ -66,87 +67,93 @@ class EpochSync(ProcessCopies):
             self.log(EPOCH_TIME, seconds, step=self._clock.step)
         if self._definitions or seconds is not None:
             results = self._session.end_epoch(
-                self._clock.step, self._clock.epoch, seconds, self._patience()
+                self._clock.step, self._clock.epoch, seconds, self._collector_timeout()
             )
-        return results | self._meet("bus.end_epoch()", None, None, ended=True)
+        return results | self._merge_across_ranks("bus.end_epoch()", None, None, ends_epoch=True)
 
-    def _meet(
-        self, what: str, group: Any, timeout: float | None, *, ended: bool
+    def _merge_across_ranks(
+        self, call: str, group: Any, timeout: float | None, *, ends_epoch: bool
     ) -> dict[str, Number]:
-        """Has the ranks put together what each has, if there is anything that waits for it."""
-        session = self._awake()
-        if session is None or not (self._definitions.any_across_ranks or self._metrics.were_logged):
+        """Merge the partial aggregates and torchmetrics objects of all ranks, if there are any."""
+        session, metrics = self._joined_session(), self._metrics
+        if session is None or not (self._definitions.merges_across_ranks or metrics.has_logged):
             return {}
-        metrics = self._metrics
-        open_here = dict(session.collect_partials(self._patience()))
+        partials = dict(session.collect_partials(self._collector_timeout()))
         own = {
             "writes": session.folder is not None,
-            "parts": open_here,
+            "parts": partials,
             "metrics": metrics.counts(),
-            "updated": metrics.updated(),
+            "updated": metrics.updated_names(),
         }
         secs = self._settings.sync_secs if timeout is None else timeout
         try:
-            by_rank = gather(own, what, group=group, timeout=secs)
-            merged = merge({rank: part["parts"] for rank, part in by_rank.items()})
+            by_rank = gather(own, call, group=group, timeout=secs)
+            merged = merge_partials({rank: state["parts"] for rank, state in by_rank.items()})
         except BaseException:
-            session.restore_partials(open_here)
+            session.restore_partials(partials)
             raise
         if group is None:
-            together = _together(by_rank)
-            computed = _as_merged(metrics.compute(len(by_rank) > 1, together))
-            merged += [one for one in map(_resolved, computed) if one is not None]
-        if len(by_rank) > 1 and session.known_as.size == 1:
-            self._tell_late()
-        writer = next((rank for rank, part in by_rank.items() if part["writes"]), None)
-        here = writer == find_rank().number
-        session.publish_merged(merged, self._clock.epoch, ended=ended, here=here)
-        return {one.emitted_as: one.value for one in merged}
+            computed = metrics.compute(len(by_rank) > 1, _common_metrics(by_rank))
+            resolved = map(_resolve, _to_merged_values(computed))
+            merged += [value for value in resolved if value is not None]
+        if len(by_rank) > 1 and session.initial_rank.size == 1:
+            self._warn_of_early_start()
+        writer = next((rank for rank, state in by_rank.items() if state["writes"]), None)
+        is_writer = writer == current_rank().number
+        session.publish_merged(
+            merged, self._clock.epoch, ends_epoch=ends_epoch, is_writer=is_writer
+        )
+        return {value.emitted_as: value.value for value in merged}
 
-    def _patience(self) -> float:
-        """How long the collector may take, also where a full queue is not waited for."""
-        return max(self._settings.block_secs, _LEAST_PATIENCE)
+    def _collector_timeout(self) -> float:
+        """Return how many seconds to wait for the collector, even if `block_secs` is shorter."""
+        return max(self._settings.block_secs, _MIN_COLLECTOR_SECS)
 
-    def _tell_late(self) -> None:
-        """Once: this bus was made when nobody could know that there are other ranks."""
-        if not self._told_late:
-            self._told_late = True
+    def _warn_of_early_start(self) -> None:
+        if not self._has_warned_of_early_start:
+            self._has_warned_of_early_start = True
             _log.warning(
-                "this bus was made before torch.distributed was initialised, and without a "
-                "launcher that says which rank it is: each rank has made a run of its own. Make it "
-                "after init_process_group()"
+                "This bus was created before torch.distributed was initialized, and no launcher "
+                "set the rank, so each rank has created a run of its own. Create the bus after "
+                "init_process_group()."
             )
 
-    def _compute_left(self) -> None:
-        """At the end, nobody is met: metric objects that are left are computed alone."""
+    def _log_remaining_metrics(self) -> None:
+        """Compute and log the remaining torchmetrics objects without synchronizing the ranks."""
         if self._session is not None and self._metrics.names():
-            left = _as_merged(self._metrics.compute(sync=False))
-            self._session.publish_merged(left, self._clock.epoch, ended=True, here=True)
+            values = _to_merged_values(self._metrics.compute(sync=False))
+            self._session.publish_merged(values, self._clock.epoch, ends_epoch=True, is_writer=True)
 
 
-def _together(by_rank: Mapping[int, Mapping[str, Any]]) -> set[str]:
-    """The names of metric objects that all ranks have alike, and at least one has data for."""
-    everyones = [part["metrics"] for part in by_rank.values()]
-    alike = {name for name in everyones[0] if len({one.get(name) for one in everyones}) == 1}
-    return alike & {name for part in by_rank.values() for name in part["updated"]}
+def _common_metrics(by_rank: Mapping[int, Mapping[str, Any]]) -> set[str]:
+    """Return the torchmetrics names to synchronize.
+
+    Every rank has logged the same number of objects under such a name, and at least one rank has
+    updated one of them.
+    """
+    counts = [state["metrics"] for state in by_rank.values()]
+    common = {name for name in counts[0] if len({count.get(name) for count in counts}) == 1}
+    return common & {name for state in by_rank.values() for name in state["updated"]}
 
 
-def _as_merged(computed: list[Computed]) -> list[Merged]:
-    """Values may still be on their way from a device."""
+def _to_merged_values(computed: list[ComputedMetric]) -> list[MergedValue]:
+    """Convert computed metrics. Their values may still be pending on a device."""
     now = time_ns()
     return [
-        Merged(name, name, value if type(value) is Pending else to_number(name, value), step, now)
+        MergedValue(
+            name, name, value if type(value) is DeviceValue else to_number(name, value), step, now
+        )
         for values, step, _ in computed
         for name, value in values.items()
     ]
 
 
-def _resolved(one: Merged) -> Merged | None:
-    """With the number itself; None if the device does not give it."""
-    if type(one.value) is not Pending:
-        return one
+def _resolve(merged: MergedValue) -> MergedValue | None:
+    """Copy a pending value to the host. Return None if that fails."""
+    if type(merged.value) is not DeviceValue:
+        return merged
     try:
-        return one._replace(value=one.value.number())
+        return merged._replace(value=merged.value.number())
     except DeviceError as error:
-        _log.warning("%r at step %d is lost: %s", one.name, one.step, error)
+        _log.warning("Lost the value of %r at step %d: %s", merged.name, merged.step, error)
         return None

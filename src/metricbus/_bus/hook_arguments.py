@@ -1,4 +1,4 @@
-"""What all hooks ask of their first argument: that it is the bus."""
+"""The check that the first argument of every hook is a bus."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def bus_first(call: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Has a function raise `TypeError` for a bus that was forgotten or swapped; `call` is how it is
-    to be called. Python itself would tell of a missing last argument instead.
+def requires_bus(call: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function so that it raises `TypeError` if its first argument is not a bus.
+
+    `call` is an example of a correct call. If the bus is forgotten, Python's own error would name a
+    missing last argument instead.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
-        def with_bus(*args: P.args, **kwargs: P.kwargs) -> R:
-            if args or "bus" in kwargs:  # else Python says what is missing
+        def checked_function(*args: P.args, **kwargs: P.kwargs) -> R:
+            if args or "bus" in kwargs:  # otherwise Python's own error is right
                 check_bus(call, args[0] if args else kwargs["bus"])
             return function(*args, **kwargs)
 
-        return with_bus
+        return checked_function
 
     return decorate
 
 
 def check_bus(call: str, bus: object) -> None:
-    """`TypeError` that says how to write the call, if `bus` is neither a bus nor a scope."""
+    """Raise `TypeError`, showing the correct `call`, if `bus` is neither a bus nor a scope."""
     if not isinstance(bus, MetricBus | Scope):
         raise TypeError(
-            "the first argument is the bus, a MetricBus or a scope of one, "
+            "the first argument must be a MetricBus or a scope of one, "
             f"not {type(bus).__name__}; write {call}"
         )

@@ -1,4 +1,4 @@
-"""The queue of a copy of a bus, whose first call has it join the run."""
+"""The queue of a bus copy, which joins its run at the first call."""
 
 from __future__ import annotations
 
@@ -7,63 +7,62 @@ import threading
 from collections.abc import Callable
 
 from metricbus._common.media_base import EncodeJob, LogContext
-from metricbus._ingest.queue import Bounds, CallQueue, Control, values_in
+from metricbus._ingest.queue import CallQueue, Command, QueueLimits, count_call_values
 from metricbus.errors import MetricBusError
 
 _log = logging.getLogger("metricbus")
 
 
 class LazyQueue(CallQueue):
-    """The queue of a copy that has not joined its run: whatever comes first has it do so.
+    """A queue that joins the run at the first call, and forwards all calls to the run's queue.
 
-    `join` gives the queue that takes the calls from then on, and may fail as making a bus may.
+    `join` returns the run's queue. It raises the errors of opening a bus; calls are then dropped.
     """
 
     def __init__(self, join: Callable[[], CallQueue]) -> None:
-        super().__init__(Bounds())
+        super().__init__(QueueLimits())
         self.high_water_mark = [-1]
         self._join = join
-        self._joining = threading.RLock()  # a signal handler may log meanwhile
+        # Reentrant, because a signal handler may log while this thread joins.
+        self._join_lock = threading.RLock()
         self._is_joining = False
-        self._joined: CallQueue | None = None
+        self._run_queue: CallQueue | None = None
 
     def on_high_water(self) -> None:
-        """Joins the run, and hands on what has been logged."""
-        with self._joining:
+        """Join the run if necessary, and forward the calls logged so far."""
+        with self._join_lock:
             if self._is_joining:
-                return  # who joins will hand it on
+                return  # an outer call forwards this one too
             self._is_joining = True
             try:
-                self._joined = self._joined or self._join()
+                self._run_queue = self._run_queue or self._join()
                 while self.calls:
-                    self._hand_on(self._joined)
+                    self._forward(self._run_queue)
             except (MetricBusError, OSError) as error:
-                self._lose(error)
+                self._drop_calls(error)
             finally:
                 self._is_joining = False
 
     def put_medium(self, stamp: LogContext, taken: EncodeJob) -> None:
-        """Joins the run, and hands the medium on."""
+        """Join the run if necessary, and forward the medium."""
         self.on_high_water()
-        if self._joined is None:
+        if self._run_queue is None:
             self.dropped += taken.media
         else:
-            self._joined.put_medium(stamp, taken)
+            self._run_queue.put_medium(stamp, taken)
 
-    def _hand_on(self, queue: CallQueue) -> None:
+    def _forward(self, queue: CallQueue) -> None:
         call = self.calls.popleft()
-        if isinstance(call, Control):
-            queue.put_control(call)
+        if isinstance(call, Command):
+            queue.put_command(call)
         else:
-            queue.put_row(call, values_in(call))
+            queue.put_row(call, count_call_values(call))
 
-    def _lose(self, error: Exception) -> None:
+    def _drop_calls(self, error: Exception) -> None:
         if not self.dropped:
-            _log.warning(
-                "a copy of a bus cannot join the run, and what it logs is dropped: %s", error
-            )
+            _log.warning("A copy of the bus cannot join the run; its values are dropped: %s", error)
         while self.calls:
             call = self.calls.popleft()
-            self.dropped += values_in(call)
-            if isinstance(call, Control):
+            self.dropped += count_call_values(call)
+            if isinstance(call, Command):
                 call.done.set()

@@ -1,4 +1,4 @@
-"""Loops that move the clock: `bus.steps()` and `bus.epochs()`."""
+"""The loops that move the clock: `bus.steps()` and `bus.epochs()`."""
 
 from __future__ import annotations
 
@@ -6,85 +6,89 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from metricbus._bus.progress import Progress
-from metricbus._common.clock import LOOP, Clock, both_drive, check_step
+from metricbus._bus.progress import ProgressBars
+from metricbus._common.clock import STEPS_DRIVER, Clock, check_step, step_driver_conflict
 
 T = TypeVar("T")
 
 
 class Steps(Generic[T]):
-    """Iterates like what it wraps; taking an item moves the step, if nobody else is moving it.
+    """An iterable over the items of another one, which advances the step for each item.
 
-    `phase` is the scope whose loop it is, if it is one's.
+    The step stays as it is with `advance=False`, and where an outer loop advances it. `phase` is
+    the prefix of the scope that made the loop; empty for a loop of the bus itself.
     """
 
     phase = ""
 
     def __init__(
-        self, clock: Clock, iterable: Iterable[T], progress: Progress, *, advance: bool
+        self, clock: Clock, iterable: Iterable[T], bars: ProgressBars, *, advance: bool
     ) -> None:
         if not isinstance(iterable, Iterable) and not hasattr(iterable, "__getitem__"):
             raise TypeError(
-                f"bus.steps() takes something to iterate over, not {iterable!r:.60}; "
+                f"bus.steps() needs an iterable, not {iterable!r:.60}; "
                 "to count, write bus.steps(range(n))"
             )
         self._clock = clock
         self._iterable = iterable
         self._advance = advance
-        self._progress = progress
+        self._bars = bars
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]  # its own TypeError is the right one
 
     def __iter__(self) -> Iterator[T]:
         clock = self._clock
-        if self._advance and clock.step_driver not in (None, LOOP):
-            raise both_drive(LOOP, str(clock.step_driver))
+        if self._advance and clock.step_driver not in (None, STEPS_DRIVER):
+            raise step_driver_conflict(STEPS_DRIVER, str(clock.step_driver))
         drives = self._advance and clock.step_driver is None
         if drives:
-            clock.step_driver = LOOP
-        clock.loops += 1
+            clock.step_driver = STEPS_DRIVER
+        clock.active_loops += 1
         try:
-            with self._progress.over_steps(
-                self._iterable, self, self._described(), below=self._below(), drives=drives
+            with self._bars.wrap_steps(
+                self._iterable, self, self._bar_label(), prefix=self._bar_prefix(), drives=drives
             ) as items:
                 for item in items:
                     if drives:
                         clock.enter_step()
                     yield item
         finally:
-            clock.loops -= 1
+            clock.active_loops -= 1
             if drives:
                 clock.step_driver = None
 
-    def _described(self) -> str:
-        """What stands before its bar: the phase, or the epoch by the number that is logged."""
+    def _bar_label(self) -> str:
+        """Return the text before the progress bar: the phase, or else the number of the epoch."""
         clock = self._clock
         if self.phase:
             return self.phase
         return f"epoch {clock.epoch}" if clock.epoch_driver or clock.epoch else ""
 
-    def _below(self) -> str:
-        """The prefix of the metrics beside its bar; a loop that trains has them all."""
+    def _bar_prefix(self) -> str:
+        """Return the prefix of the metrics that the bar shows; a training loop shows them all."""
         return f"{self.phase}/" if self.phase and not self._advance else ""
 
 
 class Epochs:
-    """Yields the numbers of the next `n` epochs, and ends each one after its turn."""
+    """An iterable over the numbers of the next `n` epochs, which begins and ends each of them.
+
+    `end` receives the duration of the epoch in seconds.
+    """
 
     def __init__(
         self,
         clock: Clock,
         n: int,
-        begins: Callable[[], object],
-        ends: Callable[[float], object],
-        progress: Progress,
+        begin: Callable[[], object],
+        end: Callable[[float], object],
+        bars: ProgressBars,
     ) -> None:
         self._clock = clock
         self._n = check_step(n, "n")
-        self._begins = begins
-        self._ends = ends  # told how many seconds the epoch took
-        self._progress = progress
+        self._begin = begin
+        self._end = end
+        self._bars = bars
 
     def __len__(self) -> int:
         return self._n
@@ -93,17 +97,17 @@ class Epochs:
         clock = self._clock
         if clock.epoch_driver is not None:
             raise RuntimeError(
-                f"{clock.epoch_driver} is moving the epoch already; loop over range({self._n}) "
-                "inside it"
+                f"{clock.epoch_driver} already moves the epoch; inside it, loop over "
+                f"range({self._n})"
             )
         clock.epoch_driver = "bus.epochs()"
         try:
-            with self._progress.over_epochs(self._n, self) as turns:
-                for _ in turns:
+            with self._bars.wrap_epochs(self._n, self) as items:
+                for _ in items:
                     clock.enter_epoch()
                     started = time.perf_counter()
-                    self._begins()
+                    self._begin()
                     yield clock.epoch
-                    self._ends(time.perf_counter() - started)
+                    self._end(time.perf_counter() - started)
         finally:
             clock.epoch_driver = None

@@ -1,12 +1,11 @@
-"""A bus on a rank that does not write: it has no run, opens no file and starts no process.
+"""The session of a rank that does not write: no run, no files, no delivery process.
 
-Its values still pass through the definitions, because what is reduced across ranks needs every
-rank's part, and because `bus.last()` and `bus.end_epoch()` answer here as they do on the others.
+Its values still pass through the definitions. Reductions across ranks need the partial aggregates
+of every rank, and `bus.last()` and `bus.end_epoch()` return the same here as on other ranks.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,66 +17,61 @@ from metricbus._common.settings import Settings
 from metricbus._delivery.manager import DeliveryManager
 from metricbus._delivery.report import Report
 from metricbus._ingest.collector import Collector
-from metricbus._ingest.queue import QueueLimits, CallQueue
+from metricbus._ingest.queue import CallQueue, QueueLimits
 from metricbus._journal.run import RunFolder
 
 
 class NullJournal:
-    """Takes records, and writes none."""
+    """A journal that discards all records."""
 
     segment = ""
     lines = 0
     length = 0
 
     def append(self, records: Sequence[Record]) -> None:
-        """Nothing is written."""
+        """Discard the records."""
 
     def sync(self) -> None:
-        """There is nothing to force onto a disk."""
+        """Do nothing."""
 
     def close(self, status: Status = "finished", dropped: DroppedCounts | None = None) -> None:
-        """There is nothing to end."""
+        """Do nothing."""
 
 
 class NullMediaWorker:
-    """Takes media, and encodes none."""
+    """A media worker that discards all media."""
 
     waiting = 0
     dropped = 0
     error = None
 
     def put(self, stamp: LogContext, taken: EncodeJob) -> None:
-        """It is let go."""
+        """Discard the medium."""
 
     def drain(self, timeout: float) -> bool:
-        """There is nothing to wait for."""
+        """Return True, because nothing is waiting."""
         return True
 
     def close(self, timeout: float) -> None:
-        """There is nothing to end."""
+        """Do nothing."""
 
 
 class NullSession(Session):
-    """What works behind the bus of a rank that does not write."""
+    """A session that reduces values but writes and delivers nothing. All its counts are 0."""
 
     def __init__(self, settings: Settings, rank: Rank) -> None:
         queue = CallQueue(QueueLimits(calls=settings.queue_size, nbytes=settings.queue_bytes))
-        queue.media = NullMediaWorker()
-        nowhere = DeliveryManager(RunFolder(Path()), [], 1, "off", 0.0)
-        collector = Collector(queue, NullJournal(), settings.flush_secs, nowhere)
-        parts = queue, collector, queue.media, nowhere
-        super().__init__(None, *parts, initial_rank=rank, owner=False)
+        media = queue.media = NullMediaWorker()
+        delivery = DeliveryManager(RunFolder(Path()), [], 1, "off", 0.0)
+        collector = Collector(queue, NullJournal(), settings.flush_secs, delivery)
+        super().__init__(
+            None, None, queue, collector, media, delivery=delivery, initial_rank=rank, owner=False
+        )
 
     def flush(self, timeout: float) -> Report:
-        """There is nowhere to bring anything."""
+        """Return empty counts at once."""
         return Report()
 
     def stats(self) -> Report:
-        """Nothing is logged here: the ranks that write have the counts."""
-        return Report()
-
-    def close(self, status: Status, timeout: float) -> Report:
-        """Ends the thread."""
-        deadline = time.monotonic() + timeout
-        super().close(status, max(0.0, deadline - time.monotonic()))
+        """Return empty counts. The ranks that write have the real ones."""
         return Report()

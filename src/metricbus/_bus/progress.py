@@ -1,7 +1,7 @@
-"""Whether a loop has a progress bar, and what it looks like.
+"""The decision whether a loop has a progress bar, and which metrics it shows.
 
-`progress=False` and the setting `off` are against it; `progress=True` and the setting `on` ask for
-it, and need tqdm. If nothing is said, there is one where somebody looks and tqdm is installed.
+`progress=False` and the setting `off` suppress the bar. `progress=True` and the setting `on`
+request it, and need tqdm. Otherwise, a terminal or notebook has a bar if tqdm is installed.
 """
 
 from __future__ import annotations
@@ -12,123 +12,128 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol, TypeVar
 
-from metricbus._bus.progress_postfix import Logged, Metrics
-from metricbus._common.distributed import find_rank
-from metricbus._common.settings import Bars
-from metricbus._common.tqdm_logging import is_terminal, lock_of_bars
+from metricbus._bus.progress_postfix import MetricSource, Postfix
+from metricbus._common.distributed import current_rank
+from metricbus._common.settings import ProgressMode
+from metricbus._common.tqdm_logging import bar_lock, is_terminal
 from metricbus.errors import MissingPackageError
 
 T = TypeVar("T")
 
 
-class _Shown(NamedTuple):
-    """A bar that is there now."""
+class _ActiveBar(NamedTuple):
+    """A bar that is being shown."""
 
-    bus: Logged
-    is_of_epochs: bool
-    metrics: Metrics
-
-
-_shown: list[_Shown] = []
+    bus: MetricSource
+    counts_epochs: bool
+    postfix: Postfix
 
 
-class Bus(Logged, Protocol):
-    """What is asked of a bus."""
+_active_bars: list[_ActiveBar] = []
 
-    def _bar_setting(self) -> Bars:
-        """The setting `progress`."""
+
+class ProgressSource(MetricSource, Protocol):
+    """What progress bars need of a bus."""
+
+    def _progress_setting(self) -> ProgressMode:
+        """Return the setting `progress`."""
 
     def _will_log(self) -> bool:
-        """Whether the bus does anything, or will when it is first logged to."""
+        """Check whether the bus is on, or will open at its first call."""
 
 
-class Progress:
-    """The bars of one loop of a bus."""
+class ProgressBars:
+    """The progress bars of one loop: one each time the loop is iterated over."""
 
-    def __init__(self, bus: Bus, progress: bool | None) -> None:
-        """Raises `MissingPackageError` if a bar is asked for and tqdm is not installed."""
+    def __init__(self, bus: ProgressSource, progress: bool | None) -> None:
+        """Raises `MissingPackageError` if a bar is requested and tqdm is not installed."""
         if not isinstance(progress, bool | None):
-            raise TypeError(f"progress= takes True, False or None, not {progress!r:.40}")
+            raise TypeError(f"progress= must be True, False or None, not {progress!r:.40}")
         self._bus = bus
         self._progress = progress
-        if self._is_asked_for() and find_spec("tqdm") is None:
-            asked = "progress=True" if progress else "METRICBUS_PROGRESS=on"
-            raise MissingPackageError(f"{asked} needs tqdm: pip install 'metricbus[cli]'")
+        if self._is_requested() and find_spec("tqdm") is None:
+            source = "progress=True" if progress else "METRICBUS_PROGRESS=on"
+            raise MissingPackageError(f"{source} needs tqdm: pip install 'metricbus[cli]'")
 
-    def over_epochs(self, n: int, loop: object) -> AbstractContextManager[Iterable[int]]:
-        """The numbers below `n`, behind a bar if there is to be one for this `loop`."""
+    def wrap_epochs(self, n: int, loop: object) -> AbstractContextManager[Iterable[int]]:
+        """Return `range(n)`, with a progress bar if this `loop` should have one."""
         if not self._is_shown(None, loop):
             return nullcontext(range(n))
-        metrics = Metrics(self._bus, of_epochs=True, of_steps=True)
-        shown = _Shown(self._bus, True, metrics)
-        return _bar(range(n), shown, "epochs", "epoch")
+        postfix = Postfix(self._bus, shows_epoch_values=True, shows_step_values=True)
+        return _bar(range(n), _ActiveBar(self._bus, True, postfix), "epochs", "epoch")
 
-    def over_steps(
-        self, iterable: Iterable[T], loop: object, desc: str, *, below: str, drives: bool
+    def wrap_steps(
+        self, iterable: Iterable[T], loop: object, desc: str, *, prefix: str, drives: bool
     ) -> AbstractContextManager[Iterable[T]]:
-        """The iterable, behind a bar if there is to be one for this `loop`.
+        """Return the iterable, with a progress bar if this `loop` should have one.
 
-        Its metrics are those `below` a prefix. Those of epochs stand beside the bar of epochs if
-        there is one; steps within steps have only those of a prefix. `drives` says whether the loop
-        moves the step.
+        The bar shows metrics whose names start with `prefix`. Values of epochs are left to the bar
+        of an `epochs()` loop around this one. A `steps()` loop inside another shows metrics only if
+        it has a prefix. `drives` is whether the loop advances the step.
         """
         if not self._is_shown(iterable, loop):
             return nullcontext(iterable)
-        around = [one for one in _shown if one.bus is self._bus]
-        epochs = [one for one in around if one.is_of_epochs]
-        for one in epochs:
-            one.metrics.of_steps = False
-        of_steps = len(around) == len(epochs) or bool(below)
-        metrics = Metrics(self._bus, of_epochs=not around, of_steps=of_steps, below=below)
-        return _bar(iterable, _Shown(self._bus, False, metrics), desc, "step" if drives else "it")
+        outer = [bar for bar in _active_bars if bar.bus is self._bus]
+        epoch_bars = [bar for bar in outer if bar.counts_epochs]
+        for bar in epoch_bars:
+            bar.postfix.shows_step_values = False
+        postfix = Postfix(
+            self._bus,
+            shows_epoch_values=not outer,
+            shows_step_values=len(outer) == len(epoch_bars) or bool(prefix),
+            prefix=prefix,
+        )
+        active_bar = _ActiveBar(self._bus, False, postfix)
+        return _bar(iterable, active_bar, desc, "step" if drives else "it")
 
     def _is_shown(self, iterable: object, loop: object) -> bool:
-        if find_rank().number != 0 or getattr(sys.stderr, "closed", sys.stderr is None):
+        if current_rank().number != 0 or getattr(sys.stderr, "closed", sys.stderr is None):
             return False
-        return self._is_asked_for() or self._is_welcome(iterable, loop)
+        return self._is_requested() or self._is_shown_by_default(iterable, loop)
 
-    def _is_asked_for(self) -> bool:
+    def _is_requested(self) -> bool:
         if self._progress is False or not (self._progress or self._bus._will_log()):
             return False
-        return self._bus._bar_setting() in (("auto", "on") if self._progress else ("on",))
+        return self._bus._progress_setting() in (("auto", "on") if self._progress else ("on",))
 
-    def _is_welcome(self, iterable: object, loop: object) -> bool:
-        """Whether nobody has said anything, and somebody looks."""
+    def _is_shown_by_default(self, iterable: object, loop: object) -> bool:
         return (
             self._progress is None
-            and self._bus._bar_setting() == "auto"
+            and self._bus._progress_setting() == "auto"
             and self._bus._will_log()
-            and _somebody_looks()
+            and _is_interactive()
             and find_spec("tqdm") is not None
-            and not _has_a_bar(iterable, loop)
+            and not _has_tqdm_bar(iterable, loop)
         )
 
 
 @contextmanager
-def _bar(iterable: Iterable[T], shown: _Shown, desc: str, unit: str) -> Iterator[Iterable[T]]:
-    from metricbus._bus.tqdm_bar import bar_over  # imports tqdm
+def _bar(
+    iterable: Iterable[T], active_bar: _ActiveBar, desc: str, unit: str
+) -> Iterator[Iterable[T]]:
+    from metricbus._bus.tqdm_bar import wrap_in_bar  # imports tqdm
 
-    _shown.append(shown)
+    _active_bars.append(active_bar)
     try:
-        with bar_over(iterable, shown.metrics.text, desc=desc, unit=unit) as items:
+        with wrap_in_bar(iterable, active_bar.postfix.text, desc=desc, unit=unit) as items:
             yield items
     finally:
-        _shown.remove(shown)
+        _active_bars.remove(active_bar)
 
 
-def _somebody_looks() -> bool:
-    """Whether there is a terminal, or a notebook."""
+def _is_interactive() -> bool:
+    """Check whether stderr is a terminal, or this is a notebook."""
     find_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
     shell = find_shell() if find_shell is not None else None
     return getattr(shell, "kernel", None) is not None or is_terminal(sys.stderr)
 
 
-def _has_a_bar(iterable: object, loop: object) -> bool:
-    """Whether the user has put one there: tqdm(bus.steps(x)), or bus.steps(tqdm(x))."""
+def _has_tqdm_bar(iterable: object, loop: object) -> bool:
+    """Check for a bar of the user's own: `tqdm(bus.steps(x))`, or `bus.steps(tqdm(x))`."""
     std = sys.modules.get("tqdm.std")
     if std is None:
         return False
-    with lock_of_bars(std):
+    with bar_lock(std):
         return isinstance(iterable, std.tqdm) or any(
             getattr(bar, "iterable", None) is loop for bar in std.tqdm._instances
         )

@@ -1,8 +1,7 @@
-"""Which metrics stand beside a progress bar, and what they are now.
+"""The metrics next to a progress bar: those for which `define(..., progress=True)` was called.
 
-The names are those that `define(..., progress=True)` chose. What is shown of them is what is here
-already: a number that was logged, the newest that has come over from a device, or the newest that a
-reduction gave. Nothing is waited for, and `log()` does nothing for it.
+The bar shows values that are available without waiting: logged numbers, the newest value copied
+from a device, or the newest reduced value. `log()` does no additional work for it.
 """
 
 from __future__ import annotations
@@ -11,96 +10,106 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from metricbus._aggregate.rules import Definitions, Rule
-from metricbus._common.device_values import Pending
+from metricbus._common.device_values import DeviceValue
 from metricbus._common.records import Number
 
 if TYPE_CHECKING:
     from metricbus._bus.session import Session
 
-_LONGEST = 200  # characters; no terminal shows more
+_MAX_CHARACTERS = 200  # wider than a terminal
 
 
-class Logged(Protocol):
-    """What is asked of a bus."""
+class MetricSource(Protocol):
+    """What the postfix needs of a bus."""
 
     _newest: dict[str, Any]
     _definitions: Definitions
     _session: Session | None
 
 
-class _Chosen(NamedTuple):
-    """A name that is shown, and where."""
+class _PostfixMetric(NamedTuple):
+    """A metric to show. `is_per_epoch` is whether its value is emitted once an epoch."""
 
     name: str
     rule: Rule
-    of_epochs: bool
+    is_per_epoch: bool
 
 
-class Metrics:
-    """The text beside one bar.
+class Postfix:
+    """The text with metrics at the end of one bar.
 
-    It has the names that begin with `below`: those that are given once an epoch if it is one
-    `of_epochs`, and the others if it is one `of_steps`.
+    It contains the metrics whose names start with `prefix`: those emitted once an epoch if
+    `shows_epoch_values`, and the others if `shows_step_values`.
     """
 
-    def __init__(self, bus: Logged, *, of_epochs: bool, of_steps: bool, below: str = "") -> None:
-        self.of_epochs = of_epochs
-        self.of_steps = of_steps
+    def __init__(
+        self,
+        bus: MetricSource,
+        *,
+        shows_epoch_values: bool,
+        shows_step_values: bool,
+        prefix: str = "",
+    ) -> None:
+        self.shows_epoch_values = shows_epoch_values
+        self.shows_step_values = shows_step_values
         self._bus = bus
-        self._below = below
+        self._prefix = prefix
         self._seen: tuple[int, ...] = ()
-        self._chosen: list[_Chosen] = []
+        self._selected: list[_PostfixMetric] = []
 
     def text(self, is_last: bool = False) -> str:
-        """Such as `train/loss=0.4812, val/acc=0.91`; for the last time, all that there is."""
-        from metricbus.sinks.logging.sink import (
-            printable,  # most runs have no bars, and never need it
-        )
+        """Return a text such as `train/loss=0.4812, val/acc=0.91`.
+
+        When the bar is drawn for the last time (`is_last`), the text contains both kinds of values.
+        """
+        # Imported here, because a run without progress bars does not need it.
+        from metricbus.sinks.media_text import quote_name
 
         text = ""
-        for name, rule, of_epochs in self._names():
-            if not (is_last or (self.of_epochs if of_epochs else self.of_steps)):
+        for name, rule, is_per_epoch in self._metrics():
+            is_shown = self.shows_epoch_values if is_per_epoch else self.shows_step_values
+            if not (is_last or is_shown):
                 continue
-            value = newest_here(self._bus, name, rule)
+            value = newest_available(self._bus, name, rule)
             if value is not None:
-                text += f"{', ' if text else ''}{printable(name)}={in_short(value)}"
-            if len(text) > _LONGEST:
-                return f"{text[:_LONGEST]}…"
+                text += f"{', ' if text else ''}{quote_name(name)}={format_value(value)}"
+            if len(text) > _MAX_CHARACTERS:
+                return f"{text[:_MAX_CHARACTERS]}…"
         return text
 
-    def _names(self) -> list[_Chosen]:
-        """Looked through again only when there is a further name or definition."""
+    def _metrics(self) -> list[_PostfixMetric]:
+        """Return the metrics to show. The selection changes only with new names or definitions."""
         bus = self._bus
-        logged = list(bus._newest)  # one call: another thread may be logging
+        logged = list(bus._newest)  # a single call, because other threads may be logging
         reduced = bus._session.reduced_names() if bus._session is not None else []
         seen = (len(logged), len(reduced), bus._definitions.version)
         if seen != self._seen:
             self._seen = seen
-            self._chosen = list(self._choose(logged, reduced))
-        return self._chosen
+            self._selected = list(self._select(logged, reduced))
+        return self._selected
 
-    def _choose(self, logged: list[str], reduced: list[str]) -> Iterator[_Chosen]:
-        own = set(logged)
+    def _select(self, logged: list[str], reduced: list[str]) -> Iterator[_PostfixMetric]:
+        logged_names = set(logged)
         for name in dict.fromkeys([*logged, *reduced]):
             rule = self._bus._definitions.rule(name)
-            if rule is not None and rule.progress and name.startswith(self._below):
-                yield _Chosen(name, rule, name not in own or rule.only_on_epoch)
+            if rule is not None and rule.progress and name.startswith(self._prefix):
+                yield _PostfixMetric(name, rule, name not in logged_names or rule.is_epoch_only)
 
 
-def newest_here(bus: Logged, name: str, rule: Rule) -> Number | None:
-    """The newest value under a name that can be had without waiting; None if there is none yet."""
+def newest_available(bus: MetricSource, name: str, rule: Rule) -> Number | None:
+    """Return the newest value under a name that needs no waiting, or None if there is none yet."""
     session = bus._session
     value = bus._newest.get(name)
     if session is not None and (value is None or not rule.passthrough):
         value = session.newest(name)
-    if type(value) is not Pending:
+    if type(value) is not DeviceValue:
         return value
-    numbers = value.snapshot.numbers
+    numbers = value.source.numbers
     if numbers is not None:
-        return numbers[value.place]
-    return session.arrived(name) if session is not None else None
+        return numbers[value.position]
+    return session.newest_from_device(name) if session is not None else None
 
 
-def in_short(value: Number) -> str:
-    """An integer as it is, another number to four significant digits."""
+def format_value(value: Number) -> str:
+    """Format an integer in full, and any other number with four significant digits."""
     return str(value) if isinstance(value, int) else f"{value:.4g}"

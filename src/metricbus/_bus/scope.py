@@ -1,48 +1,24 @@
-"""A view of a bus that puts a prefix before every name."""
+"""A view of a bus that adds a prefix to every name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
-from metricbus._bus.loops import Epochs, Steps
+from metricbus._bus.loops import Steps
 from metricbus._common.validation import check_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from metricbus._aggregate.reductions import AcrossRanks, Reducer
-    from metricbus._common.records import Number, Status
-    from metricbus._delivery.report import Report
-    from metricbus._journal.run import Run
+    from metricbus._bus.bus import MetricBus
 
 T = TypeVar("T")
 
 _MISSING: Any = object()
 
 
-class Logs(Protocol):
-    """What a scope asks of its bus."""
-
-    def log(self, name: Any, *value: Any, **where: Any) -> None:
-        """Logs a value or a mapping."""
-
-    @property
-    def define(self) -> Callable[..., None]:
-        """Says what becomes of names."""
-        ...
-
-    @property
-    def steps(self) -> Callable[..., Steps[Any]]:
-        """Iterates, and moves the step."""
-        ...
-
-    def last(self, name: str) -> int | float | None:
-        """The newest value of a name."""
-
-
 class DefineArguments(TypedDict, total=False):
-    """What `define` takes beside the pattern."""
+    """The keyword arguments of `MetricBus.define`."""
 
     every: int | None
     reduce: Reducer | None
@@ -56,55 +32,15 @@ class DefineArguments(TypedDict, total=False):
 
 if TYPE_CHECKING:
 
-    class _BusBehind:
-        """What a scope has of its bus, for those who check types."""
+    class _BusMembers(MetricBus):
+        """The members that a scope shares with its bus, as type checkers see them."""
 
-        @property
-        def run(self) -> Run | None: ...
-
-        @property
-        def folder(self) -> Path | None: ...
-
-        @property
-        def is_on(self) -> bool: ...
-
-        @property
-        def config(self) -> Mapping[str, Any]: ...
-
-        @property
-        def step(self) -> int: ...
-
-        @property
-        def epoch(self) -> int: ...
-
-        def phase(self, name: str) -> Scope: ...
-
-        def epochs(self, n: int, *, progress: bool | None = None) -> Epochs: ...
-
-        def advance(self, n: int = 1) -> None: ...
-
-        def end_epoch(self) -> dict[str, Number]: ...
-
-        def sync(self, *, group: Any = None, timeout: float | None = None) -> dict[str, Number]: ...
-
-        def state_dict(self) -> dict[str, Any]: ...
-
-        def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-        def rewind(self, step: int, epoch: int | None = None) -> None: ...
-
-        def stats(self) -> Report: ...
-
-        def flush(self, timeout: float | None = None) -> Report: ...
-
-        def close(self, status: Status = "finished", timeout: float | None = None) -> Report: ...
-
-        def before_close(self, end: Callable[[], object]) -> None: ...
+        __enter__: None  # type: ignore[assignment]  # a scope is no context manager
 
 else:
 
-    class _BusBehind:
-        """Gives what a scope has not itself, as its bus has it."""
+    class _BusMembers:
+        """The members that a scope shares with its bus, looked up there."""
 
         def __getattr__(self, attribute: str) -> Any:
             if attribute.startswith("_"):
@@ -112,10 +48,14 @@ else:
             return getattr(self._bus, attribute)
 
 
-class Scope(_BusBehind):
-    """`bus.scope("val/seen")`: names get `val/seen/` in front; all else is the bus's own."""
+class Scope(_BusMembers):
+    """A view of a bus that adds a prefix to every name and shares all other state.
 
-    def __init__(self, bus: Logs, prefix: str) -> None:
+    `bus.scope("val").log("loss", x)` logs `val/loss`. All methods and properties of the bus are
+    available. Raises `ValueError` for an empty prefix.
+    """
+
+    def __init__(self, bus: MetricBus, prefix: str) -> None:
         self._bus = bus
         if not prefix:
             raise ValueError('a scope needs a prefix, such as bus.scope("val")')
@@ -130,32 +70,32 @@ class Scope(_BusBehind):
         epoch: int | None = None,
         weight: float | None = None,
     ) -> None:
-        """Logs like the bus, below the prefix."""
-        where: dict[str, Any] = {"step": step, "epoch": epoch, "weight": weight}
+        """Log like `MetricBus.log`, with the prefix before each name."""
+        options: dict[str, Any] = {"step": step, "epoch": epoch, "weight": weight}
         if isinstance(name, str) and value is not _MISSING:
-            self._bus.log(self._prefix + check_name(name), value, **where)
+            self._bus.log(self._prefix + check_name(name), value, **options)
         elif isinstance(name, Mapping) and value is _MISSING:
             row = {self._prefix + check_name(key): inner for key, inner in name.items()}
-            self._bus.log(row, **where)
-        else:
-            self._bus.log(name, *() if value is _MISSING else (value,))  # raises what is wrong
+            self._bus.log(row, **options)
+        else:  # an incorrect call, for which the bus raises the error
+            self._bus.log(name, *() if value is _MISSING else (value,))
 
     def scope(self, prefix: str) -> Scope:
-        """A view further down."""
+        """Return a scope of this scope: its names have both prefixes."""
         return Scope(self._bus, self._prefix + check_name(prefix))
 
-    def define(self, pattern: str, **rule: Unpack[DefineArguments]) -> None:
-        """Defines names below the prefix; takes what the bus takes."""
-        self._bus.define(self._prefix + check_name(pattern), **rule)
+    def define(self, pattern: str, **options: Unpack[DefineArguments]) -> None:
+        """Define names below the prefix. Accepts the arguments of `MetricBus.define`."""
+        self._bus.define(self._prefix + check_name(pattern), **options)
 
     def steps(
         self, iterable: Iterable[T], advance: bool = True, *, progress: bool | None = None
     ) -> Steps[T]:
-        """Iterates like the bus; the progress bar has the prefix before it."""
+        """Iterate like `MetricBus.steps`, with the prefix as the label of the progress bar."""
         steps = self._bus.steps(iterable, advance, progress=progress)
         steps.phase = self._prefix.rstrip("/")
         return steps
 
     def last(self, name: str) -> int | float | None:
-        """The newest value of a name below the prefix."""
+        """Return the newest value of a name below the prefix. See `MetricBus.last`."""
         return self._bus.last(self._prefix + name)

@@ -1,4 +1,4 @@
-"""What works behind an open bus: the run's folder, the queue, the collector, the delivery."""
+"""The session behind an open bus: run folder, queue, collector, media worker and delivery."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Protocol
 
 import msgspec
 
-from metricbus._aggregate.cross_rank import Merged, Parts
+from metricbus._aggregate.cross_rank import MergedValue, Partials
 from metricbus._aggregate.rules import Definition
 from metricbus._common.distributed import Rank
-from metricbus._common.media_base import Encoder
+from metricbus._common.media_base import JobQueue
 from metricbus._common.records import Number, Status
-from metricbus._delivery.manager import Delivery
+from metricbus._delivery.manager import DeliveryManager
 from metricbus._delivery.report import Report
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.commands import (
@@ -29,244 +29,261 @@ from metricbus._ingest.commands import (
     SavePartials,
     Stop,
 )
-from metricbus._ingest.queue import CallQueue, Control
+from metricbus._ingest.queue import CallQueue, Command
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.run_env import announce, withdraw
+from metricbus._journal.run_env import export_run_dir, restore_run_dir
 from metricbus.errors import ConfigError, JournalError
 
 _log = logging.getLogger("metricbus.run")
 
 _SAVE_SECS = 2.0
-_MEDIA_SHARE = 0.75  # of the time there is to close
-_COLLECTORS_SHARE = 1.0  # seconds that are kept for it, however long media take
-_PATIENCE = 3.0  # how long close() waits before it says for whom
+_MEDIA_SHARE = 0.75  # of the time that close() has
+_COLLECTOR_SECS = 1.0  # reserved for the collector, however long media take
+_SILENT_SECS = 3.0  # close() waits this long before it logs what it is waiting for
 
 
-class Media(Encoder, Protocol):
-    """Who encodes media, as far as an engine is concerned."""
+class MediaEncoder(JobQueue, Protocol):
+    """What a session needs of the media worker."""
 
     @property
     def waiting(self) -> int:
-        """Media that are not in the collector's hands yet."""
+        """The number of media not yet passed to the collector."""
         ...
 
     @property
     def dropped(self) -> int:
-        """Media that never will be."""
+        """The number of media dropped so far."""
         ...
 
     @property
     def error(self) -> str | None:
-        """Why the last of them was."""
+        """Why the last dropped medium was dropped."""
         ...
 
     def drain(self, timeout: float) -> bool:
-        """Waits until what has been put so far is encoded; whether it is."""
+        """Wait until the media submitted so far are encoded. Return whether they are."""
         ...
 
     def close(self, timeout: float) -> None:
-        """Takes nothing more, and gives up what is not encoded in time."""
+        """Accept no more media, and drop those that are not encoded in time."""
 
 
 class Session:
-    """Everything between the queue and the sinks, for one bus."""
+    """Everything between `log()` and the sinks, for one bus.
+
+    On a rank that does not write, `folder` and `run` are None. Only the `owner` ends the run.
+    `initial_rank` is the rank as it was known when the bus was opened.
+    """
 
     def __init__(
         self,
-        place: tuple[RunFolder, Run] | None,
+        folder: RunFolder | None,
+        run: Run | None,
         queue: CallQueue,
         collector: Collector,
-        media: Media,
-        delivery: Delivery,
+        media: MediaEncoder,
         *,
-        known_as: Rank,
+        delivery: DeliveryManager,
+        initial_rank: Rank,
         owner: bool,
     ) -> None:
-        """A rank that does not write has no `place`; only the `owner` ends the run.
-
-        `known_as` is the rank as it was known when this began.
-        """
-        self.known_as = known_as
-        self.folder = place[0] if place else None
-        self.run = place[1] if place else None
+        self.initial_rank = initial_rank
+        self.folder = folder
+        self.run = run
         self.queue = queue
-        self._owner = owner
+        self._is_owner = owner
         self._delivery = delivery
         self._collector = collector
         self._media = media
-        self._closing = threading.RLock()  # a signal handler may close while close() waits
-        self._ended: Status | None = None
-        self._complete = False
-        if owner and self.folder is not None:
-            announce(self.folder.path)
+        self._close_lock = threading.RLock()  # a signal handler may close while close() waits
+        self._final_status: Status | None = None
+        self._is_closed = False
+        if owner and folder is not None:
+            export_run_dir(folder.path)
         self._collector.dropped_media = lambda: media.dropped
         self._collector.start()
         self._delivery.start()
 
     @property
     def rank(self) -> int:
-        """The rank whose values these are, where several write; otherwise 0."""
+        """The rank that the records are marked with: 0 unless several ranks write."""
         return self._collector.rank
 
     def define(self, definition: Definition, *, default: bool) -> None:
-        """Has a definition hold for everything that is logged from now on."""
-        if definition.display_only:  # which is nothing to the collector, and costs it nothing
+        """Apply a definition to all values logged from now on.
+
+        Raises `ConfigError` if it names a sink that the bus does not have.
+        """
+        if definition.display_only:  # the collector has no use for it, and would become slower
             return
-        known = self._delivery.names()
+        kinds = self._delivery.sink_kinds()
         for sink in definition.sinks or ():
-            if known and sink not in known:
+            if kinds and sink not in kinds:
                 raise ConfigError(
                     f"define({definition.pattern!r}): this bus has no sink {sink!r}; "
-                    f"it has: {', '.join(known)}"
+                    f"its sinks are {', '.join(kinds)}"
                 )
-        self.queue.put_control(Define(definition, default=default), request_flush=False)
+        self._submit(Define(definition, default=default))
 
     def begin_epoch(self, step: int, epoch: int) -> None:
-        """Tells the sinks that show it that an epoch begins."""
-        self.queue.put_control(BeginEpoch(step, epoch), request_flush=False)
+        """Write an epoch's beginning to the journal."""
+        self._submit(BeginEpoch(step, epoch))
 
     def end_epoch(
         self, step: int, epoch: int, seconds: float | None, timeout: float
     ) -> dict[str, Number]:
-        """Emits the epoch's reductions; returns them, or none where that takes too long."""
-        control = EndEpoch(step, epoch, seconds)
-        if self._collector.submit_and_wait(control, timeout):
-            return control.results
-        _log.warning("the reductions of epoch %d are not ready; they will be logged", epoch)
+        """Emit the epoch's reductions and return them, or nothing after `timeout` seconds."""
+        command = EndEpoch(step, epoch, seconds)
+        if self._collector.submit_and_wait(command, timeout):
+            return command.results
+        _log.warning(
+            "The reductions of epoch %d are not ready, so end_epoch() cannot return them; they "
+            "will be logged",
+            epoch,
+        )
         return {}
 
-    def collect_partials(self, timeout: float) -> Parts:
-        """What waits for the ranks to meet; nothing, if that cannot be had in time."""
-        control = CollectPartials()
-        if not self._collector.submit_and_wait(control, timeout):
-            if control.claim():
-                _log.warning("the journal is held up: this rank brings nothing to the others")
-            else:  # it is being obeyed
-                control.done.wait()
-        return control.parts
+    def collect_partials(self, timeout: float) -> Partials:
+        """Take the partial aggregates to merge across ranks; none if that takes too long."""
+        command = CollectPartials()
+        if not self._collector.submit_and_wait(command, timeout):
+            if command.claim():
+                _log.warning(
+                    "The journal cannot be written at the moment: this merge across ranks does "
+                    "not include the values of this rank"
+                )
+            else:  # the collector is executing the command
+                command.done.wait()
+        return command.partials
 
-    def restore_partials(self, parts: Parts) -> None:
-        """The ranks did not meet."""
-        self.queue.put_control(RestorePartials(parts), request_flush=False)
+    def restore_partials(self, partials: Partials) -> None:
+        """Put back partial aggregates whose merge failed."""
+        self._submit(RestorePartials(partials))
 
     def publish_merged(
-        self, results: Sequence[Merged], epoch: int, *, ended: bool, here: bool
+        self, merged: Sequence[MergedValue], epoch: int, *, ends_epoch: bool, is_writer: bool
     ) -> None:
-        """The ranks met: this is what they gave together; it is written `here`, or elsewhere."""
-        self._collector.reducing.newest |= {one.emitted_as: one.value for one in results}
-        self.queue.put_control(
-            PublishMerged(results, epoch, ended=ended, here=here), request_flush=False
-        )
+        """Make merged values available to `newest()`, and log them if this rank `is_writer`."""
+        self._collector.aggregator.newest |= {value.emitted_as: value.value for value in merged}
+        self._submit(PublishMerged(merged, epoch, ends_epoch=ends_epoch, is_writer=is_writer))
 
-    def submit_and_wait(self, control: Control, timeout: float) -> bool:
-        """Has the collector obey after all that was logged, and waits; whether it did in time."""
+    def submit_and_wait(self, command: Command, timeout: float) -> bool:
+        """Execute a command after everything logged so far. Return whether that was in time."""
         deadline = time.monotonic() + timeout
-        self._media.drain(max(timeout / 2, timeout - _COLLECTORS_SHARE))
-        return self._collector.submit_and_wait(control, max(0.0, deadline - time.monotonic()))
+        self._media.drain(max(timeout / 2, timeout - _COLLECTOR_SECS))
+        return self._collector.submit_and_wait(command, max(0.0, deadline - time.monotonic()))
 
-    def submit(self, control: Control, timeout: float) -> None:
-        """Has the collector obey in its turn, after the media that were logged, if that is soon."""
+    def submit_after_media(self, command: Command, timeout: float) -> None:
+        """Submit a command once the media logged so far are encoded, or after `timeout` seconds."""
         self._media.drain(timeout)
-        self.queue.put_control(control, request_flush=False)
+        self._submit(command)
+
+    def _submit(self, command: Command) -> None:
+        self.queue.put_command(command, request_flush=False)
 
     def newest(self, name: str) -> Number | None:
-        """The newest value that a reduction gave under this name."""
-        return self._collector.reducing.newest.get(name)
+        """Return the newest reduced value under a name."""
+        return self._collector.aggregator.newest.get(name)
 
     def reduced_names(self) -> list[str]:
-        """The names that there is a `newest` value for."""
-        return list(self._collector.reducing.newest)
+        """Return the names for which `newest()` has a value."""
+        return list(self._collector.aggregator.newest)
 
-    def arrived(self, name: str) -> Number | None:
-        """The newest value under this name that has come over from a device."""
-        return self._collector.arrivals.newest.get(name)
+    def newest_from_device(self, name: str) -> Number | None:
+        """Return the newest value under a name that has been copied from a device to the host."""
+        return self._collector.device_fetcher.newest.get(name)
 
     def save(self) -> None:
-        """Brings into the journal what has been logged and what is open; for a signal handler."""
+        """Write all logged values and partial aggregates to the journal. For a signal handler."""
         self.submit_and_wait(SavePartials(), _SAVE_SECS)
 
     def flush(self, timeout: float) -> Report:
-        """Waits, at most `timeout` seconds, until all that was logged has reached every sink."""
+        """Wait at most `timeout` seconds until all logged values have reached every sink."""
         deadline = time.monotonic() + timeout
         if self.submit_and_wait(Flush(), timeout):
-            target = {self._collector.segment: self._collector.written}
+            target = {self._collector.segment: self._collector.written_bytes}
             self._delivery.flush(target, deadline)
         return self.stats()
 
     def close(self, status: Status, timeout: float) -> Report:
-        """Ends the run in at most `timeout` seconds; what is not done then goes on by itself.
+        """End the run in at most `timeout` seconds. Unfinished sinks continue in the background.
 
-        Called again, it waits again for what is left; the status is that of the first time.
+        A second call waits again for unfinished sinks. The status of the first call is kept.
         """
         deadline = time.monotonic() + timeout
-        if self._closing.acquire(timeout=timeout):
+        if self._close_lock.acquire(timeout=timeout):
             try:
-                if not self._complete:
-                    self._finish(status, deadline)
+                if not self._is_closed:
+                    self._close_until(deadline, status)
             finally:
-                self._closing.release()
+                self._close_lock.release()
         return self.stats()
 
-    def _finish(self, status: Status, deadline: float) -> None:
-        """Journals and delivers the rest; says what it waits for, and what it gives up on.
+    def _close_until(self, deadline: float, status: Status) -> None:
+        """Write and deliver the remaining values, and log what is waited for and what is lost.
 
-        The collector tells the consumers that the run has ended, when it has written its last line.
+        The collector ends the delivery, after it has written the segment's last record.
         """
-        first, self._ended = self._ended is None, self._ended or status
+        is_first, self._final_status = self._final_status is None, self._final_status or status
         try:
             self._media.close(_MEDIA_SHARE * max(0.0, deadline - time.monotonic()))
-            left = max(0.0, deadline - time.monotonic())
-            is_written = self._collector.submit_and_wait(Stop(self._ended), left)
-            patience = min(deadline, time.monotonic() + _PATIENCE)
-            if not self._delivery.wait_until_closed(patience) and patience < deadline:
-                waiting = ", ".join(self._delivery.unfinished())
-                left = deadline - time.monotonic()
-                _log.warning("waiting up to %.0f s for: %s", left, waiting)
-            self._complete = self._delivery.wait_until_closed(deadline) and is_written
-        finally:  # also when the user has lost patience and pressed Ctrl-C
-            if first and self.folder is not None:
-                withdraw(self.folder.path)
-            if first and self._owner:
-                self._end_run(self._ended)
-        if first:
-            self._tell_what_is_left()
+            remaining = max(0.0, deadline - time.monotonic())
+            is_written = self._collector.submit_and_wait(Stop(self._final_status), remaining)
+            silent_until = min(deadline, time.monotonic() + _SILENT_SECS)
+            if not self._delivery.wait_until_closed(silent_until) and silent_until < deadline:
+                sinks = ", ".join(self._delivery.unfinished())
+                remaining = deadline - time.monotonic()
+                _log.warning("Waiting up to %.0f s for the sinks: %s", remaining, sinks)
+            self._is_closed = self._delivery.wait_until_closed(deadline) and is_written
+        finally:  # also after Ctrl-C
+            if is_first and self.folder is not None:
+                restore_run_dir(self.folder.path)
+            if is_first and self._is_owner:
+                self._end_run(self._final_status)
+        if is_first:
+            self._warn_of_losses()
 
-    def _tell_what_is_left(self) -> None:
+    def _warn_of_losses(self) -> None:
         if self._media.dropped:
             _log.warning(
-                "%s media were dropped, the last of them: %s",
+                "%s media were dropped. The last error: %s",
                 f"{self._media.dropped:,}",
                 self._media.error,
             )
         for name, sink in self.stats().sinks.items():
             if sink.rejected or sink.pending:
                 _log.warning(
-                    "sink %s: %s values rejected, %s not delivered (%s); they are in %s",
+                    "Sink %s: %s values rejected, %s not delivered (%s). They are kept in %s",
                     name,
                     f"{sink.rejected:,}",
                     f"{sink.pending:,}",
-                    sink.error or "no answer yet",
+                    sink.error or "no response yet",
                     self.folder.journal if self.folder else "",
                 )
 
     def stats(self) -> Report:
-        """The counts as they are now."""
+        """Return the current counts."""
         collector, queue, media = self._collector, self.queue, self._media
-        encoding, lost = media.waiting, media.dropped
-        tallies = self._delivery.tallies()  # first: what they have seen, the journal has by then
-        reduced, derived = collector.reducing.reduced, collector.reducing.derived
-        taken = collector.taken
-        own = max([collector.journalled, *(t.seen_of(collector.segment) for t in tallies.values())])
-        others = max((t.seen_elsewhere(collector.segment) for t in tallies.values()), default=0)
+        encoding, dropped_media = media.waiting, media.dropped
+        # The tallies are read before the collector's counts: whatever a sink has processed has been
+        # counted as written by then.
+        tallies = self._delivery.tallies()
+        reduced, derived = collector.aggregator.reduced, collector.aggregator.derived
+        dequeued = collector.dequeued
+        segment = collector.segment
+        own = max([collector.journalled, *(t.processed_in(segment) for t in tallies.values())])
+        others = max((t.processed_elsewhere(segment) for t in tallies.values()), default=0)
+        unwritten = max(0, dequeued + derived - reduced - own - collector.unwritable)
         return Report(
             journalled=own,
             others=others,
             reduced=reduced,
             derived=derived,
-            dropped=queue.dropped + queue.dropped_late + collector.unwritable + lost,
-            waiting=max(0, taken + derived - reduced - own - collector.unwritable)
-            + queue.waiting()
-            + encoding,
+            dropped=queue.dropped
+            + queue.dropped_after_close
+            + collector.unwritable
+            + dropped_media,
+            waiting=unwritten + queue.waiting() + encoding,
             damaged=max((tally.damaged for tally in tallies.values()), default=0),
             error=collector.error or media.error,
             sinks={name: tally.counts(own + others) for name, tally in tallies.items()},
@@ -277,6 +294,7 @@ class Session:
             return
         ended = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
         try:
+            # A later attempt may have resumed the run; run.json is then that attempt's.
             if self.folder.load().attempt == self.run.attempt:
                 self.folder.save(ended)
         except (OSError, JournalError) as error:

@@ -1,4 +1,4 @@
-"""How a bus ends when nobody closes it: the end of the script, and a fork."""
+"""Open buses at the end of the script, at SIGTERM and after a fork."""
 
 from __future__ import annotations
 
@@ -13,41 +13,30 @@ from typing import Any, Protocol
 from metricbus._common.records import Status
 
 
-class Open(Protocol):
-    """Something that is open, as long as the process or until it is closed."""
+class OpenBus(Protocol):
+    """What this module calls on a registered bus."""
 
     def _close_at_exit(self, status: Status) -> None:
-        """The script ends."""
+        """Close the bus, because the script ends."""
 
     def _save_at_sigterm(self) -> None:
-        """The process is asked to end, and has little time."""
+        """Write everything to the journal soon, because the process is about to be killed."""
 
-    def _sleep_in_child(self) -> None:
-        """A fork happened, and this is the child's copy."""
+    def _after_fork_in_child(self) -> None:
+        """Turn the child's copy of the bus into one that joins the run."""
 
 
 _log = logging.getLogger("metricbus")
 
-_open: set[Open] = set()
-_before: Any = signal.SIG_DFL  # what SIGTERM did
+_open_buses: set[OpenBus] = set()
+_previous_handler: Any = signal.SIG_DFL  # of SIGTERM
 
 
-def watch(bus: Open) -> None:
-    """Closes it at the end of the script, unless it is forgotten before."""
-    _open.add(bus)
-    _watch_worker()
-
-
-def opened() -> list[Open]:
-    """All that are open."""
-    return list(_open)
-
-
-def _watch_worker() -> None:
-    """In a process of `multiprocessing`, which ends without `atexit`, its finaliser does the same.
-
-    Whoever has not imported that is no such process.
-    """
+def register(bus: OpenBus) -> None:
+    """Have a bus closed at the end of the script, unless it is unregistered before."""
+    _open_buses.add(bus)
+    # A multiprocessing worker ends without running `atexit` functions, but runs its finalizers.
+    # In a process that has not imported multiprocessing.process, there is no such worker.
     processes = sys.modules.get("multiprocessing.process")
     if processes is not None and processes.parent_process() is not None:
         from multiprocessing.util import Finalize
@@ -55,55 +44,60 @@ def _watch_worker() -> None:
         Finalize(None, _close_all, exitpriority=100)
 
 
-def forget(bus: Open) -> None:
-    """It has been closed."""
-    _open.discard(bus)
+def unregister(bus: OpenBus) -> None:
+    """Forget a bus that has been closed."""
+    _open_buses.discard(bus)
 
 
-def status_after(error: BaseException | None) -> Status:
-    """How a run ended that was left by this exception."""
+def open_buses() -> list[OpenBus]:
+    """Return all registered buses."""
+    return list(_open_buses)
+
+
+def status_for_exception(error: BaseException | None) -> Status:
+    """Return the status of a run that was ended by this exception, or without one."""
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "finished"
     return "killed" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
 def flush_at_sigterm() -> None:
-    """From now on SIGTERM has what is open saved, and then does what it did before.
+    """Install a SIGTERM handler that saves all open buses, then runs the previous handler.
 
-    Python lets only the main thread say so; elsewhere there is a warning.
+    Python allows this in the main thread only. In another thread, a warning is logged instead.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    if before is _at_sigterm:
+    previous = signal.getsignal(signal.SIGTERM)
+    if previous is _at_sigterm:
         return
     try:
         signal.signal(signal.SIGTERM, _at_sigterm)
     except ValueError as error:
-        _log.warning("SIGTERM does not flush: %s; make the bus in the main thread", error)
+        _log.warning("sigterm='flush' has no effect: %s. Create the bus in the main thread.", error)
     else:
-        global _before
-        _before = before
+        global _previous_handler
+        _previous_handler = previous
 
 
 def _at_sigterm(number: int, frame: FrameType | None) -> None:
-    for bus in opened():
+    for bus in open_buses():
         bus._save_at_sigterm()
-    if callable(_before):
-        _before(number, frame)
-    elif _before == signal.SIG_DFL:
+    if callable(_previous_handler):
+        _previous_handler(number, frame)
+    elif _previous_handler == signal.SIG_DFL:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 def _close_all() -> None:
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    while _open:
-        _open.pop()._close_at_exit(status_after(error))
+    while _open_buses:
+        _open_buses.pop()._close_at_exit(status_for_exception(error))
 
 
-def _sleep_all() -> None:
-    while _open:
-        _open.pop()._sleep_in_child()
+def _after_fork_in_child() -> None:
+    while _open_buses:
+        _open_buses.pop()._after_fork_in_child()
 
 
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_sleep_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,4 +1,4 @@
-"""The progress bar, by tqdm. Only who shows one imports this module."""
+"""The progress bar, based on tqdm. Imported only when a bar is shown."""
 
 from __future__ import annotations
 
@@ -12,100 +12,106 @@ from typing import Any, Generic, TypeVar
 
 from metricbus._common.tqdm_logging import (
     ConsoleHandlers,
+    bar_lock,
     is_terminal,
-    lock_of_bars,
     renew_lock_in_child,
 )
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # in a notebook without ipywidgets, bars are text; that is all
-    # Not tqdm.auto: it takes an iterator of its own, and a DataLoader would start its workers twice
+    # In a notebook without ipywidgets, tqdm warns, and shows bars as text. That is good enough.
+    warnings.simplefilter("ignore")
+    # Not tqdm.auto: it calls iter() as well, and a DataLoader would start its workers twice.
     from tqdm.autonotebook import tqdm
 
 T = TypeVar("T")
 
-_FORMATS = (  # and how many columns each wants beside the description and the metrics
-    (None, 52),  # tqdm's own
+# Pairs of a tqdm format (None is tqdm's default) and the number of columns that it needs in
+# addition to the description and the metrics.
+_FORMATS = (
+    (None, 52),
     ("{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]", 38),
     ("{desc}: {percentage:.0f}% {n_fmt}/{total_fmt}{postfix}", 0),
 )
 _FORMATS_WITHOUT_TOTAL = ((None, 34), ("{desc}: {n_fmt}{unit}{postfix}", 0))
 _ERASE_LINE = "\r\x1b[K"
 
-_open: dict[int, Bar] = {}  # by identity: to tqdm, two bars at the same place are equal
+_open_bars: dict[int, Bar] = {}  # by id(): tqdm considers two bars at the same position equal
 _console = ConsoleHandlers()
 
 
 class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """One bar, with the text that `beside` gives at its end, asked for whenever it is drawn.
+    """One progress bar, which calls `postfix` for the text at its end each time it is drawn.
 
-    `beside` is told whether it is for the last time. Only the outermost bar stays on the terminal
-    when it is done. Where it gets narrow, the rate goes first, then the bar itself; the metrics
-    stay. tqdm's monitor, a thread that looks after bars which skip steps to save time, is not
-    needed: this one looks at the clock at each step.
+    `postfix` receives whether the bar is drawn for the last time. Only the outermost bar stays on
+    the terminal when it is finished. If the terminal is narrow, the bar omits the rate first, then
+    the graphical bar; the metrics stay. tqdm's monitor thread is not needed: it watches bars that
+    skip updates to save time, and this bar checks the clock at each step.
     """
 
-    disable = True  # until it is made; Ctrl-C while that goes on has one closed that is not whole
+    disable = True  # until __init__ is finished: Ctrl-C may close an incomplete bar
     monitor_interval = 0
-    _lock = lock_of_bars(sys.modules["tqdm.std"])
+    _lock = bar_lock(sys.modules["tqdm.std"])
 
-    def __init__(self, iterable: object, beside: Callable[[bool], str], **looks: Any) -> None:
-        self._beside = beside
+    def __init__(self, iterable: object, postfix: Callable[[bool], str], **options: Any) -> None:
+        self._postfix = postfix
         self._text = ""
-        self._form = (0, 0)  # how narrow the format is, and for how many columns that is so
+        self._chosen_format = (0, 0)  # index of the format, and the terminal's columns at the time
         self._thread = threading.get_ident()
         self._is_terminal = is_terminal(sys.stderr)
-        super().__init__(iterable, miniters=1, dynamic_ncols=self._is_terminal, **looks)
+        super().__init__(iterable, miniters=1, dynamic_ncols=self._is_terminal, **options)
         self.leave = self.pos == 0
 
     @property
     def format_dict(self) -> Any:
-        """What tqdm draws the bar from."""
-        if threading.get_ident() == self._thread:  # others draw it again after a line of log
-            self._text = self._beside(bool(self.disable))
-        found = super().format_dict
-        found["postfix"] = self._text
-        if found.get("ncols") and not self.gui and not self.bar_format:
-            found["bar_format"] = self._format_for(found["ncols"])
-        return found
+        """The values that tqdm formats the bar with."""
+        # Other threads redraw the bar after a log line. They reuse the last text.
+        if threading.get_ident() == self._thread:
+            self._text = self._postfix(bool(self.disable))
+        values = super().format_dict
+        values["postfix"] = self._text
+        if values.get("ncols") and not self.gui and not self.bar_format:
+            values["bar_format"] = self._format_for(values["ncols"])
+        return values
 
     def _format_for(self, columns: int) -> str | None:
-        """The widest format that has had room so far, in as many columns."""
-        narrow, at = self._form
+        """Return the widest format that has fitted so far in this number of columns."""
+        index, chosen_for = self._chosen_format
         formats = _FORMATS if self.total else _FORMATS_WITHOUT_TOTAL
         room = columns - len(self.desc) - len(self._text)
-        fits = next(place for place, (_, wants) in enumerate(formats) if room >= wants or not wants)
-        narrow = max(narrow, fits) if at == columns else fits
-        self._form = (narrow, columns)
-        chosen = formats[narrow][0]
-        return chosen if self.desc or chosen is None else chosen.removeprefix("{desc}: ")
+        fitting = next(i for i, (_, needed) in enumerate(formats) if room >= needed or not needed)
+        index = max(index, fitting) if chosen_for == columns else fitting
+        self._chosen_format = (index, columns)
+        bar_format = formats[index][0]
+        if self.desc or bar_format is None:
+            return bar_format
+        return bar_format.removeprefix("{desc}: ")
 
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> bool:
-        """Draws the bar. A terminal that is gone takes the bar along, and not the training.
+        """Draw the bar. If the terminal is gone, disable the bar and let the training continue.
 
-        The lock is let go whatever happens, Ctrl-C while the bar is drawn included.
+        The lock is released in any case, also if Ctrl-C interrupts the drawing.
         """
         try:
             if nolock:
                 return bool(super().refresh(nolock=True))
             with self._lock:
                 return bool(super().refresh(nolock=True))
-        except (OSError, ValueError):  # the latter where it was closed
+        except (OSError, ValueError):  # ValueError: the stream is closed
             self.disable = True
             return False
 
     def close(self) -> None:
-        """Draws it for the last time, or takes it away."""
+        """Draw the outermost bar for the last time, or remove an inner one."""
         if self.disable or not hasattr(self, "pos"):
             return
         with suppress(OSError, ValueError):
             if self._is_terminal and not self.gui and self.pos == 0:
-                self.fp.write(_ERASE_LINE)  # what Ctrl-C echoes may have moved the cursor
+                self.fp.write(_ERASE_LINE)  # the echo of Ctrl-C may have moved the cursor
             super().close()
 
 
 class _Items(Generic[T]):
-    """An iterable that hides everything else, so that tqdm does not ask for its length."""
+    """A wrapper that hides everything but iteration, so that tqdm does not call `len()`."""
 
     def __init__(self, iterable: Iterable[T]) -> None:
         self._iterable = iterable
@@ -115,40 +121,40 @@ class _Items(Generic[T]):
 
 
 @contextmanager
-def bar_over(
-    iterable: Iterable[T], beside: Callable[[bool], str], **looks: Any
+def wrap_in_bar(
+    iterable: Iterable[T], postfix: Callable[[bool], str], **options: Any
 ) -> Iterator[Iterable[T]]:
-    """The iterable behind a bar, which is closed in the end, whatever that is."""
-    bar = Bar(_Items(iterable), beside, total=_length_of(iterable), **looks)
+    """Provide the iterable with a progress bar, which is closed in any case."""
+    bar = Bar(_Items(iterable), postfix, total=_length(iterable), **options)
     try:
         if not bar.disable and not bar.gui:
-            _open[id(bar)] = bar
+            _open_bars[id(bar)] = bar
             _console.wrap()
         with closing(bar), closing(iter(bar)) as items:
             yield items
     finally:
-        _open.pop(id(bar), None)
-        if not _open:
+        _open_bars.pop(id(bar), None)
+        if not _open_bars:
             _console.unwrap()
 
 
-def _length_of(iterable: object) -> int | None:
-    """How many items there will be, if it can tell; what goes wrong in that is no matter here."""
+def _length(iterable: object) -> int | None:
+    """Return the number of items, or None if it is unknown. Any error counts as unknown."""
     try:
         return len(iterable)  # type: ignore[arg-type]
     except Exception:
         return None
 
 
-def _forget_in_child() -> None:
-    """What a fork does: the terminal's bars are the parent's."""
+def _forget_bars_in_child() -> None:
+    """After a fork, leave the bars on the terminal to the parent."""
     renew_lock_in_child()
-    Bar._lock = lock_of_bars(sys.modules["tqdm.std"])
-    for bar in _open.values():
+    Bar._lock = bar_lock(sys.modules["tqdm.std"])
+    for bar in _open_bars.values():
         bar.disable = True
         tqdm._instances.discard(bar)
-    _open.clear()
+    _open_bars.clear()
     _console.unwrap()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_forget_bars_in_child)
