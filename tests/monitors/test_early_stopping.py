@@ -1,4 +1,4 @@
-"""Early stopping and the best so far: by the values that a bus gives back, and by nothing else."""
+"""`EarlyStopping` and `Best`: decisions from the values of a bus."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +20,30 @@ from metricbus.monitors.early_stopping import Best, EarlyStopping
 from metricbus.testing import MemorySink
 
 
-@pytest.fixture
-def sink() -> MemorySink:
-    return MemorySink()
-
-
-@pytest.fixture
-def bus(tmp_path: Path, sink: MemorySink) -> Iterator[MetricBus]:
-    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        yield bus
-
-
 def stops_at(stopping: EarlyStopping, values: list[Any]) -> int | None:
-    """The place of the value at which it first says stop."""
-    return next((at for at, value in enumerate(values) if stopping(value)), None)
+    """Return the index of the first value at which it stops."""
+    return next((index for index, value in enumerate(values) if stopping(value)), None)
 
 
-def test_it_stops_after_so_many_checks_without_an_improvement(bus: MetricBus) -> None:
+def test_stops_after_patience_checks_without_improvement(bus: MetricBus) -> None:
     stopping = EarlyStopping(bus, "loss", patience=2)
     assert stops_at(stopping, [3.0, 2.0, 2.5, 1.0, 1.5, 1.2, 0.5]) == 5
 
 
-def test_once_it_has_stopped_it_stays_so(bus: MetricBus) -> None:
+def test_stays_stopped(bus: MetricBus) -> None:
     stopping = EarlyStopping(bus, "loss", patience=1)
     assert [stopping(value) for value in (1.0, 2.0, 0.0)] == [False, True, True]
     assert (stopping.best, stopping.waited, stopping.stopped) == (1.0, 1, True)
 
 
-def test_mode_max_wants_large_values(bus: MetricBus) -> None:
+def test_mode_max_prefers_larger_values(bus: MetricBus) -> None:
     stopping = EarlyStopping(bus, "acc", patience=1, mode="max")
     assert stops_at(stopping, [0.1, 0.2, 0.15]) == 2
     assert stopping.best == 0.2
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_an_improvement_of_min_delta_alone_is_none(bus: MetricBus, mode: Any) -> None:
+def test_improvement_of_exactly_min_delta_does_not_count(bus: MetricBus, mode: Any) -> None:
     sign = 1 if mode == "min" else -1
     stopping = EarlyStopping(bus, "loss", patience=1, min_delta=0.5, mode=mode)
     assert not stopping(sign * 2.0)
@@ -64,17 +52,17 @@ def test_an_improvement_of_min_delta_alone_is_none(bus: MetricBus, mode: Any) ->
     assert stopping.best == sign * 1.25
 
 
-def test_an_equal_value_is_no_improvement(bus: MetricBus) -> None:
+def test_equal_value_is_no_improvement(bus: MetricBus) -> None:
     assert stops_at(EarlyStopping(bus, "loss", patience=1), [1.0, 1.0]) == 1
 
 
-def test_nan_is_no_improvement_also_as_the_first_value(bus: MetricBus) -> None:
+def test_nan_is_no_improvement_even_as_the_first_value(bus: MetricBus) -> None:
     stopping = EarlyStopping(bus, "loss", patience=2)
     assert stops_at(stopping, [math.nan, 1.0, math.nan, math.nan]) == 3
     assert stopping.best == 1.0
 
 
-def test_the_worst_infinity_is_no_improvement_and_the_best_one_is(bus: MetricBus) -> None:
+def test_worst_infinity_is_no_improvement_but_best_infinity_is(bus: MetricBus) -> None:
     stopping = EarlyStopping(bus, "loss", patience=5)
     stopping(math.inf)
     assert (stopping.best, stopping.waited) == (None, 1)
@@ -83,18 +71,18 @@ def test_the_worst_infinity_is_no_improvement_and_the_best_one_is(bus: MetricBus
 
 
 @pytest.mark.parametrize("value", [0.5, np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5])])
-def test_whatever_is_a_number_can_be_given(bus: MetricBus, value: object) -> None:
+def test_accepts_any_kind_of_number(bus: MetricBus, value: object) -> None:
     stopping = EarlyStopping(bus, "loss")
     assert not stopping(value)
     assert stopping.best == 0.5
 
 
-def test_what_is_no_number_is_an_error_that_names_the_metric(bus: MetricBus) -> None:
+def test_error_for_a_non_number_names_the_metric(bus: MetricBus) -> None:
     with pytest.raises(TypeError, match="'val/loss'"):
         EarlyStopping(bus, "val/loss")("low")
 
 
-def test_without_an_argument_it_looks_at_the_newest_value(bus: MetricBus) -> None:
+def test_call_without_argument_checks_the_newest_value(bus: MetricBus) -> None:
     stopping = EarlyStopping(bus, "loss", patience=1)
     bus.log("loss", 1.0)
     assert not stopping()
@@ -102,7 +90,7 @@ def test_without_an_argument_it_looks_at_the_newest_value(bus: MetricBus) -> Non
     assert stopping()
 
 
-def test_nothing_logged_yet_is_no_check(bus: MetricBus, sink: MemorySink) -> None:
+def test_check_without_a_value_does_not_count(bus: MetricBus, sink: MemorySink) -> None:
     stopping = EarlyStopping(bus, "loss", patience=1)
     assert [stopping(), stopping({}), stopping({"acc": 1.0})] == [False] * 3
     assert stopping.waited == 0
@@ -110,7 +98,7 @@ def test_nothing_logged_yet_is_no_check(bus: MetricBus, sink: MemorySink) -> Non
     assert sink.names() == []
 
 
-def test_a_name_that_never_comes_is_told_once(
+def test_warns_once_of_a_name_that_is_never_logged(
     bus: MetricBus, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopping = EarlyStopping(bus, "val/lss")
@@ -121,7 +109,7 @@ def test_a_name_that_never_comes_is_told_once(
     assert "'val/lss'" in caplog.text
 
 
-def test_the_value_of_an_epoch_is_there_once_the_epoch_has_ended(bus: MetricBus) -> None:
+def test_checks_the_value_reduced_over_the_ended_epoch(bus: MetricBus) -> None:
     bus.define("val/*", on_step=False, on_epoch=True)
     stopping = EarlyStopping(bus, "val/loss", patience=1)
     seen = []
@@ -135,7 +123,7 @@ def test_the_value_of_an_epoch_is_there_once_the_epoch_has_ended(bus: MetricBus)
     assert bus.epoch == 1
 
 
-def test_in_the_body_of_epochs_the_last_value_of_an_epoch_is_the_epoch_befores(
+def test_in_the_body_of_epochs_the_newest_reduced_value_is_of_the_epoch_before(
     bus: MetricBus,
 ) -> None:
     bus.define("val/*", on_step=False, on_epoch=True)
@@ -167,7 +155,7 @@ def flushed(bus: MetricBus) -> Path:
     return bus.folder
 
 
-def test_checks_never_move_the_step(bus: MetricBus) -> None:
+def test_checks_never_advance_the_step(bus: MetricBus) -> None:
     stopping, best = EarlyStopping(bus, "loss", patience=9), Best(bus, "loss")
     for value in (1.0, 2.0, 3.0):
         stopping(value)
@@ -175,7 +163,7 @@ def test_checks_never_move_the_step(bus: MetricBus) -> None:
     assert bus.step == 0
 
 
-def test_best_step_is_where_the_best_value_was_found(bus: MetricBus) -> None:
+def test_best_step_is_the_step_of_the_best_value(bus: MetricBus) -> None:
     stopping = EarlyStopping(bus, "loss")
     assert stopping.best_step is None
     for value in (3.0, 1.0, 2.0):
@@ -184,8 +172,9 @@ def test_best_step_is_where_the_best_value_was_found(bus: MetricBus) -> None:
     assert stopping.best_step == 10
 
 
-def test_the_name_may_be_below_a_scope(bus: MetricBus, sink: MemorySink) -> None:
-    val = bus.phase("val")  # by default its values are reduced over the epoch; decisions are not
+def test_accepts_a_scope(bus: MetricBus, sink: MemorySink) -> None:
+    # A phase reduces its values over the epoch by default, but not the decisions.
+    val = bus.phase("val")
     stopping = EarlyStopping(val, "loss", patience=1)
     for loss in (1.0, 2.0):
         val.log("loss", loss)
@@ -195,7 +184,7 @@ def test_the_name_may_be_below_a_scope(bus: MetricBus, sink: MemorySink) -> None
     assert [point.value for point in sink.series("early_stopping/val/loss/stopped")] == [0, 1]
 
 
-def test_a_bus_that_is_off_gives_nothing_back_but_a_number_is_enough(tmp_path: Path) -> None:
+def test_works_with_explicit_numbers_if_the_bus_is_off(tmp_path: Path) -> None:
     bus = MetricBus(disabled=True, dir=tmp_path)
     stopping = EarlyStopping(bus, "loss", patience=1)
     bus.log("loss", 1.0)
@@ -203,7 +192,7 @@ def test_a_bus_that_is_off_gives_nothing_back_but_a_number_is_enough(tmp_path: P
     assert stops_at(stopping, [1.0, 2.0]) == 1
 
 
-def test_a_checkpoint_goes_on_where_it_stood(bus: MetricBus) -> None:
+def test_state_dict_restores_the_best_value_and_the_count(bus: MetricBus) -> None:
     first = EarlyStopping(bus, "loss", patience=3)
     for value in (1.0, 2.0, 2.0):
         first(value)
@@ -214,7 +203,7 @@ def test_a_checkpoint_goes_on_where_it_stood(bus: MetricBus) -> None:
     assert second(2.0)
 
 
-def test_more_patience_than_before_goes_on_after_a_stop(bus: MetricBus) -> None:
+def test_larger_patience_after_restoring_continues_after_a_stop(bus: MetricBus) -> None:
     first = EarlyStopping(bus, "loss", patience=1)
     assert stops_at(first, [1.0, 2.0]) == 1
     second = EarlyStopping(bus, "loss", patience=2)
@@ -225,11 +214,11 @@ def test_more_patience_than_before_goes_on_after_a_stop(bus: MetricBus) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"name": "other"}, "the state is of 'other'"),
+        ({"name": "other"}, "the state belongs to 'other'"),
         ({"mode": "max"}, "mode='max'"),
     ],
 )
-def test_a_state_of_something_else_is_an_error(
+def test_state_of_another_name_or_mode_raises(
     bus: MetricBus, change: dict[str, str], match: str
 ) -> None:
     stopping = EarlyStopping(bus, "loss")
@@ -237,34 +226,34 @@ def test_a_state_of_something_else_is_an_error(
         stopping.load_state_dict(stopping.state_dict() | change)
 
 
-def test_what_is_no_state_is_an_error_that_says_what_it_lacks(bus: MetricBus) -> None:
-    with pytest.raises(ValueError, match="it lacks best, epoch, mode, step, waited"):
+def test_error_for_an_incomplete_state_lists_missing_keys(bus: MetricBus) -> None:
+    with pytest.raises(ValueError, match="lacks best, epoch, mode, step, waited"):
         Best(bus, "loss").load_state_dict({"name": "loss"})
 
 
 @pytest.mark.parametrize("patience", [0, -1, 1.5, True])
-def test_patience_counts_checks(bus: MetricBus, patience: Any) -> None:
+def test_patience_must_be_a_positive_int(bus: MetricBus, patience: Any) -> None:
     with pytest.raises(ValueError, match="patience="):
         EarlyStopping(bus, "loss", patience=patience)
 
 
 @pytest.mark.parametrize("delta", [-0.1, math.nan, math.inf])
-def test_min_delta_is_a_distance(bus: MetricBus, delta: float) -> None:
-    with pytest.raises(ValueError, match="which way is better is said by mode="):
+def test_min_delta_must_be_finite_and_not_negative(bus: MetricBus, delta: float) -> None:
+    with pytest.raises(ValueError, match="mode= decides whether smaller or larger"):
         EarlyStopping(bus, "loss", min_delta=delta)
 
 
-def test_a_mode_is_min_or_max(bus: MetricBus) -> None:
+def test_mode_must_be_min_or_max(bus: MetricBus) -> None:
     with pytest.raises(ValueError, match='"min" or "max", not \'auto\''):
         Best(bus, "loss", mode="auto")  # type: ignore[arg-type]
 
 
-def test_a_name_must_be_one(bus: MetricBus) -> None:
+def test_name_must_not_be_empty(bus: MetricBus) -> None:
     with pytest.raises(ValueError, match="must not be empty"):
         Best(bus, "")
 
 
-def test_best_says_yes_to_each_value_that_is_better_than_all_before(bus: MetricBus) -> None:
+def test_best_returns_true_for_each_value_better_than_all_before(bus: MetricBus) -> None:
     best = Best(bus, "acc")
     assert [best(value) for value in (0.1, 0.3, 0.3, math.nan, 0.2, 0.4)] == [
         True,
@@ -276,13 +265,13 @@ def test_best_says_yes_to_each_value_that_is_better_than_all_before(bus: MetricB
     ]
 
 
-def test_best_of_a_loss_is_the_smallest(bus: MetricBus) -> None:
+def test_best_with_mode_min_is_the_smallest_value(bus: MetricBus) -> None:
     best = Best(bus, "loss", mode="min")
     assert [best(value) for value in (2.0, 1.0, 3.0)] == [True, True, False]
     assert best.value == 1.0
 
 
-def test_best_is_logged_whenever_it_gets_better(bus: MetricBus) -> None:
+def test_best_logs_each_better_value(bus: MetricBus) -> None:
     best = Best(bus, "val/acc")
     for _ in bus.epochs(3):
         for _ in bus.steps(range(4)):
@@ -293,13 +282,13 @@ def test_best_is_logged_whenever_it_gets_better(bus: MetricBus) -> None:
     assert (best.value, best.step, best.epoch) == (0.6, 11, 2)
 
 
-def test_looking_again_at_the_same_value_is_not_better(bus: MetricBus) -> None:
+def test_checking_the_same_value_again_is_not_better(bus: MetricBus) -> None:
     best = Best(bus, "acc")
     bus.log("acc", 0.5)
     assert [best(), best()] == [True, False]
 
 
-def test_best_goes_on_from_a_checkpoint(bus: MetricBus) -> None:
+def test_best_restores_its_state(bus: MetricBus) -> None:
     first, second = Best(bus, "acc"), Best(bus, "acc")
     first(0.5)
     second.load_state_dict(first.state_dict())
@@ -328,22 +317,22 @@ RANK = """
 """
 
 
-def test_the_first_rank_decides_for_all_whatever_the_others_have(tmp_path: Path) -> None:
+def test_first_rank_decides_for_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(textwrap.dedent(RANK))
     ranks = [
         subprocess.Popen(
-            [sys.executable, "rank.py", str(rank), str(tmp_path / "meeting")],
+            [sys.executable, "rank.py", str(rank), str(tmp_path / "rendezvous")],
             stdout=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
         )
         for rank in range(2)
     ]
-    told = [json.loads(rank.communicate(timeout=55)[0]) for rank in ranks]
-    assert told == [[4, [True, True, False, False], 2.0, True]] * 2
+    results = [json.loads(rank.communicate(timeout=55)[0]) for rank in ranks]
+    assert results == [[4, [True, True, False, False], 2.0, True]] * 2
 
 
-def test_a_name_that_is_not_reduced_over_the_epoch_is_told_at_the_first_check(
+def test_warns_of_a_name_that_is_not_reduced_over_the_epoch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
@@ -352,14 +341,16 @@ def test_a_name_that_is_not_reduced_over_the_epoch_is_told_at_the_first_check(
         for _ in range(2):
             bus.log({"val/loss": 0.5, "val/acc": 0.5})
             assert not stopping(bus.end_epoch())
-    (told,) = (line for line in caplog.messages if "val/loss" in line)
-    assert told.startswith("'val/loss' is not in what was given, which has 'val/acc'")
-    assert "bus.define('val/loss', on_epoch=True)" in told
+    (warning,) = (line for line in caplog.messages if "val/loss" in line)
+    assert warning.startswith(
+        "'val/loss' is not among the values passed to the check, which are: 'val/acc'"
+    )
+    assert "bus.define('val/loss', on_epoch=True)" in warning
 
 
-def test_a_misspelt_name_is_told_at_the_first_check(
+def test_warns_of_a_misspelled_name_at_the_first_check(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         Best(bus, "val/los")({"val/loss": 0.5})
-    assert "which has 'val/loss'; nothing has been logged under it" in caplog.text
+    assert "which are: 'val/loss'; nothing has been logged under this name" in caplog.text

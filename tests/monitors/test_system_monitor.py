@@ -1,7 +1,7 @@
 # ruff: noqa: N802 - the fake has the names of NVIDIA's library
-"""What the machine and this process do; no GPU can be had here, so NVIDIA's library is a fake one.
+"""`SystemMonitor`, with a fake of NVIDIA's library.
 
-The rest are real values, beside what the kernel says in /proc.
+The other values are real, and compared with those in /proc.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ THREAD = "metricbus-system"
 
 
 class FakeNvml:
-    """What is used of `pynvml`; a machine with two GPUs, or one without the driver."""
+    """A fake `pynvml`, for a machine with two GPUs or one without the driver."""
 
     __spec__ = ModuleSpec("pynvml", None)
     NVML_TEMPERATURE_GPU = 0
@@ -89,7 +89,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 def first_row(
     bus: MetricBus, sink: MemorySink, wait_for: WaitFor, **options: Any
 ) -> dict[str, Number]:
-    """The first sample, without waiting for a second one."""
+    """Return the first sample, without waiting for a second one."""
     with SystemMonitor(bus, every_secs=60.0, **options):
         wait_for(lambda: bus.stats().logged > 0)
     bus.flush()
@@ -98,7 +98,7 @@ def first_row(
 
 
 def later_rows(bus: MetricBus, sink: MemorySink, wait_for: WaitFor) -> list[dict[str, Number]]:
-    """The samples from the second on."""
+    """Return the samples from the second on."""
     with SystemMonitor(bus, every_secs=0.01, gpus=False):
         wait_for(lambda: bus.last("system/cpu") is not None)
     bus.flush()
@@ -110,11 +110,11 @@ def proc_kilobytes(file: str, field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def runs() -> bool:
+def is_running() -> bool:
     return any(thread.name == THREAD for thread in threading.enumerate())
 
 
-def test_the_first_sample_comes_at_once(
+def test_takes_the_first_sample_at_once(
     bus: MetricBus, sink: MemorySink, wait_for: WaitFor
 ) -> None:
     row = first_row(bus, sink, wait_for, gpus=False)
@@ -126,19 +126,19 @@ def test_the_first_sample_comes_at_once(
     ]
 
 
-def test_rates_come_from_the_second_sample_on(
+def test_logs_rates_from_the_second_sample_on(
     bus: MetricBus, sink: MemorySink, wait_for: WaitFor
 ) -> None:
-    rates = {f"system/disk/{way}" for way in ("read", "write")} if psutil.disk_io_counters() else ()
+    rates = (
+        {f"system/disk/{rate}" for rate in ("read", "write")} if psutil.disk_io_counters() else ()
+    )
     for row in later_rows(bus, sink, wait_for):
         assert {"system/network/sent", "system/network/received", *rates} <= row.keys()
         assert all(value >= 0 for value in row.values())
         assert row["system/cpu"] <= 100
 
 
-def test_memory_is_what_the_kernel_says(
-    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
-) -> None:
+def test_system_memory_matches_proc(bus: MetricBus, sink: MemorySink, wait_for: WaitFor) -> None:
     row = first_row(bus, sink, wait_for, gpus=False)
     total = proc_kilobytes("/proc/meminfo", "MemTotal:") * 1024
     available = proc_kilobytes("/proc/meminfo", "MemAvailable:") * 1024
@@ -146,23 +146,19 @@ def test_memory_is_what_the_kernel_says(
     assert 0 < row["system/memory_used"] < total
 
 
-def test_the_process_is_what_the_kernel_says(
-    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
-) -> None:
+def test_process_values_match_proc(bus: MetricBus, sink: MemorySink, wait_for: WaitFor) -> None:
     row = first_row(bus, sink, wait_for, gpus=False)
     resident = proc_kilobytes("/proc/self/status", "VmRSS:") * 1024
     assert row["process/memory"] == pytest.approx(resident, rel=0.2)
     assert abs(row["process/threads"] - proc_kilobytes("/proc/self/status", "Threads:")) <= 5
 
 
-def test_a_process_that_works_takes_cpu(
-    bus: MetricBus, sink: MemorySink, wait_for: WaitFor
-) -> None:
+def test_busy_process_has_cpu_load(bus: MetricBus, sink: MemorySink, wait_for: WaitFor) -> None:
     with SystemMonitor(bus, every_secs=0.05, gpus=False):
         wait_for(lambda: sum(range(100_000)) > 0 and (bus.last("process/cpu") or 0) > 5)
 
 
-def test_samples_stand_at_the_current_step_and_never_move_it(
+def test_samples_have_the_current_step_and_never_advance_it(
     bus: MetricBus, sink: MemorySink, wait_for: WaitFor
 ) -> None:
     bus.log("loss", 1.0, step=7)
@@ -173,12 +169,12 @@ def test_samples_stand_at_the_current_step_and_never_move_it(
     assert bus.step == 7
 
 
-def test_a_scope_prefixes_the_names(bus: MetricBus, sink: MemorySink, wait_for: WaitFor) -> None:
+def test_scope_prefixes_the_names(bus: MetricBus, sink: MemorySink, wait_for: WaitFor) -> None:
     with SystemMonitor(bus.scope("node0"), gpus=False):
         wait_for(lambda: bus.last("node0/process/threads") is not None)
 
 
-def test_each_gpu_is_told(
+def test_logs_values_of_each_gpu(
     bus: MetricBus, sink: MemorySink, wait_for: WaitFor, nvml: FakeNvml
 ) -> None:
     row = first_row(bus, sink, wait_for)
@@ -194,15 +190,15 @@ def test_each_gpu_is_told(
     assert not nvml.is_open
 
 
-@pytest.mark.parametrize("listed", [[], [None]], ids=["not listed", "not said"])
-def test_what_a_gpu_does_not_know_of_the_process_is_left_out(
+@pytest.mark.parametrize("listed", [[], [None]], ids=["process not listed", "memory unknown"])
+def test_omits_process_memory_that_the_driver_does_not_know(
     bus: MetricBus, sink: MemorySink, wait_for: WaitFor, nvml: FakeNvml, listed: list[None]
 ) -> None:
     nvml.listed = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=used) for used in listed]
     assert "gpu/0/process_memory" not in first_row(bus, sink, wait_for)
 
 
-def test_a_sensor_that_fails_is_left_out_and_told_once(
+def test_failing_sensor_is_skipped_with_one_warning(
     bus: MetricBus,
     sink: MemorySink,
     wait_for: WaitFor,
@@ -216,14 +212,14 @@ def test_a_sensor_that_fails_is_left_out_and_told_once(
     ):
         wait_for(lambda: bus.last("system/cpu") is not None)
     assert sorted(record.getMessage() for record in caplog.records) == [
-        f"the sensor gpu/{index}/power is left out: NVMLError: Not Supported" for index in (0, 1)
+        f"Sensor gpu/{index}/power is skipped: NVMLError: Not Supported" for index in (0, 1)
     ]
     bus.flush()
     assert "gpu/0/temperature" in sink.names()
     assert "gpu/0/power" not in sink.names()
 
 
-def test_without_a_driver_there_are_no_gpus(
+def test_without_a_driver_no_gpu_is_logged(
     bus: MetricBus, sink: MemorySink, wait_for: WaitFor, nvml: FakeNvml
 ) -> None:
     nvml.has_driver = False
@@ -237,65 +233,67 @@ def test_without_a_driver_there_are_no_gpus(
         ("pynvml", r"needs nvidia-ml-py.*pip install 'metricbus\[system\]', or write gpus=False"),
     ],
 )
-def test_a_missing_package_is_an_error_that_says_how_to_install_it(
+def test_error_for_a_missing_package_shows_the_pip_command(
     bus: MetricBus, monkeypatch: pytest.MonkeyPatch, package: str, message: str
 ) -> None:
     monkeypatch.setattr("metricbus.monitors.system.find_spec", lambda name: name != package or None)
     with pytest.raises(MissingPackageError, match=message):
         SystemMonitor(bus)
-    assert not runs()
+    assert not is_running()
 
 
 @pytest.mark.parametrize("every_secs", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_bad_interval_is_refused(bus: MetricBus, every_secs: float) -> None:
-    with pytest.raises(ValueError, match="every_secs= is above 0"):
+def test_bad_interval_raises(bus: MetricBus, every_secs: float) -> None:
+    with pytest.raises(ValueError, match="every_secs= must be above 0"):
         SystemMonitor(bus, every_secs=every_secs)
 
 
-def test_without_a_bus_it_says_what_comes_first() -> None:
-    given: Any = 5
-    with pytest.raises(TypeError, match=r"is the bus.*not int.*SystemMonitor\(bus, every_secs="):
-        SystemMonitor(given)
-    assert not runs()
+def test_error_without_a_bus_shows_the_correct_call() -> None:
+    not_a_bus: Any = 5
+    with pytest.raises(
+        TypeError, match=r"must be a MetricBus.*not int.*SystemMonitor\(bus, every_secs="
+    ):
+        SystemMonitor(not_a_bus)
+    assert not is_running()
 
 
-def test_removed_it_has_no_thread(bus: MetricBus) -> None:
+def test_remove_ends_the_thread(bus: MetricBus) -> None:
     monitor = SystemMonitor(bus, gpus=False)
-    assert runs()
+    assert is_running()
     monitor.remove()
     monitor.remove()
-    assert not runs()
+    assert not is_running()
 
 
-def test_it_ends_with_the_run(tmp_path: Path, wait_for: WaitFor) -> None:
+def test_stops_when_the_run_is_closed(tmp_path: Path, wait_for: WaitFor) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         SystemMonitor(bus, every_secs=0.01, gpus=False)
         wait_for(lambda: bus.stats().logged > 0)
-    wait_for(lambda: not runs())
+    wait_for(lambda: not is_running())
     assert bus.stats().dropped == 0
 
 
-def test_a_bus_that_is_off_is_told_nothing() -> None:
+def test_logs_nothing_if_the_bus_is_off() -> None:
     bus = MetricBus(disabled=True)
     with SystemMonitor(bus, gpus=False):
         pass
     assert bus.stats().logged == 0
 
 
-def test_a_forked_child_has_no_monitor(bus: MetricBus, wait_for: WaitFor) -> None:
+def test_forked_child_has_no_monitor(bus: MetricBus, wait_for: WaitFor) -> None:
     monitor = SystemMonitor(bus, every_secs=60.0, gpus=False)
     wait_for(lambda: bus.stats().logged > 0)
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        has_thread = runs()
+        has_thread = is_running()
         monitor.remove()
         os._exit(int(has_thread))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     monitor.remove()
 
 
-def test_it_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+def test_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     script = (
         "from metricbus import MetricBus\n"
         "from metricbus.monitors.system import SystemMonitor\n"
@@ -305,7 +303,7 @@ def test_it_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=30, check=True)
 
 
-def test_neither_torch_nor_psutil_comes_with_the_import() -> None:
+def test_import_loads_neither_torch_nor_psutil() -> None:
     script = (
         "import sys, metricbus.monitors.system\n"
         "sys.exit(bool({'torch', 'psutil', 'pynvml'} & sys.modules.keys()))"

@@ -1,8 +1,8 @@
-"""Decisions by the values that a bus gives back: when to stop, and whether this is the best so far.
+"""Decisions from logged values: when to stop training, and whether a value is the best so far.
 
-Both look at one name and remember its best value. Under several ranks the first one looks and
-decides, and the others are told, so that no rank leaves a loop in which the others go on: every
-rank makes the same calls.
+`EarlyStopping` and `Best` each watch one metric and remember its best value. With several ranks,
+the first rank checks its value and decides, and the other ranks receive its decision, so that all
+ranks leave a loop together. Every rank must make the same calls.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Mode: TypeAlias = Literal["min", "max"]
 
 _log = logging.getLogger("metricbus.decisions")
 
-_PATIENCE_WITH_NOTHING = 3  # checks that find no value before the first one, until that is told
-_MOST_NAMES = 20  # that a warning tells
+_MAX_EMPTY_CHECKS = 3  # before the first value; then a warning is logged
+_MAX_LISTED_NAMES = 20  # in a warning
 
 
-class Standing(NamedTuple):
-    """The best value so far, where the run stood when it was found, and the checks since then."""
+class TrackedBest(NamedTuple):
+    """The best value so far, its step and epoch, and the number of checks since then."""
 
     best: Number | None = None
     step: int | None = None
@@ -39,7 +39,7 @@ class Standing(NamedTuple):
 
 
 class EarlyStopping:
-    """Says when a value has stopped getting better.
+    """A check whether a metric has stopped improving.
 
     stopping = EarlyStopping(bus, "val/loss", patience=3)
     for epoch in bus.epochs(100):
@@ -47,22 +47,25 @@ class EarlyStopping:
         if stopping(bus.end_epoch()):
             break
 
-    Each call is a check, made once an epoch as a rule:
+    Call it once per check, usually once an epoch:
 
-    - `stopping()` looks at `bus.last(name)`, the newest value. In the body of a `bus.epochs()` loop
-      that is right for a value that is logged as it is. One that is reduced over the epoch comes
-      into being when the epoch ends, after the body: there `bus.last` still has the epoch before.
-      (One that is reduced over a window comes a fraction of a second after its last value.)
-    - `stopping(bus.end_epoch())` ends the epoch and looks at what was reduced over it.
-    - `stopping(0.31)` looks at this number, whatever has been logged.
+    - `stopping(bus.end_epoch())` ends the epoch and checks the value that was reduced over it.
+    - `stopping()` checks `bus.last(name)`, the newest value. In the body of a `bus.epochs()` loop,
+      use it for values that are logged unreduced. A value reduced over the epoch exists only after
+      the body, when the epoch ends; until then, `bus.last` returns the value of the epoch before.
+      (A value reduced over a window exists a fraction of a second after its last call.)
+    - `stopping(0.31)` checks this number, whatever has been logged.
 
-    The value has got better when it is beyond the best one by more than `min_delta`, below it for
-    `mode="min"` and above it for `mode="max"`; NaN never is. After `patience` checks in a row
-    without that, the call returns True, and so does every later one. A check that finds no value
-    counts for nothing. Where the bus is off, `bus.last` has none: give the number.
+    A value is an improvement if it is better than the best one by more than `min_delta`: smaller
+    for `mode="min"`, larger for `mode="max"`. NaN is never an improvement. After `patience` checks
+    in a row without an improvement, this and every later call returns True. A check that finds no
+    value does not count. If the bus is off, `bus.last` finds none; pass the number instead.
 
-    Each check logs, at the current step, `early_stopping/<name>/best`, `…/waited` (the checks since
-    the best one) and `…/stopped` (0 or 1).
+    Each check logs `early_stopping/<name>/best`, `…/waited` (the number of checks since the best
+    value) and `…/stopped` (0 or 1) at the current step.
+
+    Raises `ValueError` for a `patience` below 1, a `min_delta` that is negative or not finite, or
+    an unknown `mode`.
     """
 
     def __init__(
@@ -79,35 +82,36 @@ class EarlyStopping:
         delta = float(to_number("min_delta=", min_delta))
         if not 0 <= delta < math.inf:
             raise ValueError(
-                f"min_delta= must be a finite number from 0 on, not {min_delta!r}; "
-                "which way is better is said by mode="
+                f"min_delta= must be a finite number of 0 or more, not {min_delta!r}; mode= "
+                "decides whether smaller or larger values are better"
             )
-        self._tracker = _Tracker(bus, name, mode, delta)
+        self._tracker = _BestTracker(bus, name, mode, delta)
         self._patience = patience
 
     def __call__(self, value: object = None) -> bool:
-        """Checks `value` as the class says; whether training should stop.
+        """Check a value, as described for the class. Return whether training should stop.
 
-        Raises `TypeError` for a value that is no number, and whatever meeting the other ranks does.
+        Raises `TypeError` if the value is not a number, and `RankError` if another rank does not
+        make the same call in time.
         """
-        if self._tracker.check(value, over=self.stopped):
-            self._tell()
+        if self._tracker.check(value, is_final=self.stopped):
+            self._log_decision()
         return self.stopped
 
     @property
     def best(self) -> Number | None:
-        """The best value so far; None before the first one."""
-        return self._tracker.standing.best
+        """The best value so far, or None before the first one."""
+        return self._tracker.tracked.best
 
     @property
     def best_step(self) -> int | None:
-        """The bus's step at the check that found the best value."""
-        return self._tracker.standing.step
+        """The current step at the time of the check that found the best value."""
+        return self._tracker.tracked.step
 
     @property
     def waited(self) -> int:
-        """How many checks have been made since the best value."""
-        return self._tracker.standing.waited
+        """The number of checks since the best value."""
+        return self._tracker.tracked.waited
 
     @property
     def stopped(self) -> bool:
@@ -115,24 +119,25 @@ class EarlyStopping:
         return self.waited >= self._patience
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and the checks since, as plain values for the training's checkpoint."""
+        """Return the best value and the number of checks since then, to store in a checkpoint."""
         return self._tracker.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint; `patience` and `min_delta` are those given here.
+        """Restore a state from `state_dict()`. `patience` and `min_delta` are not part of it.
 
-        Raises `ValueError` for what `state_dict` did not give, or gave for another name or mode.
+        Raises `ValueError` if `state` was not returned by `state_dict()`, or belongs to another
+        name or mode.
         """
         self._tracker.restore(state)
 
-    def _tell(self) -> None:
+    def _log_decision(self) -> None:
         decision = {"waited": self.waited, "stopped": self.stopped}
         best = {} if self.best is None else {"best": self.best}
         self._tracker.log({f"early_stopping/{self._tracker.name}": best | decision})
 
 
 class Best:
-    """Says whether a value is the best so far, for saving a checkpoint.
+    """A check whether a value is the best so far, for example to save a checkpoint.
 
     best = Best(bus, "val/acc")
     for epoch in bus.epochs(10):
@@ -140,153 +145,157 @@ class Best:
         if best(bus.end_epoch()):
             torch.save(model.state_dict(), "best.pt")
 
-    `best()` looks at `bus.last(name)`, `best(bus.end_epoch())` at what was reduced over the epoch
-    and `best(0.93)` at this number; which of them is right where is told at `EarlyStopping`.
-    `mode` is "max" for what should be large, such as an accuracy, "min" for a loss. The first
-    finite number is the best; NaN and an equal value never are. A value that is better is logged as
-    `best/<name>`, at the current step.
+    `best(bus.end_epoch())` checks the value reduced over the epoch, `best()` checks
+    `bus.last(name)`, and `best(0.93)` checks this number; see `EarlyStopping` for when to use
+    which. `mode` is "max" if larger values are better, as for an accuracy, and "min" for a loss.
+    NaN and a value equal to the best one are not better. A better value is logged as `best/<name>`
+    at the current step.
     """
 
     def __init__(self, bus: MetricBus | Scope, name: str, *, mode: Mode = "max") -> None:
-        self._tracker = _Tracker(bus, name, mode, 0.0)
+        self._tracker = _BestTracker(bus, name, mode, 0.0)
 
     def __call__(self, value: object = None) -> bool:
-        """Checks `value` as the class says; whether it is better than all before.
+        """Check a value, as described for the class. Return whether it is the best so far.
 
-        Raises `TypeError` for a value that is no number, and whatever meeting the other ranks does.
+        Raises `TypeError` if the value is not a number, and `RankError` if another rank does not
+        make the same call in time.
         """
-        improved = self._tracker.check(value) and self._tracker.standing.waited == 0
-        if improved:
+        is_best = self._tracker.check(value) and self._tracker.tracked.waited == 0
+        if is_best:
             self._tracker.log({f"best/{self._tracker.name}": self.value})
-        return improved
+        return is_best
 
     @property
     def value(self) -> Number | None:
-        """The best value so far; None before the first one."""
-        return self._tracker.standing.best
+        """The best value so far, or None before the first one."""
+        return self._tracker.tracked.best
 
     @property
     def step(self) -> int | None:
-        """The bus's step at the check that found it."""
-        return self._tracker.standing.step
+        """The current step at the time of the check that found the best value."""
+        return self._tracker.tracked.step
 
     @property
     def epoch(self) -> int | None:
-        """The bus's epoch at the check that found it."""
-        return self._tracker.standing.epoch
+        """The current epoch at the time of the check that found the best value."""
+        return self._tracker.tracked.epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and where it was found, as plain values for the training's checkpoint."""
+        """Return the best value with its step and epoch, to store in a checkpoint."""
         return self._tracker.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint.
+        """Restore a state from `state_dict()`.
 
-        Raises `ValueError` for what `state_dict` did not give, or gave for another name or mode.
+        Raises `ValueError` if `state` was not returned by `state_dict()`, or belongs to another
+        name or mode.
         """
         self._tracker.restore(state)
 
 
-class _Tracker:
-    """Where one name stands, the same on every rank."""
+class _BestTracker:
+    """The best value of one name, the same on every rank."""
 
     def __init__(self, bus: MetricBus | Scope, name: str, mode: str, min_delta: float) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f'mode= must be "min" or "max", not {mode!r}')
-        self._bus, self.name = _whole(bus, check_name(name))
+        self._bus: Any = bus
+        self.name = check_name(name)
+        if isinstance(bus, Scope):
+            # Use the bus itself, so that a phase's default definition does not reduce decisions.
+            self._bus, self.name = bus._bus, bus._prefix + name
         self._mode = mode
         self._min_delta = min_delta
-        self._found_nothing = 0
-        self._told_of_lack = False
-        self.standing = Standing()
+        self._empty_checks = 0
+        self._has_warned_of_missing_name = False
+        self.tracked = TrackedBest()
 
-    def check(self, value: object, *, over: bool = False) -> bool:
-        """Brings `standing` up to date; whether there was a value to check, and it is not `over`.
+    def check(self, value: object, *, is_final: bool = False) -> bool:
+        """Update `tracked`. Return whether a value was found and counted.
 
-        Asks the other ranks in any case, even when it is over: they may not know.
+        A check that `is_final` changes nothing, but still synchronizes with the other ranks: they
+        may not have stopped.
         """
         if isinstance(value, Mapping) and self.name not in value:
-            self._complain_of_lack(value)
-        seen = [False, *self.standing] if over else self._looked(value)
-        checked, *standing = agree(seen, timeout=self._bus._settings.sync_secs)
-        self.standing = Standing(*standing)
-        if not checked and self.standing == Standing():
-            self._complain_of_nothing()
-        return bool(checked)
+            self._warn_of_missing_name(value)
+        own = [False, *self.tracked] if is_final else self._compare(value)
+        has_value, *tracked = agree(own, timeout=self._bus._settings.sync_secs)
+        self.tracked = TrackedBest(*tracked)
+        if not has_value and self.tracked == TrackedBest():
+            self._count_empty_check()
+        return bool(has_value)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Logs at the current step, which it never moves."""
+        """Log at the current step, without advancing it."""
         self._bus.log(values, step=self._bus.step)
 
     def state(self) -> dict[str, Any]:
-        """As plain values."""
-        return {"name": self.name, "mode": self._mode, **self.standing._asdict()}
+        """Return the state as JSON-compatible values."""
+        return {"name": self.name, "mode": self._mode, **self.tracked._asdict()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Becomes what it was when `state` was taken."""
-        missing = {"name", "mode", *Standing._fields} - set(state)
+        """Restore a state returned by `state()`."""
+        missing = {"name", "mode", *TrackedBest._fields} - set(state)
         if missing:
-            raise ValueError(f"not what state_dict() gave: it lacks {', '.join(sorted(missing))}")
-        here = (self.name, self._mode)
-        if (state["name"], state["mode"]) != here:
             raise ValueError(
-                f"the state is of {state['name']!r} with mode={state['mode']!r}, this is for "
-                f"{here[0]!r} with mode={here[1]!r}; load it where it was taken"
+                "load_state_dict() needs a state that state_dict() returned; this one lacks "
+                f"{', '.join(sorted(missing))}"
             )
-        self.standing = Standing(*(state[field] for field in Standing._fields))
+        if (state["name"], state["mode"]) != (self.name, self._mode):
+            raise ValueError(
+                f"the state belongs to {state['name']!r} with mode={state['mode']!r}, but this "
+                f"object watches {self.name!r} with mode={self._mode!r}"
+            )
+        self.tracked = TrackedBest(*(state[field] for field in TrackedBest._fields))
 
-    def _looked(self, value: object) -> list[Any]:
-        """Whether there is a value to check, and the standing with it."""
-        number = self._number_of(value)
-        if number is None:
-            return [False, *self.standing]
-        if self._is_better(number):
-            return [True, number, self._bus.step, self._bus.epoch, 0]
-        return [True, *self.standing._replace(waited=self.standing.waited + 1)]
-
-    def _number_of(self, value: object) -> Number | None:
+    def _compare(self, value: object) -> list[Any]:
+        """Return whether there is a value to check, followed by the fields of the new `tracked`."""
         if isinstance(value, Mapping):
             value = value.get(self.name)
         elif value is None:
             value = self._bus.last(self.name)
-        return None if value is None else to_number(self.name, value)
+        if value is None:
+            return [False, *self.tracked]
+        number = to_number(self.name, value)
+        if self._is_better(number):
+            return [True, number, self._bus.step, self._bus.epoch, 0]
+        return [True, *self.tracked._replace(waited=self.tracked.waited + 1)]
 
     def _is_better(self, number: Number) -> bool:
-        best = self.standing.best
+        best = self.tracked.best
         if best is None:
             best = math.inf if self._mode == "min" else -math.inf
         if self._mode == "min":
             return number < best - self._min_delta
         return number > best + self._min_delta
 
-    def _complain_of_lack(self, values: Mapping[str, Any]) -> None:
-        """Once: what was given does not have the name."""
-        if self._told_of_lack:
+    def _warn_of_missing_name(self, values: Mapping[str, Any]) -> None:
+        if self._has_warned_of_missing_name:
             return
-        self._told_of_lack = True
-        names = ", ".join(map(repr, list(values)[:_MOST_NAMES])) or "nothing"
+        self._has_warned_of_missing_name = True
+        names = ", ".join(map(repr, list(values)[:_MAX_LISTED_NAMES])) or "nothing"
         if self._bus.last(self.name) is None:
-            why = "nothing has been logged under it"
+            reason = "nothing has been logged under this name"
         else:
-            why = (
-                "it is logged, and not reduced over the epoch: call without an argument, or "
+            reason = (
+                "it is logged, but not reduced over the epoch. Call without an argument, or use "
                 f"bus.define({self.name!r}, on_epoch=True)"
             )
-        _log.warning("%r is not in what was given, which has %s; %s", self.name, names, why)
+        _log.warning(
+            "%r is not among the values passed to the check, which are: %s; %s",
+            self.name,
+            names,
+            reason,
+        )
 
-    def _complain_of_nothing(self) -> None:
-        self._found_nothing += 1
-        if self._found_nothing == _PATIENCE_WITH_NOTHING:
+    def _count_empty_check(self) -> None:
+        self._empty_checks += 1
+        if self._empty_checks == _MAX_EMPTY_CHECKS:
             _log.warning(
-                "%d checks have found no value of %r: nothing has been logged under this name, it "
-                "is reduced over an epoch that has not ended, or the bus is off (give the number)",
-                self._found_nothing,
+                "%d checks have found no value of %r. Either nothing has been logged under this "
+                "name, or it is reduced over an epoch that has not ended, or the bus is off (then "
+                "pass the number)",
+                self._empty_checks,
                 self.name,
             )
-
-
-def _whole(bus: MetricBus | Scope, name: str) -> tuple[Any, str]:
-    """The bus itself and what it calls `name`, so that a phase's defaults reduce no decision."""
-    if isinstance(bus, Scope):
-        return bus._bus, bus._prefix + name
-    return bus, name
