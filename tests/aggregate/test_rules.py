@@ -1,4 +1,4 @@
-"""Rules by name: windows, epochs, axes, sinks, phases; and nothing lost by any of them."""
+"""Definitions: windows, epochs, axes, sinks and phases. None of them loses a value."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def points(bus: MetricBus, sink: MemorySink, name: str) -> list[tuple[int, float
     return [(point.step, point.value) for point in sink.series(name)]
 
 
-def test_a_window_is_emitted_at_the_step_of_its_last_value(
-    bus: MetricBus, sink: MemorySink
-) -> None:
+def test_window_is_emitted_at_the_step_of_its_last_value(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("loss", every=3, reduce="mean")
     for step in range(7):
         bus.log("loss", float(step), step=step)
@@ -48,16 +46,14 @@ def test_a_window_is_emitted_at_the_step_of_its_last_value(
     assert points(bus, sink, "loss") == [(2, 1.0), (5, 4.0), (6, 6.0)]
 
 
-def test_a_window_without_a_reduction_is_thinned_to_its_last(
-    bus: MetricBus, sink: MemorySink
-) -> None:
+def test_window_without_a_reduction_emits_its_last_value(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("x", every=2)
     for step in range(4):
         bus.log("x", step, step=step)
     assert points(bus, sink, "x") == [(1, 1), (3, 3)]
 
 
-def test_an_epoch_gives_one_value_at_its_end(bus: MetricBus, sink: MemorySink) -> None:
+def test_epoch_emits_one_value_at_its_end(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("val/*", on_step=False, on_epoch=True)
     returned = []
     for epoch in range(2):
@@ -73,7 +69,7 @@ def test_an_epoch_gives_one_value_at_its_end(bus: MetricBus, sink: MemorySink) -
     ]
 
 
-def test_both_on_step_and_on_epoch_names_the_epochs_series(
+def test_epoch_result_has_a_suffix_if_steps_are_emitted_too(
     bus: MetricBus, sink: MemorySink
 ) -> None:
     bus.define("loss", on_step=True, on_epoch=True, reduce="max")
@@ -85,7 +81,7 @@ def test_both_on_step_and_on_epoch_names_the_epochs_series(
     assert bus.last("loss_epoch") == 3.0
 
 
-def test_weights_are_batch_sizes(bus: MetricBus) -> None:
+def test_weights_apply_to_the_epoch_mean(bus: MetricBus) -> None:
     bus.define("acc", on_step=False, on_epoch=True)
     bus.log("acc", 1.0, weight=30)
     bus.log({"acc": 0.0}, weight=10)
@@ -94,7 +90,7 @@ def test_weights_are_batch_sizes(bus: MetricBus) -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=8, max_size=8), st.sampled_from([1, 2, 4, 8]))
-def test_accumulating_over_micro_batches_gives_the_same_mean(
+def test_mean_is_the_same_for_any_micro_batch_size(
     tmp_path_factory: pytest.TempPathFactory, losses: list[float], micro: int
 ) -> None:
     sink = MemorySink()
@@ -111,7 +107,9 @@ def test_accumulating_over_micro_batches_gives_the_same_mean(
         assert point.value == math.fsum(part) / micro
 
 
-def test_later_definitions_win_in_what_they_say(bus: MetricBus, sink: MemorySink) -> None:
+def test_later_definitions_override_earlier_ones_field_by_field(
+    bus: MetricBus, sink: MemorySink
+) -> None:
     bus.define("train/*", every=2, reduce="mean")
     bus.define("train/lr", reduce="last")
     for step in range(2):
@@ -120,9 +118,7 @@ def test_later_definitions_win_in_what_they_say(bus: MetricBus, sink: MemorySink
     assert points(bus, sink, "train/lr") == [(1, 1.0)]
 
 
-def test_a_definition_on_an_open_window_emits_the_window_first(
-    bus: MetricBus, sink: MemorySink
-) -> None:
+def test_new_definition_emits_the_pending_window_first(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("x", every=10, reduce="sum")
     for step in range(3):
         bus.log("x", 1.0, step=step)
@@ -131,9 +127,7 @@ def test_a_definition_on_an_open_window_emits_the_window_first(
     assert points(bus, sink, "x") == [(2, 3.0), (3, 5.0)]
 
 
-def test_a_definition_after_the_first_log_holds_from_there_on(
-    bus: MetricBus, sink: MemorySink
-) -> None:
+def test_definition_applies_to_later_calls_only(bus: MetricBus, sink: MemorySink) -> None:
     bus.log("x", 1.0, step=0)
     bus.define("x", every=2, reduce="sum")
     for step in (1, 2):
@@ -141,16 +135,14 @@ def test_a_definition_after_the_first_log_holds_from_there_on(
     assert points(bus, sink, "x") == [(0, 1.0), (2, 2.0)]
 
 
-def test_a_late_step_joins_the_open_window_in_the_order_of_calls(
-    bus: MetricBus, sink: MemorySink
-) -> None:
+def test_window_keeps_the_order_of_calls_not_of_steps(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("x", every=3, reduce="first")
     for step, value in ((5, 1.0), (2, 2.0), (7, 3.0)):
         bus.log("x", value, step=step)
     assert points(bus, sink, "x") == [(7, 1.0)]
 
 
-def test_a_running_average_goes_on_over_windows(bus: MetricBus, sink: MemorySink) -> None:
+def test_ema_continues_over_windows(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("loss", reduce="ema0.5")
     for step, value in enumerate((4.0, 2.0, 2.0)):
         bus.log("loss", value, step=step)
@@ -158,7 +150,7 @@ def test_a_running_average_goes_on_over_windows(bus: MetricBus, sink: MemorySink
     assert bus.last("loss") == 2.5
 
 
-def test_a_name_that_is_not_logged_is_absent(bus: MetricBus, sink: MemorySink) -> None:
+def test_epoch_results_lack_names_that_were_not_logged(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("val/*", on_step=False, on_epoch=True)
     bus.log("val/a", 1.0)
     assert bus.end_epoch() == {"val/a": 1.0}
@@ -167,7 +159,7 @@ def test_a_name_that_is_not_logged_is_absent(bus: MetricBus, sink: MemorySink) -
     assert points(bus, sink, "val/a") == [(0, 1.0)]
 
 
-def test_in_a_mapping_an_axis_counts_wherever_it_stands(bus: MetricBus, sink: MemorySink) -> None:
+def test_axis_may_come_last_in_a_mapping(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("loss", axis="tokens")
     bus.log({"loss": 0.5, "tokens": 100}, step=0)
     bus.log({"loss": 0.25, "tokens": 200}, step=1)
@@ -175,7 +167,7 @@ def test_in_a_mapping_an_axis_counts_wherever_it_stands(bus: MetricBus, sink: Me
     assert [record.at for record in sink.records if "loss" in record.values] == [100, 200]
 
 
-def test_another_series_can_be_the_axis(bus: MetricBus, sink: MemorySink) -> None:
+def test_axis_can_be_another_series(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("loss", axis="tokens")
     for step in range(3):
         bus.log("tokens", 1000 * (step + 1), step=step)
@@ -189,7 +181,7 @@ def test_another_series_can_be_the_axis(bus: MetricBus, sink: MemorySink) -> Non
     ]
 
 
-def test_sinks_of_a_definition_alone_get_the_name(bus: MetricBus, sink: MemorySink) -> None:
+def test_only_the_sinks_of_a_definition_receive_the_name(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("debug/*", sinks=["csv"])
     bus.log({"debug/x": 1.0, "y": 2.0})
     report = bus.flush()
@@ -198,7 +190,7 @@ def test_sinks_of_a_definition_alone_get_the_name(bus: MetricBus, sink: MemorySi
     assert report.sinks["csv"].delivered == 2
 
 
-def test_train_is_emitted_on_steps_and_other_phases_once_an_epoch(
+def test_train_phase_is_emitted_on_steps_and_others_once_per_epoch(
     bus: MetricBus, sink: MemorySink
 ) -> None:
     train, val = bus.phase("train"), bus.phase("val")
@@ -211,7 +203,7 @@ def test_train_is_emitted_on_steps_and_other_phases_once_an_epoch(
     assert points(bus, sink, "val/acc") == [(1, 0.5), (3, 0.5)]
 
 
-def test_a_definition_wins_over_a_phases_default_even_if_it_came_before(
+def test_definition_overrides_the_default_of_a_later_phase(
     bus: MetricBus, sink: MemorySink
 ) -> None:
     bus.define("val/acc", reduce="max")
@@ -221,9 +213,7 @@ def test_a_definition_wins_over_a_phases_default_even_if_it_came_before(
     assert bus.end_epoch() == {"val/acc": 1.0}
 
 
-def test_epochs_log_how_long_they_took_and_the_log_tells_them(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_epoch_durations_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sink = MemorySink()
     with (
         caplog.at_level(logging.INFO, "metricbus"),
@@ -233,9 +223,9 @@ def test_epochs_log_how_long_they_took_and_the_log_tells_them(
             pass
     assert [point.epoch for point in sink.series("time/epoch")] == [0, 1]
     assert all(point.value >= 0 for point in sink.series("time/epoch"))
-    told = [record.getMessage() for record in caplog.records]
-    assert "step 0 epoch 1 begins" in told
-    assert any(line.startswith("step 0 epoch 1 ended after") for line in told)
+    messages = [record.getMessage() for record in caplog.records]
+    assert "step 0 epoch 1 started" in messages
+    assert any(line.startswith("step 0 epoch 1 finished after") for line in messages)
 
 
 def test_counts_add_up_with_reductions(bus: MetricBus) -> None:
@@ -251,7 +241,7 @@ def test_counts_add_up_with_reductions(bus: MetricBus) -> None:
     assert report.complete
 
 
-def test_a_function_that_raises_is_told_and_its_values_are_logged_as_they_are(
+def test_values_of_a_function_that_raises_are_logged_unreduced_with_a_warning(
     bus: MetricBus, sink: MemorySink, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(values: list[float]) -> float:
@@ -266,7 +256,7 @@ def test_a_function_that_raises_is_told_and_its_values_are_logged_as_they_are(
     assert (report.logged, report.reduced, report.derived) == (2, 0, 0)
 
 
-def test_nan_passes_through_a_mean(bus: MetricBus) -> None:
+def test_nan_propagates_through_an_epoch_mean(bus: MetricBus) -> None:
     bus.define("x", on_step=False, on_epoch=True)
     for value in (1.0, math.nan, 2.0):
         bus.log("x", value)
@@ -274,25 +264,23 @@ def test_nan_passes_through_a_mean(bus: MetricBus) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "words"),
+    ("rule", "message"),
     [
-        ({"every": 0}, "every= must be an int from 1 on, not 0"),
+        ({"every": 0}, "every= must be a positive int, not 0"),
         ({"every": 1.5}, "every= must be"),
         ({"every": True}, "every= must be"),
         ({"reduce": "meen"}, "did you mean 'mean'"),
         ({"on_step": False, "on_epoch": False}, "never emit"),
         ({"on_step": False, "every": 3}, "leave one of them out"),
-        ({"sinks": ["tensorboard"]}, "no sink 'tensorboard'; it has: MemorySink, csv"),
+        ({"sinks": ["tensorboard"]}, "no sink 'tensorboard'; its sinks are MemorySink, csv"),
     ],
 )
-def test_a_definition_that_makes_no_sense_is_an_error(
-    bus: MetricBus, rule: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_invalid_definition_raises(bus: MetricBus, rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         bus.define("x", **rule)
 
 
-def test_two_definitions_that_contradict_still_emit(bus: MetricBus, sink: MemorySink) -> None:
+def test_contradictory_definitions_still_emit(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("x", on_step=False, on_epoch=True)
     bus.define("x", on_epoch=False)
     bus.log("x", 1.0, step=0)
@@ -300,18 +288,18 @@ def test_two_definitions_that_contradict_still_emit(bus: MetricBus, sink: Memory
 
 
 @pytest.mark.parametrize("weight", [-1, math.nan, math.inf])
-def test_a_weight_that_is_none_is_an_error(bus: MetricBus, weight: float) -> None:
+def test_invalid_weight_raises_value_error(bus: MetricBus, weight: float) -> None:
     with pytest.raises(ValueError, match="weight= must be"):
         bus.log("x", 1.0, weight=weight)
     assert bus.flush().logged == 0
 
 
-def test_a_weight_that_is_no_number_is_a_type_error(bus: MetricBus) -> None:
+def test_weight_that_is_not_a_number_raises_type_error(bus: MetricBus) -> None:
     with pytest.raises(TypeError, match="weight="):
         bus.log("x", 1.0, weight="many")  # type: ignore[call-overload]
 
 
-def test_what_was_open_when_the_process_died_comes_out_as_partial(tmp_path: Path) -> None:
+def test_partial_aggregates_of_a_killed_process_are_read_as_partial_rows(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import os, signal, time
@@ -344,7 +332,7 @@ def test_what_was_open_when_the_process_died_comes_out_as_partial(tmp_path: Path
     assert found == {"loss": (12, 11.0, True), "val": (12, 1.0, True)}
 
 
-def test_an_open_epoch_is_written_down_even_if_its_values_are_emitted_one_by_one(
+def test_partial_epoch_is_saved_although_its_values_are_emitted_on_steps(
     bus: MetricBus,
     monkeypatch: pytest.MonkeyPatch,
     wait_for: Callable[[Callable[[], bool]], None],
@@ -360,7 +348,7 @@ def test_an_open_epoch_is_written_down_even_if_its_values_are_emitted_one_by_one
     assert (row.values, row.axis, row.partial) == ({"loss_epoch": 2.0}, "epoch", True)
 
 
-def test_a_run_that_was_closed_has_nothing_partial(bus: MetricBus) -> None:
+def test_closed_run_has_no_partial_rows(bus: MetricBus) -> None:
     bus.define("x", every=10)
     bus.log("x", 1.0)
     bus.close()
@@ -368,20 +356,20 @@ def test_a_run_that_was_closed_has_nothing_partial(bus: MetricBus) -> None:
     assert metricbus.read(bus.folder).partial == []
 
 
-def test_a_function_that_calls_exit_costs_its_own_name_alone(
+def test_function_that_calls_exit_affects_only_its_own_name(
     bus: MetricBus, sink: MemorySink
 ) -> None:
-    def leave(values: list[float]) -> float:
+    def exit_process(values: list[float]) -> float:
         sys.exit(3)
 
-    bus.define("x", every=2, reduce=leave)
+    bus.define("x", every=2, reduce=exit_process)
     for step in range(4):
         bus.log({"x": float(step), "y": 1.0}, step=step)
     assert points(bus, sink, "x") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
     assert len(points(bus, sink, "y")) == 4
 
 
-def test_a_functions_failures_are_told_once_a_minute_at_most(
+def test_failures_of_a_function_are_reported_at_most_once_a_minute(
     bus: MetricBus, caplog: pytest.LogCaptureFixture
 ) -> None:
     def text(values: list[float]) -> Any:
@@ -394,7 +382,7 @@ def test_a_functions_failures_are_told_once_a_minute_at_most(
     assert caplog.text.count("the reduction of 'x' failed") == 1
 
 
-def test_an_epoch_whose_function_failed_has_no_result(bus: MetricBus, sink: MemorySink) -> None:
+def test_epoch_has_no_result_if_its_function_fails(bus: MetricBus, sink: MemorySink) -> None:
     def fail(values: list[float]) -> float:
         raise ValueError("no curve without both classes")
 
@@ -407,9 +395,7 @@ def test_an_epoch_whose_function_failed_has_no_result(bus: MetricBus, sink: Memo
     assert [record.axis for record in sink.records] == ["", ""]
 
 
-def test_an_unrelated_definition_leaves_an_open_window_alone(
-    bus: MetricBus, sink: MemorySink
-) -> None:
+def test_unrelated_definition_does_not_emit_a_window(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("x", every=4, reduce="p50")
     for step in range(2):
         bus.log("x", float(step), step=step)
@@ -420,7 +406,7 @@ def test_an_unrelated_definition_leaves_an_open_window_alone(
 
 
 @pytest.mark.parametrize("reduce", ["std", "count"])
-def test_single_values_are_not_reduced_to_what_tells_nothing_of_them(
+def test_std_and_count_do_not_replace_single_values(
     bus: MetricBus, sink: MemorySink, reduce: str
 ) -> None:
     bus.define("x", reduce=reduce)
@@ -432,7 +418,7 @@ def test_single_values_are_not_reduced_to_what_tells_nothing_of_them(
     "definitions",
     [[{"on_step": False}], [{"on_step": False, "on_epoch": True}, {"on_epoch": False}]],
 )
-def test_definitions_that_would_emit_nothing_are_told(
+def test_warns_of_definitions_that_would_emit_nothing(
     bus: MetricBus, caplog: pytest.LogCaptureFixture, definitions: list[dict[str, Any]]
 ) -> None:
     for definition in definitions:
@@ -444,7 +430,7 @@ def test_definitions_that_would_emit_nothing_are_told(
 
 
 @pytest.mark.parametrize("names", [("x", "x_epoch"), ("x_epoch", "x")])
-def test_a_name_that_is_also_an_epochs_is_told(
+def test_warns_of_a_name_that_is_also_an_epoch_name(
     bus: MetricBus, caplog: pytest.LogCaptureFixture, names: tuple[str, str]
 ) -> None:
     bus.define("x", on_epoch=True)
@@ -452,10 +438,10 @@ def test_a_name_that_is_also_an_epochs_is_told(
         for name in names:
             bus.log(name, 1.0)
     bus.flush()
-    assert caplog.text.count("both are in one series") == 1
+    assert caplog.text.count("both are written to one series") == 1
 
 
-def test_an_axis_that_was_never_logged_is_told_at_the_end(
+def test_warns_at_close_of_an_axis_that_was_never_logged(
     bus: MetricBus, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus.define("loss", axis="tokenz")
@@ -466,7 +452,7 @@ def test_an_axis_that_was_never_logged_is_told_at_the_end(
     assert "'tokens'" not in caplog.text
 
 
-def test_a_value_of_the_next_epoch_ends_the_one_before(bus: MetricBus, sink: MemorySink) -> None:
+def test_value_of_a_later_epoch_ends_the_epoch(bus: MetricBus, sink: MemorySink) -> None:
     bus.define("x", on_step=False, on_epoch=True)
     bus.define("y", every=4, reduce="mean")
     for epoch in range(3):
@@ -480,7 +466,7 @@ def test_a_value_of_the_next_epoch_ends_the_one_before(bus: MetricBus, sink: Mem
         assert found == [(0, 2.0), (1, 12.0), (2, 22.0)]
 
 
-def test_a_failed_epoch_does_not_log_again_what_was_emitted_on_steps(
+def test_failed_epoch_does_not_repeat_values_emitted_on_steps(
     bus: MetricBus, sink: MemorySink
 ) -> None:
     def fail(values: list[float]) -> float:

@@ -1,7 +1,6 @@
-"""Values on accelerators, with a device that tests drive: CPU tensors, brought over by command.
+"""Device values, tested with CPU tensors on a fake device, because most machines have no GPU.
 
-There is no CUDA device where most of these run. What is CUDA's own is one class (`devices.Cuda`),
-tested in `test_torch_gpu.py` where there is one; everything else is the code that works here.
+The code for CUDA is in one class, `device_values.Cuda`, and is tested in `tests/torch/test_gpu.py`.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import metricbus
 from metricbus import MetricBus, Scalars
-from metricbus._common.device_values import ACCELERATORS, as_64_bits, is_deferred, spread
+from metricbus._common.device_values import ACCELERATORS, as_64_bits, is_device_value, named_values
 from metricbus._journal.segment_reader import JournalReader
 
 
 class Device:
-    """An accelerator made of CPU tensors; with `held` it does not come to an end."""
+    """A fake accelerator with CPU tensors. Transfers block until `ready` is set."""
 
     def __init__(self) -> None:
-        self.transfers: list[int] = []  # how many numbers each brought
+        self.transfers: list[int] = []  # the number of values in each
         self.threads: set[int] = set()
         self.ready = threading.Event()
         self.ready.set()
         self.fails: Exception | None = None
 
     def stream(self, device: Any) -> str:
-        return "the only one"
+        return "default stream"
 
-    def bring(self, device: Any, parts: Sequence[Any], streams: Iterable[Any]) -> Any:
-        assert list(streams) == ["the only one"]
+    def fetch(self, device: Any, parts: Sequence[Any], streams: Iterable[Any]) -> Any:
+        assert list(streams) == ["default stream"]
         self.threads.add(threading.get_ident())
         assert self.ready.wait(30)
         if self.fails:
@@ -77,7 +76,7 @@ def test_log_does_not_wait_for_the_device(device: Device) -> None:
     assert series(bus, "loss") == list(range(1000))
 
 
-def test_the_calling_thread_brings_nothing_over(device: Device) -> None:
+def test_calling_thread_fetches_nothing(device: Device) -> None:
     with MetricBus(sinks="") as bus:
         bus.log("loss", torch.tensor(1.0))
         bus.log({"a": torch.tensor(1.0), "b": 2.0})
@@ -85,7 +84,7 @@ def test_the_calling_thread_brings_nothing_over(device: Device) -> None:
     assert threading.get_ident() not in device.threads
 
 
-def test_a_change_in_place_afterwards_does_not_show(device: Device) -> None:
+def test_later_in_place_changes_are_not_logged(device: Device) -> None:
     device.ready.clear()
     total = torch.zeros(())
     row = {"a": torch.zeros(1), "b": torch.zeros(1, 1)}
@@ -100,7 +99,7 @@ def test_a_change_in_place_afterwards_does_not_show(device: Device) -> None:
     assert series(bus, "total") == series(bus, "a") == series(bus, "b") == [0.0, 1.0, 2.0]
 
 
-def test_the_very_last_value_comes_out_at_close(device: Device) -> None:
+def test_close_writes_the_last_value(device: Device) -> None:
     bus = MetricBus(sinks="")
     bus.log("loss", torch.tensor(0.5))
     report = bus.close()
@@ -108,17 +107,17 @@ def test_the_very_last_value_comes_out_at_close(device: Device) -> None:
     assert series(bus, "loss") == [0.5]
 
 
-def test_everything_outstanding_comes_over_in_one_transfer(device: Device) -> None:
+def test_all_pending_values_are_fetched_in_one_transfer(device: Device) -> None:
     device.ready.clear()
     with MetricBus(sinks="", flush_secs=60, batch_size=60_000) as bus:
-        for i in range(2000):  # more than the collector takes at once
+        for i in range(2000):  # more than one chunk of the collector
             bus.log("x", torch.tensor(float(i)))
         device.ready.set()
         bus.flush()
         assert device.transfers == [2000]
 
 
-def test_types_arrive_as_they_do_from_main_memory(device: Device) -> None:
+def test_values_of_every_dtype_match_those_on_the_host(device: Device) -> None:
     given = {
         "float64": torch.tensor(0.1, dtype=torch.float64),
         "float32": torch.tensor(0.1),
@@ -150,7 +149,7 @@ def test_types_arrive_as_they_do_from_main_memory(device: Device) -> None:
 
 
 @given(st.lists(st.one_of(st.floats(width=32), st.integers(-(2**63), 2**63 - 1), st.booleans())))
-def test_whatever_is_mixed_comes_out_as_it_went_in(numbers: list[float]) -> None:
+def test_mixed_values_round_trip(numbers: list[float]) -> None:
     device = Device()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ACCELERATORS, "cpu", device)
@@ -160,7 +159,7 @@ def test_whatever_is_mixed_comes_out_as_it_went_in(numbers: list[float]) -> None
     np.testing.assert_array_equal(found, np.array([float(number) for number in numbers]))
 
 
-def test_what_is_no_single_number_is_refused_in_the_callers_line(device: Device) -> None:
+def test_log_raises_for_a_tensor_that_is_not_a_single_number(device: Device) -> None:
     with MetricBus(sinks="") as bus:
         for wrong in (torch.zeros(2), torch.zeros(0), torch.tensor(1j)):
             with pytest.raises(TypeError, match="'loss'"):
@@ -170,18 +169,18 @@ def test_what_is_no_single_number_is_refused_in_the_callers_line(device: Device)
     assert bus.stats().logged == 0
 
 
-def test_a_tensor_that_is_spread_over_ranks_is_refused_with_the_mend() -> None:
-    class Spread:
+def test_log_raises_for_a_sharded_tensor_with_a_hint() -> None:
+    class ShardedTensor:
         def item(self) -> float:
-            raise AssertionError("that would meet other ranks")
+            raise AssertionError("this would synchronize ranks")
 
         full_tensor = item
 
     with MetricBus(sinks="") as bus, pytest.raises(TypeError, match="full_tensor"):
-        bus.log("loss", Spread())
+        bus.log("loss", ShardedTensor())
 
 
-def test_reductions_take_them(device: Device) -> None:
+def test_reductions_accept_device_values(device: Device) -> None:
     with MetricBus(sinks="") as bus:
         bus.define("loss", every=4, reduce="mean")
         bus.define("acc", on_step=False, on_epoch=True)
@@ -192,14 +191,14 @@ def test_reductions_take_them(device: Device) -> None:
     assert series(bus, "loss") == [1.5, 5.5]
 
 
-def test_last_gives_the_number(device: Device) -> None:
+def test_last_returns_a_number(device: Device) -> None:
     with MetricBus(sinks="") as bus:
         bus.log("loss", torch.tensor(0.25))
         assert bus.last("loss") == 0.25
         assert type(bus.last("loss")) is float
 
 
-def test_a_value_is_never_brought_twice(device: Device) -> None:
+def test_value_is_fetched_only_once(device: Device) -> None:
     with MetricBus(sinks="") as bus:
         bus.log("loss", torch.tensor(0.25))
         bus.last("loss")
@@ -207,20 +206,20 @@ def test_a_value_is_never_brought_twice(device: Device) -> None:
     assert device.transfers == [1]
 
 
-def test_a_row_of_a_tensor_is_spread_over_names(device: Device) -> None:
+def test_named_values_log_a_vector_under_several_names(device: Device) -> None:
     values = torch.arange(3.0, requires_grad=True)
     with MetricBus(sinks="") as bus:
-        bus.log(spread(["a", "b", "c"], values * 2))
+        bus.log(named_values(["a", "b", "c"], values * 2))
     assert [series(bus, name) for name in "abc"] == [[0.0], [2.0], [4.0]]
     assert device.transfers == [3]
 
 
-def test_names_and_numbers_of_a_spread_must_be_as_many() -> None:
+def test_named_values_raise_for_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="argument"):
-        spread(["a", "b"], torch.zeros(3))
+        named_values(["a", "b"], torch.zeros(3))
 
 
-def test_what_a_device_does_not_give_is_counted_and_told(
+def test_values_that_cannot_be_fetched_are_counted_with_a_warning(
     device: Device, caplog: pytest.LogCaptureFixture
 ) -> None:
     device.fails = RuntimeError("CUDA error: device-side assert triggered")
@@ -238,12 +237,12 @@ def test_what_a_device_does_not_give_is_counted_and_told(
     assert series(bus, "after") == [2.0]
 
 
-def test_what_waits_on_the_device_is_bounded_by_the_queue(device: Device) -> None:
+def test_queue_size_limits_the_values_on_the_device(device: Device) -> None:
     device.ready.clear()
     with MetricBus(sinks="", queue_size=100, overflow="drop_newest") as bus:
         for i in range(1000):
             bus.log("x", torch.tensor(float(i)))
-        assert bus.stats().waiting <= 100 + 256 + 1  # and what the collector has in hand
+        assert bus.stats().waiting <= 100 + 256 + 1  # one chunk is with the collector
         device.ready.set()
     report = bus.stats()
     assert report.logged == 1000
@@ -251,13 +250,13 @@ def test_what_waits_on_the_device_is_bounded_by_the_queue(device: Device) -> Non
     assert len(series(bus, "x")) == report.journalled
 
 
-def test_nothing_is_kept_of_what_has_been_logged(device: Device) -> None:
+def test_logged_tensors_are_not_kept_alive(device: Device) -> None:
     with MetricBus(sinks="") as bus:
         weights = []
         for _ in range(100):
             weight = torch.ones(3, requires_grad=True)
             weights.append(weakref.ref(weight))
-            loss = (weight**2).sum()  # with the graph behind it
+            loss = (weight**2).sum()  # with its autograd graph
             bus.log("loss", loss)
             bus.log({"loss2": loss, "n": 1})
         del loss, weight
@@ -267,7 +266,7 @@ def test_nothing_is_kept_of_what_has_been_logged(device: Device) -> None:
 
 
 @pytest.mark.parametrize("deferred", [True, False], ids=["accelerator", "cpu"])
-def test_memory_is_flat_over_many_tensors_that_require_grad(
+def test_memory_is_constant_for_many_tensors_that_require_grad(
     deferred: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if deferred:
@@ -288,7 +287,7 @@ def test_memory_is_flat_over_many_tensors_that_require_grad(
         assert tensors() <= before + 2
 
 
-def test_many_threads_log_values_of_a_device(device: Device) -> None:
+def test_many_threads_log_device_values(device: Device) -> None:
     def work(number: int) -> None:
         for i in range(500):
             bus.log(f"x{number}", torch.tensor(float(i)))
@@ -303,24 +302,24 @@ def test_many_threads_log_values_of_a_device(device: Device) -> None:
         assert series(bus, f"x{n}") == list(range(500))
 
 
-def test_other_devices_are_waited_for() -> None:
-    assert not is_deferred(torch.tensor(1.0)), "main memory"
-    assert not is_deferred(torch.tensor(1.0, device="meta"))
-    assert not is_deferred(1.0)
-    assert not is_deferred(np.float32(1.0))
+def test_only_accelerator_tensors_are_device_values() -> None:
+    assert not is_device_value(torch.tensor(1.0)), "main memory"
+    assert not is_device_value(torch.tensor(1.0, device="meta"))
+    assert not is_device_value(1.0)
+    assert not is_device_value(np.float32(1.0))
 
 
-def test_one_value_that_cannot_be_had_costs_no_other(
+def test_value_that_cannot_be_fetched_does_not_affect_others(
     device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bring = device.bring
+    fetch = device.fetch
 
     def fail_on_13(where: Any, parts: Sequence[Any], streams: Iterable[Any]) -> Any:
         if any(13.0 in part for part in parts):
-            raise RuntimeError("a number of ill luck")
-        return bring(where, parts, streams)
+            raise RuntimeError("cannot fetch 13")
+        return fetch(where, parts, streams)
 
-    monkeypatch.setattr(device, "bring", fail_on_13)
+    monkeypatch.setattr(device, "fetch", fail_on_13)
     device.ready.clear()
     with MetricBus(sinks="") as bus:
         for i in range(100):
@@ -328,20 +327,20 @@ def test_one_value_that_cannot_be_had_costs_no_other(
         device.ready.set()
     assert series(bus, "x") == [i for i in range(100) if i != 13]
     assert bus.stats().dropped == 1
-    assert "a number of ill luck" in caplog.text
+    assert "cannot fetch 13" in caplog.text
 
 
 @pytest.mark.usefixtures("device")
-def test_what_only_looks_like_a_plain_tensor_is_taken_at_the_call() -> None:
+def test_tensor_subclass_is_not_a_device_value() -> None:
     class Subclass(torch.Tensor):
         pass
 
-    assert not is_deferred(torch.tensor(1.0).as_subclass(Subclass))
-    assert is_deferred(torch.nn.Parameter(torch.tensor(1.0)))
+    assert not is_device_value(torch.tensor(1.0).as_subclass(Subclass))
+    assert is_device_value(torch.nn.Parameter(torch.tensor(1.0)))
 
 
 @pytest.mark.usefixtures("device")
-def test_inside_vmap_it_is_refused_in_the_callers_line() -> None:
+def test_log_raises_inside_vmap() -> None:
     with MetricBus(sinks="") as bus:
 
         def loss(x: torch.Tensor) -> torch.Tensor:
@@ -352,7 +351,7 @@ def test_inside_vmap_it_is_refused_in_the_callers_line() -> None:
         torch.func.vmap(loss)(torch.ones(2, 3))
 
 
-def test_a_fork_while_values_are_brought_over_holds_up_no_child(device: Device) -> None:
+def test_fork_during_a_fetch_does_not_block_the_child(device: Device) -> None:
     device.ready.clear()
     with MetricBus(sinks="") as bus:
         bus.log("x", torch.tensor(1.0))
@@ -376,9 +375,9 @@ def test_close_returns_in_time_when_a_device_hangs(device: Device) -> None:
     device.ready.clear()
     bus = MetricBus(sinks="")
     bus.log({"loss": torch.tensor(1.0), "acc": metric})
-    began = time.monotonic()
+    started = time.monotonic()
     bus.close(timeout=0.5)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
     device.ready.set()
     bus.close(timeout=10)
     assert series(bus, "acc/0") == [1.0]

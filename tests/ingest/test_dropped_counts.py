@@ -1,4 +1,4 @@
-"""What never reached the journal is told by the journal, so that commands can tell it later."""
+"""Counts of dropped values in the journal, which commands report after the run."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ def command(name: str, run: Path) -> str:
     return done.stdout
 
 
-def told_by(run: Path) -> dict[str, Any]:
+def reported_by(run: Path) -> dict[str, Any]:
     done = CliRunner().invoke(app, ["show", str(run), "--json"])
     found: dict[str, Any] = json.loads(done.stdout)["dropped"]
     return found
 
 
 @pytest.fixture
-def on_high_water(tmp_path: Path) -> tuple[Path, int]:
-    """A run whose queue was too small, and how many values it dropped."""
+def run_with_drops(tmp_path: Path) -> tuple[Path, int]:
+    """A run whose queue was too small, and the number of values that it dropped."""
     with MetricBus(id="r", sinks=[], dir=tmp_path, queue_size=10, overflow="drop_newest") as bus:
         for step in range(5_000):
             bus.log("loss", 0.5, step=step)
     return tmp_path / "r", bus.stats().dropped
 
 
-def test_what_met_a_full_queue_is_told_after_the_run(on_high_water: tuple[Path, int]) -> None:
-    run, dropped = on_high_water
+def test_commands_report_values_dropped_by_a_full_queue(run_with_drops: tuple[Path, int]) -> None:
+    run, dropped = run_with_drops
     assert dropped > 0
-    assert told_by(run) == {"queue": dropped, "media": 0, "unwritable": 0, "is_final": True}
-    assert f"values dropped: {dropped:,} ({dropped:,} met a full queue)" in command("show", run)
+    assert reported_by(run) == {"queue": dropped, "media": 0, "unwritable": 0, "is_final": True}
+    assert f"values dropped: {dropped:,} ({dropped:,} because the queue was full)" in command("show", run)
     assert f"{dropped:,} dropped" in command("ls", run)
 
 
-def test_a_medium_that_could_not_be_encoded_is_told(
+def test_show_reports_a_medium_that_could_not_be_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(picture: object) -> bytes:
@@ -62,20 +62,20 @@ def test_a_medium_that_could_not_be_encoded_is_told(
     with MetricBus(id="r", sinks=[], dir=tmp_path) as bus:
         bus.log("picture", Image(np.zeros((4, 4))))
     assert bus.stats().dropped == 1
-    assert told_by(tmp_path / "r")["media"] == 1
+    assert reported_by(tmp_path / "r")["media"] == 1
 
 
-def test_a_run_that_dropped_nothing_says_so_and_shows_nothing(tmp_path: Path) -> None:
+def test_run_without_drops_records_zero_and_shows_nothing(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks=[], dir=tmp_path) as bus:
         bus.log("loss", 0.5)
     last = (tmp_path / "r" / "journal" / "0001.jsonl").read_bytes().splitlines()[-1]
     assert json.loads(last)["dropped"] == {}
-    assert told_by(tmp_path / "r")["is_final"]
+    assert reported_by(tmp_path / "r")["is_final"]
     assert "values dropped" not in command("show", tmp_path / "r")
     assert " dropped" not in command("ls", tmp_path / "r")
 
 
-def test_of_a_killed_run_it_is_not_known(tmp_path: Path) -> None:
+def test_dropped_count_of_a_killed_run_is_unknown(tmp_path: Path) -> None:
     run_script(
         tmp_path,
         """
@@ -87,11 +87,11 @@ def test_of_a_killed_run_it_is_not_known(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         """,
     )
-    assert not told_by(tmp_path / "r")["is_final"]
-    assert "values dropped: not known" in command("show", tmp_path / "r")
+    assert not reported_by(tmp_path / "r")["is_final"]
+    assert "values dropped: unknown" in command("show", tmp_path / "r")
 
 
-def test_a_run_that_lives_tells_what_it_dropped_so_far(tmp_path: Path) -> None:
+def test_live_run_reports_the_values_dropped_so_far(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks=[], dir=tmp_path, queue_size=10, overflow="drop_newest") as bus:
         while not bus.stats().dropped:
             for step in range(100):
@@ -99,21 +99,21 @@ def test_a_run_that_lives_tells_what_it_dropped_so_far(tmp_path: Path) -> None:
         bus.flush()
         bus.log("loss", 0.5)
         bus.flush()
-        told = told_by(tmp_path / "r")
-        assert 0 < told["queue"] <= bus.stats().dropped
-        assert not told["is_final"]
+        reported = reported_by(tmp_path / "r")
+        assert 0 < reported["queue"] <= bus.stats().dropped
+        assert not reported["is_final"]
         assert "so far" in command("show", tmp_path / "r")
         lines = (tmp_path / "r" / "journal" / "0001.jsonl").read_bytes().splitlines()
         assert sum(isinstance(decode(line), Dropped) for line in lines) == 1, "not at each drop"
 
 
-def test_an_end_of_an_earlier_version_is_read_and_tells_nothing() -> None:
+def test_end_record_of_an_earlier_version_has_no_counts() -> None:
     end = decode(b'{"kind":"end","status":"finished","time":1}')
     assert end == End(status="finished", time=1)
     assert not SegmentDroppedCounts([end]).is_final
 
 
-def test_the_counts_of_all_segments_are_added(tmp_path: Path) -> None:
+def test_counts_of_all_segments_are_added(tmp_path: Path) -> None:
     writers = [SegmentWriter(tmp_path, run="r") for _ in range(2)]
     for number, writer in enumerate(writers):
         writer.close(dropped=DroppedCounts(queue=number, media=2))
@@ -124,7 +124,7 @@ def test_the_counts_of_all_segments_are_added(tmp_path: Path) -> None:
     assert total_dropped(segments) == RunDroppedCounts(queue=1, media=4, is_final=True)
 
 
-def test_a_record_of_drops_comes_back_as_it_was() -> None:
+def test_dropped_records_round_trip() -> None:
     for record in (
         Dropped(time=5, dropped=DroppedCounts(queue=3, unwritable=1)),
         End(status="failed", time=5, dropped=DroppedCounts(media=2)),
@@ -132,8 +132,8 @@ def test_a_record_of_drops_comes_back_as_it_was() -> None:
         assert decode(encode([record]).rstrip(b"\n")) == record
 
 
-def test_a_glance_and_a_summary_tell_the_same(on_high_water: tuple[Path, int]) -> None:
-    folder = RunFolder(on_high_water[0])
+def test_status_and_summary_report_the_same_counts(run_with_drops: tuple[Path, int]) -> None:
+    folder = RunFolder(run_with_drops[0])
     seen, summary = read_run_status(folder, folder.load()).dropped, summarize_run(folder).dropped
     assert seen == summary
-    assert msgspec.structs.asdict(seen)["queue"] == on_high_water[1]
+    assert msgspec.structs.asdict(seen)["queue"] == run_with_drops[1]

@@ -1,4 +1,4 @@
-"""Media on their way: the worker that encodes them, their files, and what becomes of them."""
+"""The media worker, media files, and the counts of media."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ from tests.helpers.scripts import run_script
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
 
-class LeaseHeld(MediaValue):
-    """A medium whose encoding waits for an event."""
+class BlockedMedium(MediaValue):
+    """A medium whose encoding blocks until an event is set."""
 
     def __init__(self, gate: threading.Event, nbytes: int = 0) -> None:
         self._gate = gate
         self._nbytes = nbytes
-        self.begun = threading.Event()
+        self.started = threading.Event()
 
     def _capture(self, name: str) -> EncodeJob:
         return EncodeJob(self._nbytes, self._encode)
 
     def _encode(self, work: EncodeContext) -> TextRecord:
-        self.begun.set()
+        self.started.set()
         assert self._gate.wait(30)
         file = work.save("texts", ".md", b"held")
         return work.record(TextRecord, file=file, length=4, start="held")
 
 
-class Breaks(MediaValue):
+class BrokenMedium(MediaValue):
     """A medium that cannot be encoded."""
 
     def __init__(self, error: BaseException) -> None:
@@ -88,19 +88,17 @@ def journal_has(folder: Path, name: str) -> bool:
     return bool(metricbus.read(folder).media(name))
 
 
-def wait_until(what: Any, seconds: float = 20) -> None:
+def wait_until(condition: Any, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_medium_that_takes_long_holds_no_number_back(
-    tmp_path: Path, gate: threading.Event
-) -> None:
+def test_slow_medium_does_not_delay_numbers(tmp_path: Path, gate: threading.Event) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        bus.log("slow", LeaseHeld(gate))
+        bus.log("slow", BlockedMedium(gate))
         bus.log("loss", 0.5)
         wait_until(lambda: sink.series("loss"))
         assert not sink.media("slow")
@@ -109,7 +107,7 @@ def test_a_medium_that_takes_long_holds_no_number_back(
     assert len(sink.media("slow")) == 1
 
 
-def test_media_and_numbers_of_one_mapping_stand_at_one_step(tmp_path: Path) -> None:
+def test_media_and_numbers_of_one_mapping_share_the_step(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         for _ in range(3):
@@ -118,7 +116,7 @@ def test_media_and_numbers_of_one_mapping_stand_at_one_step(tmp_path: Path) -> N
     assert [point.step for point in sink.series("loss")] == [0, 1, 2]
 
 
-def test_a_medium_alone_moves_the_implied_step(tmp_path: Path) -> None:
+def test_medium_advances_the_implicit_step(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         for _ in range(3):
@@ -126,7 +124,7 @@ def test_a_medium_alone_moves_the_implied_step(tmp_path: Path) -> None:
     assert [record.step for record in sink.media("weights")] == [0, 1, 2]
 
 
-def test_flush_waits_for_what_is_being_encoded(tmp_path: Path) -> None:
+def test_flush_waits_for_media_being_encoded(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         for _ in range(20):
@@ -136,12 +134,12 @@ def test_flush_waits_for_what_is_being_encoded(tmp_path: Path) -> None:
         assert len(sink.media("picture")) == 20
 
 
-def test_close_gives_up_on_media_in_time_and_counts_them(
+def test_close_drops_and_counts_media_not_encoded_in_time(
     tmp_path: Path, gate: threading.Event
 ) -> None:
     bus = MetricBus(sinks=[MemorySink()], dir=tmp_path)
     for _ in range(3):
-        bus.log("slow", LeaseHeld(gate))
+        bus.log("slow", BlockedMedium(gate))
     bus.log("loss", 0.5)
     started = time.monotonic()
     report = bus.close(timeout=1)
@@ -153,7 +151,7 @@ def test_close_gives_up_on_media_in_time_and_counts_them(
     assert bus.stats().logged == 4
 
 
-def test_media_that_are_logged_after_close_are_counted_as_dropped(tmp_path: Path) -> None:
+def test_media_logged_after_close_are_counted_as_dropped(tmp_path: Path) -> None:
     bus = MetricBus(sinks=[MemorySink()], dir=tmp_path)
     bus.close()
     bus.log("picture", Image(PIXELS))
@@ -161,17 +159,17 @@ def test_media_that_are_logged_after_close_are_counted_as_dropped(tmp_path: Path
 
 
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "block"])
-def test_what_waits_to_be_encoded_is_bounded_by_bytes(
+def test_media_queue_is_limited_in_bytes(
     overflow: Overflow, tmp_path: Path, gate: threading.Event
 ) -> None:
     sink = MemorySink()
     settings: Any = {"queue_bytes": 1 << 20, "overflow": overflow, "block_secs": 0.05}
     with MetricBus(sinks=[sink], dir=tmp_path, **settings) as bus:
-        first = LeaseHeld(gate, nbytes=400_000)
+        first = BlockedMedium(gate, nbytes=400_000)
         bus.log("slow", first, step=0)
-        assert first.begun.wait(10)
+        assert first.started.wait(10)
         for step in range(1, 10):
-            bus.log("slow", LeaseHeld(gate, nbytes=400_000), step=step)
+            bus.log("slow", BlockedMedium(gate, nbytes=400_000), step=step)
         assert bus.stats().waiting == 2
         assert bus.stats().logged == 10
         gate.set()
@@ -180,7 +178,7 @@ def test_what_waits_to_be_encoded_is_bounded_by_bytes(
     assert bus.stats().dropped == 8
 
 
-def test_one_medium_larger_than_the_bound_is_taken(tmp_path: Path) -> None:
+def test_single_medium_may_exceed_the_limit(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path, queue_bytes=1 << 16) as bus:
         bus.log("picture", Image(np.zeros((512, 512, 3), np.uint8)))
@@ -188,12 +186,12 @@ def test_one_medium_larger_than_the_bound_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), SystemExit(3), OSError("truncated")])
-def test_an_encoder_that_fails_is_counted_and_the_rest_goes_on(
+def test_failing_encoder_drops_only_its_own_medium(
     error: BaseException, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        bus.log("bad", Breaks(error), step=7)
+        bus.log("bad", BrokenMedium(error), step=7)
         bus.log("good", Text("fine"))
         bus.flush(10)
         report = bus.stats()
@@ -202,7 +200,7 @@ def test_an_encoder_that_fails_is_counted_and_the_rest_goes_on(
     assert str(error) in caplog.text
 
 
-def test_media_wait_while_the_disk_is_full(
+def test_media_are_retried_while_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     full = True
@@ -218,13 +216,13 @@ def test_media_wait_while_the_disk_is_full(
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.log("text", Text("patient"))
-        wait_until(lambda: "will try again" in caplog.text)
+        wait_until(lambda: "media cannot be written; retrying" in caplog.text)
         assert bus.stats().waiting == 1
         full = False
     assert len(sink.media("text")) == 1
 
 
-def test_the_caller_may_change_an_array_after_the_call(tmp_path: Path) -> None:
+def test_array_may_change_after_the_call(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         values = np.zeros(1000)
@@ -235,7 +233,7 @@ def test_the_caller_may_change_an_array_after_the_call(tmp_path: Path) -> None:
     assert record.maximum == 0
 
 
-def test_a_definition_sends_media_to_some_sinks_alone(tmp_path: Path) -> None:
+def test_definition_selects_the_sinks_of_media(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink, "csv"], dir=tmp_path) as bus:
         bus.define("pictures/*", sinks=["csv"])
@@ -246,7 +244,7 @@ def test_a_definition_sends_media_to_some_sinks_alone(tmp_path: Path) -> None:
     assert bus.stats().sinks["MemorySink"].filtered == 1
 
 
-def test_a_definition_gives_media_an_axis(tmp_path: Path) -> None:
+def test_definition_sets_the_axis_of_media(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.define("weights", axis="seen")
@@ -257,7 +255,7 @@ def test_a_definition_gives_media_an_axis(tmp_path: Path) -> None:
     assert (record.axis, record.at, record.x) == ("seen", 640, 640)
 
 
-def test_a_sink_can_include_exclude_and_thin_media(tmp_path: Path) -> None:
+def test_sink_options_filter_media(tmp_path: Path) -> None:
     with MetricBus(sinks="csv?include=a&every=2", dir=tmp_path) as bus:
         for _ in range(4):
             bus.log({"a": Text("x"), "b": Text("y")})
@@ -265,7 +263,7 @@ def test_a_sink_can_include_exclude_and_thin_media(tmp_path: Path) -> None:
     assert (sink.delivered, sink.filtered) == (2, 6)
 
 
-def test_media_beyond_a_rewind_are_superseded(tmp_path: Path) -> None:
+def test_rewind_supersedes_later_media(tmp_path: Path) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         for step in range(6):
             bus.log("text", Text(f"at {step}"), step=step)
@@ -277,7 +275,7 @@ def test_media_beyond_a_rewind_are_superseded(tmp_path: Path) -> None:
     assert [record.step for record in everything.media("text")] == [0, 1, 2, 3, 4, 5, 3]
 
 
-def test_media_of_before_a_checkpoint_outlive_going_back_to_it(tmp_path: Path) -> None:
+def test_media_logged_before_a_checkpoint_survive_loading_it(tmp_path: Path) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         bus.log("text", Text("before"), step=5)
         state = bus.state_dict()
@@ -288,7 +286,7 @@ def test_media_of_before_a_checkpoint_outlive_going_back_to_it(tmp_path: Path) -
     assert [history.files.text(record.file) for record in history.media("text")] == ["before"]  # type: ignore[attr-defined]
 
 
-def test_a_forked_child_logs_media_into_its_parents_run(tmp_path: Path) -> None:
+def test_forked_child_logs_media_to_the_parents_run(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.log("picture", Image(PIXELS))
@@ -306,20 +304,20 @@ def test_a_forked_child_logs_media_into_its_parents_run(tmp_path: Path) -> None:
     assert len({sink.files.path(ref) for ref in refs}) == 2
 
 
-def test_a_scope_logs_media_below_its_prefix(tmp_path: Path) -> None:
+def test_scope_prefixes_the_names_of_media(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.scope("val").log("picture", Image(PIXELS))
     assert sink.media("val/picture")
 
 
-def test_a_bus_that_is_off_takes_media_and_does_nothing(tmp_path: Path) -> None:
+def test_disabled_bus_ignores_media(tmp_path: Path) -> None:
     bus = MetricBus(disabled=True, dir=tmp_path)
     bus.log("picture", Image("no such file"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_journalled_before_a_kill_has_its_files(tmp_path: Path) -> None:
+def test_media_in_the_journal_of_a_killed_run_have_their_files(tmp_path: Path) -> None:
     done = run_script(
         tmp_path,
         """
@@ -348,17 +346,17 @@ def test_what_was_journalled_before_a_kill_has_its_files(tmp_path: Path) -> None
 
 
 @given(names=st.sets(st.text(min_size=1, max_size=80), min_size=2, max_size=20))
-def test_safe_names_stay_inside_differ_and_can_be_seen(names: set[str]) -> None:
+def test_safe_names_are_unique_visible_and_short(names: set[str]) -> None:
     safe = {safe_name(name) for name in names}
     assert len(safe) == len(names)
-    for one in safe:
-        assert "/" not in one
-        assert "\0" not in one
-        assert not one.startswith((".", "-"))
-        assert len(one.encode()) < 100
+    for name in safe:
+        assert "/" not in name
+        assert "\0" not in name
+        assert not name.startswith((".", "-"))
+        assert len(name.encode()) < 100
 
 
-def test_no_name_leads_out_of_the_media_folder(tmp_path: Path) -> None:
+def test_no_name_escapes_the_media_folder(tmp_path: Path) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         for name in ("../../up", "/etc/passwd", "..", ".hidden", "a/b", "nul\0", "x" * 1000, "🦆"):
             bus.log(name, Text("here"))
@@ -369,14 +367,14 @@ def test_no_name_leads_out_of_the_media_folder(tmp_path: Path) -> None:
     assert not outside
 
 
-def test_a_file_that_is_missing_is_told(tmp_path: Path) -> None:
+def test_reading_a_missing_file_raises(tmp_path: Path) -> None:
     ref = MediaWriter(tmp_path, "0001").save("texts", "a", 0, ".md", b"text")
     (tmp_path / ref.path).unlink()
     with pytest.raises(MediaError, match="missing"):
         MediaFolder(tmp_path).read(ref)
 
 
-def test_a_file_that_was_changed_is_told(tmp_path: Path) -> None:
+def test_reading_a_changed_file_raises(tmp_path: Path) -> None:
     ref = MediaWriter(tmp_path, "0001").save("texts", "a", 0, ".md", b"text")
     (tmp_path / ref.path).write_bytes(b"test")
     with pytest.raises(MediaError, match="changed"):
@@ -384,7 +382,7 @@ def test_a_file_that_was_changed_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["../outside", "media/../../outside"])
-def test_a_strangers_journal_leads_to_no_file_outside(path: str, tmp_path: Path) -> None:
+def test_reading_a_path_outside_the_run_raises(path: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (tmp_path / "outside").write_bytes(b"secret")
@@ -392,7 +390,7 @@ def test_a_strangers_journal_leads_to_no_file_outside(path: str, tmp_path: Path)
         MediaFolder(run).read(FileRef(path, 6, "0" * 64))
 
 
-def test_a_sink_rejects_what_is_missing_and_takes_the_rest(
+def test_sink_rejects_only_media_with_missing_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(id="r", sinks=[], dir=tmp_path, delivery="off") as bus:
@@ -409,7 +407,7 @@ def test_a_sink_rejects_what_is_missing_and_takes_the_rest(
     assert "missing" in caplog.text
 
 
-def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -419,7 +417,7 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert files_in(tmp_path) == []
 
 
-def test_all_kinds_are_numbers_of_values_in_the_counts(tmp_path: Path) -> None:
+def test_each_medium_counts_as_one_value(tmp_path: Path) -> None:
     with MetricBus(sinks="csv", dir=tmp_path) as bus:
         bus.log("a", Histogram([1.0]))
         bus.log("b", Image(PIXELS, boxes=[Box(0, 0, 1, 1)]))
@@ -430,25 +428,25 @@ def test_all_kinds_are_numbers_of_values_in_the_counts(tmp_path: Path) -> None:
     assert report.sinks["csv"].delivered == 4
 
 
-def test_what_is_dropped_is_told_for_each_name_and_in_all_at_the_end(
+def test_drops_are_reported_once_per_name_and_in_total_at_close(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         for name in ("one", "two"):
             for _ in range(2):
-                bus.log(name, Breaks(ValueError("odd")), step=0)
-    told = [record.getMessage() for record in caplog.records]
-    assert [text for text in told if text.startswith("'one'")] == [
+                bus.log(name, BrokenMedium(ValueError("odd")), step=0)
+    messages = [record.getMessage() for record in caplog.records]
+    assert [text for text in messages if text.startswith("'one'")] == [
         "'one' at step 0 was dropped: ValueError: odd"
     ]
-    assert [text for text in told if text.startswith("'two'")] == [
+    assert [text for text in messages if text.startswith("'two'")] == [
         "'two' at step 0 was dropped: ValueError: odd"
     ]
-    assert any(text.startswith("4 media were dropped") for text in told)
+    assert any(text.startswith("4 media were dropped") for text in messages)
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"),
+    ("value", "suggestion"),
     [
         ("a text", r"Text\(…\)"),
         (np.zeros((4, 4)), r"Histogram\(…\), Image\(…\), Table\(…\), Chart\(…\) or Audio"),
@@ -457,17 +455,17 @@ def test_what_is_dropped_is_told_for_each_name_and_in_all_at_the_end(
         (PIL.Image.new("L", (2, 2)), r"Image\(…\)"),
     ],
 )
-def test_what_is_no_number_is_told_what_takes_it(
-    value: object, wanted: str, tmp_path: Path
+def test_error_for_a_non_number_suggests_a_media_class(
+    value: object, suggestion: str, tmp_path: Path
 ) -> None:
     with (
         MetricBus(sinks=[], dir=tmp_path) as bus,
-        pytest.raises(TypeError, match=f"'a' was given .*or wrap it: {wanted}"),
+        pytest.raises(TypeError, match=f"'a' was given .*or wrap it: {suggestion}"),
     ):
         bus.log("a", value)
 
 
-def test_a_series_of_media_is_told_where_it_is(tmp_path: Path) -> None:
+def test_series_of_a_medium_raises_with_a_hint(tmp_path: Path) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         bus.log("a", Text("x"))
     assert bus.folder is not None
@@ -475,19 +473,17 @@ def test_a_series_of_media_is_told_where_it_is(tmp_path: Path) -> None:
         metricbus.read(bus.folder).series("a")
 
 
-def test_a_checkpoint_is_whole_though_media_are_still_being_encoded(
-    tmp_path: Path, gate: threading.Event
-) -> None:
+def test_checkpoint_does_not_wait_for_media(tmp_path: Path, gate: threading.Event) -> None:
     with MetricBus(sinks=[], dir=tmp_path, block_secs=0.5) as bus:
         bus.define("loss", every=4, reduce="mean")
         bus.log("loss", 1.0)
-        bus.log("slow", LeaseHeld(gate))
+        bus.log("slow", BlockedMedium(gate))
         state = bus.state_dict()
         gate.set()
     assert [name for _, name, _ in state["reductions"]] == ["loss"]
 
 
-def test_where_no_thread_can_be_started_a_medium_is_dropped_and_training_goes_on(
+def test_medium_is_dropped_if_no_thread_can_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
@@ -504,18 +500,18 @@ def test_where_no_thread_can_be_started_a_medium_is_dropped_and_training_goes_on
     assert (bus.stats().dropped, bus.stats().journalled) == (1, 2)
 
 
-def test_what_is_logged_during_close_takes_no_place_of_what_came_before(
+def test_media_logged_during_close_do_not_displace_earlier_ones(
     tmp_path: Path, gate: threading.Event
 ) -> None:
     bus = MetricBus(sinks=[], dir=tmp_path)
     for step in range(5):
-        bus.log("before", LeaseHeld(gate), step=step)
+        bus.log("before", BlockedMedium(gate), step=step)
     closing = threading.Thread(target=bus.close, kwargs={"timeout": 60})
     closing.start()
     assert bus._session is not None
     media = bus._session._media
     assert isinstance(media, MediaWorker)
-    wait_until(lambda: media._closed)
+    wait_until(lambda: media._is_closed)
     for _ in range(20):
         bus.log("late", Text("x"))
     gate.set()
@@ -523,24 +519,24 @@ def test_what_is_logged_during_close_takes_no_place_of_what_came_before(
     assert (bus.stats().journalled, bus.stats().dropped) == (5, 20)
 
 
-def test_flush_waits_for_what_came_before_though_others_are_dropped(
+def test_flush_waits_for_earlier_media_while_later_ones_are_dropped(
     tmp_path: Path, gate: threading.Event
 ) -> None:
     settings: Any = {"queue_bytes": 100_000, "overflow": "drop_newest"}
     with MetricBus(sinks=[], dir=tmp_path, **settings) as bus:
-        bus.log("before", LeaseHeld(gate, nbytes=90_000))
+        bus.log("before", BlockedMedium(gate, nbytes=90_000))
         flushed: list[Any] = []
         flushing = threading.Thread(target=lambda: flushed.append(bus.flush(30)))
         flushing.start()
         for _ in range(20):
-            bus.log("late", LeaseHeld(gate, nbytes=90_000))
+            bus.log("late", BlockedMedium(gate, nbytes=90_000))
         assert not flushed
         gate.set()
         flushing.join(30)
         assert flushed[0].journalled == 1
 
 
-def test_what_waits_behind_a_medium_is_counted_while_the_journal_cannot_be_written(
+def test_waiting_values_are_counted_while_the_journal_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = threading.Event()
@@ -562,7 +558,7 @@ def test_what_waits_behind_a_medium_is_counted_while_the_journal_cannot_be_writt
             full.clear()
 
 
-def test_a_table_that_several_threads_log_has_each_row_once(tmp_path: Path) -> None:
+def test_table_logged_by_several_threads_has_each_row_once(tmp_path: Path) -> None:
     table = Table(["x"])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
 
@@ -585,17 +581,17 @@ def test_a_table_that_several_threads_log_has_each_row_once(tmp_path: Path) -> N
     )
 
 
-def test_rows_of_a_table_are_not_lost_in_a_call_that_fails(tmp_path: Path) -> None:
+def test_failed_call_does_not_lose_rows_of_a_table(tmp_path: Path) -> None:
     table = Table(["x"], [[1]])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
-        with pytest.raises(ValueError, match="cannot be read"):
+        with pytest.raises(ValueError, match="cannot read"):
             bus.log({"t": table, "bad": Image("missing.png")})
         bus.log("t", table)
     assert bus.folder is not None
     assert [found.rows for found in metricbus.read(bus.folder).tables("t")] == [[[1]]]
 
 
-def test_all_media_of_a_mapping_are_counted_though_a_strict_bus_is_closed(tmp_path: Path) -> None:
+def test_closed_strict_bus_counts_all_media_of_a_mapping(tmp_path: Path) -> None:
     bus = MetricBus(sinks=[], dir=tmp_path, strict=True)
     bus.close()
     with pytest.raises(ClosedError):

@@ -1,4 +1,4 @@
-"""The bounded queue: its policies, its bound in bytes, and counts that add up."""
+"""The bounded queue: overflow policies, the limit in bytes, and exact counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from typing import Literal
 import pytest
 
 from metricbus._common.records import Call
-from metricbus._ingest.queue import BYTES_A_VALUE, Bounds, CallQueue, Control, values_in
+from metricbus._ingest.queue import (
+    BYTES_PER_VALUE,
+    CallQueue,
+    Command,
+    QueueLimits,
+    count_call_values,
+)
 from metricbus.errors import ClosedError
 from tests.helpers.interrupts import interrupted
 
@@ -22,7 +28,7 @@ def call(number: float) -> Call:
 
 
 def start_waiting(queue: CallQueue, secs: float) -> threading.Event:
-    """Has a thread wait as the collector does; the event says that it was woken."""
+    """Start a thread that waits like the collector. The event is set when it wakes up."""
     woken = threading.Event()
 
     def wait() -> None:
@@ -34,18 +40,18 @@ def start_waiting(queue: CallQueue, secs: float) -> threading.Event:
 
 
 def numbers(queue: CallQueue) -> list[float]:
-    return [taken[1] for taken in queue.take(10**6) if not isinstance(taken, Control)]
+    return [taken[1] for taken in queue.take(10**6) if not isinstance(taken, Command)]
 
 
-def test_calls_come_out_in_their_order() -> None:
-    queue = CallQueue(Bounds())
+def test_queue_keeps_the_order_of_calls() -> None:
+    queue = CallQueue(QueueLimits())
     for number in range(5):
         queue.put(call(number))
     assert numbers(queue) == [0, 1, 2, 3, 4]
 
 
 def test_drop_newest_keeps_the_first_and_counts_the_rest() -> None:
-    queue = CallQueue(Bounds(calls=3, overflow="drop_newest"))
+    queue = CallQueue(QueueLimits(calls=3, overflow="drop_newest"))
     for number in range(10):
         queue.put(call(number))
     assert numbers(queue) == [0, 1, 2]
@@ -53,15 +59,15 @@ def test_drop_newest_keeps_the_first_and_counts_the_rest() -> None:
 
 
 def test_drop_oldest_keeps_the_last_and_counts_the_rest() -> None:
-    queue = CallQueue(Bounds(calls=3, overflow="drop_oldest"))
+    queue = CallQueue(QueueLimits(calls=3, overflow="drop_oldest"))
     for number in range(10):
         queue.put(call(number))
     assert numbers(queue) == [7, 8, 9]
     assert queue.dropped == 7
 
 
-def test_block_waits_once_and_then_drops_until_the_queue_has_drained() -> None:
-    queue = CallQueue(Bounds(calls=2, overflow="block", block_secs=0.2))
+def test_block_waits_once_and_then_drops_until_the_queue_is_empty() -> None:
+    queue = CallQueue(QueueLimits(calls=2, overflow="block", block_secs=0.2))
     queue.put(call(0))
     queue.put(call(1))
     started = time.monotonic()
@@ -77,8 +83,8 @@ def test_block_waits_once_and_then_drops_until_the_queue_has_drained() -> None:
     assert numbers(queue) == [5]
 
 
-def test_block_lets_the_call_in_when_there_is_room_in_time() -> None:
-    queue = CallQueue(Bounds(calls=1, overflow="block", block_secs=30))
+def test_block_accepts_the_call_once_there_is_room() -> None:
+    queue = CallQueue(QueueLimits(calls=1, overflow="block", block_secs=30))
     queue.put(call(0))
     taker = threading.Timer(0.05, lambda: queue.take(1))
     taker.start()
@@ -89,23 +95,23 @@ def test_block_lets_the_call_in_when_there_is_room_in_time() -> None:
 
 
 @pytest.mark.parametrize("overflow", ["block", "drop_newest", "drop_oldest"])
-def test_controls_pass_a_full_queue_and_are_never_dropped(
+def test_commands_pass_a_full_queue_and_are_never_dropped(
     overflow: Literal["block", "drop_newest", "drop_oldest"],
 ) -> None:
-    queue = CallQueue(Bounds(calls=2, overflow=overflow, block_secs=0))
-    first, second = Control(), Control()
-    queue.put_control(first)
+    queue = CallQueue(QueueLimits(calls=2, overflow=overflow, block_secs=0))
+    first, second = Command(), Command()
+    queue.put_command(first)
     for number in range(5):
         queue.put(call(number))
-    queue.put_control(second)
+    queue.put_command(second)
     for number in range(5):
         queue.put(call(number))
-    controls = [taken for taken in queue.take(100) if isinstance(taken, Control)]
-    assert controls == [first, second]
+    commands = [taken for taken in queue.take(100) if isinstance(taken, Command)]
+    assert commands == [first, second]
 
 
-def test_mappings_are_bounded_by_bytes() -> None:
-    queue = CallQueue(Bounds(nbytes=10 * BYTES_A_VALUE, overflow="drop_newest"))
+def test_mappings_are_limited_in_bytes() -> None:
+    queue = CallQueue(QueueLimits(nbytes=10 * BYTES_PER_VALUE, overflow="drop_newest"))
     row = {f"x{i}": 1.0 for i in range(4)}
     for _ in range(5):
         queue.put_row((dict(row), 0, 0, 0, 0), len(row))
@@ -113,61 +119,63 @@ def test_mappings_are_bounded_by_bytes() -> None:
     assert queue.dropped == 12
 
 
-def test_a_closed_queue_refuses_and_counts() -> None:
-    queue = CallQueue(Bounds())
+def test_closed_queue_drops_and_counts_calls() -> None:
+    queue = CallQueue(QueueLimits())
     queue.put(call(0))
     queue.close()
     queue.put(call(1))
     queue.put_row(({"a": 1.0, "b": 2.0}, 0, 0, 0, 0), 2)
     assert numbers(queue) == [0]
-    assert queue.dropped_late == 3
+    assert queue.dropped_after_close == 3
 
 
-def test_a_closed_queue_raises_under_strict() -> None:
-    queue = CallQueue(Bounds(), strict=True)
+def test_closed_queue_raises_under_strict() -> None:
+    queue = CallQueue(QueueLimits(), strict=True)
     queue.close()
     with pytest.raises(ClosedError, match="log before close"):
         queue.put(call(1))
-    assert queue.dropped_late == 1
+    assert queue.dropped_after_close == 1
 
 
-def test_a_control_put_after_close_is_answered_at_once() -> None:
-    queue = CallQueue(Bounds())
+def test_command_submitted_after_close_is_done_at_once() -> None:
+    queue = CallQueue(QueueLimits())
     queue.close()
-    control = Control()
-    queue.put_control(control)
-    assert control.done.wait(0)
+    command = Command()
+    queue.put_command(command)
+    assert command.done.wait(0)
 
 
-def test_ctrl_c_at_any_point_of_a_wait_holds_up_nobody_who_obeys() -> None:
+def test_interrupted_wait_for_a_command_does_not_block_the_collector() -> None:
     point = 0
-    control = Control()
-    while interrupted(partial(control.done.wait, 0.0001), point):
-        obeys = threading.Thread(target=control.done.set, daemon=True)
-        obeys.start()
-        obeys.join(30)
-        assert not obeys.is_alive()
-        control, point = Control(), point + 1
+    command = Command()
+    while interrupted(partial(command.done.wait, 0.0001), point):
+        executor = threading.Thread(target=command.done.set, daemon=True)
+        executor.start()
+        executor.join(30)
+        assert not executor.is_alive()
+        command, point = Command(), point + 1
     assert point > 10
 
 
-def test_all_who_wait_for_a_control_hear_of_it() -> None:
-    control = Control()
-    heard: list[bool] = []
-    waits = [threading.Thread(target=lambda: heard.append(control.done.wait(60))) for _ in range(4)]
-    for one in waits:
-        one.start()
-    control.done.set()
-    for one in waits:
-        one.join(30)
-    assert heard == [True] * 4
+def test_all_threads_that_wait_for_a_command_are_woken() -> None:
+    command = Command()
+    results: list[bool] = []
+    waiters = [
+        threading.Thread(target=lambda: results.append(command.done.wait(60))) for _ in range(4)
+    ]
+    for waiter in waiters:
+        waiter.start()
+    command.done.set()
+    for waiter in waiters:
+        waiter.join(30)
+    assert results == [True] * 4
 
 
 @pytest.mark.parametrize("overflow", ["block", "drop_newest", "drop_oldest"])
 def test_counts_add_up_under_16_threads(
     overflow: Literal["block", "drop_newest", "drop_oldest"],
 ) -> None:
-    queue = CallQueue(Bounds(calls=500, overflow=overflow, block_secs=0.01))
+    queue = CallQueue(QueueLimits(calls=500, overflow=overflow, block_secs=0.01))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     running = True
@@ -176,7 +184,7 @@ def test_counts_add_up_under_16_threads(
     def collect() -> None:
         nonlocal taken
         while running or queue.calls:
-            taken += sum(map(values_in, queue.take(64)))
+            taken += sum(map(count_call_values, queue.take(64)))
             time.sleep(1e-4)
 
     def produce() -> None:
@@ -202,7 +210,7 @@ def test_counts_add_up_under_16_threads(
 
 
 def test_a_signal_handler_may_log_at_any_point() -> None:
-    queue = CallQueue(Bounds(calls=100, overflow="drop_newest"))
+    queue = CallQueue(QueueLimits(calls=100, overflow="drop_newest"))
     handled = 0
 
     def handler(signum: int, frame: object) -> None:
@@ -226,43 +234,43 @@ def test_a_signal_handler_may_log_at_any_point() -> None:
     assert taken + queue.dropped == put + handled
 
 
-def test_the_collector_sleeps_without_calls_and_wakes_for_the_first() -> None:
-    queue = CallQueue(Bounds())
+def test_collector_sleeps_until_the_first_call() -> None:
+    queue = CallQueue(QueueLimits())
     woken = start_waiting(queue, 0.01)
     assert not woken.wait(0.2)
     queue.put(call(0))
     assert woken.wait(10)
 
 
-def test_a_full_batch_wakes_the_collector_early() -> None:
-    queue = CallQueue(Bounds(batch_size=10))
+def test_full_batch_wakes_the_collector() -> None:
+    queue = CallQueue(QueueLimits(batch_size=10))
     woken = start_waiting(queue, 1000)
     for number in range(12):
         queue.put(call(number))
     assert woken.wait(10)
 
 
-def test_bytes_of_mappings_wake_the_collector_early() -> None:
-    queue = CallQueue(Bounds(flush_bytes=10 * BYTES_A_VALUE))
+def test_flush_bytes_wakes_the_collector() -> None:
+    queue = CallQueue(QueueLimits(flush_bytes=10 * BYTES_PER_VALUE))
     woken = start_waiting(queue, 1000)
     for _ in range(2):
         queue.put_row(({f"x{i}": 1.0 for i in range(100)}, 0, 0, 0, 0), 100)
     assert woken.wait(10)
 
 
-def test_a_hurry_wakes_the_collector_at_once() -> None:
-    queue = CallQueue(Bounds())
+def test_flush_request_wakes_the_collector_at_once() -> None:
+    queue = CallQueue(QueueLimits())
     woken = start_waiting(queue, 1000)
     queue.put(call(0))
     queue.request_flush()
     assert woken.wait(10)
 
 
-def test_what_comes_by_a_control_to_a_closed_queue_is_counted_once() -> None:
-    class Brings(Control):
+def test_values_of_a_command_to_a_closed_queue_are_counted_once() -> None:
+    class CommandWithValue(Command):
         values = 1
 
-    queue = CallQueue(Bounds())
+    queue = CallQueue(QueueLimits())
     queue.close()
-    queue.put_control(Brings(), request_flush=False)
-    assert (queue.dropped_late, queue.waiting()) == (1, 0)
+    queue.put_command(CommandWithValue(), request_flush=False)
+    assert (queue.dropped_after_close, queue.waiting()) == (1, 0)

@@ -1,4 +1,4 @@
-"""Races, interrupts and faults that once lost, doubled or held up records."""
+"""Races, interrupts and faults that once lost, duplicated or delayed records."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Wait = Callable[[Callable[[], bool]], None]
 
 
 @pytest.fixture
-def nervous() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+def fast_thread_switching() -> Iterator[None]:
+    """Make threads switch as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -41,7 +41,7 @@ def nervous() -> Iterator[None]:
 
 
 class Disk:
-    """The operating system, but for a disk that can be full; only scalars need room on it."""
+    """The `os` module with a disk that can be full, for scalars only."""
 
     def __init__(self) -> None:
         self.is_full = False
@@ -62,10 +62,10 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return disk
 
 
-# The process-wide bus
+# The default bus
 
 
-def test_a_log_method_that_was_kept_logs_to_the_configured_run(tmp_path: Path) -> None:
+def test_stored_log_method_logs_to_the_configured_run(tmp_path: Path) -> None:
     bus, sink = DefaultBus(), MemorySink()
     log = bus.log
     bus._open(sinks=[sink], dir=tmp_path / "mine")
@@ -76,8 +76,8 @@ def test_a_log_method_that_was_kept_logs_to_the_configured_run(tmp_path: Path) -
     assert not Path("runs").exists()
 
 
-def test_first_logs_from_many_threads_open_one_run_and_lose_nothing(
-    monkeypatch: pytest.MonkeyPatch, nervous: None
+def test_first_calls_from_many_threads_open_one_run(
+    monkeypatch: pytest.MonkeyPatch, fast_thread_switching: None
 ) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
     bus = DefaultBus()
@@ -100,8 +100,8 @@ def test_first_logs_from_many_threads_open_one_run_and_lose_nothing(
 # Races
 
 
-def test_the_step_loses_no_move_while_another_thread_logs_mappings(
-    tmp_path: Path, nervous: None
+def test_no_advance_is_lost_while_another_thread_logs_mappings(
+    tmp_path: Path, fast_thread_switching: None
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         running = True
@@ -111,7 +111,7 @@ def test_the_step_loses_no_move_while_another_thread_logs_mappings(
                 bus.log({"gpu": 1.0})
 
         thread = threading.Thread(target=monitor)
-        bus.advance(0)  # from here on repetition moves nothing
+        bus.advance(0)  # from here on, no repeated name advances the step
         thread.start()
         for _ in range(20_000):
             bus.advance()
@@ -120,8 +120,8 @@ def test_the_step_loses_no_move_while_another_thread_logs_mappings(
         assert bus.step == 20_000
 
 
-def test_a_mapping_that_changes_meanwhile_is_logged_as_it_was_or_refused(
-    tmp_path: Path, nervous: None
+def test_mapping_changed_during_the_call_is_logged_or_rejected_as_a_whole(
+    tmp_path: Path, fast_thread_switching: None
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         shared: dict[str, Any] = {"a": 1.0}
@@ -147,7 +147,7 @@ def test_a_mapping_that_changes_meanwhile_is_logged_as_it_was_or_refused(
     assert (report.journalled, report.dropped, report.waiting) == (accepted, 0, 0)
 
 
-def test_an_interrupt_anywhere_in_log_does_not_put_the_collector_to_sleep(
+def test_interrupted_log_does_not_leave_the_collector_asleep(
     tmp_path: Path, wait_for: Wait
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path, flush_secs=0.01) as bus:
@@ -172,7 +172,7 @@ def test_an_interrupt_anywhere_in_log_does_not_put_the_collector_to_sleep(
             signal.signal(signal.SIGALRM, previous)
 
 
-def test_after_a_close_under_load_every_later_log_is_counted(tmp_path: Path) -> None:
+def test_calls_after_close_under_load_are_counted(tmp_path: Path) -> None:
     bus = MetricBus(sinks="", dir=tmp_path, queue_size=50, batch_size=10)
     running = True
     logged = [0] * 4
@@ -197,10 +197,10 @@ def test_after_a_close_under_load_every_later_log_is_counted(tmp_path: Path) -> 
     assert report.journalled + report.dropped == sum(logged) + 1
 
 
-# Ends
+# Closing
 
 
-def test_a_signal_handler_may_close_while_close_waits(tmp_path: Path) -> None:
+def test_signal_handler_may_close_during_close(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import os, signal, sys, threading
@@ -215,11 +215,11 @@ def test_a_signal_handler_may_close_while_close_waits(tmp_path: Path) -> None:
         bus.close(timeout=60)
         """
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=50)
-    assert done.returncode == 7
+    finished = subprocess.run([sys.executable, "-c", script], check=False, timeout=50)
+    assert finished.returncode == 7
 
 
-def test_what_a_full_disk_held_back_at_close_is_delivered_when_there_is_room(
+def test_values_held_back_by_a_full_disk_at_close_are_delivered_later(
     tmp_path: Path, disk: Disk, wait_for: Wait
 ) -> None:
     bus = MetricBus(sinks="csv", dir=tmp_path)
@@ -237,7 +237,7 @@ def test_what_a_full_disk_held_back_at_close_is_delivered_when_there_is_room(
     assert bus.close().complete
 
 
-def test_closing_again_after_an_interrupt_waits_for_the_rest(tmp_path: Path, disk: Disk) -> None:
+def test_second_close_after_an_interrupt_waits_for_the_rest(tmp_path: Path, disk: Disk) -> None:
     bus = MetricBus(sinks="csv", dir=tmp_path)
     disk.is_full = True
     for _ in range(5):
@@ -260,7 +260,7 @@ def test_closing_again_after_an_interrupt_waits_for_the_rest(tmp_path: Path, dis
 
 
 @pytest.mark.parametrize("timeout", [math.inf, 1e300, 0, -1])
-def test_any_timeout_is_taken(tmp_path: Path, timeout: float) -> None:
+def test_any_timeout_is_accepted(tmp_path: Path, timeout: float) -> None:
     bus = MetricBus(sinks="csv?flush_secs=inf", dir=tmp_path, flush_secs=math.inf)
     bus.log("a", 1.0)
     bus.flush(timeout=timeout)
@@ -271,9 +271,9 @@ def test_any_timeout_is_taken(tmp_path: Path, timeout: float) -> None:
 # Consumers
 
 
-def test_a_backend_that_is_down_for_very_long_is_served_when_it_is_back(tmp_path: Path) -> None:
+def test_backend_receives_values_after_a_long_outage(tmp_path: Path) -> None:
     class Down(MemorySink):
-        """Comes back after 1,100 attempts."""
+        """Is available after 1,100 attempts."""
 
         attempts = 0
 
@@ -289,11 +289,9 @@ def test_a_backend_that_is_down_for_very_long_is_served_when_it_is_back(tmp_path
 
 
 @pytest.mark.parametrize("failure", [OSError("flush"), ValueError("flush")])
-def test_a_flush_that_fails_is_tried_again_and_nothing_is_written_twice(
-    tmp_path: Path, failure: Exception
-) -> None:
+def test_failed_flush_is_retried_without_duplicates(tmp_path: Path, failure: Exception) -> None:
     class Flaky(MemorySink):
-        """Its first two flushes with records fail; and it returns nothing from the others."""
+        """Fails in the first two flushes with records, and returns None from the others."""
 
         failures = 0
 
@@ -301,7 +299,7 @@ def test_a_flush_that_fails_is_tried_again_and_nothing_is_written_twice(
             if self.records and self.failures < 2:
                 self.failures += 1
                 raise failure
-            return None  # type: ignore[return-value]  # an easy slip
+            return None  # type: ignore[return-value]  # a common mistake
 
     sink = Flaky()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -311,18 +309,17 @@ def test_a_flush_that_fails_is_tried_again_and_nothing_is_written_twice(
     assert [point.value for point in sink.series("a")] == [0.0, 1.0, 2.0]
 
 
-def test_what_child_processes_logged_does_not_hide_what_is_pending(
-    tmp_path: Path, wait_for: Wait
-) -> None:
-    class Choosy(MemorySink):
-        """Is down for what this process logs."""
+@pytest.mark.usefixtures("stops_consumers")
+def test_values_of_child_processes_do_not_hide_pending_ones(tmp_path: Path, wait_for: Wait) -> None:
+    class SelectiveSink(MemorySink):
+        """Is unavailable for values of this process."""
 
         def write(self, records: Sequence[Scalars]) -> None:
             if any("own" in record.values for record in records):
                 raise OSError("down")
             super().write(records)
 
-    sink = Choosy()
+    sink = SelectiveSink()
     bus = MetricBus(sinks=[sink], dir=tmp_path)
     code = "from metricbus import bus\nfor i in range(100): bus.log('child', float(i))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -331,26 +328,27 @@ def test_what_child_processes_logged_does_not_hide_what_is_pending(
         bus.log("own", 1.0)
     report = bus.close(timeout=2.5)
     assert (report.journalled, report.others) == (50, 100)
-    assert (report.sinks["Choosy"].delivered, report.sinks["Choosy"].pending) == (100, 50)
+    counts = report.sinks["SelectiveSink"]
+    assert (counts.delivered, counts.pending) == (100, 50)
     assert not report.complete
 
 
-def test_an_error_that_cannot_tell_its_text_stops_nobody(tmp_path: Path) -> None:
-    class UnspeakableError(OSError):
-        """Cannot be turned into text."""
+def test_error_without_a_text_does_not_stop_delivery(tmp_path: Path) -> None:
+    class TextlessError(OSError):
+        """Cannot be converted to a string."""
 
         def __str__(self) -> str:
             raise ValueError
 
     class Flaky(MemorySink):
-        """Fails once, unspeakably."""
+        """Fails once with this error."""
 
         failed = False
 
         def write(self, records: Sequence[Scalars]) -> None:
             if not self.failed:
                 self.failed = True
-                raise UnspeakableError
+                raise TextlessError
             super().write(records)
 
     with MetricBus(sinks=[Flaky()], dir=tmp_path) as bus:
@@ -358,20 +356,20 @@ def test_an_error_that_cannot_tell_its_text_stops_nobody(tmp_path: Path) -> None
         assert bus.flush().sinks["Flaky"].delivered == 1
 
 
-def test_a_place_that_cannot_be_told_breaks_neither_flush_nor_close(tmp_path: Path) -> None:
-    class Lost(MemorySink):
-        """Does not know where it is."""
+def test_sink_with_a_failing_location_does_not_break_close(tmp_path: Path) -> None:
+    class SinkWithoutLocation(MemorySink):
+        """Has no location."""
 
         @property
         def where(self) -> str:
             raise RuntimeError("lost")
 
-    bus = MetricBus(sinks=[Lost()], dir=tmp_path)
+    bus = MetricBus(sinks=[SinkWithoutLocation()], dir=tmp_path)
     bus.log("a", 1.0)
     assert bus.close().complete
 
 
-def test_damaged_progress_means_delivering_anew_without_doubling(tmp_path: Path) -> None:
+def test_damaged_offsets_cause_redelivery_without_duplicates(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="csv,tensorboard", dir=tmp_path) as bus:
         for step in range(10):
             bus.log("a", float(step), step=step)
@@ -387,7 +385,7 @@ def test_damaged_progress_means_delivering_anew_without_doubling(tmp_path: Path)
     assert tensorboard_steps(folder.path / "tensorboard", "a") == list(range(10))
 
 
-def test_opening_that_fails_leaks_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_open_leaks_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("a", 1.0)
     before = len(os.listdir("/proc/self/fd"))
@@ -413,19 +411,19 @@ def tensorboard_steps(folder: Path, tag: str) -> list[int]:
     return [event.step for event in events.Scalars(tag)]
 
 
-def test_a_row_that_tensorboard_refuses_leaves_its_neighbours_where_they_belong(
+def test_row_rejected_by_tensorboard_does_not_move_other_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metricbus.sinks.tensorboard.event_file import EventMaker
+    from metricbus.sinks.tensorboard.event_file import EventBuilder
 
-    make = EventMaker.__call__
+    make = EventBuilder.__call__
 
-    def picky(self: EventMaker, row: Scalars) -> bytes:
+    def picky(self: EventBuilder, row: Scalars) -> bytes:
         if "bad" in row.values:
             raise Rejected("bad")
         return make(self, row)
 
-    monkeypatch.setattr(EventMaker, "__call__", picky)
+    monkeypatch.setattr(EventBuilder, "__call__", picky)
     with MetricBus(sinks="tensorboard", dir=tmp_path, flush_secs=60) as bus:
         for step in range(10):
             bus.log("a", 1.0, step=step)
@@ -437,23 +435,23 @@ def test_a_row_that_tensorboard_refuses_leaves_its_neighbours_where_they_belong(
     assert bus.stats().sinks["tensorboard"].rejected == 1
 
 
-def test_a_sub_run_that_cannot_be_made_at_first_moves_no_other_row(tmp_path: Path) -> None:
+def test_sub_run_that_cannot_be_created_at_first_does_not_move_other_rows(tmp_path: Path) -> None:
     with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
         bus.log("a", 0.0, step=0)
         bus.flush()
         assert bus.folder is not None
-        in_the_way = bus.folder / "tensorboard" / "late-1"
-        in_the_way.write_text("a file")
+        obstacle = bus.folder / "tensorboard" / "late-1"
+        obstacle.write_text("a file")
         for step in range(1, 11):
             bus.log("a", float(step), step=step)
         bus.log("a", -1.0, step=5)
         assert bus.flush(timeout=1).sinks["tensorboard"].pending > 0
-        in_the_way.unlink()
+        obstacle.unlink()
     assert tensorboard_steps(bus.folder / "tensorboard", "a") == list(range(11))
-    assert tensorboard_steps(in_the_way, "a") == [5]
+    assert tensorboard_steps(obstacle, "a") == [5]
 
 
-def test_hyperparameters_come_even_if_the_first_open_failed_after_the_version(
+def test_hyperparameters_are_written_although_the_first_open_failed(
     tmp_path: Path,
 ) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path, config={"lr": 0.1}) as bus:
@@ -463,8 +461,8 @@ def test_hyperparameters_come_even_if_the_first_open_failed_after_the_version(
     spec.sink.open(bus.run, tmp_path / "r", {})
     (file,) = (tmp_path / "r" / "tensorboard").iterdir()
     content = file.read_bytes()
-    file.write_bytes(content[: content.index(b"_hparams_") - 30])  # torn after the version
-    for _ in range(2):  # the second time from the beginning again, without any progress
+    file.write_bytes(content[: content.index(b"_hparams_") - 30])  # truncated after the version
+    for _ in range(2):  # the second time from the start, because the offsets are gone
         for path in (tmp_path / "r" / "offsets").iterdir():
             path.unlink()
         consumer = Consumer(RunFolder(tmp_path / "r"), spec_of(parse_sink("tensorboard")))
@@ -474,20 +472,20 @@ def test_hyperparameters_come_even_if_the_first_open_failed_after_the_version(
     assert tensorboard_steps(tmp_path / "r" / "tensorboard", "_hparams_/mine") == [0]
 
 
-# Odd values
+# Unusual values
 
 
-def test_the_step_never_passes_64_bits(tmp_path: Path) -> None:
+def test_step_never_exceeds_64_bits(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1.0, step=2**63 - 1)
         for _ in range(3):
             bus.log("x", 1.0)
-        with pytest.raises(ValueError, match=r"would pass 2\*\*63-1"):
+        with pytest.raises(ValueError, match=r"would exceed 2\*\*63-1"):
             bus.advance()
     assert metricbus.read(tmp_path / "r").series("x").step.tolist() == [2**63 - 1] * 4
 
 
-def test_a_text_enum_is_one_name_however_it_is_logged(tmp_path: Path) -> None:
+def test_string_enum_is_the_same_name_in_every_call_form(tmp_path: Path) -> None:
     class Color(str, enum.Enum):  # noqa: UP042 - its str() is not its text
         RED = "red"
 
@@ -499,7 +497,7 @@ def test_a_text_enum_is_one_name_however_it_is_logged(tmp_path: Path) -> None:
     assert sink.names() == ["red"]
 
 
-def test_a_text_class_that_is_its_own_text_is_a_name(tmp_path: Path) -> None:
+def test_string_subclass_is_accepted_as_a_name(tmp_path: Path) -> None:
     class Safe(str):
         __slots__ = ()
 
@@ -512,7 +510,7 @@ def test_a_text_class_that_is_its_own_text_is_a_name(tmp_path: Path) -> None:
     assert sink.names() == ["a"]
 
 
-def test_a_location_with_a_password_is_written_down_without_it() -> None:
+def test_canonical_sink_url_has_no_password() -> None:
     url = parse_sink("wandb://user:hunter2@host/x")
     assert "hunter2" not in url.canonical
     assert "host/x" in url.canonical
