@@ -1,4 +1,4 @@
-"""`Histograms`: many tensors as one job, each as a `Histogram` of its own would be."""
+"""Tests of `Histograms`: many tensors in one job, each like a single `Histogram`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from metricbus._common.records import Medium
 from metricbus._ingest.queue import Overflow
 from metricbus.errors import DeviceError
 from metricbus.media import Histograms
-from metricbus.media.histogram_batch import bin_each
-from metricbus.media.histogram_batch_device import nonfinite_in, start_counting
-from metricbus.media.histogram_bins import Binned, bin_values
+from metricbus.media.histogram_batch import bin_arrays
+from metricbus.media.histogram_batch_device import count_nonfinite, start_binning
+from metricbus.media.histogram_bins import HistogramData, bin_values
 from metricbus.testing import MemorySink
 
 Array = NDArray[Any]
@@ -35,7 +35,7 @@ Array = NDArray[Any]
 LARGEST = sys.float_info.max
 TINY = 5e-324
 
-some_bins = st.integers(1, 40)
+bin_counts = st.integers(1, 40)
 singles = arrays.arrays(np.float32, st.integers(0, 700), elements=st.floats(width=32))
 doubles = arrays.arrays(np.float64, st.integers(0, 30))
 moderate = arrays.arrays(
@@ -43,8 +43,8 @@ moderate = arrays.arrays(
 )
 
 
-class InMemory:
-    """An accelerator that is none: it notes what is asked of it."""
+class FakeAccelerator:
+    """A fake accelerator that counts transfers."""
 
     def __init__(self) -> None:
         self.transfers = 0
@@ -52,157 +52,157 @@ class InMemory:
     def stream(self, device: Any) -> str:
         return "the current stream"
 
-    def bring(self, device: Any, parts: Sequence[Any], streams: Any) -> Array:
+    def fetch(self, device: Any, parts: Sequence[Any], streams: Any) -> Array:
         self.transfers += 1
         found: Array = torch.cat([as_64_bits(part) for part in parts]).numpy()
         return found
 
 
 @pytest.fixture
-def accelerator(monkeypatch: pytest.MonkeyPatch) -> InMemory:
-    fake = InMemory()
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> FakeAccelerator:
+    fake = FakeAccelerator()
     monkeypatch.setitem(ACCELERATORS, "cpu", fake)
     return fake
 
 
-def logged(tmp_path: Path, *kinds: MediaValue) -> list[dict[str, HistogramRecord]]:
-    """The histograms of each of the kinds, by name."""
+def logged(tmp_path: Path, *media: MediaValue) -> list[dict[str, HistogramRecord]]:
+    """Log each medium; return the records of each call by name."""
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        for step, kind in enumerate(kinds):
-            bus.log("g", kind, step=step)
+        for step, medium in enumerate(media):
+            bus.log("g", medium, step=step)
         assert bus.flush(30).complete
-    found: list[dict[str, HistogramRecord]] = [{} for _ in kinds]
+    found: list[dict[str, HistogramRecord]] = [{} for _ in media]
     for record in sink.media():
         assert isinstance(record, HistogramRecord)
         found[record.step][record.name] = record
     return found
 
 
-def counted(flat: Array, sizes: Sequence[int], bins: int) -> list[Binned]:
-    return bin_each(flat, sizes, bins)
-
-
-def on_device(tensors: Sequence[torch.Tensor], bins: int) -> list[Binned]:
+def on_device(tensors: Sequence[torch.Tensor], bins: int) -> list[HistogramData]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ACCELERATORS, "cpu", InMemory())
-        return start_counting([tensor.reshape(-1) for tensor in tensors], bins).wait()
+        patch.setitem(ACCELERATORS, "cpu", FakeAccelerator())
+        return start_binning([tensor.reshape(-1) for tensor in tensors], bins).wait()
 
 
-def assert_alike(found: Any, values: Array, bins: int) -> None:
-    """The same as by `bin_values`, but for the rounding of sums, and of values at an edge."""
+def assert_matches(histogram: Any, values: Array, bins: int) -> None:
+    """Compare with `bin_values`, except for rounding of sums and of values at an edge."""
     with np.errstate(all="ignore"):
         expected = bin_values(values, bins)
         finite = np.sort(values[np.isfinite(values)].astype(np.float64).reshape(-1))
         for field in ("count", "minimum", "maximum", "nan", "infinite", "minus_infinite"):
-            assert getattr(found, field) == getattr(expected, field), field
-        assert len(found.counts) == len(expected.counts)
-        assert sum(found.counts) == found.count
-        assert found.edges == pytest.approx(expected.edges, rel=1e-14, abs=1e-320)
-        assert_sums_alike(found, expected)
+            assert getattr(histogram, field) == getattr(expected, field), field
+        assert len(histogram.counts) == len(expected.counts)
+        assert sum(histogram.counts) == histogram.count
+        assert histogram.edges == pytest.approx(expected.edges, rel=1e-14, abs=1e-320)
+        assert_sums_match(histogram, expected)
     if not finite.size:
         return
-    slack = 1e-14 * max(abs(found.edges[0]), abs(found.edges[-1]))
-    below = np.cumsum(found.counts)[:-1]
-    inner = np.array(found.edges[1:-1])
+    slack = 1e-14 * max(abs(histogram.edges[0]), abs(histogram.edges[-1]))
+    below = np.cumsum(histogram.counts)[:-1]
+    inner = np.array(histogram.edges[1:-1])
     assert (np.searchsorted(finite, inner - slack) <= below).all()
     assert (below <= np.searchsorted(finite, inner + slack, side="right")).all()
 
 
-def assert_sums_alike(found: Any, expected: Binned) -> None:
+def assert_sums_match(histogram: Any, expected: HistogramData) -> None:
     largest = max(abs(expected.minimum or 0), abs(expected.maximum or 0))
     for field in ("mean", "std", "sum"):
-        one, other = getattr(found, field), getattr(expected, field)
-        if one is not None and other is not None:
+        value, reference = getattr(histogram, field), getattr(expected, field)
+        if value is not None and reference is not None:
             slack = 1e-14 * largest * (expected.count if field == "sum" else 1)
-            assert one == pytest.approx(other, rel=1e-9, abs=slack), field
-    if found.sum_squares is not None and expected.sum_squares is not None:
-        assert found.sum_squares == pytest.approx(expected.sum_squares, rel=1e-12, abs=1e-300)
+            assert value == pytest.approx(reference, rel=1e-9, abs=slack), field
+    if histogram.sum_squares is not None and expected.sum_squares is not None:
+        assert histogram.sum_squares == pytest.approx(expected.sum_squares, rel=1e-12, abs=1e-300)
 
 
-# The same as one by one
+# Compared with single histograms
 
 
-@given(st.lists(singles, max_size=6), some_bins)
-def test_arrays_together_give_what_each_gives_alone(parts: list[Array], bins: int) -> None:
+@given(st.lists(singles, max_size=6), bin_counts)
+def test_arrays_binned_together_match_single_histograms(parts: list[Array], bins: int) -> None:
     flat = np.concatenate([np.zeros(0, np.float32), *parts])
-    found = counted(flat, [part.size for part in parts], bins)
+    found = bin_arrays(flat, [part.size for part in parts], bins)
     assert len(found) == len(parts)
-    for one, part in zip(found, parts, strict=True):
-        assert_alike(one, part, bins)
+    for histogram, part in zip(found, parts, strict=True):
+        assert_matches(histogram, part, bins)
 
 
-@given(st.lists(doubles | moderate, max_size=6), some_bins)
-def test_doubles_together_give_what_each_gives_alone(parts: list[Array], bins: int) -> None:
+@given(st.lists(doubles | moderate, max_size=6), bin_counts)
+def test_float64_arrays_binned_together_match_single_histograms(
+    parts: list[Array], bins: int
+) -> None:
     flat = np.concatenate([np.zeros(0), *parts])
-    for one, part in zip(counted(flat, [p.size for p in parts], bins), parts, strict=True):
-        assert_alike(one, part, bins)
+    for histogram, part in zip(bin_arrays(flat, [p.size for p in parts], bins), parts, strict=True):
+        assert_matches(histogram, part, bins)
 
 
 @settings(max_examples=50)
-@given(st.lists(singles | doubles | moderate, min_size=1, max_size=4), some_bins)
+@given(st.lists(singles | doubles | moderate, min_size=1, max_size=4), bin_counts)
 @example([np.array([-LARGEST, LARGEST])], 1)
-def test_counting_on_the_device_gives_the_same(parts: list[Array], bins: int) -> None:
+def test_device_result_matches_host_result(parts: list[Array], bins: int) -> None:
     flat = [torch.from_numpy(part.astype(np.float64)) for part in parts]
-    for one, part in zip(on_device(flat, bins), parts, strict=True):
-        assert_alike(one, part.astype(np.float64), bins)
+    for histogram, part in zip(on_device(flat, bins), parts, strict=True):
+        assert_matches(histogram, part.astype(np.float64), bins)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 0.1, -7.5, 1e300, -LARGEST, LARGEST, TINY, 2**53])
-def test_a_constant_beside_others_has_no_deviation(value: float) -> None:
+def test_constant_next_to_other_arrays_has_no_deviation(value: float) -> None:
     flat = np.concatenate([np.full(1000, value), np.arange(10.0)])
-    for found in (
-        counted(flat, [1000, 10], 4),
+    for first, second in (
+        bin_arrays(flat, [1000, 10], 4),
         on_device([torch.full((1000,), value, dtype=torch.float64), torch.arange(10.0)], 4),
     ):
-        assert found[0].std in (0, None if abs(value) == LARGEST else 0)  # where the sum is lost
-        assert found[0].minimum == found[0].maximum == value
-        assert sorted(found[0].counts) == [0, 0, 0, 1000]
-        assert found[1].counts == [3, 2, 2, 3]
+        assert first.std in (0, None if abs(value) == LARGEST else 0)  # the sum may overflow
+        assert first.minimum == first.maximum == value
+        assert sorted(first.counts) == [0, 0, 0, 1000]
+        assert second.counts == [3, 2, 2, 3]
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 7, 10, 50, 64, 100])
 @pytest.mark.parametrize("most", [1.0, 0.1, 3.0, 1e-3, 7e10])
-def test_a_zero_that_lies_on_the_middle_edge_goes_above_it(most: float, bins: int) -> None:
+def test_value_on_an_edge_is_in_the_bin_above(most: float, bins: int) -> None:
     values = np.array([-most, most] + [0.0] * 10)
-    found = counted(np.concatenate([values, values]), [12, 12], bins)[1]
-    assert found.counts[bins // 2] >= 10
+    _, histogram = bin_arrays(np.concatenate([values, values]), [12, 12], bins)
+    assert histogram.counts[bins // 2] >= 10
 
 
-def test_without_torch_the_counts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_the_same_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = np.random.default_rng(0).normal(size=1000)
-    expected = counted(flat, [300, 700], 8)
+    expected = bin_arrays(flat, [300, 700], 8)
     monkeypatch.delitem(sys.modules, "torch")
-    assert counted(flat, [300, 700], 8) == expected
+    assert bin_arrays(flat, [300, 700], 8) == expected
 
 
-def test_an_array_of_many_blocks_is_counted_as_well() -> None:
+def test_bins_arrays_of_many_blocks() -> None:
     values = np.random.default_rng(0).normal(size=3_000_000).astype(np.float32)
     sizes = [10, 2_500_000, 400_000, 99_990]
-    places = np.cumsum(sizes)[:-1]
-    for one, part in zip(counted(values, sizes, 64), np.split(values, places), strict=True):
-        assert_alike(one, part, 64)
+    bounds = np.cumsum(sizes)[:-1]
+    for histogram, part in zip(
+        bin_arrays(values, sizes, 64), np.split(values, bounds), strict=True
+    ):
+        assert_matches(histogram, part, 64)
 
 
-def test_a_tensor_of_many_blocks_is_counted_on_the_device_as_well() -> None:
+def test_bins_tensors_of_many_blocks_on_the_device() -> None:
     tensor = torch.randn(5_000_000, generator=torch.Generator().manual_seed(0))
     parts = [tensor[:10], tensor[10:4_500_010], tensor[4_500_010:]]
-    for one, part in zip(on_device(parts, 64), parts, strict=True):
-        assert_alike(one, part.numpy(), 64)
+    for histogram, part in zip(on_device(parts, 64), parts, strict=True):
+        assert_matches(histogram, part.numpy(), 64)
 
 
-def test_many_bins_of_many_small_arrays_take_little_memory() -> None:
-    found = counted(np.arange(3000.0), [3] * 1000, 4096)
-    assert all(sum(one.counts) == 3 for one in found)
+def test_bins_many_small_arrays_into_many_bins() -> None:
+    found = bin_arrays(np.arange(3000.0), [3] * 1000, 4096)
+    assert all(sum(histogram.counts) == 3 for histogram in found)
 
 
 @given(st.lists(singles, min_size=1, max_size=5))
-def test_what_is_not_finite_is_counted_by_tensor_on_the_device(parts: list[Array]) -> None:
+def test_nonfinite_values_are_counted_per_tensor(parts: list[Array]) -> None:
     expected = [int((~np.isfinite(part)).sum()) for part in parts]
-    assert nonfinite_in([torch.from_numpy(part) for part in parts]).tolist() == expected
+    assert count_nonfinite([torch.from_numpy(part) for part in parts]).tolist() == expected
 
 
-# By the bus
+# Logged with a bus
 
 
 DTYPES = [
@@ -211,29 +211,29 @@ DTYPES = [
 ]  # fmt: skip
 
 
-def tensors_of_all_types() -> dict[str, torch.Tensor]:
+def tensors_of_all_dtypes() -> dict[str, torch.Tensor]:
     numbers = torch.randn(100, 7, generator=torch.Generator().manual_seed(0)) * 3
     return {str(dtype): numbers.to(dtype) for dtype in DTYPES}
 
 
-def test_tensors_of_all_types_are_logged_under_their_names(tmp_path: Path) -> None:
-    tensors = tensors_of_all_types()
-    (found,) = logged(tmp_path, Histograms(tensors, bins=9))
-    assert list(found) == [f"g/{name}" for name in tensors]
+def test_tensors_of_all_dtypes_are_logged_under_their_names(tmp_path: Path) -> None:
+    tensors = tensors_of_all_dtypes()
+    (records,) = logged(tmp_path, Histograms(tensors, bins=9))
+    assert list(records) == [f"g/{name}" for name in tensors]
     for name, tensor in tensors.items():
-        assert_alike(found[f"g/{name}"], tensor.double().numpy(), 9)
+        assert_matches(records[f"g/{name}"], tensor.double().numpy(), 9)
 
 
 @pytest.mark.usefixtures("accelerator")
-def test_tensors_of_all_types_are_counted_on_an_accelerator(tmp_path: Path) -> None:
-    tensors = tensors_of_all_types()
-    (found,) = logged(tmp_path, Histograms(tensors, bins=9))
+def test_tensors_of_all_dtypes_are_binned_on_an_accelerator(tmp_path: Path) -> None:
+    tensors = tensors_of_all_dtypes()
+    (records,) = logged(tmp_path, Histograms(tensors, bins=9))
     for name, tensor in tensors.items():
-        assert_alike(found[f"g/{name}"], tensor.double().numpy(), 9)
+        assert_matches(records[f"g/{name}"], tensor.double().numpy(), 9)
 
 
-def test_arrays_lists_and_tensors_may_stand_beside_each_other(tmp_path: Path) -> None:
-    given_values = {
+def test_arrays_lists_and_tensors_may_be_mixed(tmp_path: Path) -> None:
+    values_by_name = {
         "list": [1, 2, 2, 3],
         "strided": np.arange(100.0)[::3],
         "grown": torch.ones(4, requires_grad=True) * 2,
@@ -243,26 +243,26 @@ def test_arrays_lists_and_tensors_may_stand_beside_each_other(tmp_path: Path) ->
         "none finite": torch.tensor([math.nan, math.inf]),
         "negative": torch.tensor([1 + 2j, 3 + 4j]).conj().imag,
     }
-    (found,) = logged(tmp_path, Histograms(given_values, 5))
-    for name, values in given_values.items():
+    (records,) = logged(tmp_path, Histograms(values_by_name, 5))
+    for name, values in values_by_name.items():
         array = values.detach().resolve_neg().numpy() if torch.is_tensor(values) else values
-        assert_alike(found[f"g/{name}"], np.asarray(array), 5)
+        assert_matches(records[f"g/{name}"], np.asarray(array), 5)
 
 
-def test_they_are_the_histograms_of_histogram(tmp_path: Path) -> None:
+def test_each_equals_a_single_histogram(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(10.0), "b": torch.tensor([1.0, math.nan, 2.0])}
     together, *alone = logged(
         tmp_path, Histograms(tensors), *(Histogram(tensor) for tensor in tensors.values())
     )
-    for name, one in zip(tensors, alone, strict=True):
-        expected, got = one["g"], together[f"g/{name}"]
+    for name, single in zip(tensors, alone, strict=True):
+        expected, got = single["g"], together[f"g/{name}"]
         assert got.counts == expected.counts
         assert got.edges == expected.edges
         assert (got.mean, got.std, got.sum) == (expected.mean, expected.std, expected.sum)
 
 
 @pytest.mark.parametrize("where", ["here", "accelerator"])
-def test_changes_in_place_after_the_call_do_not_show(
+def test_values_are_copied_at_the_call(
     where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if where == "accelerator":
@@ -280,57 +280,55 @@ def test_changes_in_place_after_the_call_do_not_show(
 
 
 @pytest.fixture
-def little_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1,000 bytes instead of 64 MiB."""
-    monkeypatch.setattr("metricbus.media.histogram_group.COPIED_BYTES", 1000)
+def small_copy_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lower the limit for copies from 64 MiB to 1,000 bytes."""
+    monkeypatch.setattr("metricbus.media.histogram_group.MAX_COPIED_BYTES", 1000)
 
 
-@pytest.mark.usefixtures("little_is_copied")
+@pytest.mark.usefixtures("small_copy_limit")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_too_many_values_for_a_copy_are_counted_at_the_call(
-    tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_large_values_are_binned_at_the_call(tmp_path: Path, dtype: torch.dtype) -> None:
     parts: dict[str, Any] = {
         "many": torch.arange(2000).to(dtype),
         "few": torch.arange(5.0),
         "list": [1.0, 2.0],
         "strided": np.arange(100.0)[::2],
     }
-    taken = Histograms(parts)._capture("g")
-    assert taken is not None
-    assert (taken.nbytes, taken.media) == (0, 4)
-    (found,) = logged(tmp_path, Histograms(parts))
+    job = Histograms(parts)._capture("g")
+    assert job is not None
+    assert (job.nbytes, job.media) == (0, 4)
+    (records,) = logged(tmp_path, Histograms(parts))
     for name, values in parts.items():
         array = values.double().numpy() if torch.is_tensor(values) else np.asarray(values)
-        assert_alike(found[f"g/{name}"], array, 64)
+        assert_matches(records[f"g/{name}"], array, 64)
 
 
-@pytest.mark.usefixtures("little_is_copied")
-def test_too_many_values_on_an_accelerator_are_counted_at_the_call_without_a_wait(
-    tmp_path: Path, accelerator: InMemory
+@pytest.mark.usefixtures("small_copy_limit")
+def test_large_values_on_an_accelerator_are_binned_without_a_transfer(
+    tmp_path: Path, accelerator: FakeAccelerator
 ) -> None:
     parts = {"many": torch.arange(2000.0)}
-    taken = Histograms(parts)._capture("g")
-    assert taken is not None
-    assert (taken.nbytes, accelerator.transfers) == (0, 0)
-    (found,) = logged(tmp_path, Histograms(parts))
-    assert_alike(found["g/many"], parts["many"].numpy(), 64)
+    job = Histograms(parts)._capture("g")
+    assert job is not None
+    assert (job.nbytes, accelerator.transfers) == (0, 0)
+    (records,) = logged(tmp_path, Histograms(parts))
+    assert_matches(records["g/many"], parts["many"].numpy(), 64)
 
 
-def test_all_of_an_accelerator_come_over_by_one_transfer(
-    tmp_path: Path, accelerator: InMemory
+def test_results_of_an_accelerator_need_one_transfer(
+    tmp_path: Path, accelerator: FakeAccelerator
 ) -> None:
     logged(tmp_path, Histograms({str(i): torch.arange(10.0) for i in range(20)}))
     assert accelerator.transfers == 1
 
 
-def test_an_accelerator_that_fails_drops_them_with_the_reason(
-    tmp_path: Path, accelerator: InMemory, monkeypatch: pytest.MonkeyPatch
+def test_failing_accelerator_drops_histograms_with_the_reason(
+    tmp_path: Path, accelerator: FakeAccelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(device: Any, parts: Any, streams: Any) -> Array:
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(accelerator, "bring", fail)
+    monkeypatch.setattr(accelerator, "fetch", fail)
     with MetricBus(sinks=[MemorySink()], dir=tmp_path) as bus:
         bus.log("g", Histograms({"a": torch.zeros(1), "b": torch.zeros(1)}))
         bus.flush(10)
@@ -340,15 +338,15 @@ def test_an_accelerator_that_fails_drops_them_with_the_reason(
     assert DeviceError.__name__ in (report.error or "")
 
 
-def test_an_empty_mapping_logs_nothing(tmp_path: Path) -> None:
+def test_empty_mapping_logs_nothing(tmp_path: Path) -> None:
     assert Histograms({})._capture("g") is None
     assert logged(tmp_path, Histograms({})) == [{}]
 
 
-# One job, counted in media
+# One job with several media
 
 
-def test_they_stand_in_the_journal_one_behind_the_other(tmp_path: Path) -> None:
+def test_records_are_adjacent_in_the_journal(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         bus.log("g", Histograms({name: [1.0] for name in "abc"}))
         bus.flush(10)
@@ -360,7 +358,7 @@ def test_they_stand_in_the_journal_one_behind_the_other(tmp_path: Path) -> None:
     ] * 3
 
 
-def test_each_counts_as_one_medium(tmp_path: Path) -> None:
+def test_each_histogram_counts_as_one_medium(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.log({"loss": 0.5, "g": Histograms({"a": [1.0], "b": [2.0], "c": [3.0]})})
@@ -369,7 +367,7 @@ def test_each_counts_as_one_medium(tmp_path: Path) -> None:
     assert next(iter(report.sinks.values())).delivered == 4
 
 
-def test_definitions_hold_for_each_name(tmp_path: Path) -> None:
+def test_definitions_apply_to_each_name(tmp_path: Path) -> None:
     sink, other = MemorySink(), MemorySink()
     with MetricBus(sinks=[sink, other], dir=tmp_path) as bus:
         bus.define("g/a", axis="epoch")
@@ -380,21 +378,21 @@ def test_definitions_hold_for_each_name(tmp_path: Path) -> None:
     ]
 
 
-class LeaseHeld(MediaValue):
-    """Two media whose encoding waits for an event."""
+class BlockedMedium(MediaValue):
+    """A job of two media whose encoding waits for an event."""
 
     def __init__(self, gate: threading.Event) -> None:
         self._gate = gate
-        self.begun = threading.Event()
+        self.started = threading.Event()
 
     def _capture(self, name: str) -> EncodeJob:
         return EncodeJob(400_000, self._encode, media=2)
 
-    def _encode(self, work: EncodeContext) -> list[Medium]:
-        self.begun.set()
+    def _encode(self, context: EncodeContext) -> list[Medium]:
+        self.started.set()
         assert self._gate.wait(30)
         counts: dict[str, Any] = {"counts": [1], "edges": [0.0, 1.0], "count": 1}
-        return [work.record(HistogramRecord, name=f"h/{i}", **counts) for i in range(2)]
+        return [context.record(HistogramRecord, name=f"h/{i}", **counts) for i in range(2)]
 
 
 @pytest.fixture
@@ -405,32 +403,32 @@ def gate() -> Iterator[threading.Event]:
 
 
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "block"])
-def test_those_that_find_no_room_are_dropped_and_counted_all_together(
+def test_jobs_beyond_the_queue_limit_are_dropped_as_a_whole(
     overflow: Overflow, tmp_path: Path, gate: threading.Event
 ) -> None:
     settings: Any = {"queue_bytes": 1 << 20, "overflow": overflow, "block_secs": 0.05}
     with MetricBus(sinks=[MemorySink()], dir=tmp_path, **settings) as bus:
-        first = LeaseHeld(gate)
+        first = BlockedMedium(gate)
         bus.log("slow", first)
-        assert first.begun.wait(10)
+        assert first.started.wait(10)
         for _ in range(9):
-            bus.log("slow", LeaseHeld(gate))
+            bus.log("slow", BlockedMedium(gate))
         report = bus.stats()
         assert (report.logged, report.waiting, report.dropped) == (20, 4, 16)
         gate.set()
     assert (bus.stats().journalled, bus.stats().dropped) == (4, 16)
 
 
-def test_what_close_gives_up_on_is_counted(tmp_path: Path, gate: threading.Event) -> None:
+def test_media_not_encoded_before_close_are_counted(tmp_path: Path, gate: threading.Event) -> None:
     bus = MetricBus(sinks=[MemorySink()], dir=tmp_path)
     for _ in range(3):
-        bus.log("slow", LeaseHeld(gate))
+        bus.log("slow", BlockedMedium(gate))
     bus.close(timeout=0.5)
     report = bus.stats()
     assert report.logged == report.dropped + report.waiting == 6
 
 
-def test_what_comes_after_close_is_counted_as_dropped(tmp_path: Path) -> None:
+def test_media_logged_after_close_are_counted_as_dropped(tmp_path: Path) -> None:
     bus = MetricBus(sinks=[MemorySink()], dir=tmp_path)
     bus.close()
     bus.log("g", Histograms({"a": [1.0], "b": [2.0]}))
@@ -441,26 +439,26 @@ def test_what_comes_after_close_is_counted_as_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bins", [0, -1, 4097, 2.0, True, "8", None])
-def test_bad_bins_are_refused(bins: Any) -> None:
-    with pytest.raises(ValueError, match=r"metric 'g': bins= is .* 1 to 4,096, not "):
+def test_rejects_invalid_bins(bins: Any) -> None:
+    with pytest.raises(ValueError, match=r"metric 'g': bins= must be .* 1 to 4,096, not "):
         Histograms({"a": [1.0]}, bins)._capture("g")
 
 
-def test_what_is_no_mapping_is_refused() -> None:
+def test_rejects_non_mapping() -> None:
     with pytest.raises(TypeError, match=r"a mapping of names .*, not Tensor .*Histogram\(values\)"):
         Histograms(torch.zeros(3))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("key", "told"), [(1, "must be text, not int"), ("", "not be empty"), ("x" * 1023, "1,024")]
+    ("key", "message"), [(1, "must be text, not int"), ("", "not be empty"), ("x" * 1023, "1,024")]
 )
-def test_bad_names_are_refused(key: Any, told: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=told):
+def test_rejects_invalid_names(key: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
         Histograms({key: [1.0]})._capture("g")
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         (
             torch.zeros(2, dtype=torch.complex64),
@@ -472,8 +470,8 @@ def test_bad_names_are_refused(key: Any, told: str) -> None:
     ],
     ids=["complex", "sparse", "meta", "text"],
 )
-def test_what_has_no_real_numbers_is_refused_by_its_full_name(values: Any, told: str) -> None:
-    with pytest.raises(TypeError, match=f"metric 'g/bad' was given {told}"):
+def test_rejects_values_that_are_not_real_numbers(values: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"metric 'g/bad' was given {message}"):
         Histograms({"good": [1.0], "bad": values})._capture("g")
 
 
@@ -482,8 +480,8 @@ def test_what_has_no_real_numbers_is_refused_by_its_full_name(values: Any, told:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_nobody_waits_for_the_device(tmp_path: Path) -> None:
-    tensors = {name: values.cuda() for name, values in tensors_of_all_types().items()}
+def test_call_does_not_synchronize_with_cuda(tmp_path: Path) -> None:
+    tensors = {name: values.cuda() for name, values in tensors_of_all_dtypes().items()}
     large = {"large": torch.randn(20_000_000, device="cuda")}
     logged(tmp_path, Histograms(tensors), Histograms(large))  # loads the kernels
     torch.cuda.set_sync_debug_mode("error")
@@ -492,5 +490,5 @@ def test_on_cuda_nobody_waits_for_the_device(tmp_path: Path) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for name, tensor in tensors.items():
-        assert_alike(first[f"g/{name}"], tensor.double().cpu().numpy(), 9)
-    assert_alike(second["g/large"], large["large"].cpu().numpy(), 64)
+        assert_matches(first[f"g/{name}"], tensor.double().cpu().numpy(), 9)
+    assert_matches(second["g/large"], large["large"].cpu().numpy(), 64)

@@ -1,4 +1,4 @@
-"""`Image`: pixels that come back as they were given, grids, boxes and masks."""
+"""Tests of `Image`: pixels, files, figures, grids, boxes and masks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 from metricbus import Box, Image, MetricBus, Table
 from metricbus._common.media_base import MediaValue
 from metricbus._common.media_records import ImageRecord
-from metricbus._delivery.report import Report
-from metricbus.media.arrays import as_bytes, channels_last, check_layout
+from metricbus.media.arrays import channels_last, check_layout, to_uint8
 from metricbus.media.png import png_of
 from metricbus.testing import MemorySink
+from tests.helpers.media_logging import report_of, warnings_of
 
 Array = NDArray[Any]
 
 RANDOM = np.random.default_rng(0)
-GREY = RANDOM.integers(0, 256, (4, 6), dtype=np.uint8)
-COLOUR = RANDOM.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+GRAY = RANDOM.integers(0, 256, (4, 6), dtype=np.uint8)
+COLOR = RANDOM.integers(0, 256, (4, 6, 3), dtype=np.uint8)
 MODES = {"1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA"} | {
     "RGBX",
     "RGBa",
@@ -45,8 +45,8 @@ MODES = {"1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", 
 }
 
 
-class Shown:
-    """An image that was logged: its record, its pixels and the files beside it."""
+class LoggedImage:
+    """The record, pixels, masks and annotated copy of an image, read back after logging it."""
 
     def __init__(self, folder: Path, image: Image) -> None:
         sink = MemorySink()
@@ -65,19 +65,6 @@ class Shown:
             return np.asarray(opened)
 
 
-def report_of(folder: Path, image: Image) -> Report:
-    """What became of an image, and of a number that was logged with it."""
-    with MetricBus(sinks=[MemorySink()], dir=folder) as bus:
-        bus.log({"loss": 1.0, "a/b": image})
-    report = bus.stats()
-    assert report.journalled + report.dropped == 2
-    return report
-
-
-def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.name == "metricbus.media"]
-
-
 # Pixels
 
 
@@ -93,112 +80,115 @@ LAYOUTS: list[tuple[tuple[int, ...], str, tuple[int, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "layout", "seen"), LAYOUTS)
+@pytest.mark.parametrize(("shape", "layout", "expected_shape"), LAYOUTS)
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-def test_pixels_come_back_exactly(
-    tmp_path: Path, shape: tuple[int, ...], layout: str, seen: tuple[int, ...], make: Any
+def test_pixels_are_stored_unchanged(
+    tmp_path: Path, shape: tuple[int, ...], layout: str, expected_shape: tuple[int, ...], make: Any
 ) -> None:
     given_pixels = RANDOM.integers(0, 256, shape, dtype=np.uint8)
     expected = np.moveaxis(given_pixels, 0, -1) if layout == "CHW" else given_pixels
-    shown = Shown(tmp_path, Image(make(given_pixels)))
-    np.testing.assert_array_equal(shown.pixels, expected.reshape(seen))
-    assert (shown.record.height, shown.record.width) == shown.pixels.shape[:2]
-    assert shown.record.channels == (shown.pixels.shape[2] if shown.pixels.ndim == 3 else 1)
+    logged = LoggedImage(tmp_path, Image(make(given_pixels)))
+    np.testing.assert_array_equal(logged.pixels, expected.reshape(expected_shape))
+    assert (logged.record.height, logged.record.width) == logged.pixels.shape[:2]
+    assert logged.record.channels == (logged.pixels.shape[2] if logged.pixels.ndim == 3 else 1)
 
 
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(5, 9), st.just(3))))
 @settings(max_examples=50)
-def test_a_png_loses_nothing(pixels: Array) -> None:
+def test_png_is_lossless(pixels: Array) -> None:
     array = channels_last(pixels, check_layout("n", pixels, pixels.shape, "HWC"))
-    png = png_of(PIL.Image.fromarray(as_bytes(array)[0]))
+    png = png_of(PIL.Image.fromarray(to_uint8(array)[0]))
     np.testing.assert_array_equal(np.asarray(PIL.Image.open(io.BytesIO(png))), pixels)
 
 
-def test_where_both_ends_could_be_channels_a_tensor_has_them_first(tmp_path: Path) -> None:
+def test_ambiguous_tensor_is_channels_first(tmp_path: Path) -> None:
     both = RANDOM.integers(0, 256, (3, 5, 4), dtype=np.uint8)
-    shown = Shown(tmp_path, Image(torch.from_numpy(both)))
-    np.testing.assert_array_equal(shown.pixels, np.moveaxis(both, 0, -1))
+    logged = LoggedImage(tmp_path, Image(torch.from_numpy(both)))
+    np.testing.assert_array_equal(logged.pixels, np.moveaxis(both, 0, -1))
 
 
-def test_where_both_ends_could_be_channels_an_array_has_them_last(tmp_path: Path) -> None:
+def test_ambiguous_array_is_channels_last(tmp_path: Path) -> None:
     both = RANDOM.integers(0, 256, (3, 5, 4), dtype=np.uint8)
-    np.testing.assert_array_equal(Shown(tmp_path, Image(both)).pixels, both)
+    np.testing.assert_array_equal(LoggedImage(tmp_path, Image(both)).pixels, both)
 
 
-def test_a_layout_decides(tmp_path: Path) -> None:
+def test_layout_overrides_the_default(tmp_path: Path) -> None:
     both = RANDOM.integers(0, 256, (3, 5, 4), dtype=np.uint8)
-    shown = Shown(tmp_path, Image(both, layout="CHW"))
-    np.testing.assert_array_equal(shown.pixels, np.moveaxis(both, 0, -1))
+    logged = LoggedImage(tmp_path, Image(both, layout="CHW"))
+    np.testing.assert_array_equal(logged.pixels, np.moveaxis(both, 0, -1))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_floats_from_0_to_1_are_brightness(tmp_path: Path, dtype: str) -> None:
+def test_floats_are_scaled_to_255(tmp_path: Path, dtype: str) -> None:
     pixels = np.array([[0, 0.5, 1], [0.25, 0.75, 0.001]], dtype)
     expected = np.rint(pixels.astype(np.float32) * 255)
-    np.testing.assert_array_equal(Shown(tmp_path, Image(pixels)).pixels, expected)
+    np.testing.assert_array_equal(LoggedImage(tmp_path, Image(pixels)).pixels, expected)
 
 
-def test_bfloat16_and_what_requires_a_gradient_are_taken(tmp_path: Path) -> None:
+def test_accepts_bfloat16_that_requires_grad(tmp_path: Path) -> None:
     pixels = torch.ones(3, 5, 6, dtype=torch.bfloat16, requires_grad=True)
-    assert (Shown(tmp_path, Image(pixels)).pixels == 255).all()
+    assert (LoggedImage(tmp_path, Image(pixels)).pixels == 255).all()
 
 
 def test_booleans_are_black_and_white(tmp_path: Path) -> None:
-    shown = Shown(tmp_path, Image(np.array([[True, False]])))
-    assert shown.pixels.tolist() == [[255, 0]]
+    logged = LoggedImage(tmp_path, Image(np.array([[True, False]])))
+    assert logged.pixels.tolist() == [[255, 0]]
 
 
-def test_nested_lists_of_floats_are_one_picture(tmp_path: Path) -> None:
-    assert Shown(tmp_path, Image([[0.0, 1.0], [1.0, 0.0]])).pixels.tolist() == [[0, 255], [255, 0]]
+def test_nested_lists_of_floats_are_one_image(tmp_path: Path) -> None:
+    assert LoggedImage(tmp_path, Image([[0.0, 1.0], [1.0, 0.0]])).pixels.tolist() == [
+        [0, 255],
+        [255, 0],
+    ]
 
 
 @pytest.mark.parametrize(
-    ("pixels", "seen", "told"),
+    ("pixels", "expected", "message"),
     [
         (
             [[-1.0, 2.0]],
             [[0, 255]],
-            "pixels outside of 0 to 1 are clipped (floats to 255 want / 255)",
+            "pixels outside 0 to 1 are clipped (if yours are 0 to 255, divide by 255)",
         ),
         (
             [[1e300, -math.inf]],
             [[255, 0]],
-            "pixels outside of 0 to 1 are clipped (floats to 255 want / 255)",
+            "pixels outside 0 to 1 are clipped (if yours are 0 to 255, divide by 255)",
         ),
         ([[math.nan, 1.0]], [[0, 255]], "NaN pixels are shown as 0"),
         ([[math.nan, math.inf]], [[0, 255]], "NaN pixels are shown as 0 and pixels outside"),
     ],
 )
-def test_a_repair_is_told_once(
+def test_warns_once_about_repaired_pixels(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     pixels: list[list[float]],
-    seen: list[list[int]],
-    told: str,
+    expected: list[list[int]],
+    message: str,
 ) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         for _ in range(3):
             bus.log("a/b", Image(np.array(pixels)))
     assert bus.stats().dropped == 0
-    (warning,) = told_of(caplog)
-    assert warning.startswith(f"'a/b' at step 0: {told}")
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith(f"'a/b' at step 0: {message}")
     for record in sink.media("a/b"):
         assert isinstance(record, ImageRecord)
         png = io.BytesIO(sink.files.read(record.file))
-        assert np.asarray(PIL.Image.open(png)).tolist() == seen
+        assert np.asarray(PIL.Image.open(png)).tolist() == expected
 
 
-def test_a_change_in_place_after_the_call_does_not_show(tmp_path: Path) -> None:
+def test_pixels_and_masks_are_copied_at_the_call(tmp_path: Path) -> None:
     array, tensor = np.zeros((4, 5), np.uint8), torch.zeros(4, 5)
-    picture, mask = PIL.Image.new("L", (5, 4)), np.zeros((4, 5), np.uint8)
+    image, mask = PIL.Image.new("L", (5, 4)), np.zeros((4, 5), np.uint8)
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        images = Image(array, masks={"m": mask}), Image(tensor), Image(picture)
+        images = Image(array, masks={"m": mask}), Image(tensor), Image(image)
         bus.log({"array": images[0], "tensor": images[1], "pil": images[2]})
         array[:] = mask[:] = 9
         tensor.fill_(1)
-        picture.putpixel((0, 0), 9)
+        image.putpixel((0, 0), 9)
     for name in ("array", "tensor", "pil"):
         (record,) = sink.media(name)
         assert isinstance(record, ImageRecord)
@@ -211,36 +201,36 @@ def test_a_change_in_place_after_the_call_does_not_show(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))
-def test_pil_images_of_every_mode_are_taken(tmp_path: Path, mode: str) -> None:
-    picture = PIL.Image.new(mode, (6, 4))
-    assert Shown(tmp_path, Image(picture)).pixels.shape[:2] == (4, 6)
+def test_accepts_pil_images_of_every_mode(tmp_path: Path, mode: str) -> None:
+    image = PIL.Image.new(mode, (6, 4))
+    assert LoggedImage(tmp_path, Image(image)).pixels.shape[:2] == (4, 6)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-def test_pil_pixels_come_back_exactly(tmp_path: Path, mode: str) -> None:
+def test_pil_pixels_are_stored_unchanged(tmp_path: Path, mode: str) -> None:
     shape = (4, 6, len(mode)) if mode != "L" else (4, 6)
     pixels = RANDOM.integers(0, 256, shape, dtype=np.uint8)
-    shown = Shown(tmp_path, Image(PIL.Image.fromarray(pixels)))
-    np.testing.assert_array_equal(shown.pixels, pixels)
+    logged = LoggedImage(tmp_path, Image(PIL.Image.fromarray(pixels)))
+    np.testing.assert_array_equal(logged.pixels, pixels)
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "RGBa", "PA"])
 def test_transparency_is_kept(tmp_path: Path, mode: str) -> None:
-    assert Shown(tmp_path, Image(PIL.Image.new(mode, (6, 4)))).record.channels == 4
+    assert LoggedImage(tmp_path, Image(PIL.Image.new(mode, (6, 4)))).record.channels == 4
 
 
-def test_a_palette_is_resolved(tmp_path: Path) -> None:
-    picture = PIL.Image.fromarray(COLOUR).quantize(16)
-    shown = Shown(tmp_path, Image(picture))
-    np.testing.assert_array_equal(shown.pixels, np.asarray(picture.convert("RGB")))
+def test_palette_is_resolved(tmp_path: Path) -> None:
+    image = PIL.Image.fromarray(COLOR).quantize(16)
+    logged = LoggedImage(tmp_path, Image(image))
+    np.testing.assert_array_equal(logged.pixels, np.asarray(image.convert("RGB")))
 
 
-def test_a_profile_of_other_channels_is_left_out(tmp_path: Path) -> None:
-    picture = PIL.Image.new("CMYK", (6, 4))
-    picture.info["icc_profile"] = b"of four inks"
+def test_icc_profile_of_converted_image_is_removed(tmp_path: Path) -> None:
+    image = PIL.Image.new("CMYK", (6, 4))
+    image.info["icc_profile"] = b"CMYK"
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        bus.log("a/b", Image(picture))
+        bus.log("a/b", Image(image))
     (record,) = sink.media("a/b")
     assert isinstance(record, ImageRecord)
     assert "icc_profile" not in PIL.Image.open(io.BytesIO(sink.files.read(record.file))).info
@@ -255,32 +245,33 @@ def test_a_profile_of_other_channels_is_left_out(tmp_path: Path) -> None:
         ("F", np.array([[-math.inf, 0.5, math.nan]], np.float32)),
     ],
 )
-def test_deeper_greys_are_stretched_and_told(
+def test_deep_gray_levels_are_stretched_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str, pixels: Array
 ) -> None:
-    shown = Shown(tmp_path, Image(PIL.Image.fromarray(pixels)))
+    logged = LoggedImage(tmp_path, Image(PIL.Image.fromarray(pixels)))
     expected = [[0, 128, 255]] if np.isfinite(pixels).all() else [[0, 0, 0]]
-    assert shown.pixels.tolist() == expected
-    assert told_of(caplog) == [
-        f"'a/b' at step 0: a picture of the mode {mode} is converted to 8 bits a channel"
+    assert logged.pixels.tolist() == expected
+    assert warnings_of(caplog) == [
+        f"'a/b' at step 0: an image of mode {mode} is converted to 8 bits per channel"
     ]
 
 
 @pytest.mark.parametrize("as_type", [str, Path])
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tiff"])
-def test_a_file_is_read_whatever_its_format(
+def test_reads_files_of_all_formats(
     tmp_path: Path, as_type: Callable[[Path], Any], suffix: str
 ) -> None:
-    path = tmp_path / f"picture.{suffix}"
-    PIL.Image.fromarray(COLOUR).save(path, lossless=True)
-    shown = Shown(tmp_path, Image(as_type(path)))
-    np.testing.assert_array_equal(shown.pixels, COLOUR)
+    path = tmp_path / f"image.{suffix}"
+    PIL.Image.fromarray(COLOR).save(path, lossless=True)
+    logged = LoggedImage(tmp_path, Image(as_type(path)))
+    np.testing.assert_array_equal(logged.pixels, COLOR)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", png_of(PIL.Image.fromarray(COLOUR))[:-30]]
+    "content",
+    [b"", b"not an image", b"\x89PNG\r\n\x1a\n", png_of(PIL.Image.fromarray(COLOR))[:-30]],
 )
-def test_a_file_that_is_no_picture_is_rejected_and_the_rest_goes_on(
+def test_unreadable_file_is_dropped_with_the_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
     path = tmp_path / "broken.png"
@@ -289,15 +280,15 @@ def test_a_file_that_is_no_picture_is_rejected_and_the_rest_goes_on(
     assert (report.journalled, report.dropped) == (1, 1)
     assert report.error is not None
     assert "'a/b' at step 0 was dropped" in report.error
-    assert f"{path} cannot be read as a picture" in report.error
-    assert told_of(caplog) == [report.error]
+    assert f"{path} cannot be read as an image" in report.error
+    assert warnings_of(caplog) == [report.error]
 
 
-def test_a_truncated_file_that_pil_has_opened_is_refused_at_the_call(tmp_path: Path) -> None:
-    content = png_of(PIL.Image.fromarray(COLOUR))[:-30]
+def test_rejects_truncated_file_opened_by_pil(tmp_path: Path) -> None:
+    content = png_of(PIL.Image.fromarray(COLOR))[:-30]
     with (
         PIL.Image.open(io.BytesIO(content)) as opened,
-        pytest.raises(ValueError, match="metric 'a/b': the picture cannot be read: "),
+        pytest.raises(ValueError, match="metric 'a/b': cannot read the image: "),
     ):
         Image(opened)._capture("a/b")
 
@@ -311,13 +302,13 @@ def figure_of(size: tuple[float, float] = (2, 1)) -> Figure:
     return figure
 
 
-def test_a_figure_is_drawn_in_its_size(tmp_path: Path) -> None:
-    shown = Shown(tmp_path, Image(figure_of()))
-    assert shown.pixels.shape == (100, 200, 4)
-    assert shown.pixels[..., :3].std() > 0
+def test_figure_is_drawn_at_its_size(tmp_path: Path) -> None:
+    logged = LoggedImage(tmp_path, Image(figure_of()))
+    assert logged.pixels.shape == (100, 200, 4)
+    assert logged.pixels[..., :3].std() > 0
 
 
-def test_a_figure_keeps_its_canvas() -> None:
+def test_figure_keeps_its_canvas() -> None:
     figure = figure_of()
     before = figure.canvas
     Image(figure)._capture("a/b")
@@ -326,7 +317,7 @@ def test_a_figure_keeps_its_canvas() -> None:
 
 @pytest.fixture
 def figure() -> Iterator[Figure]:
-    """A figure of pyplot's, which has no window."""
+    """A figure that pyplot manages, without a window."""
     mpl.use("agg")
     from matplotlib import pyplot
 
@@ -345,12 +336,12 @@ def is_open(figure: Figure) -> bool:
     "made_of",
     [
         lambda figure, close: Image(figure, close=close),
-        lambda figure, close: Image([figure, GREY], close=close),
+        lambda figure, close: Image([figure, GRAY], close=close),
         lambda figure, close: Table(["picture"], [[Image(figure, close=close)]]),
     ],
     ids=["alone", "grid", "cell"],
 )
-def test_a_figure_of_pyplot_stays_open_unless_told_otherwise(
+def test_pyplot_figure_stays_open_unless_closed_by_argument(
     tmp_path: Path, figure: Figure, made_of: Callable[[Figure, bool], MediaValue], close: bool
 ) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
@@ -358,38 +349,38 @@ def test_a_figure_of_pyplot_stays_open_unless_told_otherwise(
     assert is_open(figure) is not close
 
 
-def test_a_figure_stays_open_if_nothing_is_logged(tmp_path: Path, figure: Figure) -> None:
+def test_figure_stays_open_if_nothing_is_logged(tmp_path: Path, figure: Figure) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus, pytest.raises(TypeError, match="metric 'bad'"):
         bus.log({"a": Image(figure, close=True), "bad": object()})
     assert is_open(figure)
 
 
-def test_a_figure_that_changes_after_the_call_is_shown_as_it_was(tmp_path: Path) -> None:
+def test_figure_is_drawn_at_the_call(tmp_path: Path) -> None:
     figure = figure_of()
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        bus.log({"one": Image(figure)})
+        bus.log("figure", Image(figure))
         figure.clear()
-    (record,) = sink.media("one")
+    (record,) = sink.media("figure")
     assert isinstance(record, ImageRecord)
     pixels = np.asarray(PIL.Image.open(io.BytesIO(sink.files.read(record.file))))
     assert pixels[..., :3].std() > 0
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda figure: figure.suptitle(r"$\oops$"), "the figure cannot be drawn"),
+        (lambda figure: figure.suptitle(r"$\oops$"), "cannot draw the figure"),
         (lambda figure: figure.set_size_inches(200, 200), "20,000 x 20,000"),
     ],
 )
-def test_a_figure_that_cannot_be_drawn_is_refused(
-    change: Callable[[Figure], object], told: str
+def test_rejects_figure_that_cannot_be_drawn(
+    change: Callable[[Figure], object], message: str
 ) -> None:
     figure = figure_of()
     before = figure.canvas
     change(figure)
-    with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}"):
+    with pytest.raises(ValueError, match=f"metric 'a/b'.*{message}"):
         Image(figure)._capture("a/b")
     assert figure.canvas is before
 
@@ -397,284 +388,282 @@ def test_a_figure_that_cannot_be_drawn_is_refused(
 # Grids
 
 
-def test_several_pictures_become_a_grid(tmp_path: Path) -> None:
-    shown = Shown(tmp_path, Image([GREY] * 3))
-    assert shown.pixels.shape == (4 + 2 + 4, 6 + 2 + 6)
+def test_several_images_become_a_grid(tmp_path: Path) -> None:
+    logged = LoggedImage(tmp_path, Image([GRAY] * 3))
+    assert logged.pixels.shape == (4 + 2 + 4, 6 + 2 + 6)
     for row, column in ((0, 0), (0, 8), (6, 0)):
-        np.testing.assert_array_equal(shown.pixels[row : row + 4, column : column + 6], GREY)
-    assert not shown.pixels[6:, 8:].any()
+        np.testing.assert_array_equal(logged.pixels[row : row + 4, column : column + 6], GRAY)
+    assert not logged.pixels[6:, 8:].any()
 
 
 @pytest.mark.parametrize(("columns", "size"), [(1, (22, 6)), (4, (4, 30)), (9, (4, 30))])
-def test_the_number_of_columns_can_be_said(
-    tmp_path: Path, columns: int, size: tuple[int, int]
-) -> None:
-    assert Shown(tmp_path, Image([GREY] * 4, columns=columns)).pixels.shape == size
+def test_grid_has_the_given_columns(tmp_path: Path, columns: int, size: tuple[int, int]) -> None:
+    assert LoggedImage(tmp_path, Image([GRAY] * 4, columns=columns)).pixels.shape == size
 
 
 @pytest.mark.parametrize(
     "batch",
-    [np.stack([COLOUR] * 4), torch.from_numpy(np.stack([COLOUR] * 4)).movedim(-1, 1)],
+    [np.stack([COLOR] * 4), torch.from_numpy(np.stack([COLOR] * 4)).movedim(-1, 1)],
     ids=["NHWC", "NCHW"],
 )
-def test_a_batch_is_a_grid(tmp_path: Path, batch: Any) -> None:
-    shown = Shown(tmp_path, Image(batch))
-    np.testing.assert_array_equal(shown.pixels[:4, :6], COLOUR)
-    assert shown.pixels.shape == (10, 14, 3)
+def test_batch_becomes_a_grid(tmp_path: Path, batch: Any) -> None:
+    logged = LoggedImage(tmp_path, Image(batch))
+    np.testing.assert_array_equal(logged.pixels[:4, :6], COLOR)
+    assert logged.pixels.shape == (10, 14, 3)
 
 
-def test_a_grid_mixes_sizes_and_channels(tmp_path: Path) -> None:
+def test_grid_may_mix_sizes_and_channels(tmp_path: Path) -> None:
     figure, tensor = figure_of((0.2, 0.1)), torch.zeros(3, 5, 5)
-    shown = Shown(tmp_path, Image([GREY, PIL.Image.new("RGB", (9, 3)), figure, tensor]))
-    assert shown.pixels.shape == (10 + 2 + 10, 20 + 2 + 20, 4)
-    assert (shown.pixels[:4, :6, :3] == GREY[..., None]).all()
+    logged = LoggedImage(tmp_path, Image([GRAY, PIL.Image.new("RGB", (9, 3)), figure, tensor]))
+    assert logged.pixels.shape == (10 + 2 + 10, 20 + 2 + 20, 4)
+    assert (logged.pixels[:4, :6, :3] == GRAY[..., None]).all()
 
 
 @pytest.mark.parametrize("columns", [0, -1, 1.5, True, "2"])
-def test_bad_columns_are_refused(columns: Any) -> None:
-    with pytest.raises(ValueError, match="metric 'a/b': columns= is a whole number from 1 on"):
-        Image([GREY], columns=columns)._capture("a/b")
+def test_rejects_invalid_columns(columns: Any) -> None:
+    with pytest.raises(ValueError, match="metric 'a/b': columns= must be a positive integer"):
+        Image([GRAY], columns=columns)._capture("a/b")
 
 
-def test_a_grid_with_too_many_pixels_is_refused_before_they_are_copied() -> None:
+def test_rejects_huge_grid_before_copying_it() -> None:
     batch = np.broadcast_to(np.uint8(0), (1000, 6000, 6000, 3))
-    with pytest.raises(ValueError, match="metric 'a/b' was given a grid of 1,000 pictures"):
+    with pytest.raises(ValueError, match="metric 'a/b' was given a grid of 1,000 images"):
         Image(batch)._capture("a/b")
 
 
 # Boxes and masks
 
 
-def test_boxes_in_pixels_are_kept_and_drawn(tmp_path: Path) -> None:
+def test_boxes_are_stored_and_drawn(tmp_path: Path) -> None:
     pixels = np.zeros((40, 60, 3), np.uint8)
     boxes: list[Any] = [
         Box(5, 5, 20, 30, label=1, score=0.5),
         {"left": 1.5, "top": 2, "right": 3, "bottom": 4},
     ]
-    shown = Shown(tmp_path, Image(pixels, boxes=boxes, class_labels={1: "cat"}))
-    assert shown.record.boxes == [Box(5, 5, 20, 30, label=1, score=0.5), Box(1.5, 2, 3, 4)]
-    assert shown.record.class_labels == {1: "cat"}
-    assert not shown.pixels.any()
-    assert shown.drawn[5, 5:21].any(axis=1).all()
+    logged = LoggedImage(tmp_path, Image(pixels, boxes=boxes, class_labels={1: "cat"}))
+    assert logged.record.boxes == [Box(5, 5, 20, 30, label=1, score=0.5), Box(1.5, 2, 3, 4)]
+    assert logged.record.class_labels == {1: "cat"}
+    assert not logged.pixels.any()
+    assert logged.drawn[5, 5:21].any(axis=1).all()
 
 
-def test_fractions_become_pixels(tmp_path: Path) -> None:
+def test_fractions_are_converted_to_pixels(tmp_path: Path) -> None:
     box = Box(0.25, 0.5, 1, 1, label="cat", fractions=True)
-    shown = Shown(tmp_path, Image(np.zeros((40, 60)), boxes=[box]))
-    assert shown.record.boxes == [Box(15, 20, 60, 40, label="cat")]
+    logged = LoggedImage(tmp_path, Image(np.zeros((40, 60)), boxes=[box]))
+    assert logged.record.boxes == [Box(15, 20, 60, 40, label="cat")]
 
 
-def test_boxes_may_hold_numbers_of_numpy_and_torch(tmp_path: Path) -> None:
+def test_boxes_accept_numpy_and_torch_numbers(tmp_path: Path) -> None:
     sides: list[Any] = [np.float32(1), torch.tensor(2.0), np.int64(3), 4]
     extra: dict[str, Any] = {"label": np.int64(7), "score": np.float32(0.5)}
     box = dict(zip(["left", "top", "right", "bottom"], sides, strict=True)) | extra
-    shown = Shown(tmp_path, Image(np.zeros((40, 60)), boxes=[box, Box(*sides, **extra)]))
-    assert shown.record.boxes == [Box(1, 2, 3, 4, label=7, score=0.5)] * 2
+    logged = LoggedImage(tmp_path, Image(np.zeros((40, 60)), boxes=[box, Box(*sides, **extra)]))
+    assert logged.record.boxes == [Box(1, 2, 3, 4, label=7, score=0.5)] * 2
 
 
 @pytest.mark.parametrize("side", [1e9, 1e308])
-def test_boxes_may_reach_out_of_the_picture(tmp_path: Path, side: float) -> None:
+def test_boxes_may_extend_beyond_the_image(tmp_path: Path, side: float) -> None:
     box = Box(-side, -side, side, side)
-    assert Shown(tmp_path, Image(GREY, boxes=[box])).record.boxes == [box]
+    assert LoggedImage(tmp_path, Image(GRAY, boxes=[box])).record.boxes == [box]
 
 
-def test_nothing_is_drawn_on_a_picture_without_marks(tmp_path: Path) -> None:
-    assert Shown(tmp_path, Image(GREY)).record.annotated is None
+def test_image_without_annotations_has_no_annotated_copy(tmp_path: Path) -> None:
+    assert LoggedImage(tmp_path, Image(GRAY)).record.annotated is None
 
 
 @pytest.mark.parametrize(
     ("most", "dtype"), [(255, np.uint8), (256, np.int64), (65_535, np.uint16), (1, np.bool_)]
 )
-def test_masks_come_back_exactly(tmp_path: Path, most: int, dtype: Any) -> None:
+def test_masks_are_stored_unchanged(tmp_path: Path, most: int, dtype: Any) -> None:
     mask = (np.arange(24).reshape(4, 6) * most // 23).astype(dtype)
-    shown = Shown(tmp_path, Image(GREY, masks={"truth": mask, "guess": torch.from_numpy(mask)}))
+    logged = LoggedImage(
+        tmp_path, Image(GRAY, masks={"truth": mask, "guess": torch.from_numpy(mask)})
+    )
     for key in ("truth", "guess"):
-        np.testing.assert_array_equal(shown.masks[key], mask)
-    assert (shown.drawn != GREY[..., None]).any()
+        np.testing.assert_array_equal(logged.masks[key], mask)
+    assert (logged.drawn != GRAY[..., None]).any()
 
 
-def test_a_mask_of_classes_only_0_leaves_the_picture_as_it_is(tmp_path: Path) -> None:
-    shown = Shown(tmp_path, Image(COLOUR, masks={"m": np.zeros((4, 6), int)}))
-    np.testing.assert_array_equal(shown.drawn, COLOUR)
+def test_class_0_of_a_mask_is_not_drawn(tmp_path: Path) -> None:
+    logged = LoggedImage(tmp_path, Image(COLOR, masks={"m": np.zeros((4, 6), int)}))
+    np.testing.assert_array_equal(logged.drawn, COLOR)
 
 
 @pytest.mark.parametrize("number", [-1, 65_536])
-def test_a_mask_with_other_numbers_is_rejected_in_the_background(
-    tmp_path: Path, number: int
-) -> None:
-    report = report_of(tmp_path, Image(GREY, masks={"m": np.full((4, 6), number)}))
+def test_mask_with_invalid_classes_is_dropped(tmp_path: Path, number: int) -> None:
+    report = report_of(tmp_path, Image(GRAY, masks={"m": np.full((4, 6), number)}))
     assert (report.journalled, report.dropped) == (1, 1)
-    assert "the mask 'm' has classes outside of 0 to 65,535" in (report.error or "")
+    assert "the mask 'm' has classes outside 0 to 65,535" in (report.error or "")
 
 
-def test_a_mask_that_does_not_fit_a_file_is_rejected_in_the_background(tmp_path: Path) -> None:
+def test_mask_of_another_size_than_the_file_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    PIL.Image.fromarray(GREY).save(path)
+    PIL.Image.fromarray(GRAY).save(path)
     report = report_of(tmp_path, Image(path, masks={"m": np.zeros((5, 5), int)}))
     assert report.dropped == 1
-    assert "the mask 'm' is not as large as the picture" in (report.error or "")
+    assert "the mask 'm' is 5 x 5, but its image is 6 x 4" in (report.error or "")
 
 
 @pytest.mark.parametrize(
-    ("box", "told"),
+    ("box", "message"),
     [
-        (Box(0, 0, math.nan, 1), "left <= right, top <= bottom, finite"),
-        (Box(0, 0, math.inf, 1), "left <= right, top <= bottom, finite"),
+        (Box(0, 0, math.nan, 1), "must be finite, with left <= right and top <= bottom"),
+        (Box(0, 0, math.inf, 1), "must be finite, with left <= right and top <= bottom"),
         (Box(2, 0, 1, 1), "left <= right"),
         (Box(0, 2, 1, 1), "top <= bottom"),
-        (Box(0, 0, 1.5, 1, fractions=True), "sides outside of 0 to 1"),
-        (Box(-0.5, 0, 1, 1, fractions=True), "sides outside of 0 to 1"),
-        (Box(0, 0, 1, 1, score=math.nan), "the score of a box is finite, not nan"),
-        (Box(0, 0, 1, 1, label="\ud800"), "the label of a box cannot be written"),
-        (Box(0, 0, 1, 1, caption="\ud800"), "the caption of a box cannot be written"),
-        (Box(0, 0, 1, 1, label=1 << 64), "a class is a number of 64 bits"),
-        (Box(0, 0, 1, 1, label=True), "is no box .*write Box"),
-        ({"left": 0}, "is no box .*`top`.*write Box"),
+        (Box(0, 0, 1.5, 1, fractions=True), "fractions must be from 0 to 1"),
+        (Box(-0.5, 0, 1, 1, fractions=True), "fractions must be from 0 to 1"),
+        (Box(0, 0, 1, 1, score=math.nan), "the score of a box must be finite, not nan"),
+        (Box(0, 0, 1, 1, label="\ud800"), "the label of a box cannot be encoded"),
+        (Box(0, 0, 1, 1, caption="\ud800"), "the caption of a box cannot be encoded"),
+        (Box(0, 0, 1, 1, label=1 << 64), "a class must be a 64-bit integer"),
+        (Box(0, 0, 1, 1, label=True), "is not a valid box .*expected Box"),
+        ({"left": 0}, "is not a valid box .*`top`.*expected Box"),
         ({"left": 0, "top": 0, "right": 1, "bottom": 1, "lable": 1}, "no field 'lable'"),
-        (Box("0", 0, 1, 1), "is no box .*write Box"),  # type: ignore[arg-type]
-        (Box(np.zeros(3), 0, 1, 1), "is no box .*write Box"),  # type: ignore[arg-type]
-        ([0, 0, 1, 1], "is no box .*write Box"),
+        (Box("0", 0, 1, 1), "is not a valid box .*expected Box"),  # type: ignore[arg-type]
+        (Box(np.zeros(3), 0, 1, 1), "is not a valid box .*expected Box"),  # type: ignore[arg-type]
+        ([0, 0, 1, 1], "is not a valid box .*expected Box"),
     ],
     ids=repr,
 )
-def test_bad_boxes_are_refused(box: Any, told: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=f"metric 'a/b'.*{told}"):
-        Image(GREY, boxes=[box])._capture("a/b")
+def test_rejects_invalid_boxes(box: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"metric 'a/b'.*{message}"):
+        Image(GRAY, boxes=[box])._capture("a/b")
 
 
 @pytest.mark.parametrize(
-    ("marks", "told"),
+    ("annotations", "message"),
     [
-        ({"boxes": Box(0, 0, 1, 1)}, "boxes= is a list of .*, not Box"),
-        ({"boxes": {"left": 0}}, "boxes= is a list of .*, not dict"),
-        ({"boxes": np.zeros((2, 4))}, "boxes= is a list of .*, not ndarray"),
-        ({"masks": [GREY]}, "masks= is a dict, not list"),
-        ({"masks": GREY}, "masks= is a dict, not ndarray"),
-        ({"masks": {"m": np.zeros((4, 6))}}, "the mask 'm' is .*float64; it has whole numbers"),
+        ({"boxes": Box(0, 0, 1, 1)}, "boxes= must be a list of .*, not Box"),
+        ({"boxes": {"left": 0}}, "boxes= must be a list of .*, not dict"),
+        ({"boxes": np.zeros((2, 4))}, "boxes= must be a list of .*, not ndarray"),
+        ({"masks": [GRAY]}, "masks= must be a dict, not list"),
+        ({"masks": GRAY}, "masks= must be a dict, not ndarray"),
+        ({"masks": {"m": np.zeros((4, 6))}}, "the mask 'm' is .*float64; expected integers"),
         ({"masks": {"m": np.zeros((4, 6, 1), int)}}, "the mask 'm' is .*two axes"),
-        ({"masks": {"m": np.zeros((6, 4), int)}}, "the mask 'm' is 4 x 6, its picture 6 x 4"),
-        ({"masks": {"m": [[1, 2], [3]]}}, "is no array"),
-        ({"masks": {3: GREY}}, "a mask's name must be text, not int"),
-        ({"masks": {"\ud800": GREY}}, "a mask's name cannot be written"),
-        ({"class_labels": ["cat"]}, "class_labels= is a dict, not list"),
-        ({"class_labels": {"1": "cat"}}, "names by class number, not by '1'"),
-        ({"class_labels": {1: 2}}, "a class's name must be text, not int"),
-        ({"class_labels": {1: "\ud800"}}, "a class's name cannot be written"),
-        ({"class_labels": {1 << 64: "cat"}}, "a class is a number of 64 bits"),
+        ({"masks": {"m": np.zeros((6, 4), int)}}, "the mask 'm' is 4 x 6, but its image is 6 x 4"),
+        ({"masks": {"m": [[1, 2], [3]]}}, "cannot be converted to an array"),
+        ({"masks": {3: GRAY}}, "a mask's name must be a string, not int"),
+        ({"masks": {"\ud800": GRAY}}, "a mask's name cannot be encoded"),
+        ({"class_labels": ["cat"]}, "class_labels= must be a dict, not list"),
+        ({"class_labels": {"1": "cat"}}, "names; '1' is not an integer"),
+        ({"class_labels": {1: 2}}, "a class's name must be a string, not int"),
+        ({"class_labels": {1: "\ud800"}}, "a class's name cannot be encoded"),
+        ({"class_labels": {1 << 64: "cat"}}, "a class must be a 64-bit integer"),
     ],
 )
-def test_bad_marks_are_refused(marks: dict[str, Any], told: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{told}"):
-        Image(GREY, **marks)._capture("a/b")
+def test_rejects_invalid_annotations(annotations: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{message}"):
+        Image(GRAY, **annotations)._capture("a/b")
 
 
-@pytest.mark.parametrize("marks", [{"boxes": [Box(0, 0, 1, 1)]}, {"masks": {"m": GREY}}])
-def test_a_grid_has_no_marks(marks: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="metric 'a/b': a grid has no boxes and masks"):
-        Image([GREY], **marks)._capture("a/b")
+@pytest.mark.parametrize("annotations", [{"boxes": [Box(0, 0, 1, 1)]}, {"masks": {"m": GRAY}}])
+def test_rejects_annotations_of_a_grid(annotations: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="metric 'a/b': a grid cannot have boxes or masks"):
+        Image([GRAY], **annotations)._capture("a/b")
 
 
 # Bad input
 
 
 @pytest.mark.parametrize("shape", [(20_000, 20_000), (20_000, 20_000, 3), (3, 20_000, 20_000)])
-def test_a_huge_picture_is_refused_before_it_is_copied(shape: tuple[int, ...]) -> None:
+def test_rejects_huge_image_before_copying_it(shape: tuple[int, ...]) -> None:
     huge = np.broadcast_to(np.uint8(0), shape)
-    with pytest.raises(ValueError, match="metric 'a/b' was given a picture of 20,000 x 20,000"):
+    with pytest.raises(ValueError, match="metric 'a/b' was given an image of 20,000 x 20,000"):
         Image(huge)._capture("a/b")
 
 
-PICTURE = "a picture has height and width, with 1, 3 or 4 channels first or last"
+SHAPES = "expected height and width, with 1, 3 or 4 channels first or last"
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
-        (np.zeros(3), rf"ndarray of shape \(3,\) and dtype float64; {PICTURE}"),
-        (np.zeros((5, 5, 2)), rf"ndarray of shape \(5, 5, 2\) and dtype float64; {PICTURE}"),
-        (torch.zeros(2, 5, 5), rf"Tensor of shape \(2, 5, 5\).*; {PICTURE}"),
-        (np.zeros((1, 2, 3, 4, 5)), PICTURE),
-        (np.zeros((0, 5)), rf"an empty picture of shape \(0, 5\); {PICTURE}"),
-        (np.zeros((0, 5, 5, 3)), "no picture; what is accepted is an array"),
-        ([], "no picture; what is accepted is an array"),
-        (3, PICTURE),
-        (np.zeros((5, 5), int), "dtype int64; pixels are uint8, or floats from 0 to 1"),
-        ([[1, 2], [3, 4]], "list; pixels are uint8, or floats"),
-        (np.zeros((5, 5), complex), "dtype complex128; what is accepted is an array"),
-        (np.array([[None]]), "dtype object; what is accepted is an array"),
-        ([[0.1, 0.2], [0.3]], "list, which is no array"),
-        (torch.zeros(5, 5, device="meta"), "Tensor of shape .*what is accepted is an array"),
-        (None, "NoneType; what is accepted is an array"),
-        ([GREY, None], "NoneType; what is accepted is an array"),
-        (b"bytes", "bytes; what is accepted is an array"),
-        ({"a": 1}, "dict; what is accepted is an array"),
-        ((x for x in [GREY]), "generator; what is accepted is an array"),
+        (np.zeros(3), rf"ndarray of shape \(3,\) and dtype float64; {SHAPES}"),
+        (np.zeros((5, 5, 2)), rf"ndarray of shape \(5, 5, 2\) and dtype float64; {SHAPES}"),
+        (torch.zeros(2, 5, 5), rf"Tensor of shape \(2, 5, 5\).*; {SHAPES}"),
+        (np.zeros((1, 2, 3, 4, 5)), SHAPES),
+        (np.zeros((0, 5)), rf"an empty image of shape \(0, 5\); {SHAPES}"),
+        (np.zeros((0, 5, 5, 3)), "no image; expected an array"),
+        ([], "no image; expected an array"),
+        (3, SHAPES),
+        (np.zeros((5, 5), int), "dtype int64; expected pixels as uint8, or as floats from 0 to 1"),
+        ([[1, 2], [3, 4]], "list; expected pixels as uint8, or as floats"),
+        (np.zeros((5, 5), complex), "dtype complex128; expected an array"),
+        (np.array([[None]]), "dtype object; expected an array"),
+        ([[0.1, 0.2], [0.3]], "list, which cannot be converted to an array"),
+        (torch.zeros(5, 5, device="meta"), "Tensor of shape .*expected an array"),
+        (None, "NoneType; expected an array"),
+        ([GRAY, None], "NoneType; expected an array"),
+        (b"bytes", "bytes; expected an array"),
+        ({"a": 1}, "dict; expected an array"),
+        ((x for x in [GRAY]), "generator; expected an array"),
     ],
 )
-def test_what_is_no_picture_is_refused(data: Any, told: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b' was given .*{told}"):
+def test_rejects_invalid_images(data: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b' was given .*{message}"):
         Image(data)._capture("a/b")
 
 
 @pytest.mark.parametrize(
-    ("layout", "told"),
+    ("layout", "message"),
     [
-        ("CHW", r"ndarray of shape \(4, 6\).* by layout='CHW'"),
-        ("XYZ", 'layout= is "HW", "HWC" or "CHW", not \'XYZ\''),
-        (3, "layout= is .* not 3"),
+        ("CHW", r"ndarray of shape \(4, 6\).* for layout='CHW'"),
+        ("XYZ", 'layout= must be "HW", "HWC" or "CHW", not \'XYZ\''),
+        (3, "layout= must be .* not 3"),
     ],
 )
-def test_a_layout_that_does_not_fit_is_refused(layout: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}"):
-        Image(GREY, layout=layout)._capture("a/b")
+def test_rejects_layout_that_does_not_fit(layout: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"metric 'a/b'.*{message}"):
+        Image(GRAY, layout=layout)._capture("a/b")
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
-        ("missing.png", "missing.png' cannot be read: No such file"),
-        ("/dev/zero", "/dev/zero is no regular file; give the path of a file"),
-        (".", "is a folder; give the path of a file"),
-        ("nul\0.png", "cannot be read: embedded null byte"),
-        ("\ud800.png", "cannot be read: 'utf-8' codec"),
-        ("long" * 5000, "cannot be read: File name too long"),
+        ("missing.png", "cannot read '.*missing.png': No such file"),
+        ("/dev/zero", "/dev/zero is not a regular file; expected the path of a regular file"),
+        (".", "is a directory; expected the path of a regular file"),
+        ("nul\0.png", "cannot read .*: embedded null byte"),
+        ("\ud800.png", "cannot read .*: 'utf-8' codec"),
+        ("long" * 5000, "cannot read .*: File name too long"),
     ],
 )
-def test_a_bad_path_is_refused(path: str, told: str) -> None:
-    with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}") as caught:
+def test_rejects_invalid_path(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"metric 'a/b'.*{message}") as caught:
         Image(path)._capture("a/b")
     assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(
-    ("caption", "told"),
-    [("\ud800", "cannot be written as UTF-8"), (None, "not NoneType"), (b"x", "not bytes")],
+    ("caption", "message"),
+    [("\ud800", "cannot be encoded as UTF-8"), (None, "not NoneType"), (b"x", "not bytes")],
 )
-def test_a_bad_caption_is_refused(caption: Any, told: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b': caption= .*{told}"):
-        Image(GREY, caption)._capture("a/b")
+def test_rejects_invalid_caption(caption: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b': caption= .*{message}"):
+        Image(GRAY, caption)._capture("a/b")
 
 
 @pytest.mark.parametrize("bad", [np.zeros((5, 5, 2)), "missing.png", np.array([[None]])])
-def test_with_one_bad_picture_nothing_of_a_mapping_is_logged(tmp_path: Path, bad: Any) -> None:
+def test_invalid_image_prevents_logging_of_the_whole_mapping(tmp_path: Path, bad: Any) -> None:
     sink = MemorySink()
     bus = MetricBus(sinks=[sink], dir=tmp_path)
     with pytest.raises((TypeError, ValueError), match="metric 'b'"):
-        bus.log({"loss": 1.0, "a": Image(GREY), "b": Image(bad)})
+        bus.log({"loss": 1.0, "a": Image(GRAY), "b": Image(bad)})
     bus.close()
     assert sink.records == []
     assert bus.stats().logged == 0
 
 
-def test_an_encoder_that_fails_is_counted_and_the_rest_goes_on(
+def test_failing_encoder_is_counted_as_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(picture: object) -> bytes:
+    def fail(image: object) -> bytes:
         raise MemoryError("no room for a PNG")
 
     monkeypatch.setattr(sys.modules["metricbus.media.png"], "png_of", fail)
     with caplog.at_level(logging.WARNING, "metricbus.media"):
-        report = report_of(tmp_path, Image(GREY))
+        report = report_of(tmp_path, Image(GRAY))
     assert (report.journalled, report.dropped, report.waiting) == (1, 1, 0)
     assert report.error == "'a/b' at step 0 was dropped: MemoryError: no room for a PNG"
-    assert told_of(caplog) == [report.error]
+    assert warnings_of(caplog) == [report.error]

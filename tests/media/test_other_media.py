@@ -1,4 +1,4 @@
-"""`Text`, `Audio`, `Video`, `Chart` and `File`."""
+"""Tests of `Text`, `Audio`, `Video`, `Chart` and `File`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from metricbus._common.media_records import (
     TextRecord,
     VideoRecord,
 )
-from metricbus._delivery.report import Report
 from metricbus.testing import MemorySink
+from tests.helpers.media_logging import report_of, warnings_of
 
 Array = NDArray[Any]
 R = TypeVar("R", bound=MediumRecord)
@@ -43,7 +43,7 @@ FRAMES = RANDOM.integers(0, 256, (3, 5, 6, 3), dtype=np.uint8)
 
 
 def logged(folder: Path, kind: type[R], medium: MediaValue) -> tuple[R, MemorySink]:
-    """The record of a medium, and a sink that reads its files."""
+    """Log a medium; return its record and a sink that can read its files."""
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=folder) as bus:
         bus.log("a/b", medium)
@@ -53,20 +53,9 @@ def logged(folder: Path, kind: type[R], medium: MediaValue) -> tuple[R, MemorySi
     return record, sink
 
 
-def report_of(folder: Path, medium: MediaValue) -> Report:
-    """What became of a medium, and of a number that was logged with it."""
-    with MetricBus(sinks=[MemorySink()], dir=folder) as bus:
-        bus.log({"loss": 1.0, "a/b": medium})
-    return bus.stats()
-
-
-def refused(medium: MediaValue, told: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{told}"):
+def assert_rejected(medium: MediaValue, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{message}"):
         medium._capture("a/b")
-
-
-def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.name == "metricbus.media"]
 
 
 # Text
@@ -75,7 +64,7 @@ def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize(
     "text", ["", "# Title\n\n*text*\r\n", "\x00 \u2028 \U0001f600", "x" * 10**6]
 )
-def test_a_text_comes_back_exactly(tmp_path: Path, text: str) -> None:
+def test_text_is_stored_unchanged(tmp_path: Path, text: str) -> None:
     record, sink = logged(tmp_path, TextRecord, Text(text))
     assert sink.files.read(record.file) == text.encode()
     assert record.length == len(text)
@@ -85,16 +74,16 @@ def test_a_text_comes_back_exactly(tmp_path: Path, text: str) -> None:
     ("text", "start"),
     [("short", "short"), ("two\n  lines", "two lines"), ("x" * 81, "x" * 80 + "…"), ("", "")],
 )
-def test_a_text_has_its_start_on_one_line(tmp_path: Path, text: str, start: str) -> None:
+def test_text_record_has_its_start_on_one_line(tmp_path: Path, text: str, start: str) -> None:
     record, _ = logged(tmp_path, TextRecord, Text(text))
     assert record.start == start
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [(5, "not int"), (None, "not NoneType"), ("\ud800", "written as UTF-8")]
+    ("text", "message"), [(5, "not int"), (None, "not NoneType"), ("\ud800", "encoded as UTF-8")]
 )
-def test_what_is_no_text_is_refused(text: Any, told: str) -> None:
-    refused(Text(text), told)
+def test_rejects_invalid_text(text: Any, message: str) -> None:
+    assert_rejected(Text(text), message)
 
 
 # Audio
@@ -112,7 +101,7 @@ def pcm_of(sink: MemorySink, record: AudioRecord) -> Array:
 
 @given(arrays.arrays(np.int16, st.tuples(st.integers(3, 40), st.integers(1, 3))))
 @settings(max_examples=15, deadline=None)
-def test_16_bit_samples_come_back_exactly(
+def test_16_bit_samples_are_stored_unchanged(
     tmp_path_factory: pytest.TempPathFactory, samples: Array
 ) -> None:
     record, sink = logged(tmp_path_factory.mktemp("run"), AudioRecord, Audio(samples, 8000))
@@ -124,7 +113,7 @@ def test_16_bit_samples_come_back_exactly(
     [((9,), 9, 1), ((9, 1), 9, 1), ((1, 9), 9, 1), ((9, 2), 9, 2), ((2, 9), 9, 2), ((2, 2), 2, 2)],
 )
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-def test_the_longer_axis_is_the_time(
+def test_longer_axis_is_the_time_axis(
     tmp_path: Path, shape: tuple[int, ...], frames: int, channels: int, make: Any
 ) -> None:
     samples = RANDOM.integers(-100, 100, shape, dtype=np.int16)
@@ -136,40 +125,40 @@ def test_the_longer_axis_is_the_time(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_floats_from_minus_1_to_1_are_samples(
+def test_floats_are_scaled_to_16_bits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: str
 ) -> None:
     record, sink = logged(tmp_path, AudioRecord, Audio(np.array([-1, -0.5, 0, 1], dtype), 8000))
     assert pcm_of(sink, record).ravel().tolist() == [-32_767, -16_384, 0, 32_767]
-    assert told_of(caplog) == []
+    assert warnings_of(caplog) == []
 
 
 @pytest.mark.parametrize(
-    ("samples", "heard", "told"),
+    ("samples", "pcm", "message"),
     [
-        ([-2.0, 3.0], [-32_767, 32_767], "samples outside of -1 to 1 are clipped"),
-        ([-math.inf, 1e300], [-32_767, 32_767], "samples outside of -1 to 1 are clipped"),
-        ([math.nan, 1.0], [0, 32_767], "NaN samples are silent"),
+        ([-2.0, 3.0], [-32_767, 32_767], "samples outside -1 to 1 are clipped"),
+        ([-math.inf, 1e300], [-32_767, 32_767], "samples outside -1 to 1 are clipped"),
+        ([math.nan, 1.0], [0, 32_767], "NaN samples are replaced with silence"),
     ],
 )
-def test_a_repair_of_samples_is_told_once(
+def test_warns_once_about_repaired_samples(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     samples: list[float],
-    heard: list[int],
-    told: str,
+    pcm: list[int],
+    message: str,
 ) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         for _ in range(2):
             bus.log("a/b", Audio(samples, 8000))
-    assert told_of(caplog) == [f"'a/b' at step 0: {told}"]
+    assert warnings_of(caplog) == [f"'a/b' at step 0: {message}"]
     for record in sink.media("a/b"):
         assert isinstance(record, AudioRecord)
-        assert pcm_of(sink, record).ravel().tolist() == heard
+        assert pcm_of(sink, record).ravel().tolist() == pcm
 
 
-def test_samples_that_change_after_the_call_are_as_they_were(tmp_path: Path) -> None:
+def test_samples_are_copied_at_the_call(tmp_path: Path) -> None:
     samples = np.ones((2, 9), np.int16)
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -180,7 +169,7 @@ def test_samples_that_change_after_the_call_are_as_they_were(tmp_path: Path) -> 
     assert (pcm_of(sink, record) == 1).all()
 
 
-def test_a_wav_file_is_copied_and_described(tmp_path: Path) -> None:
+def test_wav_file_is_copied_with_its_format(tmp_path: Path) -> None:
     path = tmp_path / "bell.WAV"
     with wave.open(str(path), "wb") as file:
         file.setnchannels(2)
@@ -194,19 +183,19 @@ def test_a_wav_file_is_copied_and_described(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["wav", "mp3", "ogg", "flac", "m4a", "opus"])
-def test_a_file_of_another_kind_is_copied_as_it_is(tmp_path: Path, suffix: str) -> None:
+def test_unreadable_audio_file_is_copied_unchanged(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"bell.{suffix}"
-    path.write_bytes(b"RIFF, so to speak")
+    path.write_bytes(b"not really RIFF")
     record, sink = logged(tmp_path, AudioRecord, Audio(str(path)))
     assert sink.files.read(record.file) == path.read_bytes()
     assert (record.format, record.sample_rate, record.frames) == (suffix, 0, 0)
 
 
-SAMPLES = "it takes samples as int16, or as floats from -1 to 1"
+SAMPLES = "expected samples as int16, or as floats from -1 to 1"
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (np.zeros(0), rf"ndarray of shape \(0,\) and dtype float64; {SAMPLES}"),
         (np.zeros((5, 0)), SAMPLES),
@@ -215,35 +204,35 @@ SAMPLES = "it takes samples as int16, or as floats from -1 to 1"
         (np.zeros(5, np.int32), f"dtype int32; {SAMPLES}"),
         ([1, 2, 3], rf"list of shape \(3,\) and dtype int64; {SAMPLES}"),
         (np.zeros(5, bool), f"dtype bool; {SAMPLES}"),
-        (np.zeros(5, complex), "dtype complex128; what is accepted is samples"),
-        (np.array([None]), "dtype object; what is accepted is samples"),
-        ([[0.1, 0.2], [0.3]], "list, which is no array"),
-        (None, "NoneType; what is accepted is samples"),
-        (np.zeros((50, 17)), "17 channels, up to 16 are taken"),
+        (np.zeros(5, complex), "dtype complex128; expected samples"),
+        (np.array([None]), "dtype object; expected samples"),
+        ([[0.1, 0.2], [0.3]], "list, which cannot be converted to an array"),
+        (None, "NoneType; expected samples"),
+        (np.zeros((50, 17)), "17 channels; the maximum is 16"),
     ],
 )
-def test_what_is_no_sound_is_refused(data: Any, told: str) -> None:
-    refused(Audio(data, 8000), told)
+def test_rejects_invalid_samples(data: Any, message: str) -> None:
+    assert_rejected(Audio(data, 8000), message)
 
 
 @pytest.mark.parametrize(
-    ("rate", "told"),
+    ("rate", "message"),
     [
-        (0, "sample_rate= is from 1 to 67,108,864, not 0"),
-        (-8000, "sample_rate= is from 1 to .*, not -8,000"),
-        (1 << 31, "sample_rate= is from 1 to"),
-        (None, "sample_rate= is a whole number of samples a second, not None"),
-        (True, "sample_rate= is a whole number .*, not True"),
-        (8000.0, "sample_rate= is a whole number .*, not 8000.0"),
-        ("8000", "sample_rate= is a whole number .*, not '8000'"),
+        (0, "sample_rate= must be from 1 to 67,108,864, not 0"),
+        (-8000, "sample_rate= must be from 1 to .*, not -8,000"),
+        (1 << 31, "sample_rate= must be from 1 to"),
+        (None, "sample_rate= must be an integer number of samples per second, not None"),
+        (True, "sample_rate= must be an integer .*, not True"),
+        (8000.0, "sample_rate= must be an integer .*, not 8000.0"),
+        ("8000", "sample_rate= must be an integer .*, not '8000'"),
     ],
 )
-def test_a_bad_sample_rate_is_refused(rate: Any, told: str) -> None:
-    refused(Audio(np.zeros(5), rate), told)
+def test_rejects_invalid_sample_rate(rate: Any, message: str) -> None:
+    assert_rejected(Audio(np.zeros(5), rate), message)
 
 
 @pytest.mark.parametrize("rate", [1, 1 << 26, np.int64(8000)])
-def test_any_other_sample_rate_is_taken(tmp_path: Path, rate: int) -> None:
+def test_accepts_extreme_sample_rates(tmp_path: Path, rate: int) -> None:
     record, _ = logged(tmp_path, AudioRecord, Audio(np.zeros((50, 16)), rate))
     assert record.sample_rate == rate
 
@@ -258,11 +247,11 @@ def gif_of(sink: MemorySink, record: VideoRecord) -> PIL.Image.Image:
 
 
 def durations_of(gif: PIL.Image.Image) -> list[int]:
-    found = []
+    durations = []
     for number in range(getattr(gif, "n_frames", 1)):
         gif.seek(number)
-        found.append(gif.info["duration"])
-    return found
+        durations.append(gif.info["duration"])
+    return durations
 
 
 @pytest.mark.parametrize(
@@ -280,15 +269,15 @@ def durations_of(gif: PIL.Image.Image) -> list[int]:
     ],
     ids=["THWC", "THW", "THW1", "TCHW", "float", "bool", "torch", "list", "RGBA"],
 )
-def test_frames_become_a_gif_of_their_number_and_size(tmp_path: Path, frames: Any) -> None:
-    record, sink = logged(tmp_path, VideoRecord, Video(frames, 10, "film"))
+def test_frames_become_a_gif(tmp_path: Path, frames: Any) -> None:
+    record, sink = logged(tmp_path, VideoRecord, Video(frames, 10, "clip"))
     gif = gif_of(sink, record)
     assert (gif.size, getattr(gif, "n_frames", 1)) == ((6, 5), 3)
     assert (record.width, record.height, record.frames) == (6, 5, 3)
-    assert (record.fps, record.format, record.caption) == (10.0, "gif", "film")
+    assert (record.fps, record.format, record.caption) == (10.0, "gif", "clip")
 
 
-def test_grey_frames_come_back_exactly(tmp_path: Path) -> None:
+def test_gray_frames_are_stored_unchanged(tmp_path: Path) -> None:
     record, sink = logged(tmp_path, VideoRecord, Video(FRAMES[..., 0]))
     gif = gif_of(sink, record)
     for number, frame in enumerate(FRAMES[..., 0]):
@@ -296,7 +285,7 @@ def test_grey_frames_come_back_exactly(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(gif.convert("L")), frame)
 
 
-def test_frames_of_few_colours_come_back_exactly(tmp_path: Path) -> None:
+def test_frames_of_few_colors_are_stored_unchanged(tmp_path: Path) -> None:
     record, sink = logged(tmp_path, VideoRecord, Video(FRAMES))
     gif = gif_of(sink, record)
     for number, frame in enumerate(FRAMES):
@@ -315,49 +304,49 @@ def test_frames_of_few_colours_come_back_exactly(tmp_path: Path) -> None:
         (np.float32(2), [500, 500, 500]),
     ],
 )
-def test_frames_are_shown_as_long_as_the_rate_says(
-    tmp_path: Path, fps: float, durations: list[int]
-) -> None:
+def test_frame_durations_follow_the_rate(tmp_path: Path, fps: float, durations: list[int]) -> None:
     record, sink = logged(tmp_path, VideoRecord, Video(FRAMES, fps))
     assert durations_of(gif_of(sink, record)) == durations
 
 
-def test_frames_that_are_equal_are_shown_as_long_as_all_of_them(tmp_path: Path) -> None:
+def test_merged_equal_frames_keep_their_total_duration(tmp_path: Path) -> None:
     record, sink = logged(tmp_path, VideoRecord, Video(np.zeros((8, 5, 6)), 4))
     assert sum(durations_of(gif_of(sink, record))) == 2000
     assert record.frames == 8
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(3000, 4), (8, 0.01)])
-def test_a_frame_that_stands_too_long_is_cut_and_told(
+def test_warns_about_too_long_frames(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, frames: int, fps: float
 ) -> None:
     record, sink = logged(tmp_path, VideoRecord, Video(np.zeros((frames, 5, 6)), fps))
     assert durations_of(gif_of(sink, record)) == [655_350]
-    told = "a frame that stands for more than 655 seconds is shown for so long"
-    assert told_of(caplog) == [f"'a/b' at step 0: {told}"]
+    message = "frames longer than 655 seconds are shown for 655 seconds"
+    assert warnings_of(caplog) == [f"'a/b' at step 0: {message}"]
 
 
-def test_a_film_has_no_transparency(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_transparent_frames_are_shown_on_black(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     frames = np.full((2, 5, 6, 4), 255, np.uint8)
     frames[1, ..., 3] = 0
     record, sink = logged(tmp_path, VideoRecord, Video(frames))
     gif = gif_of(sink, record)
     gif.seek(1)
     assert not np.asarray(gif.convert("RGB")).any()
-    assert told_of(caplog) == ["'a/b' at step 0: a film has no transparency: it is shown on black"]
-
-
-def test_frames_outside_of_0_to_1_are_clipped_and_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    logged(tmp_path, VideoRecord, Video(np.full((2, 5, 6), 7.0)))
-    assert told_of(caplog) == [
-        "'a/b' at step 0: pixels outside of 0 to 1 are clipped (floats to 255 want / 255)"
+    assert warnings_of(caplog) == [
+        "'a/b' at step 0: videos have no transparency; it is shown on black"
     ]
 
 
-def test_frames_that_change_after_the_call_are_as_they_were(tmp_path: Path) -> None:
+def test_warns_about_clipped_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logged(tmp_path, VideoRecord, Video(np.full((2, 5, 6), 7.0)))
+    assert warnings_of(caplog) == [
+        "'a/b' at step 0: pixels outside 0 to 1 are clipped (if yours are 0 to 255, divide by 255)"
+    ]
+
+
+def test_frames_are_copied_at_the_call(tmp_path: Path) -> None:
     frames = np.zeros((1, 5, 6), np.uint8)
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -369,40 +358,40 @@ def test_frames_that_change_after_the_call_are_as_they_were(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "GIF", "webm", "ogg", "mov", "avi", "mkv"])
-def test_a_film_in_a_file_is_copied_as_it_is(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"film.{suffix}"
+def test_video_file_is_copied_unchanged(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"video.{suffix}"
     path.write_bytes(bytes(range(256)) * 9000)
-    record, sink = logged(tmp_path, VideoRecord, Video(path, caption="film"))
+    record, sink = logged(tmp_path, VideoRecord, Video(path, caption="clip"))
     assert sink.files.read(record.file) == path.read_bytes()
-    assert (record.format, record.frames, record.caption) == (suffix.lower(), 0, "film")
+    assert (record.format, record.frames, record.caption) == (suffix.lower(), 0, "clip")
 
 
-VIDEO = r"it takes frames \(T, H, W, C\) or \(T, C, H, W\) as uint8"
+VIDEO = r"expected frames \(T, H, W, C\) or \(T, C, H, W\) as uint8"
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (np.zeros((5, 6)), rf"ndarray of shape \(5, 6\) and dtype float64; {VIDEO}"),
         (np.zeros((0, 5, 6)), VIDEO),
         (np.zeros((2, 5, 6, 3, 1)), VIDEO),
         (np.zeros((2, 5, 6, 2)), "1, 3 or 4 channels"),
-        (np.zeros((2, 5, 6), int), "dtype int64; pixels are uint8, or floats"),
-        (np.zeros((2, 5, 6), complex), "dtype complex128; what is accepted is frames"),
-        (np.array([None]), "dtype object; what is accepted is frames"),
-        ([np.zeros((5, 6)), np.zeros((5, 7))], "list, which is no array"),
-        (None, "NoneType; what is accepted is frames"),
-        (np.broadcast_to(np.uint8(0), (2, 20_000, 20_000)), "up to 268,435,456 pixels in all"),
-        (np.broadcast_to(np.uint8(0), (1, 16_000, 16_000)), "a picture of 16,000 x 16,000"),
+        (np.zeros((2, 5, 6), int), "dtype int64; expected pixels as uint8, or as floats"),
+        (np.zeros((2, 5, 6), complex), "dtype complex128; expected frames"),
+        (np.array([None]), "dtype object; expected frames"),
+        ([np.zeros((5, 6)), np.zeros((5, 7))], "list, which cannot be converted to an array"),
+        (None, "NoneType; expected frames"),
+        (np.broadcast_to(np.uint8(0), (2, 20_000, 20_000)), "up to 268,435,456 elements in total"),
+        (np.broadcast_to(np.uint8(0), (1, 16_000, 16_000)), "an image of 16,000 x 16,000"),
     ],
 )
-def test_what_is_no_film_is_refused(data: Any, told: str) -> None:
-    refused(Video(data), told)
+def test_rejects_invalid_frames(data: Any, message: str) -> None:
+    assert_rejected(Video(data), message)
 
 
 @pytest.mark.parametrize("fps", [0, -1, math.nan, math.inf, 101, 0.001, True, None, "4"])
-def test_a_bad_rate_of_frames_is_refused(fps: Any) -> None:
-    refused(Video(FRAMES, fps), r"fps= is a number from 0.01 to 100, not ")
+def test_rejects_invalid_frame_rate(fps: Any) -> None:
+    assert_rejected(Video(FRAMES, fps), r"fps= must be a number from 0.01 to 100, not ")
 
 
 # Charts
@@ -427,15 +416,14 @@ TABLE = Table(
     ],
     ids=lambda chart: f"{chart._kind} of {chart._x}",
 )
-def test_every_chart_is_a_png_with_its_data(tmp_path: Path, chart: Chart) -> None:
+def test_every_kind_of_chart_is_drawn_and_has_its_data(tmp_path: Path, chart: Chart) -> None:
     record, sink = logged(tmp_path, ChartRecord, chart)
-    picture = PIL.Image.open(io.BytesIO(sink.files.read(record.picture)))
-    assert (picture.format, picture.size) == ("PNG", (record.width, record.height))
-    assert np.asarray(picture.convert("L")).std() > 0
+    image = PIL.Image.open(io.BytesIO(sink.files.read(record.picture)))
+    assert (image.format, image.size) == ("PNG", (record.width, record.height))
+    assert np.asarray(image.convert("L")).std() > 0
     assert record.columns == TABLE.columns
     assert record.rows == 3
-    found = sink.files.rows(record)
-    assert [str(row) for row in found] == [str(list(row)) for row in TABLE.rows]
+    assert [str(row) for row in sink.files.rows(record)] == [str(list(row)) for row in TABLE.rows]
 
 
 @pytest.mark.parametrize(
@@ -448,18 +436,18 @@ def test_every_chart_is_a_png_with_its_data(tmp_path: Path, chart: Chart) -> Non
         (Chart(TABLE, "confusion", x="class"), "class", ["epoch"]),
     ],
 )
-def test_columns_that_are_not_said_are_those_with_numbers(
+def test_default_columns_are_the_numeric_ones(
     tmp_path: Path, chart: Chart, x: str, y: list[str]
 ) -> None:
     record, _ = logged(tmp_path, ChartRecord, chart)
     assert (record.x_column, record.y_columns) == (x, y)
 
 
-def test_a_chart_of_very_many_columns_is_drawn(tmp_path: Path) -> None:
+def test_draws_a_chart_of_many_columns(tmp_path: Path) -> None:
     logged(tmp_path, ChartRecord, Chart({f"c{number}": [1, 2] for number in range(300)}))
 
 
-def test_a_chart_takes_what_makes_a_table(tmp_path: Path) -> None:
+def test_chart_accepts_the_arguments_of_a_table(tmp_path: Path) -> None:
     record, sink = logged(tmp_path, ChartRecord, Chart({"x": [1, 2], "y": [3, 4]}, title="t"))
     assert sink.files.rows(record) == [[1, 3], [2, 4]]
     assert (record.chart, record.title) == ("line", "t")
@@ -471,11 +459,11 @@ def test_a_chart_takes_what_makes_a_table(tmp_path: Path) -> None:
     [[math.nan, math.inf], [None, None], [1, 1], [2**63 - 1, -(2**63)], [5e-324, 0], [True, False]],
     ids=str,
 )
-def test_odd_numbers_can_be_drawn(tmp_path: Path, kind: Any, column: list[Any]) -> None:
+def test_draws_extreme_numbers(tmp_path: Path, kind: Any, column: list[Any]) -> None:
     logged(tmp_path, ChartRecord, Chart({"x": column, "y": column}, kind, "x"))
 
 
-def test_rows_appended_after_the_call_are_not_in_the_chart(tmp_path: Path) -> None:
+def test_rows_are_copied_at_the_call(tmp_path: Path) -> None:
     table = Table(["x", "y"], [[1, 2]])
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -487,46 +475,51 @@ def test_rows_appended_after_the_call_are_not_in_the_chart(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("chart", "told"),
+    ("chart", "message"),
     [
-        (Chart(TABLE, "pie"), "kind= is one of line, .*confusion, not 'pie'"),  # type: ignore[arg-type]
+        (Chart(TABLE, "pie"), "kind= must be one of line, .*confusion, not 'pie'"),  # type: ignore[arg-type]
         (Chart(TABLE, x="no"), "no column 'no'; it has epoch, train, _val, class, guess"),
         (Chart(TABLE, y="no"), "no column 'no'; it has epoch"),
         (Chart(TABLE, y=["train", 5]), "no column 5; it has epoch"),  # type: ignore[list-item]
-        (Chart(TABLE, y=[]), "a line chart needs a y= beside x='epoch'"),
-        (Chart(TABLE, y="class"), "the column 'class' has more than numbers; here its cells are"),
-        (Chart(TABLE, "histogram", x="class"), "the column 'class' has more than numbers"),
+        (Chart(TABLE, y=[]), "a line chart needs a y= column in addition to x='epoch'"),
+        (Chart(TABLE, y="class"), "the column 'class' must contain only numbers and None"),
+        (
+            Chart(TABLE, "histogram", x="class"),
+            "the column 'class' must contain only numbers and None",
+        ),
         (
             Chart(TABLE, "confusion", y=["class", "guess"]),
-            "y= the guesses, or .the guesses",
+            "must be the column of predicted classes, or a list",
         ),
-        (Chart({"x": range(201), "y": range(201)}, "confusion"), "of 201 classes .* up to 200"),
+        (
+            Chart({"x": range(201), "y": range(201)}, "confusion"),
+            "has 201 classes; the maximum is 200",
+        ),
         (Chart({"x": [1]}), "a line chart needs a y="),
-        (Chart(Table(["x", "y"])), "a chart of a table without rows shows nothing"),
+        (Chart(Table(["x", "y"])), "the table of a chart must have at least one row"),
         (Chart(Table(["x", "x"], [[1, 2]])), "the column 'x' twice"),
         (Chart(Table(["x", "y"], [[1, 2], [3]])), "row 1 has 1 cells"),
-        (Chart(TABLE, title="\ud800"), "title= cannot be written as UTF-8"),
-        (Chart(TABLE, title=5), "title= must be text, not int"),  # type: ignore[arg-type]
+        (Chart(TABLE, title="\ud800"), "title= cannot be encoded as UTF-8"),
+        (Chart(TABLE, title=5), "title= must be a string, not int"),  # type: ignore[arg-type]
     ],
 )
-def test_bad_charts_are_refused(chart: Chart, told: str) -> None:
-    refused(chart, told)
+def test_rejects_invalid_charts(chart: Chart, message: str) -> None:
+    assert_rejected(chart, message)
 
 
 @pytest.mark.parametrize("y", [5, 0.5, {"train"}])
-def test_columns_that_are_no_list_are_refused_outright(y: Any) -> None:
-    with pytest.raises(TypeError, match="y= is a column's name, or a list of them, not "):
+def test_constructor_rejects_invalid_y(y: Any) -> None:
+    with pytest.raises(TypeError, match="y= must be a column name or a list of them, not "):
         Chart(TABLE, y=y)
 
 
-def test_a_chart_that_cannot_be_drawn_is_counted_and_the_rest_goes_on(
+def test_chart_that_fails_to_draw_is_counted_as_dropped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ends = {"x": [0, 1], "y": [-1.7e308, 1.7e308]}
     report = report_of(tmp_path, Chart(ends))
-    assert report.journalled + report.dropped == 2
     assert report.waiting == 0
-    assert told_of(caplog) == ([report.error] if report.dropped else [])
+    assert warnings_of(caplog) == ([report.error] if report.dropped else [])
 
 
 # Files
@@ -534,7 +527,7 @@ def test_a_chart_that_cannot_be_drawn_is_counted_and_the_rest_goes_on(
 
 @pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("content", [b"", b"weights" * 1_000_000])
-def test_a_file_is_described(tmp_path: Path, copy: bool, content: bytes) -> None:
+def test_file_record_has_path_and_size(tmp_path: Path, copy: bool, content: bytes) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
     record, sink = logged(tmp_path, FileRecord, File(path, copy=copy))
@@ -543,7 +536,7 @@ def test_a_file_is_described(tmp_path: Path, copy: bool, content: bytes) -> None
     assert sink.files.read(record.file) == content
 
 
-def test_a_copy_outlives_its_file(tmp_path: Path) -> None:
+def test_copy_outlives_the_original(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(b"weights")
     record, sink = logged(tmp_path, FileRecord, File(path, copy=True))
@@ -551,13 +544,13 @@ def test_a_copy_outlives_its_file(tmp_path: Path) -> None:
     assert sink.files.read(record.file) == b"weights"
 
 
-def test_a_path_may_be_relative(tmp_path: Path) -> None:
+def test_relative_path_becomes_absolute(tmp_path: Path) -> None:
     Path("weights.pt").write_bytes(b"weights")
     record, _ = logged(tmp_path, FileRecord, File("weights.pt"))
     assert record.origin == str(tmp_path / "weights.pt")
 
 
-def test_a_link_is_followed(tmp_path: Path) -> None:
+def test_symbolic_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"weights")
     (tmp_path / "latest").symlink_to(tmp_path / "weights.pt")
     record, sink = logged(tmp_path, FileRecord, File(tmp_path / "latest", copy=True))
@@ -571,26 +564,27 @@ def _grow(path: Path) -> None:
 
 @pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize(
-    ("change", "told"), [(_grow, "was changed after it was logged"), (Path.unlink, "No such file")]
+    ("change", "message"),
+    [(_grow, "has changed since it was logged"), (Path.unlink, "No such file")],
 )
-def test_a_file_that_changes_before_it_was_read_is_rejected(
-    tmp_path: Path, change: Callable[[Path], None], told: str, copy: bool
+def test_file_that_changes_before_it_is_read_is_dropped(
+    tmp_path: Path, change: Callable[[Path], None], message: str, copy: bool
 ) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(b"weights")
 
     class Changed(File):
-        """The file changes when `log()` has seen it."""
+        """A file that changes right after `log()` has checked it."""
 
         def _capture(self, name: str) -> Any:
-            taken = super()._capture(name)
+            job = super()._capture(name)
             change(path)
-            return taken
+            return job
 
     report = report_of(tmp_path, Changed(path, copy=copy))
     assert (report.journalled, report.dropped, report.waiting) == (1, 1, 0)
     assert "'a/b' at step 0 was dropped" in (report.error or "")
-    assert told in (report.error or "")
+    assert message in (report.error or "")
 
 
 KINDS: list[Callable[[Any], MediaValue]] = [File, Audio, Video, Image]
@@ -598,47 +592,48 @@ KINDS: list[Callable[[Any], MediaValue]] = [File, Audio, Video, Image]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
-        ("missing.pt", "missing.pt' cannot be read: No such file or directory; give the path"),
-        ("/dev/zero", "/dev/zero is no regular file; give the path of a file"),
-        (".", "is a folder; give the path of a file"),
-        ("nul\0", "cannot be read: embedded null byte"),
-        ("\ud800", "cannot be read: 'utf-8' codec"),
-        ("long" * 5000, "cannot be read: File name too long"),
+        ("missing.pt", "cannot read '.*missing.pt': No such file or directory; expected the path"),
+        ("/dev/zero", "/dev/zero is not a regular file; expected the path of a regular file"),
+        (".", "is a directory; expected the path of a regular file"),
+        ("nul\0", "cannot read .*: embedded null byte"),
+        ("\ud800", "cannot read .*: 'utf-8' codec"),
+        ("long" * 5000, "cannot read .*: File name too long"),
     ],
 )
-def test_a_bad_path_is_refused(kind: Callable[[Any], MediaValue], path: str, told: str) -> None:
-    refused(kind(path), told)
+def test_rejects_invalid_path(kind: Callable[[Any], MediaValue], path: str, message: str) -> None:
+    assert_rejected(kind(path), message)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
-def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode on other systems")
+def test_rejects_path_that_is_not_unicode(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.pt"
     with open(path, "wb"):
         pass
-    refused(File(os.fsdecode(path)), "the path cannot be written as UTF-8")
+    assert_rejected(File(os.fsdecode(path)), "the path cannot be encoded as UTF-8")
 
 
-def test_a_pipe_is_refused(tmp_path: Path) -> None:
+def test_rejects_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
-    refused(Audio(tmp_path / "pipe.wav"), "is no regular file")
+    assert_rejected(Audio(tmp_path / "pipe.wav"), "is not a regular file")
 
 
 @pytest.mark.parametrize("path", [None, 5, b"weights.pt"])
-def test_what_is_no_path_is_refused(path: Any) -> None:
-    refused(File(path), r"File\(\) takes a path, not ")
+def test_rejects_non_path(path: Any) -> None:
+    assert_rejected(File(path), r"File\(\) requires a path, not ")
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"), [(Audio, "is no sound.*.wav"), (Video, "is no film.*.mp4")]
+    ("kind", "message"),
+    [(Audio, "is not an audio file.*.wav"), (Video, "is not a video file.*.mp4")],
 )
-def test_a_file_of_an_unknown_kind_is_refused(
-    tmp_path: Path, kind: Callable[[Any], MediaValue], told: str
+def test_rejects_unsupported_file_format(
+    tmp_path: Path, kind: Callable[[Any], MediaValue], message: str
 ) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("text")
-    refused(kind(path), told)
+    assert_rejected(kind(path), message)
 
 
 # All of them
@@ -654,12 +649,13 @@ def test_a_file_of_an_unknown_kind_is_refused(
     ids=["Audio", "Video", "Image"],
 )
 @pytest.mark.parametrize(
-    ("caption", "told"), [("\ud800", "cannot be written as UTF-8"), (5, "must be text, not int")]
+    ("caption", "message"),
+    [("\ud800", "cannot be encoded as UTF-8"), (5, "must be a string, not int")],
 )
-def test_a_bad_caption_is_refused(
-    medium: Callable[[Any], MediaValue], caption: Any, told: str
+def test_rejects_invalid_caption(
+    medium: Callable[[Any], MediaValue], caption: Any, message: str
 ) -> None:
-    refused(medium(caption), f"caption= {told}")
+    assert_rejected(medium(caption), f"caption= {message}")
 
 
 @pytest.mark.parametrize(
@@ -667,7 +663,7 @@ def test_a_bad_caption_is_refused(
     [Text(5), Audio(np.zeros(5), 0), Video(None), Chart(TABLE, x="no"), File("no"), MediaValue()],  # type: ignore[arg-type]
     ids=lambda medium: type(medium).__name__,
 )
-def test_with_one_bad_medium_nothing_of_a_mapping_is_logged(
+def test_invalid_medium_prevents_logging_of_the_whole_mapping(
     tmp_path: Path, bad: MediaValue
 ) -> None:
     sink = MemorySink()
@@ -679,7 +675,7 @@ def test_with_one_bad_medium_nothing_of_a_mapping_is_logged(
     assert bus.stats().logged == 0
 
 
-def test_names_that_look_like_paths_stay_in_the_folder(tmp_path: Path) -> None:
+def test_files_of_path_like_names_stay_in_the_media_folder(tmp_path: Path) -> None:
     sink = MemorySink()
     names = ["../../up", "/abs", ".hidden", "a b", "ü" * 300, "."]
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -694,7 +690,7 @@ def test_names_that_look_like_paths_stay_in_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-def test_a_confusion_matrix_is_a_chart_of_counts(tmp_path: Path, make: Any) -> None:
+def test_confusion_matrix_becomes_a_table_of_counts(tmp_path: Path, make: Any) -> None:
     counts = np.array([[5, 1, 0], [2, 7, 0], [0, 0, 9]])
     chart = Chart(make(counts), "confusion", labels=["cat", "ant", "bat"])
     with MetricBus(sinks="", dir=tmp_path) as bus:
@@ -708,31 +704,31 @@ def test_a_confusion_matrix_is_a_chart_of_counts(tmp_path: Path, make: Any) -> N
     assert rows[:4] == [["cat", "cat", 5], ["cat", "ant", 1], ["cat", "bat", 0], ["ant", "cat", 2]]
 
 
-def test_a_matrix_of_two_classes_is_one_and_two_columns_are_examples(tmp_path: Path) -> None:
+def test_two_by_two_array_is_a_matrix_and_two_columns_are_examples(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         bus.log("matrix", Chart(np.eye(2), "confusion"))
         bus.log("examples", Chart(np.array([[0, 1], [1, 1], [0, 0]]), "confusion"))
     assert bus.folder is not None
-    found = {record.name: record for record in metricbus.read(bus.folder).media()}
-    assert isinstance(found["matrix"], ChartRecord)
-    assert isinstance(found["examples"], ChartRecord)
-    assert found["matrix"].y_columns == ["guess", "count"]
-    assert found["examples"].y_columns == ["1"]
+    records = {record.name: record for record in metricbus.read(bus.folder).media()}
+    assert isinstance(records["matrix"], ChartRecord)
+    assert isinstance(records["examples"], ChartRecord)
+    assert records["matrix"].y_columns == ["guess", "count"]
+    assert records["examples"].y_columns == ["1"]
 
 
 @pytest.mark.parametrize(
-    ("matrix", "options", "error", "told"),
+    ("matrix", "options", "error", "message"),
     [
-        (np.ones((3, 4)), {}, ValueError, "a square matrix of numbers from 0 on"),
-        (-np.eye(3), {}, ValueError, "a square matrix of numbers from 0 on"),
-        (np.full((3, 3), math.nan), {}, ValueError, "a square matrix of numbers from 0 on"),
-        (np.ones((3, 3, 3)), {}, ValueError, "a square matrix of numbers from 0 on"),
+        (np.ones((3, 4)), {}, ValueError, "a square matrix of non-negative numbers"),
+        (-np.eye(3), {}, ValueError, "a square matrix of non-negative numbers"),
+        (np.full((3, 3), math.nan), {}, ValueError, "a square matrix of non-negative numbers"),
+        (np.ones((3, 3, 3)), {}, ValueError, "a square matrix of non-negative numbers"),
         (np.eye(3), {"labels": ["a"]}, ValueError, "labels= has 1 names for 3 classes"),
-        ({"x": [1], "y": [2]}, {"labels": ["a"]}, TypeError, "labels= goes with a matrix"),
+        ({"x": [1], "y": [2]}, {"labels": ["a"]}, TypeError, "labels= requires a matrix"),
     ],
 )
-def test_what_is_no_confusion_matrix_is_refused(
-    matrix: Any, options: dict[str, Any], error: type[Exception], told: str
+def test_rejects_invalid_confusion_matrix(
+    matrix: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         Chart(matrix, "confusion", **options)

@@ -1,4 +1,4 @@
-"""`Table`: cells that come back exactly, rows that are written once."""
+"""Tests of `Table`: lossless cells, and rows that are written once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import metricbus
 from metricbus import Box, Histogram, Image, MetricBus, Table
-from metricbus._common.media_records import Cell, Picture, TableRecord, decode_rows, encode_rows
+from metricbus._common.media_records import Cell, ImageCell, TableRecord, decode_rows, encode_rows
 from metricbus._history.history import TableRows
 from metricbus.testing import MemorySink
 from tests.helpers.param_ids import shown
@@ -38,12 +38,12 @@ grids = st.integers(1, 4).flatmap(
 )
 
 
-class Colour(str, enum.Enum):  # noqa: UP042 - what people had before StrEnum
+class Color(str, enum.Enum):  # noqa: UP042 - not a StrEnum, whose str() differs
     RED = "red"
 
 
 def tables_of(folder: Path, *calls: dict[str, Any]) -> dict[str, list[TableRows]]:
-    """What is read back, by name, after these calls of `log()`."""
+    """Log each of the mappings, and return the tables read back, by name."""
     with MetricBus(sinks=[], dir=folder) as bus:
         for call in calls:
             bus.log(call)
@@ -58,41 +58,37 @@ def rows_of(folder: Path, table: Table) -> list[list[Cell]]:
     return found.rows
 
 
-def same(one: Any, other: Any) -> bool:
-    """Equal, of one type, and with one sign."""
-    if isinstance(one, float) and isinstance(other, float):
-        both_nan = math.isnan(one) and math.isnan(other)
-        return both_nan or (one == other and math.copysign(1, one) == math.copysign(1, other))
-    return type(one) is type(other) and one == other
+def is_same(cell: Any, expected: Any) -> bool:
+    """Check for equality, including types, NaN and the sign of zero."""
+    if isinstance(cell, float) and isinstance(expected, float):
+        both_nan = math.isnan(cell) and math.isnan(expected)
+        return both_nan or (
+            cell == expected and math.copysign(1, cell) == math.copysign(1, expected)
+        )
+    return type(cell) is type(expected) and cell == expected
 
 
-# What comes back
+def assert_same_rows(rows: list[list[Cell]], expected: list[list[Cell]]) -> None:
+    for row, expected_row in zip(rows, expected, strict=True):
+        assert all(map(is_same, row, expected_row))
+        assert len(row) == len(expected_row)
+
+
+# Reading back
 
 
 @given(grids)
-def test_cells_survive_their_file_exactly(rows: list[list[Cell]]) -> None:
-    found = decode_rows(encode_rows(rows))
-    assert [len(row) for row in found] == [len(row) for row in rows]
-    assert all(
-        same(*pair)
-        for one, other in zip(found, rows, strict=True)
-        for pair in zip(one, other, strict=True)
-    )
+def test_encoded_rows_decode_to_the_same_cells(rows: list[list[Cell]]) -> None:
+    assert_same_rows(decode_rows(encode_rows(rows)), rows)
 
 
 @given(grids.filter(bool))
 @settings(max_examples=15, deadline=None)
-def test_a_table_is_read_back_exactly(
+def test_table_reads_back_unchanged(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[Cell]]
 ) -> None:
     columns = [f"c{number}" for number in range(len(rows[0]))]
-    found = rows_of(tmp_path_factory.mktemp("run"), Table(columns, rows))
-    assert len(found) == len(rows)
-    assert all(
-        same(*pair)
-        for one, other in zip(found, rows, strict=True)
-        for pair in zip(one, other, strict=True)
-    )
+    assert_same_rows(rows_of(tmp_path_factory.mktemp("run"), Table(columns, rows)), rows)
 
 
 TUESDAY = datetime.datetime(2024, 5, 7, 8, 9, 10, 11)
@@ -114,7 +110,7 @@ TUESDAY = datetime.datetime(2024, 5, 7, 8, 9, 10, 11)
         (torch.tensor(2.5, requires_grad=True), 2.5),
         (Decimal("0.5"), 0.5),
         (np.str_("text"), "text"),
-        (Colour.RED, "red"),
+        (Color.RED, "red"),
         ("line\nend\r\u2028\x00 \U0001f600", "line\nend\r\u2028\x00 \U0001f600"),
         ("", ""),
         ("NaN", "NaN"),
@@ -132,12 +128,12 @@ TUESDAY = datetime.datetime(2024, 5, 7, 8, 9, 10, 11)
     ],
     ids=shown,
 )
-def test_a_cell_becomes(tmp_path: Path, cell: Any, expected: Cell) -> None:
+def test_cell_is_converted(tmp_path: Path, cell: Any, expected: Cell) -> None:
     ((found,),) = rows_of(tmp_path, Table(["c"], [[cell]]))
-    assert same(found, expected)
+    assert is_same(found, expected)
 
 
-def test_pictures_in_cells_come_back_with_their_pixels(tmp_path: Path) -> None:
+def test_images_in_cells_keep_their_pixels(tmp_path: Path) -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
     table = Table(["id", "picture"], [[1, Image(pixels, "seven")], [2, Image([pixels] * 2)]])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
@@ -145,16 +141,16 @@ def test_pictures_in_cells_come_back_with_their_pixels(tmp_path: Path) -> None:
         pixels[:] = 0
     assert bus.folder is not None
     history = metricbus.read(bus.folder)
-    one, two = (row[1] for row in history.tables("a/b")[0].rows)
-    assert isinstance(one, Picture)
-    assert isinstance(two, Picture)
-    assert (one.width, one.height, one.channels, one.caption) == (6, 4, 1, "seven")
-    assert (two.width, two.height) == (14, 4)
-    seen = np.asarray(PIL.Image.open(io.BytesIO(history.files.read(one.file))))
-    np.testing.assert_array_equal(seen, np.arange(24).reshape(4, 6))
+    single, grid = (row[1] for row in history.tables("a/b")[0].rows)
+    assert isinstance(single, ImageCell)
+    assert isinstance(grid, ImageCell)
+    assert (single.width, single.height, single.channels, single.caption) == (6, 4, 1, "seven")
+    assert (grid.width, grid.height) == (14, 4)
+    stored = np.asarray(PIL.Image.open(io.BytesIO(history.files.read(single.file))))
+    np.testing.assert_array_equal(stored, np.arange(24).reshape(4, 6))
 
 
-MADE: dict[str, Callable[[], Any]] = {
+ARGUMENTS: dict[str, Callable[[], Any]] = {
     "dict of lists": lambda: {"x": [1, 2], "y": ["a", None]},
     "dict of arrays": lambda: {"x": np.array([1, 2]), "y": np.array(["a", None])},
     "dict of tensors and series": lambda: {"x": torch.tensor([1, 2]), "y": pd.Series(["a", None])},
@@ -163,8 +159,8 @@ MADE: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
-def test_a_table_is_made_of(tmp_path: Path, make: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("make", ARGUMENTS.values(), ids=ARGUMENTS)
+def test_table_accepts(tmp_path: Path, make: Callable[[], Any]) -> None:
     table = Table(make())
     assert table.columns == ["x", "y"]
     rows = rows_of(tmp_path, table)
@@ -173,13 +169,13 @@ def test_a_table_is_made_of(tmp_path: Path, make: Callable[[], Any]) -> None:
     assert rows[1][1] is None or rows[1][1] != rows[1][1]
 
 
-def test_a_polars_frame_is_a_table(tmp_path: Path) -> None:
+def test_table_accepts_polars_data_frame(tmp_path: Path) -> None:
     polars = pytest.importorskip("polars")
     frame = polars.DataFrame({"x": [1, 2], "y": ["a", None]})
     assert rows_of(tmp_path, Table(frame)) == [[1, "a"], [2, None]]
 
 
-def test_an_array_with_two_axes_is_a_table_with_numbered_columns(tmp_path: Path) -> None:
+def test_columns_of_a_2d_array_are_numbered(tmp_path: Path) -> None:
     table = Table(np.array([[1, 2**60 + 1], [3, 4]]))
     assert table.columns == ["0", "1"]
     assert rows_of(tmp_path, table) == [[1, 2**60 + 1], [3, 4]]
@@ -201,23 +197,23 @@ NANOSECONDS = np.array(["2024-05-07T08:09:10.123456789", "NaT"], "M8[ns]")
     "table",
     [
         lambda: Table({"at": NANOSECONDS}),
-        lambda: Table(np.array([(one,) for one in NANOSECONDS], [("at", "M8[ns]")])),
+        lambda: Table(np.array([(date,) for date in NANOSECONDS], [("at", "M8[ns]")])),
         lambda: Table(["at"], NANOSECONDS[:, None]),
     ],
     ids=["column", "field", "rows"],
 )
-def test_dates_of_numpy_stay_dates(tmp_path: Path, table: Callable[[], Table]) -> None:
+def test_numpy_dates_keep_their_precision(tmp_path: Path, table: Callable[[], Table]) -> None:
     assert rows_of(tmp_path, table()) == [["2024-05-07T08:09:10.123456789"], [None]]
 
 
-def test_an_empty_table_has_columns_and_no_rows(tmp_path: Path) -> None:
+def test_empty_table_has_columns_and_no_rows(tmp_path: Path) -> None:
     assert rows_of(tmp_path, Table(["x", "y"])) == []
 
 
 # Growing
 
 
-def test_a_table_that_grows_is_read_back_as_one(tmp_path: Path) -> None:
+def test_parts_of_a_growing_table_read_back_as_one_table(tmp_path: Path) -> None:
     table = Table(["x"])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         for number in range(5):
@@ -229,7 +225,7 @@ def test_a_table_that_grows_is_read_back_as_one(tmp_path: Path) -> None:
     assert found.step == 0
 
 
-def test_each_log_writes_what_is_new_alone(tmp_path: Path) -> None:
+def test_each_log_writes_only_new_rows(tmp_path: Path) -> None:
     table = Table(["x", "y"])
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -237,17 +233,17 @@ def test_each_log_writes_what_is_new_alone(tmp_path: Path) -> None:
             table.append([1000 + number, "text"])
             bus.log("a/b", table)
     records = [record for record in sink.media("a/b") if isinstance(record, TableRecord)]
-    assert [(one.part, one.first_row, one.rows) for one in records] == [
+    assert [(record.part, record.first_row, record.rows) for record in records] == [
         (number, number, 1) for number in range(50)
     ]
-    assert {one.file.size for one in records} == {len('[1000,"text"]\n')}
-    assert len({one.table for one in records}) == 1
+    assert {record.file.size for record in records} == {len('[1000,"text"]\n')}
+    assert len({record.table for record in records}) == 1
     assert bus.folder is not None
     on_disk = [path.stat().st_size for path in (bus.folder / "media").rglob("*.jsonl")]
     assert sum(on_disk) == 50 * len('[1000,"text"]\n')
 
 
-def test_a_table_without_anything_new_is_not_logged_again(tmp_path: Path) -> None:
+def test_table_without_new_rows_is_not_logged_again(tmp_path: Path) -> None:
     table = Table(["x"])
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -257,7 +253,7 @@ def test_a_table_without_anything_new_is_not_logged_again(tmp_path: Path) -> Non
     assert bus.stats().logged == 1
 
 
-def test_one_table_under_two_names_is_whole_under_both(tmp_path: Path) -> None:
+def test_table_under_two_names_is_complete_under_both(tmp_path: Path) -> None:
     table = Table(["x"], [[1]])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         bus.log("one", table)
@@ -270,12 +266,12 @@ def test_one_table_under_two_names_is_whole_under_both(tmp_path: Path) -> None:
         assert found.rows == [[1], [2]]
 
 
-def test_another_table_under_the_name_is_another_table(tmp_path: Path) -> None:
+def test_another_object_under_the_same_name_is_another_table(tmp_path: Path) -> None:
     found = tables_of(tmp_path, {"a": Table(["x"], [[1]])}, {"a": Table(["y"], [["b"]])})["a"]
-    assert [(one.columns, one.rows) for one in found] == [(["x"], [[1]]), (["y"], [["b"]])]
+    assert [(table.columns, table.rows) for table in found] == [(["x"], [[1]]), (["y"], [["b"]])]
 
 
-def test_rows_that_change_after_the_call_are_as_they_were(tmp_path: Path) -> None:
+def test_rows_are_copied_at_the_call(tmp_path: Path) -> None:
     row: list[Any] = [1, "a"]
     array: Any = np.array([2.0, 3.0])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
@@ -286,7 +282,7 @@ def test_rows_that_change_after_the_call_are_as_they_were(tmp_path: Path) -> Non
     assert metricbus.read(bus.folder).tables("a/b")[0].rows == [[1, "a"], [2.0, 3.0]]
 
 
-def test_columns_and_rows_cannot_be_changed_from_outside() -> None:
+def test_columns_and_rows_return_copies() -> None:
     table = Table(["x"], [[1]])
     table.columns.append("y")
     table.rows.append([2])
@@ -294,13 +290,13 @@ def test_columns_and_rows_cannot_be_changed_from_outside() -> None:
 
 
 @pytest.mark.parametrize(
-    "spoilt", [Histogram("no"), Table(["x"], [[object()]]), Table([], []), object()]
+    "invalid", [Histogram("no"), Table(["x"], [[object()]]), Table([], []), object()]
 )
-def test_a_mapping_that_is_refused_takes_no_rows_of_a_table(tmp_path: Path, spoilt: Any) -> None:
+def test_rejected_mapping_does_not_mark_rows_as_logged(tmp_path: Path, invalid: Any) -> None:
     table = Table(["x"], [[1]])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         with pytest.raises((TypeError, ValueError), match="metric 'bad'"):
-            bus.log({"good": table, "bad": spoilt})
+            bus.log({"good": table, "bad": invalid})
         bus.log("good", table)
     assert bus.folder is not None
     (found,) = metricbus.read(bus.folder).tables("good")
@@ -308,7 +304,7 @@ def test_a_mapping_that_is_refused_takes_no_rows_of_a_table(tmp_path: Path, spoi
     assert bus.stats().logged == 1
 
 
-def test_rows_after_a_bad_one_can_be_logged_once_it_is_mended(tmp_path: Path) -> None:
+def test_rows_can_be_logged_after_an_invalid_cell_is_fixed(tmp_path: Path) -> None:
     bad: list[Any] = [object()]
     table = Table(["x"], [[1], bad])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
@@ -324,42 +320,42 @@ def test_rows_after_a_bad_one_can_be_logged_once_it_is_mended(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
-        ([], "a table has at least one column"),
+        ([], "a table must have at least one column"),
         (["x", "y", "x"], "the table has the column 'x' twice"),
-        ([1], "the column's name 1 must be text, not int"),
-        ([None], "the column's name None must be text, not NoneType"),
-        (["\ud800"], "the column's name .* cannot be written as UTF-8"),
+        ([1], "the column name 1 must be a string, not int"),
+        ([None], "the column name None must be a string, not NoneType"),
+        (["\ud800"], "the column name .* cannot be encoded as UTF-8"),
     ],
 )
-def test_bad_columns_are_refused(columns: Any, told: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{told}"):
+def test_rejects_invalid_columns(columns: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b'.*{message}"):
         Table(columns, [])._capture("a/b")
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
-        ([1], "row 1 has 1 cells, the table has 2 columns: x, y"),
-        ([1, 2, 3], "row 1 has 3 cells, the table has 2 columns: x, y"),
-        ("ab", "row 1 is str; a row is a list of cells"),
-        (b"ab", "row 1 is bytes; a row is a list of cells"),
-        ({"x": 1, "y": 2}, "row 1 is dict; a row is a list of cells"),
-        ({1, 2}, "row 1 is set; a row is a list of cells"),
-        (3, "row 1 is int; a row is a list of cells"),
-        (None, "row 1 is NoneType; a row is a list of cells"),
-        (np.array(3), "row 1 is ndarray; a row is a list of cells"),
+        ([1], "row 1 has 1 cells, but the table has 2 columns: x, y"),
+        ([1, 2, 3], "row 1 has 3 cells, but the table has 2 columns: x, y"),
+        ("ab", "row 1 is str; expected a list of cells"),
+        (b"ab", "row 1 is bytes; expected a list of cells"),
+        ({"x": 1, "y": 2}, "row 1 is dict; expected a list of cells"),
+        ({1, 2}, "row 1 is set; expected a list of cells"),
+        (3, "row 1 is int; expected a list of cells"),
+        (None, "row 1 is NoneType; expected a list of cells"),
+        (np.array(3), "row 1 is ndarray; expected a list of cells"),
     ],
 )
-def test_bad_rows_are_refused(row: Any, told: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b': {told}"):
+def test_rejects_invalid_rows(row: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"metric 'a/b': {message}"):
         Table(["x", "y"], [[1, 2], row])._capture("a/b")
-    with pytest.raises((TypeError, ValueError), match=told):
+    with pytest.raises((TypeError, ValueError), match=message):
         Table(["x", "y"], [[1, 2]]).append(row)
 
 
-def test_of_several_rows_with_a_bad_one_none_is_appended() -> None:
+def test_append_adds_no_rows_if_one_is_invalid() -> None:
     table = Table(["x"])
     with pytest.raises(ValueError, match="row 1 has 2 cells"):
         table.append([1], [2, 3])
@@ -384,54 +380,54 @@ def test_of_several_rows_with_a_bad_one_none_is_appended() -> None:
     ],
     ids=shown,
 )
-def test_bad_cells_are_refused(cell: Any) -> None:
-    told = (
-        f"metric 'a/b': row 0, column 'y' is .*{type(cell).__name__}; a cell may hold numbers, "
-        r"text, booleans, None, dates and metricbus's Image\(…\)"
+def test_rejects_invalid_cells(cell: Any) -> None:
+    message = (
+        f"metric 'a/b': row 0, column 'y' is .*{type(cell).__name__}; expected a "
+        r"number, text, a boolean, None, a date or a metricbus Image\(\.\.\.\)"
     )
-    with pytest.raises(TypeError, match=told):
+    with pytest.raises(TypeError, match=message):
         Table(["x", "y"], [[1, cell]])._capture("a/b")
 
 
 @pytest.mark.parametrize(
-    ("cell", "told"),
+    ("cell", "message"),
     [
-        ("\ud800", "row 0, column 'x' cannot be written as UTF-8"),
+        ("\ud800", "row 0, column 'x' cannot be encoded as UTF-8"),
         (Image(np.zeros((5, 5, 2))), "was given ndarray of shape"),
-        (Image(np.zeros((5, 5)), boxes=[Box(0, 0, 1, 1)]), "a picture in a table has no boxes"),
-        (Image("missing.png"), "cannot be read"),
+        (Image(np.zeros((5, 5)), boxes=[Box(0, 0, 1, 1)]), "an image in a table cannot have boxes"),
+        (Image("missing.png"), "cannot read"),
     ],
 )
-def test_bad_text_and_pictures_are_refused(cell: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=f"metric 'a/b'.*{told}"):
+def test_rejects_invalid_text_and_images(cell: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"metric 'a/b'.*{message}"):
         Table(["x"], [[cell]])._capture("a/b")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (("x", [[1]]), r"columns= takes a list of names, not a text: write \['x'\]"),
-        (("x",), "given str; it takes columns and rows"),
-        ((5,), "given int; it takes columns and rows"),
-        ((5, [[1]]), "columns= takes a list, not int: 5"),
-        ((["x"], 5), "rows= takes a list, not int: 5"),
-        ((["x"], "ab"), "rows= takes a list, not str"),
-        (({"x": [1], "y": [1, 2]},), "of one length, these are of {'x': 1, 'y': 2}"),
-        (({"x": "abc"},), "the column 'x' takes a list, not str: 'abc'"),
-        (({"x": 5},), "the column 'x' takes a list, not int: 5"),
-        (({"x": np.array(5)},), "the column 'x' takes a list, not int: 5"),
-        ((np.zeros(3),), r"two axes, or with named fields, not of shape \(3,\)"),
+        (("x", [[1]]), r"columns= must be a list of names, not a string; pass \['x'\]"),
+        (("x",), "given str; expected columns and rows"),
+        ((5,), "given int; expected columns and rows"),
+        ((5, [[1]]), "columns= must be a list, not int: 5"),
+        ((["x"], 5), "rows= must be a list, not int: 5"),
+        ((["x"], "ab"), "rows= must be a list, not str"),
+        (({"x": [1], "y": [1, 2]},), "equal lengths, not {'x': 1, 'y': 2}"),
+        (({"x": "abc"},), "the column 'x' must be a list, not str: 'abc'"),
+        (({"x": 5},), "the column 'x' must be a list, not int: 5"),
+        (({"x": np.array(5)},), "the column 'x' must be a list, not int: 5"),
+        ((np.zeros(3),), r"two axes or with named fields, not one of shape \(3,\)"),
         ((np.zeros((1, 1, 1)),), "two axes"),
     ],
 )
-def test_what_makes_no_table_is_refused_outright(arguments: Any, told: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=told):
+def test_constructor_rejects_invalid_arguments(arguments: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
         Table(*arguments)
 
 
-def test_a_picture_that_fails_in_the_background_costs_its_rows_alone(tmp_path: Path) -> None:
+def test_unreadable_image_drops_only_its_part(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     table = Table(["picture"], [[Image(broken)]])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         bus.log("a/b", table)
@@ -441,10 +437,10 @@ def test_a_picture_that_fails_in_the_background_costs_its_rows_alone(tmp_path: P
     report = bus.stats()
     assert (report.journalled, report.dropped) == (2, 1)
     assert "'a/b' at step 0 was dropped" in (report.error or "")
-    assert f"{broken} cannot be read as a picture" in (report.error or "")
+    assert f"{broken} cannot be read as an image" in (report.error or "")
 
 
-def test_a_table_in_two_runs_is_whole_in_each(tmp_path: Path) -> None:
+def test_table_in_two_runs_is_complete_in_each(tmp_path: Path) -> None:
     table = Table(["x"], [[1]])
     folders = []
     for _ in range(2):
@@ -457,7 +453,7 @@ def test_a_table_in_two_runs_is_whole_in_each(tmp_path: Path) -> None:
     assert rows == [[[1]], [[1], [2]]]
 
 
-def test_rows_of_a_part_that_was_superseded_are_counted_as_missing(tmp_path: Path) -> None:
+def test_rows_of_a_superseded_part_count_as_missing(tmp_path: Path) -> None:
     table = Table(["x"], [[1]])
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         for step in range(3):
@@ -470,7 +466,7 @@ def test_rows_of_a_part_that_was_superseded_are_counted_as_missing(tmp_path: Pat
     assert (found.rows, found.missing) == ([[1], [2], [4]], 1)
 
 
-def test_a_cell_that_cannot_be_is_refused_by_append_and_the_table_stays_good(
+def test_append_rejects_invalid_cells(
     tmp_path: Path,
 ) -> None:
     table = Table(["x"], [[1]])
@@ -480,23 +476,25 @@ def test_a_cell_that_cannot_be_is_refused_by_append_and_the_table_stays_good(
 
 
 @pytest.mark.parametrize(
-    "made",
+    "make",
     [
         lambda: Table([{"x": 1, "y": "a"}, {"y": "b", "x": 2}]),
         lambda: Table(rows=[{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]),
         lambda: Table(rows=pd.DataFrame({"x": [1, 2], "y": ["a", "b"]})),
     ],
 )
-def test_rows_that_bring_their_columns_along_make_a_table(made: Callable[[], Table]) -> None:
-    table = made()
+def test_rows_with_column_names_make_a_table(make: Callable[[], Table]) -> None:
+    table = make()
     assert table.columns == ["x", "y"]
     assert [list(row) for row in table.rows] == [[1, "a"], [2, "b"]]
 
 
-def test_rows_of_different_keys_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"row 1 is .*; the first one is a dict of x, y"):
+def test_rejects_dicts_with_different_keys() -> None:
+    with pytest.raises(
+        ValueError, match=r"row 1 is .*; expected a dict with the keys of the first row: x, y"
+    ):
         Table([{"x": 1, "y": 2}, {"x": 1}])
 
 
-def test_a_tensor_with_two_axes_makes_a_table() -> None:
+def test_table_accepts_2d_tensor() -> None:
     assert Table(torch.tensor([[1, 2], [3, 4]])).rows == [[1, 2], [3, 4]]

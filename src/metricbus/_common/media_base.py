@@ -1,7 +1,11 @@
-"""What every kind of medium has in common: what `log()` takes of it, and how a worker encodes that.
+"""The base class of all media, and what passes between `log()`, the media worker and the encoders.
 
-`log()` calls `_capture` on the caller's thread: it checks types and shapes, and makes one copy. What
-that gives back goes to the media worker, which calls `encode` with the files' writer at hand.
+`log()` calls `MediaValue._capture` on the caller's thread, which validates the data and copies it
+once. The resulting `EncodeJob` goes to the media worker, which calls `encode` with an
+`EncodeContext` and gets back the journal's record.
+
+This module lives in `_common`, and imports no numpy, because the hot path and the validation of
+values need it.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ _log = logging.getLogger("metricbus.media")
 
 
 class LogContext(NamedTuple):
-    """Under which name, and where, a medium was logged."""
+    """The name, step, epoch and time (in ns since 1970) under which a medium was logged."""
 
     name: str
     step: int
@@ -32,115 +36,126 @@ class LogContext(NamedTuple):
     time: int
 
 
-def _nothing() -> None:
-    pass
-
-
 class EncodeJob(NamedTuple):
-    """What `log()` took: about so many bytes, and what makes the record of them.
+    """The captured data of one `log()` call, and the function that encodes it.
 
-    What stands for several media gives a list of records, and says in `media` how many they are.
-    `commit` is called when nothing of the call can fail any more, `undo` if something has.
+    `nbytes` is the approximate size of the captured data. `encode` returns one record, or a list of
+    `media` records. `commit` is called once nothing in the `log()` call can fail any more, `undo`
+    if something in it failed.
     """
 
     nbytes: int
     encode: Callable[[EncodeContext], Medium | list[Medium]]
-    commit: Callable[[], None] = _nothing
-    undo: Callable[[], None] = _nothing
+    commit: Callable[[], None] = lambda: None
+    undo: Callable[[], None] = lambda: None
     media: int = 1
 
 
-class Encoder(Protocol):
-    """Who takes what `log()` took, and makes records of it."""
+class JobQueue(Protocol):
+    """A queue of encode jobs, such as the media worker's."""
 
     def put(self, stamp: LogContext, taken: EncodeJob) -> None:
-        """Takes a medium."""
+        """Submit a job for encoding."""
 
 
 class FileWriter(Protocol):
-    """Writes the files of media into the run's folder."""
+    """A writer of media files in the run folder."""
 
     def save(self, kind: str, name: str, step: int, suffix: str, content: bytes) -> FileRef:
-        """Writes `content` to a new file."""
+        """Write `content` to a new file."""
 
     def copy(self, kind: str, name: str, step: int, source: Path) -> FileRef:
-        """Copies the user's file."""
+        """Copy the file at `source`."""
 
 
 class EncodeContext:
-    """One medium on its way to a record: where it stands, and where its files go."""
+    """The log context and the file writer with which one medium is encoded.
 
-    def __init__(self, stamp: LogContext, writer: FileWriter, told: set[tuple[str, str]]) -> None:
-        self.stamp = stamp
+    `warned` holds the warnings given so far; contexts of one run share it.
+    """
+
+    def __init__(
+        self, log_context: LogContext, writer: FileWriter, warned: set[tuple[str, str]]
+    ) -> None:
+        self.log_context = log_context
         self._writer = writer
-        self._told = told
+        self._warned = warned
 
     def save(self, kind: str, suffix: str, content: bytes) -> FileRef:
-        """Writes a file of this medium."""
-        return self._writer.save(kind, self.stamp.name, self.stamp.step, suffix, content)
+        """Write a file of this medium into the folder `media/<kind>`."""
+        name, step, *_ = self.log_context
+        return self._writer.save(kind, name, step, suffix, content)
 
     def copy(self, kind: str, source: Path) -> FileRef:
-        """Copies a file that the user has."""
-        return self._writer.copy(kind, self.stamp.name, self.stamp.step, source)
+        """Copy the user's file `source` into the folder `media/<kind>`."""
+        return self._writer.copy(kind, self.log_context.name, self.log_context.step, source)
 
-    def tell(self, what: str) -> None:
-        """Warns of a repair, once for each name."""
-        key = self.stamp.name, what
-        if key not in self._told:
-            self._told.add(key)
-            _log.warning("%r at step %d: %s", self.stamp.name, self.stamp.step, what)
+    def warn_once(self, message: str) -> None:
+        """Log a warning about the data, once per metric name and message."""
+        name, step, *_ = self.log_context
+        if (name, message) not in self._warned:
+            self._warned.add((name, message))
+            _log.warning("%r at step %d: %s", name, step, message)
 
     def record(self, kind: type[R], **fields: Any) -> R:
-        """The record of the medium; `name` among the fields is for one of several."""
-        return kind(**self.stamp._asdict() | fields)
+        """Return a record of this medium; `fields` override the log context, `name` included."""
+        return kind(**self.log_context._asdict() | fields)
 
 
 class MediaValue:
-    """The base of `Histogram`, `Image` and all the others that `log()` takes beside numbers."""
+    """Base class of `Histogram`, `Image` and the other non-numeric values that `log()` accepts."""
 
     def _capture(self, name: str) -> EncodeJob | None:
-        """Checks and copies what was given, for the metric `name`; None if there is nothing new.
+        """Validate and copy the data for the metric `name`; return None if nothing is new.
 
-        Raises `TypeError` or `ValueError` that name the metric.
+        Raises `TypeError` or `ValueError`, naming the metric, if the data are invalid.
         """
         raise TypeError(f"metric {name!r} was given a {type(self).__name__}, which has no content")
 
     def _capture_for_run(self, run: str, name: str) -> EncodeJob | None:
-        """The same for what differs by the run to which it goes."""
+        """Like `_capture`, for media whose content depends on the run they are logged to."""
         return self._capture(name)
 
 
-def about(name: str) -> str:
-    """How a message about a metric begins; empty where its name is not known yet."""
+def metric_prefix(name: str) -> str:
+    """Return the beginning of an error message about a metric; empty if it has no name yet."""
     return f"metric {name!r}: " if name else ""
 
 
 def check_file(name: str, path: Path) -> os.stat_result:
-    """The state of a regular file; `ValueError` if it is none."""
+    """Return the status of a regular file; raise `ValueError` if `path` is not one."""
     try:
-        found = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: no name of a file can be like that
-        why = getattr(error, "strerror", None) or error
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: the path has a null byte, for example
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"metric {name!r}: {str(path)!r:.300} cannot be read: {why}; give the path of a file"
+            f"metric {name!r}: cannot read {str(path)!r:.300}: {reason}; expected the path of a "
+            "regular file"
         ) from None
-    if not stat.S_ISREG(found.st_mode):
-        what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
-        raise ValueError(f"metric {name!r}: {path} is {what}; give the path of a file")
-    return found
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise ValueError(f"metric {name!r}: {path} is {kind}; expected the path of a regular file")
+    return status
 
 
-def check_format(name: str, path: Path, what: str, suffixes: Sequence[str]) -> None:
-    """`ValueError` if it is no regular file with one of these suffixes; `what` it should be."""
-    check_file(name, path)
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(
-            f"metric {name!r}: {path} is no {what}; what is taken is {', '.join(suffixes)}"
-        )
+def media_path(name: str, data: object, kind: str, suffixes: Sequence[str]) -> Path | None:
+    """Return `data` as an absolute path, or None if it is not a path.
+
+    Raises `ValueError` unless the path is a regular file with one of the `suffixes`; `kind` names
+    the expected file in the message.
+    """
+    path = as_path(data)
+    if path is not None:
+        check_file(name, path)
+        if path.suffix.lower() not in suffixes:
+            raise ValueError(
+                f"metric {name!r}: {path} is not {kind}; supported: {', '.join(suffixes)}"
+            )
+    return path
 
 
 def check_package(name: str, package: str) -> None:
-    """`MissingPackageError` if a package that this kind needs is not installed."""
+    """Raise `MissingPackageError` if a package that this medium needs is not installed."""
     if find_spec(package) is None:
         raise MissingPackageError(
             f"metric {name!r} needs {package}, which is not installed: "
@@ -149,16 +164,21 @@ def check_package(name: str, package: str) -> None:
 
 
 def check_text(name: str, what: str, text: object) -> str:
-    """`text` if it is text that UTF-8 can express."""
+    """Return `text` as a plain `str`; `what` names it in messages.
+
+    Raises `TypeError` if it is not a string, `ValueError` if UTF-8 cannot encode it.
+    """
     if not isinstance(text, str):
-        raise TypeError(f"{about(name)}{what} must be text, not {type(text).__name__}")
+        raise TypeError(f"{metric_prefix(name)}{what} must be a string, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{about(name)}{what} cannot be written as UTF-8: {error}") from error
-    return str.__str__(text)  # of an enum the text, not the member's name
+        raise ValueError(
+            f"{metric_prefix(name)}{what} cannot be encoded as UTF-8: {error}"
+        ) from error
+    return str.__str__(text)  # str(text) would return the member's name for a str-based enum
 
 
 def as_path(data: object) -> Path | None:
-    """The path that `data` is; None if it is something else."""
+    """Return `data` as an absolute path, or None if it is not a string or path object."""
     return Path(data).absolute() if isinstance(data, str | os.PathLike) else None

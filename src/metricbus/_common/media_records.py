@@ -1,23 +1,24 @@
-"""The records of what is no number: histograms, images, tables, text, audio, video, charts, files.
+"""Records of media: histograms, images, tables, text, audio, video, charts and files.
 
-A record is one line of the journal. What is large lies in files of the run's folder, in `media/`;
-the record has a reference to each, with its size and sha256. `metricbus._journal.media_files.MediaFolder` reads
-them.
+A record is one line of the journal. Large content is in files under the run folder's `media/`; the
+record refers to each by path, size and SHA-256. `metricbus.sinks.MediaFolder` reads and verifies
+these files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TypeAlias
 
 import msgspec
 
 
 class FileRef(msgspec.Struct, frozen=True):
-    """A file as it was when it was logged.
+    """A reference to a file: its path, its size in bytes and its SHA-256 when it was logged.
 
-    `path` is relative to the run's folder, with slashes; that of a file which was not copied is
-    absolute.
+    `path` is relative to the run folder, with forward slashes. A file that was logged without a
+    copy has its absolute path.
     """
 
     path: str
@@ -26,10 +27,14 @@ class FileRef(msgspec.Struct, frozen=True):
 
 
 class Box(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A rectangle in an image, in pixels from its upper left corner, with what is in it.
+    """A labeled rectangle in an image.
 
-    `label` is its class: a number or a name. `fractions` says that the sides are fractions of width
-    and height; in a record they never are.
+    `left`, `top`, `right` and `bottom` are in pixels from the image's upper left corner, with
+    `left <= right` and `top <= bottom`. With `fractions=True` they are fractions of the image's
+    width and height, from 0 to 1; records always have pixels.
+
+    `label` is the class, as a number (see `class_labels` of `Image`) or a name. `score` is a
+    confidence, any finite number. `caption` is shown instead of the label where a sink draws boxes.
     """
 
     left: float
@@ -42,8 +47,8 @@ class Box(msgspec.Struct, frozen=True, omit_defaults=True):
     fractions: bool = False
 
 
-class Picture(msgspec.Struct, frozen=True, omit_defaults=True, tag="picture", tag_field="cell"):
-    """A picture in a table: a PNG file."""
+class ImageCell(msgspec.Struct, frozen=True, omit_defaults=True, tag="picture", tag_field="cell"):
+    """An image in a table cell, stored as a PNG file; `width` and `height` are in pixels."""
 
     file: FileRef
     width: int
@@ -52,22 +57,22 @@ class Picture(msgspec.Struct, frozen=True, omit_defaults=True, tag="picture", ta
     caption: str = ""
 
 
-class NotFinite(msgspec.Struct, frozen=True, tag="number", tag_field="cell"):
-    """How a table's file has a number that JSON does not know: nan, inf, -inf."""
+class NonFiniteCell(msgspec.Struct, frozen=True, tag="number", tag_field="cell"):
+    """The JSON form of a table cell that is NaN or infinite: `nan`, `inf` or `-inf` as text."""
 
     value: str
 
 
-Cell: TypeAlias = bool | int | float | str | Picture | None
-"""What a table may hold."""
+Cell: TypeAlias = bool | int | float | str | ImageCell | None
+"""The content of one table cell."""
 
 
 class MediumRecord(
     msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, gc=False, kw_only=True
 ):
-    """Common to all of them: a name, and where it stands, as for scalars.
+    """Base class of all media records: a name, a step, an epoch and a time (ns since 1970).
 
-    `axis`, `at`, `sinks` and `rank` mean what they mean in `Scalars`.
+    `axis`, `at`, `sinks` and `rank` have the same meaning as in `Scalars`.
     """
 
     name: str
@@ -81,18 +86,20 @@ class MediumRecord(
 
     @property
     def x(self) -> int:
-        """Where it stands for a backend with a single axis of 64-bit integers."""
+        """The position for a backend with a single axis of 64-bit integers: `at`, or the step."""
         if self.at is None:
             return self.step
         return min(max(int(self.at), -(1 << 63)), (1 << 63) - 1)
 
 
 class HistogramRecord(MediumRecord, frozen=True, tag="histogram"):
-    """How often values fell between edges, and what is known of all of them.
+    """A histogram: counts per bin, and statistics of all values.
 
-    `counts[i]` values are from `edges[i]` on and below `edges[i + 1]`; the last bin has its upper
-    edge, too. `count` values are finite and in the bins; `nan`, `infinite` and `minus_infinite`
-    are counted apart. What is None cannot be said in a float64, or of no value at all.
+    Bin `i` has the `counts[i]` values in `[edges[i], edges[i + 1])`; the last bin includes its
+    upper edge. `count` is the number of finite values, which the statistics are computed from, and
+    the sum of `counts`. The numbers of NaN, infinite and negative infinite values are in `nan`,
+    `infinite` and `minus_infinite`. `std` is the population standard deviation. A statistic is None
+    if there are no finite values or if it exceeds the range of a float64.
     """
 
     counts: list[int]
@@ -109,33 +116,37 @@ class HistogramRecord(MediumRecord, frozen=True, tag="histogram"):
     minus_infinite: int = 0
 
     def quantile(self, q: float) -> float | None:
-        """The value below which the fraction `q` lies, as if values were spread evenly in each bin;
-        within the extremes that are known. None if there are no values.
+        """Return the estimated `q`-quantile, or None if the histogram has no finite values.
 
-        Raises `ValueError` for a `q` outside of 0 to 1.
+        Values are assumed to be evenly distributed within each bin. The result lies between
+        `minimum` and `maximum`.
+
+        Raises `ValueError` unless `q` is from 0 to 1.
         """
         if not 0 <= q <= 1:
-            raise ValueError(f"a quantile is of a fraction from 0 to 1, not {q}")
+            raise ValueError(f"q must be from 0 to 1, not {q}")
         if not self.count:
             return None
-        wanted = q * self.count
-        seen = 0
+        target = q * self.count
+        below = 0
         for count, low, high in zip(self.counts, self.edges, self.edges[1:], strict=False):
-            if count and seen + count >= wanted:
-                fraction = (wanted - seen) / count
-                return self._within(low * (1 - fraction) + high * fraction)
-            seen += count
-        return self._within(self.edges[-1])
+            if count and below + count >= target:
+                fraction = (target - below) / count
+                return self._clip(low * (1 - fraction) + high * fraction)
+            below += count
+        return self._clip(self.edges[-1])
 
-    def _within(self, value: float) -> float:
+    def _clip(self, value: float) -> float:
         low = value if self.minimum is None else max(value, self.minimum)
         return low if self.maximum is None else min(low, self.maximum)
 
 
 class ImageRecord(MediumRecord, frozen=True, tag="image"):
-    """A PNG; `annotated` is the same with boxes and masks drawn onto it, where there are any.
+    """An image as a PNG file.
 
-    `masks` are PNGs of the same size whose pixels are class numbers.
+    `masks` are PNG files of the same size whose pixels are class numbers; `class_labels` maps class
+    numbers to names. `annotated` is a copy of the image with the boxes and masks drawn onto it, or
+    None if there are none.
     """
 
     file: FileRef
@@ -150,14 +161,14 @@ class ImageRecord(MediumRecord, frozen=True, tag="image"):
 
     @property
     def drawn(self) -> FileRef:
-        """The picture for who knows no boxes and masks."""
+        """The image to show in a backend without boxes and masks: `annotated`, or else `file`."""
         return self.annotated or self.file
 
 
 class TableRecord(MediumRecord, frozen=True, tag="table"):
-    """A part of a table: rows `first_row` to `first_row + rows - 1` of the one with id `table`.
+    """Part number `part` of a table: rows `first_row` to `first_row + rows - 1`.
 
-    `file` has one JSON array a row.
+    All parts of one table have the same id, `table`. `file` has one JSON array per row.
     """
 
     table: str
@@ -169,7 +180,7 @@ class TableRecord(MediumRecord, frozen=True, tag="table"):
 
 
 class TextRecord(MediumRecord, frozen=True, tag="text"):
-    """A text in Markdown; `start` is how it begins, on one line."""
+    """A Markdown text of `length` characters; `start` is its beginning on a single line."""
 
     file: FileRef
     length: int
@@ -177,9 +188,10 @@ class TextRecord(MediumRecord, frozen=True, tag="text"):
 
 
 class AudioRecord(MediumRecord, frozen=True, tag="audio"):
-    """A sound: 16-bit PCM in a WAV file, or the file that was given.
+    """An audio clip: a WAV file with 16-bit PCM samples, or a copy of the user's file.
 
-    `sample_rate`, `channels` and `frames` are 0 where the file does not say.
+    `sample_rate` is in Hz; `frames` is the number of samples per channel. For a copied file whose
+    header cannot be read, `sample_rate`, `channels` and `frames` are 0.
     """
 
     file: FileRef
@@ -191,7 +203,10 @@ class AudioRecord(MediumRecord, frozen=True, tag="audio"):
 
 
 class VideoRecord(MediumRecord, frozen=True, tag="video"):
-    """A film: an animated GIF, or the file that was given (then the numbers may be 0)."""
+    """A video: an animated GIF, or a copy of the user's file.
+
+    `fps`, `frames`, `width` and `height` may be 0 for a copied file.
+    """
 
     file: FileRef
     format: str
@@ -203,7 +218,7 @@ class VideoRecord(MediumRecord, frozen=True, tag="video"):
 
 
 class ChartRecord(MediumRecord, frozen=True, tag="chart"):
-    """A chart of some columns of a table: the data, one JSON array a row, and a PNG of it."""
+    """A chart of table columns: the data, one JSON array per row, and a PNG `picture`."""
 
     chart: str
     x_column: str
@@ -218,9 +233,9 @@ class ChartRecord(MediumRecord, frozen=True, tag="chart"):
 
 
 class FileRecord(MediumRecord, frozen=True, tag="file"):
-    """A file: a copy under `media/`, or, if it was not `copied`, the file itself where it was.
+    """A file: a copy under `media/` if `copied`, otherwise a reference to the original.
 
-    `origin` is its path when it was logged.
+    `origin` is the absolute path of the original.
     """
 
     file: FileRef
@@ -228,7 +243,7 @@ class FileRecord(MediumRecord, frozen=True, tag="file"):
     copied: bool = False
 
 
-MEDIA: tuple[type[MediumRecord], ...] = (
+MEDIA_RECORD_TYPES: tuple[type[MediumRecord], ...] = (
     HistogramRecord,
     ImageRecord,
     TableRecord,
@@ -238,29 +253,31 @@ MEDIA: tuple[type[MediumRecord], ...] = (
     ChartRecord,
     FileRecord,
 )
-"""All of them, for a sink's `kinds`."""
+"""All classes of media records, for a sink's `kinds`."""
 
 _encode = msgspec.json.Encoder().encode
-_decode_row = msgspec.json.Decoder(list[bool | int | float | str | Picture | NotFinite | None])
+_decode_row = msgspec.json.Decoder(
+    list[bool | int | float | str | ImageCell | NonFiniteCell | None]
+)
 
 
 def encode_rows(rows: Sequence[Sequence[Cell]]) -> bytes:
-    """A table's rows as JSON lines."""
-    return b"".join(_encode([_spelled(cell) for cell in row]) + b"\n" for row in rows)
+    """Return the rows of a table as JSON lines."""
+    return b"".join(_encode([_jsonable(cell) for cell in row]) + b"\n" for row in rows)
 
 
 def decode_rows(content: bytes) -> list[list[Cell]]:
-    """The rows in a table's file."""
+    """Return the rows of a table from its JSON lines."""
     return [
         [
-            float(cell.value) if isinstance(cell, NotFinite) else cell
+            float(cell.value) if isinstance(cell, NonFiniteCell) else cell
             for cell in _decode_row.decode(line)
         ]
         for line in content.splitlines()
     ]
 
 
-def _spelled(cell: Cell) -> Cell | NotFinite:
-    if isinstance(cell, float) and cell - cell != 0:
-        return NotFinite(str(cell))
+def _jsonable(cell: Cell) -> Cell | NonFiniteCell:
+    if isinstance(cell, float) and not isfinite(cell):
+        return NonFiniteCell(str(cell))
     return cell

@@ -1,11 +1,11 @@
-"""Everything that `log()` accepts besides numbers, and the records that sinks receive for it.
+"""The non-numeric values that `log()` accepts, and the records that sinks receive for them.
 
-In: an object such as `Image(pixels)`, given to `log()`. `MediaValue._capture` checks it on the
-caller's thread and makes one copy.
+In: an object such as `Image(pixels)`, passed to `log()`. `MediaValue._capture` validates it on the
+caller's thread and copies its data once.
 Out: an `EncodeJob`, which the media worker (`_ingest/media_worker.py`) runs in the background. It
-writes the files into the run's `media/` folder and returns a record, such as `ImageRecord`.
-Promises: encoding happens once, whatever the number of sinks; the caller's data may change after
-`log()` returns.
+writes files into the run's `media/` folder and returns a record, such as `ImageRecord`.
+Promises: each medium is encoded once, regardless of the number of sinks. Arrays may change after
+`log()` returns; files that were logged by their path may not, until they have been read.
 May not touch: the bus, the queue, the journal's segments, any sink.
 """
 

@@ -1,4 +1,4 @@
-"""Snapshots of arrays and tensors as numpy arrays, and what their axes mean."""
+"""Conversion of arrays, tensors and nested lists to numpy arrays, and the axes of images."""
 
 from __future__ import annotations
 
@@ -11,47 +11,51 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[Any]
 Layout: TypeAlias = Literal["HW", "HWC", "CHW"]
 
-CHANNELS = (1, 3, 4)
-MOST_PIXELS = 1 << 26  # a picture beyond that is a mistake, as a rule
+MAX_PIXELS = 1 << 26
+"""The largest number of pixels of an image; more are almost certainly a mistake."""
+
+_CHANNELS = (1, 3, 4)
 
 
 def is_tensor(value: object) -> bool:
-    """Whether it is a torch tensor; torch is not imported to find that out."""
+    """Check whether `value` is a torch tensor, without importing torch."""
     return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 
-def view_of(name: str, value: Any, accepted: str) -> Array:
-    """The numbers of an array, a tensor or nested lists, without a copy where that can be had.
+def as_array(name: str, value: Any, accepted: str) -> Array:
+    """Return an array, a tensor or nested lists as a numpy array, without a copy if possible.
 
-    Raises `TypeError` or `ValueError`, which name the metric, for what has no real numbers.
+    Raises `TypeError` or `ValueError`, naming the metric and what is `accepted`, unless the
+    elements are real numbers.
     """
     if is_tensor(value):
-        value = _numpy_of(name, value, accepted)
+        value = _tensor_to_numpy(name, value, accepted)
     if np.ma.isMaskedArray(value):
-        raise TypeError(f"metric {name!r} was given a masked array; fill it: array.filled(…)")
+        raise TypeError(
+            f"metric {name!r} was given a masked array; replace its masked elements with "
+            "array.filled(...)"
+        )
     try:
         array = np.asarray(value)
-    except Exception as error:  # what offers itself as an array may raise anything
+    except Exception as error:  # a foreign __array__() may raise anything
         raise ValueError(
-            f"metric {name!r} was given {type(value).__name__}, which is no array ({error}); "
-            f"what is accepted is {accepted}"
+            f"metric {name!r} was given {type(value).__name__}, which cannot be converted to an "
+            f"array ({error}); expected {accepted}"
         ) from None
     if array.dtype.kind not in "biuf":
-        if array.dtype.kind == "V" and _is_small_float(array):
+        if array.dtype.kind == "V" and _is_ml_dtypes_float(array):
             return array.astype(np.float32)
-        raise TypeError(
-            f"metric {name!r} was given {told(value, array)}; what is accepted is {accepted}"
-        )
+        raise TypeError(unexpected(name, value, accepted, array))
     return array
 
 
 def snapshot(view: Array) -> Array:
-    """A copy of the numbers, which no later change in place can reach."""
+    """Return a contiguous copy, which later changes in place do not affect."""
     return np.array(view, copy=True, order="C")
 
 
-def told(value: Any, array: Array | None = None) -> str:
-    """What was given, in a few words; of lists and the like, the `array` that they make."""
+def describe_array(value: Any, array: Array | None = None) -> str:
+    """Describe a value by its class, shape and dtype; `array` is its conversion, for lists."""
     kind = type(value).__name__
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None and array is not None and array.ndim:
@@ -59,97 +63,104 @@ def told(value: Any, array: Array | None = None) -> str:
     return kind if shape is None else f"{kind} of shape {tuple(shape)} and dtype {dtype}"
 
 
-def check_layout(name: str, value: object, shape: tuple[int, ...], layout: str | None) -> Layout:
-    """Which axis of a picture is which; `ValueError` where that makes no picture.
+def unexpected(name: str, value: Any, expected: str, array: Array | None = None) -> str:
+    """Return the message of an error about a value that is not what was expected."""
+    return f"metric {name!r} was given {describe_array(value, array)}; expected {expected}"
 
-    Two axes are height and width. Of three, the one for the channels has a length of 1, 3 or 4;
-    where both the first and the last could be it, it is the first of a tensor and the last of
-    anything else.
+
+def check_layout(name: str, value: object, shape: tuple[int, ...], layout: str | None) -> Layout:
+    """Return the layout of an image of this shape; raise `ValueError` if it has none.
+
+    Two axes are height and width. Of three axes, the channel axis is the one of length 1, 3 or 4.
+    If both the first and the last axis qualify, it is the first of a tensor and the last of
+    anything else. A given `layout` overrides this.
     """
     accepted = "height and width, with 1, 3 or 4 channels first or last"
     if layout not in (None, "HW", "HWC", "CHW"):
-        raise ValueError(f'metric {name!r}: layout= is "HW", "HWC" or "CHW", not {layout!r}')
+        raise ValueError(f'metric {name!r}: layout= must be "HW", "HWC" or "CHW", not {layout!r}')
     if 0 in shape:
         raise ValueError(
-            f"metric {name!r} was given an empty picture of shape {shape}; a picture has {accepted}"
+            f"metric {name!r} was given an empty image of shape {shape}; expected {accepted}"
         )
     if len(shape) == 2 and layout in (None, "HW"):
         found: Layout = "HW"
     elif len(shape) == 3 and layout != "HW":
-        first, last = shape[0] in CHANNELS, shape[2] in CHANNELS
+        first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
         if layout is None and not (first or last):
-            raise ValueError(f"metric {name!r} was given {told(value)}; a picture has {accepted}")
+            raise ValueError(unexpected(name, value, accepted))
         if layout is None:
             layout = "CHW" if first and (is_tensor(value) or not last) else "HWC"
         found = "CHW" if layout == "CHW" else "HWC"
-        if shape[0 if found == "CHW" else 2] not in CHANNELS:
-            raise ValueError(
-                f"metric {name!r} was given {told(value)}, which has no 1, 3 or 4 channels by "
-                f"layout={found!r}"
-            )
+        if not (first if found == "CHW" else last):
+            raise ValueError(unexpected(name, value, f"1, 3 or 4 channels for layout={found!r}"))
     else:
-        wanted = f" by layout={layout!r}" if layout else ""
         raise ValueError(
-            f"metric {name!r} was given {told(value)}; a picture has {accepted}{wanted}"
+            unexpected(name, value, accepted + (f" for layout={layout!r}" if layout else ""))
         )
     height, width = shape[-2:] if found in ("CHW", "HW") else shape[:2]
-    if height * width > MOST_PIXELS:
-        raise ValueError(
-            f"metric {name!r} was given a picture of {width:,} x {height:,}; up to "
-            f"{MOST_PIXELS:,} pixels are taken: make it smaller"
-        )
+    check_size(name, (width, height))
     return found
 
 
+def check_size(name: str, size: tuple[int, int]) -> None:
+    """Raise `ValueError` for an image that has no pixels, or too many."""
+    width, height = size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(
+            f"metric {name!r} was given an image of {width:,} x {height:,}; images may have from 1 "
+            f"to {MAX_PIXELS:,} pixels"
+        )
+
+
 def check_pixels(name: str, value: object, array: Array) -> None:
-    """`TypeError` for pixels of a type that means no brightness."""
+    """Raise `TypeError` unless the dtype is uint8, bool or a float."""
     if array.dtype != np.uint8 and array.dtype.kind not in "bf":
         raise TypeError(
-            f"metric {name!r} was given {told(value)}; pixels are uint8, or floats from 0 to 1: "
-            "write .astype(np.uint8) or divide by the largest value"
+            unexpected(name, value, "pixels as uint8, or as floats from 0 to 1")
+            + ": call .astype(np.uint8) or divide by the largest value"
         )
 
 
 def channels_last(array: Array, layout: Layout) -> Array:
-    """The picture as (H, W) or (H, W, C); one channel has no axis of its own."""
+    """Return the image in shape (H, W, C), or (H, W) if it has a single channel."""
     if layout == "CHW":
         array = array.transpose(1, 2, 0)
     return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 
-def as_bytes(array: Array) -> tuple[NDArray[np.uint8], str]:
-    """The pixels as uint8, and what had to be mended for that."""
+def to_uint8(array: Array) -> tuple[NDArray[np.uint8], str]:
+    """Return the pixels as uint8, and a description of repairs, which is empty if there are none.
+
+    Floats from 0 to 1 are scaled to 255; values outside are clipped, and NaN becomes 0.
+    """
     if array.dtype == np.uint8:
         return array, ""
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255), ""
-    mended = []
-    with np.errstate(over="ignore"):  # infinities are clipped like what is too large
-        exact = array.astype(np.float32)
-    if np.isnan(exact).any():
-        mended.append("NaN pixels are shown as 0")
-        exact = np.nan_to_num(exact, nan=0.0, posinf=np.inf, neginf=-np.inf)
-    if exact.min() < 0 or exact.max() > 1:
-        mended.append("pixels outside of 0 to 1 are clipped (floats to 255 want / 255)")
-        exact = exact.clip(0, 1)
-    return np.rint(exact * 255).astype(np.uint8), " and ".join(mended)
+    repairs = []
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite and is clipped
+        pixels = array.astype(np.float32)
+    if np.isnan(pixels).any():
+        repairs.append("NaN pixels are shown as 0")
+        pixels = np.nan_to_num(pixels, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    if pixels.min() < 0 or pixels.max() > 1:
+        repairs.append("pixels outside 0 to 1 are clipped (if yours are 0 to 255, divide by 255)")
+        pixels = pixels.clip(0, 1)
+    return np.rint(pixels * 255).astype(np.uint8), " and ".join(repairs)
 
 
-def _numpy_of(name: str, tensor: Any, accepted: str) -> Any:
-    """A torch tensor as an array; numpy has no word for some of its types."""
+def _tensor_to_numpy(name: str, tensor: Any, accepted: str) -> Any:
+    """Return a torch tensor as a numpy array; convert floats that numpy lacks to float32."""
     tensor = tensor.detach()
     if tensor.is_complex() or tensor.is_meta or tensor.layout != sys.modules["torch"].strided:
-        raise TypeError(f"metric {name!r} was given {told(tensor)}; what is accepted is {accepted}")
+        raise TypeError(unexpected(name, tensor, accepted))
     tensor = tensor.cpu()
-    if tensor.is_floating_point() and str(tensor.dtype) not in (
-        "torch.float16",
-        "torch.float32",
-        "torch.float64",
-    ):
+    numpy_floats = ("torch.float16", "torch.float32", "torch.float64")
+    if tensor.is_floating_point() and str(tensor.dtype) not in numpy_floats:
         tensor = tensor.float()
     return tensor.resolve_neg().numpy()
 
 
-def _is_small_float(array: Array) -> bool:
-    """Whether it is a bfloat16 or the like, of the ml_dtypes package."""
+def _is_ml_dtypes_float(array: Array) -> bool:
+    """Check whether the dtype is one of the `ml_dtypes` package, such as bfloat16."""
     return array.dtype.names is None and "float" in array.dtype.name

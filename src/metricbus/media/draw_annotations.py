@@ -1,4 +1,4 @@
-"""Boxes and masks drawn onto a picture, for who has no layers of their own for them."""
+"""Drawing of boxes and masks onto an image, for backends that cannot show them separately."""
 
 from __future__ import annotations
 
@@ -14,56 +14,57 @@ from metricbus.media.arrays import Array
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_GOLDEN = 0.618033988749895  # steps of it around the circle of hues stay apart
+_GOLDEN_RATIO = 0.618033988749895  # multiples of it, modulo 1, are hues that are easy to tell apart
 _OPACITY = 0.45
 
 
 def annotate(
-    picture: Image, boxes: Sequence[Box], masks: Mapping[str, Array], labels: Mapping[int, str]
+    image: Image, boxes: Sequence[Box], masks: Mapping[str, Array], labels: Mapping[int, str]
 ) -> Image:
-    """The picture in colour, with the masks over it (0 is no class) and the boxes around things."""
+    """Return the image in RGB, with the masks blended in and the boxes drawn on top.
+
+    Class 0 of a mask is the background and is not drawn. `labels` maps class numbers to names.
+    """
     import PIL.Image
     from PIL.ImageDraw import Draw
 
-    pixels = np.asarray(picture.convert("RGB")).astype(np.float32)
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
     for mask in masks.values():
         for number in np.unique(mask[mask > 0]).tolist():
-            where = mask == number
-            pixels[where] = pixels[where] * (1 - _OPACITY) + np.array(_colour(number)) * _OPACITY
-    drawn = PIL.Image.fromarray(np.rint(pixels).astype(np.uint8))
-    pen = Draw(drawn)
-    known: dict[str, int] = {label: number for number, label in labels.items()}
+            region = mask == number
+            pixels[region] = pixels[region] * (1 - _OPACITY) + np.array(_color(number)) * _OPACITY
+    annotated = PIL.Image.fromarray(np.rint(pixels).astype(np.uint8))
+    draw = Draw(annotated)
+    classes: dict[str, int] = {label: number for number, label in labels.items()}
+    line_width = max(1, round(max(annotated.size) / 300))
     for box in boxes:
-        text = caption_of(box, labels)
-        key = (
+        number = (
             box.label
             if isinstance(box.label, int)
-            else known.setdefault(str(box.label), len(known) + 1)
+            else classes.setdefault(str(box.label), len(classes) + 1)
         )
-        colour = _colour(key)
-        width = max(1, round(max(drawn.size) / 300))
-        left, top, right, bottom = _within(box, drawn.size, width + 1)
-        pen.rectangle((left, top, right, bottom), outline=colour, width=width)
-        if text:
-            pen.text((left + 2, top + 1), text, fill=colour)
-    return drawn
+        left, top, right, bottom = _clip(box, annotated.size, line_width + 1)
+        draw.rectangle((left, top, right, bottom), outline=_color(number), width=line_width)
+        if text := _box_text(box, labels):
+            draw.text((left + 2, top + 1), text, fill=_color(number))
+    return annotated
 
 
-def caption_of(box: Box, labels: Mapping[int, str]) -> str:
-    """What stands at a box: its caption, or its class; and its score."""
+def _box_text(box: Box, labels: Mapping[int, str]) -> str:
+    """Return the text at a box: its caption, or else its class, and its score."""
     name = labels.get(box.label, str(box.label)) if isinstance(box.label, int) else box.label
     text = box.caption or name or ""
     return text if box.score is None else f"{text} {box.score:.2f}".strip()
 
 
-def _within(box: Box, size: tuple[int, int], beyond: int) -> tuple[float, float, float, float]:
-    """The sides of a box; what is far out of the picture stays just out of it, to cost nothing."""
-    most_x, most_y = size[0] + beyond, size[1] + beyond
-    left, right = (min(max(side, -beyond), most_x) for side in (box.left, box.right))
-    top, bottom = (min(max(side, -beyond), most_y) for side in (box.top, box.bottom))
+def _clip(box: Box, size: tuple[int, int], margin: int) -> tuple[float, float, float, float]:
+    """Return the sides of a box, clipped just outside the image to bound the cost of drawing."""
+    max_x, max_y = size[0] + margin, size[1] + margin
+    left, right = (min(max(side, -margin), max_x) for side in (box.left, box.right))
+    top, bottom = (min(max(side, -margin), max_y) for side in (box.top, box.bottom))
     return left, top, right, bottom
 
 
-def _colour(number: int) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN % 1, 0.9, 1.0)
+def _color(number: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1, 0.9, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -1,4 +1,4 @@
-"""`File`: a checkpoint, or anything else that lies in a file."""
+"""The `File` medium."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from metricbus._common.media_base import (
     check_text,
 )
 from metricbus._common.media_records import FileRecord
-from metricbus._journal.media_files import ref_of
+from metricbus._journal.media_files import make_file_ref
 
 
 class File(MediaValue):
-    """A file: where it lies, how large it is, and its sha256, found out in the background.
+    """A reference to a file, such as a checkpoint: its path, size in bytes and SHA-256.
 
-    With `copy=True` it is copied into the run's folder, so that it may change afterwards. If it
-    changes before that is done, it is not logged, and the counts say so.
+    With `copy=True`, the file is copied into the run folder, and the original may change later.
+    A background thread reads the file. If it changes between the `log()` call and then, it is
+    dropped: a warning reports this, and `bus.stats().dropped` counts it.
+
+    `log()` raises `TypeError` or `ValueError`, naming the metric, unless `path` is the path of an
+    existing regular file.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, copy: bool = False) -> None:
@@ -30,19 +34,19 @@ class File(MediaValue):
         self._copy = copy
 
     def _capture(self, name: str) -> EncodeJob:
-        """Checks that the file is there."""
+        """Check that the file exists."""
         path = as_path(self._path)
         if path is None:
-            raise TypeError(f"metric {name!r}: File() takes a path, not {self._path!r:.80}")
-        found = check_file(name, path)
+            raise TypeError(f"metric {name!r}: File() requires a path, not {self._path!r:.80}")
+        status = check_file(name, path)
         check_text(name, "the path", str(path))
-        state = found.st_size, found.st_mtime_ns
-        return EncodeJob(0, partial(_encode, path, state, self._copy))
+        version = status.st_size, status.st_mtime_ns
+        return EncodeJob(0, partial(_encode, path, version, self._copy))
 
 
-def _encode(path: Path, state: tuple[int, int], copy: bool, work: EncodeContext) -> FileRecord:
-    file = work.copy("files", path) if copy else ref_of(path, str(path))
-    now = os.stat(path)
-    if (now.st_size, now.st_mtime_ns) != state:
-        raise ValueError(f"{path} was changed after it was logged; copies take a moment")
-    return work.record(FileRecord, file=file, origin=str(path), copied=copy)
+def _encode(path: Path, version: tuple[int, int], copy: bool, context: EncodeContext) -> FileRecord:
+    file = context.copy("files", path) if copy else make_file_ref(path, str(path))
+    status = os.stat(path)
+    if (status.st_size, status.st_mtime_ns) != version:
+        raise ValueError(f"{path} has changed since it was logged, before it could be read")
+    return context.record(FileRecord, file=file, origin=str(path), copied=copy)

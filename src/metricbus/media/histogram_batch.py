@@ -1,13 +1,13 @@
-"""Histograms of many arrays at once, for about what a few passes over memory cost.
+"""Histograms of many arrays at once, at the cost of a few passes over memory.
 
-The arrays lie one behind the other. They are laid into rows of equal width, each array beginning a
-row of its own, so that what is known of an array is one number a row and every operation is one
-over all rows. What is left of an array's last row repeats its first element: that moves no extreme,
-and is taken out of the counts and sums again.
+The arrays are adjacent in one flat array. They are laid out in rows of equal width, and each array
+starts a new row, so that per-array numbers become one number per row, and each operation covers all
+rows. The rest of an array's last row is padded with the array's first element: this does not change
+the extremes, and is subtracted from counts and sums again.
 
-All sums are those of float64. A value is counted by where it stands between the extremes, so that
-one within rounding of an edge may be on its other side than by `binning.bin_values`; one on an edge
-goes above it, as there.
+All sums are computed in float64. A value's bin is computed from its position between the extremes,
+so a value within rounding error of an edge may be in the other bin than with
+`histogram_bins.bin_values`. A value exactly on an edge belongs to the bin above it in both.
 """
 
 from __future__ import annotations
@@ -22,22 +22,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricbus.media.arrays import Array
-from metricbus.media.histogram_bins import Binned, bin_values
+from metricbus.media.histogram_bins import HistogramData, bin_values
 
-_WIDTH = 128  # many tensors are a multiple of it, and need no padding; many others are small
-_GROUP = 1 << 20  # values, or bins, at a time: the fewer calls, the less a training loop waits
-_LARGE = 1 << 21  # an array beyond that is counted in blocks, by itself, and has no rows
-_UP = 1 + 2.0**-50  # more than what rounding can have taken from a place among the bins
+# The sizes of many tensors are multiples of this, and need no padding.
+_WIDTH = 128
+# The largest number of values, or bins, in one group. Fewer and larger numpy calls acquire the GIL
+# less often, which shortens the training loop's waits for it.
+_GROUP = 1 << 20
+# Larger arrays are binned one by one, in blocks.
+_LARGE = 1 << 21
+# Compensates for rounding in a value's position among the bins.
+_ROUND_UP = 1 + 2.0**-50
 
 Numbers = NDArray[np.float64]
 
-_kept = threading.local()
+_cache = threading.local()
 
 
-class _Rows(NamedTuple):
-    """Some arrays in rows: `owners` says whose each row is, `starts` where each array begins.
+class _PaddedRows(NamedTuple):
+    """Arrays laid out in rows.
 
-    `scratch` is as large as `values`, for what is made of them.
+    `values` and `scratch`, a buffer for intermediate results, have shape (rows, _WIDTH). `owners`
+    has the index of each row's array. The other fields have one element per array: `starts` its
+    first row, `sizes` its number of values, `padding` that of padding elements, `first` its first
+    element.
     """
 
     values: Numbers
@@ -49,8 +57,8 @@ class _Rows(NamedTuple):
     first: Numbers
 
 
-class _Summary(NamedTuple):
-    """What is known of arrays beside their counts; each field has a number an array."""
+class _BatchStats(NamedTuple):
+    """Statistics with one element per array, in the order of the fields of `HistogramData`."""
 
     size: NDArray[np.int64]
     minimum: Numbers
@@ -61,97 +69,105 @@ class _Summary(NamedTuple):
     sum_squares: Numbers
 
 
-def bin_each(flat: Array, sizes: Sequence[int], bins: int) -> list[Binned]:
-    """The histograms, as by `bin_values`, of arrays of these sizes that lie behind each other.
+def bin_arrays(flat: Array, sizes: Sequence[int], bins: int) -> list[HistogramData]:
+    """Return the histograms of adjacent arrays of the given sizes, as `bin_values` would.
 
-    `flat` has one dimension, and the sum of the sizes as its length.
+    `flat` is one-dimensional; its length is the sum of `sizes`.
     """
-    cuts = list(accumulate(sizes, initial=0))
-    arrays = [flat[begin:end] for begin, end in pairwise(cuts)]
-    found: list[Binned] = []
-    for first, last in _groups(sizes, bins):
-        group = arrays[first:last]
+    bounds = list(accumulate(sizes, initial=0))
+    arrays = [flat[begin:end] for begin, end in pairwise(bounds)]
+    histograms: list[HistogramData] = []
+    for first, end in _groups(sizes, bins):
+        group = arrays[first:end]
         if not 0 < group[0].size <= _LARGE:
-            found.append(bin_values(group[0], bins))
+            histograms.append(bin_values(group[0], bins))
             continue
         height = sum(-(-array.size // _WIDTH) for array in group)
-        found += _bin_group(flat[cuts[first] : cuts[last]], group, bins, _memory(height))
-    return found
+        histograms += _bin_group(flat[bounds[first] : bounds[end]], group, bins, _buffers(height))
+    return histograms
 
 
-def _memory(rows: int) -> Numbers:
-    """Two tables of so many rows at least; what a group needs is kept for the thread's next one."""
-    kept: Numbers | None = getattr(_kept, "memory", None)
-    if kept is None or kept.shape[1] < rows:
-        kept = np.empty((2, rows, _WIDTH))
+def _buffers(rows: int) -> Numbers:
+    """Return two buffers of at least this many rows; each thread reuses its own."""
+    buffers: Numbers | None = getattr(_cache, "buffers", None)
+    if buffers is None or buffers.shape[1] < rows:
+        buffers = np.empty((2, rows, _WIDTH))
         if rows * _WIDTH <= 2 * _GROUP:
-            _kept.memory = kept
-    return kept
+            _cache.buffers = buffers
+    return buffers
 
 
 def _groups(sizes: Sequence[int], bins: int) -> Iterator[tuple[int, int]]:
-    """The first and the last but one of arrays that are counted together, or of one by itself."""
+    """Yield index ranges (first, end) of arrays to bin together; empty and large ones are alone."""
     first = filled = 0
-    for place, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         is_alone = not 0 < size <= _LARGE
-        if first < place and (is_alone or filled + max(size, bins) > _GROUP):
-            yield first, place
-            first, filled = place, 0
+        if first < index and (is_alone or filled + max(size, bins) > _GROUP):
+            yield first, index
+            first, filled = index, 0
         filled += max(size, bins)
         if is_alone:
-            yield place, place + 1
-            first, filled = place + 1, 0
+            yield index, index + 1
+            first, filled = index + 1, 0
     if first < len(sizes):
         yield first, len(sizes)
 
 
-def _bin_group(flat: Array, arrays: list[Array], bins: int, memory: Numbers) -> list[Binned]:
+def _bin_group(
+    flat: Array, arrays: list[Array], bins: int, buffers: Numbers
+) -> list[HistogramData]:
     with np.errstate(all="ignore"):
-        rows = _in_rows(flat, np.array([array.size for array in arrays]), memory)
-        summary = _summary(flat, rows)
-        edges = edges_of(summary.minimum, summary.maximum, bins)
-        scale = _UP * bins / (edges[:, -1] - edges[:, 0])
-        is_plain = np.isfinite(summary.sum_squares) & np.isfinite(scale)
-        is_plain &= (np.diff(edges) > 0).all(axis=1)
-        if is_plain.all():
-            columns = _counts(rows, edges[:, 0], scale, bins), edges, *summary
-            return [Binned(*one) for one in zip(*(c.tolist() for c in columns), strict=True)]
-    plain = list(compress(arrays, is_plain))
-    fused = iter(_bin_group(np.concatenate(plain), plain, bins, memory) if plain else ())
-    return [  # the others have values, or a range, of which a row's arithmetic would not be right
-        next(fused) if fits else bin_values(array, bins)
-        for array, fits in zip(arrays, is_plain, strict=True)
+        rows = _pad_to_rows(flat, np.array([array.size for array in arrays]), buffers)
+        stats = _stats(flat, rows)
+        edges = edges_of(stats.minimum, stats.maximum, bins)
+        scale = _ROUND_UP * bins / (edges[:, -1] - edges[:, 0])
+        fits = np.isfinite(stats.sum_squares) & np.isfinite(scale)
+        fits &= (np.diff(edges) > 0).all(axis=1)
+        if fits.all():
+            columns = _counts(rows, edges[:, 0], scale, bins), edges, *stats
+            return [HistogramData(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+    # Non-finite values, and ranges too wide or too narrow for float64, need the slower path.
+    fitting = list(compress(arrays, fits))
+    fused = iter(_bin_group(np.concatenate(fitting), fitting, bins, buffers) if fitting else ())
+    return [
+        next(fused) if can_fuse else bin_values(array, bins)
+        for array, can_fuse in zip(arrays, fits, strict=True)
     ]
 
 
 def edges_of(minimum: Numbers, maximum: Numbers, bins: int) -> Numbers:
-    """The edges of `bins` bins of equal width, in rows; around a constant, there is some room."""
-    room = np.where(minimum < maximum, 0.0, np.maximum(0.5, np.abs(minimum) * 1e-3))
-    most = np.finfo(np.float64).max
-    low, high = np.maximum(minimum - room, -most), np.minimum(maximum + room, most)
-    scale = np.where(np.isfinite(high - low), 1.0, 0.25)  # from one end of float64 to the other
+    """Return the edges of `bins` equally wide bins between each pair of extremes.
+
+    The extremes have shape (n,), the result (n, bins + 1). Equal extremes are moved apart.
+    """
+    margin = np.where(minimum < maximum, 0.0, np.maximum(0.5, np.abs(minimum) * 1e-3))
+    largest = np.finfo(np.float64).max
+    low, high = np.maximum(minimum - margin, -largest), np.minimum(maximum + margin, largest)
+    scale = np.where(np.isfinite(high - low), 1.0, 0.25)  # the range may exceed float64
     return np.linspace(low * scale, high * scale, bins + 1, axis=1) / scale[:, np.newaxis]
 
 
-def _in_rows(flat: Array, sizes: NDArray[np.int64], memory: Numbers) -> _Rows:
-    """What lies in `flat`, in rows; arrays without padding between them are copied at once, since
-    each copy lets go of the interpreter, which is then not soon to be had again.
+def _pad_to_rows(flat: Array, sizes: NDArray[np.int64], buffers: Numbers) -> _PaddedRows:
+    """Lay out the arrays in rows.
+
+    Adjacent arrays without padding between them are copied at once: each copy releases the GIL, and
+    waiting for it again takes a while.
     """
     heights = -(-sizes // _WIDTH)
     ends = np.cumsum(heights)
-    values, scratch = memory[:, : ends[-1]]
+    values, scratch = buffers[:, : ends[-1]]
     cells = values.reshape(-1)
     begins = (ends - heights) * _WIDTH
-    copied = at = source = 0  # of `flat`; the cells filled; where the next array is in `flat`
+    copied = filled = source = 0  # ends: of what is copied from `flat`, of `cells`, of the array
     for size, begin, end in zip(
         sizes.tolist(), begins.tolist(), (ends * _WIDTH).tolist(), strict=True
     ):
         source += size
         if begin + size < end or source == flat.size:
-            cells[at : begin + size] = flat[copied:source]
+            cells[filled : begin + size] = flat[copied:source]
             cells[begin + size : end] = cells[begin]
-            copied, at = source, end
-    return _Rows(
+            copied, filled = source, end
+    return _PaddedRows(
         values,
         scratch,
         owners=np.repeat(np.arange(sizes.size), heights),
@@ -162,18 +178,18 @@ def _in_rows(flat: Array, sizes: NDArray[np.int64], memory: Numbers) -> _Rows:
     )
 
 
-def _summary(flat: Array, rows: _Rows) -> _Summary:
-    """`flat` has the arrays as they were given, behind each other."""
+def _stats(flat: Array, rows: _PaddedRows) -> _BatchStats:
+    """Return the statistics of the arrays in `rows`, which are adjacent in `flat`."""
     values, starts, first, padding = rows.values, rows.starts, rows.first, rows.padding
     begins = np.cumsum(rows.sizes) - rows.sizes
     minimum = np.minimum.reduceat(flat, begins).astype(np.float64)
     maximum = np.maximum.reduceat(flat, begins).astype(np.float64)
     total = np.add.reduceat(values.sum(axis=1), starts) - padding * first
     mean = np.clip(total / rows.sizes, minimum, maximum)
-    away = np.subtract(values, mean[rows.owners, np.newaxis], out=rows.scratch)
-    deviations = np.add.reduceat(np.einsum("ij,ij->i", away, away), starts)
+    differences = np.subtract(values, mean[rows.owners, np.newaxis], out=rows.scratch)
+    deviations = np.add.reduceat(np.einsum("ij,ij->i", differences, differences), starts)
     deviations = np.maximum(deviations - padding * (first - mean) ** 2, 0.0)
-    return _Summary(
+    return _BatchStats(
         size=rows.sizes,
         minimum=minimum,
         maximum=maximum,
@@ -184,25 +200,25 @@ def _summary(flat: Array, rows: _Rows) -> _Summary:
     )
 
 
-def _counts(rows: _Rows, low: Numbers, scale: Numbers, bins: int) -> NDArray[np.int64]:
-    """How many values of each array are in each of its bins; overwrites the values."""
+def _counts(rows: _PaddedRows, low: Numbers, scale: Numbers, bins: int) -> NDArray[np.int64]:
+    """Return the counts, of shape (arrays, bins); overwrites `rows.values`."""
     owners = rows.owners
-    place = np.subtract(rows.values, low[owners, np.newaxis], out=rows.scratch)
-    place *= scale[owners, np.newaxis]
-    bin_of = rows.values.reshape(-1).view(np.int32)[: place.size].reshape(place.shape)
-    np.copyto(bin_of, place, casting="unsafe")  # to 32 bits, for which there are vectors
+    positions = np.subtract(rows.values, low[owners, np.newaxis], out=rows.scratch)
+    positions *= scale[owners, np.newaxis]
+    bin_of = rows.values.reshape(-1).view(np.int32)[: positions.size].reshape(positions.shape)
+    np.copyto(bin_of, positions, casting="unsafe")  # this conversion is vectorized to 32 bits only
     bin_of += (owners * (bins + 1)).astype(np.int32)[:, np.newaxis]
     found = _bincount(bin_of.reshape(-1), low.size * (bins + 1))
     found[bin_of[rows.starts, 0]] -= rows.padding
     counts = found.reshape(low.size, bins + 1)
-    counts[:, -2] += counts[:, -1]  # the largest value was counted in a bin of its own
+    counts[:, -2] += counts[:, -1]  # the largest value has a bin of its own so far
     return counts[:, :-1]
 
 
 def _bincount(numbers: NDArray[np.int32], length: int) -> NDArray[np.int64]:
-    """How often each number comes; by torch where it is, which lets others run meanwhile."""
+    """Return `np.bincount()`, computed by torch if it is imported, which releases the GIL."""
     torch = sys.modules.get("torch")
     if torch is None:
         return np.bincount(numbers, minlength=length)
-    found: NDArray[np.int64] = torch.bincount(torch.from_numpy(numbers), minlength=length).numpy()
-    return found
+    counts: NDArray[np.int64] = torch.bincount(torch.from_numpy(numbers), minlength=length).numpy()
+    return counts

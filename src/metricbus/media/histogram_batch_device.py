@@ -1,8 +1,8 @@
-"""Histograms of many tensors on an accelerator, counted there without waiting for it.
+"""Histograms of many tensors on an accelerator, without synchronizing with it.
 
-The tensors are laid into rows of equal width, block by block, as `fused_binning` does with arrays.
-How many values there are, and which are finite, only the device knows: nothing here depends on it,
-what does not count has the weight 0. The results come over by one transfer.
+The tensors are laid out in rows of equal width, block by block, as `histogram_batch` does with
+arrays. Only the device knows which values are finite, so no shape depends on that: values that do
+not count are masked. A single transfer copies the results to the host.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from metricbus._common.device_values import DeviceCopy, bring
+from metricbus._common.device_values import DeviceCopy, fetch
 from metricbus.errors import DeviceError
 from metricbus.media.histogram_batch import edges_of
-from metricbus.media.histogram_bins import Binned
+from metricbus.media.histogram_bins import HistogramData
 
 Tensor: TypeAlias = Any
 
 _WIDTH = 256
-_BLOCK = 1 << 21  # values at a time; about ten tensors of so many float64 come and go
+_BLOCK = 1 << 21  # values at a time; a block needs about ten temporary float64 tensors of this size
 
 _streams: dict[Any, Any] = {}
 
 
-class Counting(NamedTuple):
-    """A counting that the device has been told to do, of as many tensors as `totals` has columns.
+class PendingHistograms(NamedTuple):
+    """Histograms that the device is computing.
 
-    The rows of `totals` are those of `_totals`, and the standard deviation; `counts` has the bins
-    of one tensor behind those of the other.
+    `totals` has the rows of `_totals` and a row of standard deviations, each with one column per
+    tensor; `counts` has shape (tensors, bins). Both are flattened.
     """
 
     totals: DeviceCopy
@@ -40,21 +40,21 @@ class Counting(NamedTuple):
     tensors: int
     bins: int
 
-    def wait(self) -> list[Binned]:
-        """The histogram of each tensor; waits for the device, and raises `DeviceError`."""
-        bring([self.totals, self.counts])
+    def wait(self) -> list[HistogramData]:
+        """Wait for the device and return the histograms; raise `DeviceError` if it fails."""
+        fetch([self.totals, self.counts])
         if self.totals.numbers is None or self.counts.numbers is None:
             error = self.totals.error or self.counts.error
-            raise DeviceError(f"the device gave no histograms: {error}") from error
+            raise DeviceError(f"the device failed to compute histograms: {error}") from error
         totals = np.array(self.totals.numbers).reshape(-1, self.tensors)
         counts = np.array(self.counts.numbers).reshape(self.tensors, self.bins)
         with np.errstate(all="ignore"):
             edges = edges_of(totals[0], totals[1], self.bins)
-        return [_binned(*one) for one in zip(totals.T, counts, edges, strict=True)]
+        return [_histogram(*columns) for columns in zip(totals.T, counts, edges, strict=True)]
 
 
-class _Block(NamedTuple):
-    """Some rows: which of the values count, which of these are finite, and whose each row is."""
+class _PaddedBlock(NamedTuple):
+    """Rows of values, masks of those that are not padding and that are finite, and row owners."""
 
     values: Tensor
     valid: Tensor
@@ -62,19 +62,19 @@ class _Block(NamedTuple):
     owners: Tensor
 
 
-def start_counting(tensors: Sequence[Tensor], bins: int) -> Counting:
-    """Has a device count flat tensors of one type, in the current stream; waits for nothing."""
+def start_binning(tensors: Sequence[Tensor], bins: int) -> PendingHistograms:
+    """Start binning flat tensors of one dtype in the current stream, without waiting."""
     torch = sys.modules["torch"]
     with torch.no_grad():
         totals = _totals(torch, tensors)
         deviations, counts = _deviations_and_counts(torch, tensors, totals, bins)
         std = (deviations / totals[2]).sqrt()
-        together = torch.cat([totals, std[None]]).reshape(-1)
-        return Counting(DeviceCopy(together), DeviceCopy(counts.reshape(-1)), len(tensors), bins)
+        results = DeviceCopy(torch.cat([totals, std[None]]).reshape(-1))
+        return PendingHistograms(results, DeviceCopy(counts.reshape(-1)), len(tensors), bins)
 
 
-def nonfinite_in(tensors: Sequence[Tensor]) -> Tensor:
-    """How many values of each flat tensor are NaN or infinite, as float64; waits for nothing."""
+def count_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the number of NaN and infinite values per flat tensor, as float64, without waiting."""
     torch = sys.modules["torch"]
     with torch.no_grad():
         found = torch.zeros(len(tensors), dtype=torch.float64, device=tensors[0].device)
@@ -83,8 +83,8 @@ def nonfinite_in(tensors: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def apart_from(stream: Any, device: Any) -> AbstractContextManager[Any]:
-    """A stream of the media worker's own, which goes on from where `stream` is."""
+def side_stream(stream: Any, device: Any) -> AbstractContextManager[Any]:
+    """Return a context that runs CUDA work in a separate stream, after the work now in `stream`."""
     if device.type != "cuda":
         return nullcontext()
     cuda = sys.modules["torch"].cuda
@@ -92,114 +92,108 @@ def apart_from(stream: Any, device: Any) -> AbstractContextManager[Any]:
     if own is None:
         own = _streams[device] = cuda.Stream(device)
     own.wait_event(stream.record_event())
-    found: AbstractContextManager[Any] = cuda.stream(own)
-    return found
+    context: AbstractContextManager[Any] = cuda.stream(own)
+    return context
 
 
 def _totals(torch: Any, tensors: Sequence[Tensor]) -> Tensor:
-    """Rows: minimum, maximum, finite values, NaN, the two infinities, sum, sum of squares."""
-    like = {"dtype": torch.float64, "device": tensors[0].device}
-    minimum = torch.full((len(tensors),), torch.inf, **like)
-    maximum = torch.full((len(tensors),), -torch.inf, **like)
-    sums = torch.zeros((6, len(tensors)), **like)
+    """Return rows of minimum, maximum, finite count, NaN, +inf, -inf, sum and sum of squares."""
+    options = {"dtype": torch.float64, "device": tensors[0].device}
+    minimum = torch.full((len(tensors),), torch.inf, **options)
+    maximum = torch.full((len(tensors),), -torch.inf, **options)
+    sums = torch.zeros((6, len(tensors)), **options)
     for values, valid, finite, owners in _blocks(torch, tensors):
-        least = torch.where(finite, values, torch.inf).amin(1)
-        most = torch.where(finite, values, -torch.inf).amax(1)
-        minimum.scatter_reduce_(0, owners, least, "amin")
-        maximum.scatter_reduce_(0, owners, most, "amax")
+        lowest = torch.where(finite, values, torch.inf).amin(1)
+        highest = torch.where(finite, values, -torch.inf).amax(1)
+        minimum.scatter_reduce_(0, owners, lowest, "amin")
+        maximum.scatter_reduce_(0, owners, highest, "amax")
         clean = torch.where(finite, values, 0.0)
-        odd = (values.isnan(), values.isposinf(), values.isneginf())
-        counted = [
-            which.sum(1, dtype=torch.float64) for which in (finite, *(valid & o for o in odd))
-        ]
-        by_row = torch.stack([*counted, clean.sum(1), clean.square().sum(1)])
-        sums.index_add_(1, owners, by_row)
+        nonfinite = (
+            valid & mask for mask in (values.isnan(), values.isposinf(), values.isneginf())
+        )
+        counts = [mask.sum(1, dtype=torch.float64) for mask in (finite, *nonfinite)]
+        sums.index_add_(1, owners, torch.stack([*counts, clean.sum(1), clean.square().sum(1)]))
     return torch.cat([minimum[None], maximum[None], sums])
 
 
 def _deviations_and_counts(
     torch: Any, tensors: Sequence[Tensor], totals: Tensor, bins: int
 ) -> tuple[Tensor, Tensor]:
-    """The sum of squared deviations of each tensor, and its counts in a row."""
+    """Return squared deviations, summed per tensor, and counts of shape (tensors, bins)."""
     minimum, maximum, count, total = totals[0], totals[1], totals[2], totals[6]
     mean = torch.where(total.isfinite(), (total / count).clamp(minimum, maximum), torch.nan)
     low, width, scale = _limits(torch, minimum, maximum)
     deviations = torch.zeros_like(mean)
     counts = torch.zeros(len(tensors) * (bins + 1), dtype=torch.int64, device=mean.device)
     for values, _, finite, owners in _blocks(torch, tensors):
-        away = torch.where(finite, values - mean[owners, None], 0.0)
-        deviations.index_add_(0, owners, away.square().sum(1))
-        place = (values * scale[owners, None] - low[owners, None]) / width[owners, None] * bins
-        bin_of = torch.where(finite, place, 0.0).long().clamp_(0, bins) + owners[:, None] * (
-            bins + 1
-        )
+        differences = torch.where(finite, values - mean[owners, None], 0.0)
+        deviations.index_add_(0, owners, differences.square().sum(1))
+        positions = (values * scale[owners, None] - low[owners, None]) / width[owners, None] * bins
+        bin_of = torch.where(finite, positions, 0.0).long().clamp_(0, bins)
+        bin_of = bin_of + owners[:, None] * (bins + 1)
         counts.scatter_add_(0, bin_of.reshape(-1), finite.reshape(-1).long())
     table = counts.view(len(tensors), bins + 1)
-    table[:, -2] += table[:, -1]  # the largest value was counted in a bin of its own
+    table[:, -2] += table[:, -1]  # the largest value has a bin of its own so far
     return deviations, table[:, :-1]
 
 
 def _limits(torch: Any, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the bins begin, and how wide they are in all, both scaled so that they are finite.
+    """Return the first edges, total widths and scales; edges and widths are scaled to be finite.
 
-    The same as `fused_binning.edges_of`.
+    The computation matches `histogram_batch.edges_of`.
     """
-    room = torch.where(minimum < maximum, 0.0, (minimum.abs() * 1e-3).clamp(min=0.5))
-    most = torch.finfo(torch.float64).max
-    low, high = (minimum - room).clamp(min=-most), (maximum + room).clamp(max=most)
+    margin = torch.where(minimum < maximum, 0.0, (minimum.abs() * 1e-3).clamp(min=0.5))
+    largest = torch.finfo(torch.float64).max
+    low, high = (minimum - margin).clamp(min=-largest), (maximum + margin).clamp(max=largest)
     scale = torch.where((high - low).isfinite(), 1.0, 0.25).to(torch.float64)
     low = low * scale
     return low, high * scale - low, scale
 
 
-def _blocks(torch: Any, tensors: Sequence[Tensor]) -> Iterator[_Block]:
-    """All values in rows, each row of one tensor; about `_BLOCK` of them at a time."""
+def _blocks(torch: Any, tensors: Sequence[Tensor]) -> Iterator[_PaddedBlock]:
+    """Yield all values in blocks of about `_BLOCK` values; each row belongs to one tensor."""
     pieces: list[tuple[int, Tensor]] = []
     filled = 0
     for owner, tensor in enumerate(tensors):
         for piece in tensor.split(_BLOCK):
             if pieces and filled + piece.numel() > _BLOCK:
-                yield _in_rows(torch, pieces)
+                yield _pad_to_rows(torch, pieces)
                 pieces, filled = [], 0
             pieces.append((owner, piece))
             filled += piece.numel()
-    yield _in_rows(torch, pieces)
+    yield _pad_to_rows(torch, pieces)
 
 
-def _in_rows(torch: Any, pieces: Sequence[tuple[int, Tensor]]) -> _Block:
+def _pad_to_rows(torch: Any, pieces: Sequence[tuple[int, Tensor]]) -> _PaddedBlock:
     device = pieces[0][1].device
     zeros = pieces[0][1].new_zeros(_WIDTH)
     padded: list[Tensor] = []
-    rows: list[tuple[int, int]] = []  # the owner, and how many of the values count
+    rows: list[tuple[int, int]] = []  # the owner, and the number of values without padding
     for owner, piece in pieces:
         size = piece.numel()
         padded += [piece, zeros[: -size % _WIDTH]]
-        rows += [(owner, min(_WIDTH, size - at)) for at in range(0, size, _WIDTH)]
+        rows += [(owner, min(_WIDTH, size - start)) for start in range(0, size, _WIDTH)]
     values = torch.cat(padded).view(-1, _WIDTH).double()
-    owners, sizes = _to(device, torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)).unbind(1)
-    valid = torch.arange(_WIDTH, device=device) < sizes[:, None]
-    return _Block(values, valid, valid & values.isfinite(), owners)
-
-
-def _to(device: Any, table: Tensor) -> Tensor:
-    """A small table, on the device; from pinned memory, as nobody has to wait for that."""
-    if device.type == "cuda":
+    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
+    if device.type == "cuda":  # a copy from pinned memory is asynchronous
         table = table.pin_memory()
-    return table.to(device, non_blocking=True)
+    owners, sizes = table.to(device, non_blocking=True).unbind(1)
+    valid = torch.arange(_WIDTH, device=device) < sizes[:, None]
+    return _PaddedBlock(values, valid, valid & values.isfinite(), owners)
 
 
-def _binned(totals: Any, counts: Any, edges: Any) -> Binned:
+def _histogram(totals: Any, counts: Any, edges: Any) -> HistogramData:
     minimum, maximum, count, nan, infinite, minus_infinite, total, squares, std = totals.tolist()
-    apart = int(nan), int(infinite), int(minus_infinite)
+    nonfinite = int(nan), int(infinite), int(minus_infinite)
     if not count:
-        return Binned([], [], 0, None, None, None, None, None, None, *apart)
-    with np.errstate(over="ignore"):  # from one end of float64 to the other
-        grow = (np.diff(edges) > 0).all()
-    if not grow:  # float64 has not so many edges between the two
+        return HistogramData([], [], 0, None, None, None, None, None, None, *nonfinite)
+    with np.errstate(over="ignore"):  # the edges may span all of float64
+        is_increasing = (np.diff(edges) > 0).all()
+    if not is_increasing:  # too few float64 numbers lie between the extremes
         counts, edges = counts.sum(keepdims=True), edges[[0, -1]]
     mean = min(max(total / count, minimum), maximum) if isfinite(total) else total
     mean, std, total, squares = (x if isfinite(x) else None for x in (mean, std, total, squares))
-    return Binned(
+    return HistogramData(
         counts.tolist(), edges.tolist(), int(count), minimum, maximum, mean, std, total, squares,
-        *apart,
+        *nonfinite,
     )  # fmt: skip

@@ -1,8 +1,9 @@
-"""Histograms in bounded memory: bins of equal width between the extremes of the finite values.
+"""Histograms in bounded memory: equally wide bins between the smallest and largest finite value.
 
-Two sweeps over the values in blocks: the totals, with the sums of squared deviations merged as in
-Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-Variances" (1979); then the counts. Only a block at a time is held as float64.
+Each histogram takes two passes over the values. The first computes the statistics, the second the
+counts. Both convert one block at a time to float64. The sums of squared deviations of the blocks
+are merged as in Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
+Sample Variances" (1979).
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from numpy.typing import NDArray
 
 from metricbus.media.arrays import is_tensor
 
-MOST_BINS = 4096
-COPIED_BYTES = 1 << 26
-"""Of more, the call itself counts, block by block, and copies nothing."""
+MAX_BINS = 4096
+MAX_COPIED_BYTES = 1 << 26
+"""Larger values are binned within `log()`, block by block, instead of being copied."""
 ACCEPTED = "an array or tensor of real numbers"
 
 _BLOCK = 1 << 17
 _DEVICE_BLOCK = 1 << 22
 
 
-class Binned(msgspec.Struct, frozen=True):
-    """What a histogram's record has; None where a float64 cannot say it."""
+class HistogramData(msgspec.Struct, frozen=True):
+    """The content of a `HistogramRecord`, whose fields it shares."""
 
     counts: list[int]
     edges: list[float]
@@ -44,8 +45,8 @@ class Binned(msgspec.Struct, frozen=True):
     minus_infinite: int = 0
 
 
-class _Totals:
-    """The totals of the blocks so far."""
+class _RunningStats:
+    """The statistics of the blocks added so far."""
 
     def __init__(self) -> None:
         self.count = self.nan = self.infinite = self.minus_infinite = 0
@@ -68,77 +69,75 @@ class _Totals:
         total = float(block.sum())
         mean = total / block.size if math.isfinite(total) else float((block / block.size).sum())
         mean = min(max(mean, low), high)
-        away = block - mean
+        deviations = block - mean
         count = self.count + block.size
-        apart, share = mean - self.mean, block.size / count
-        self.deviations += float(away @ away) + apart * apart * share * self.count
-        self.mean += mean * share - self.mean * share  # the difference itself may be too large
+        shift, share = mean - self.mean, block.size / count
+        self.deviations += float(deviations @ deviations) + shift * shift * share * self.count
+        self.mean += mean * share - self.mean * share  # `shift` may have overflowed
         self.count = count
         self.sums.append(total)
         self.squares.append(float(block @ block))
 
 
 def check_bins(name: str, bins: object, hint: str = "") -> None:
-    """`ValueError` unless it is a number of bins."""
-    if type(bins) is not int or not 1 <= bins <= MOST_BINS:
+    """Raise `ValueError`, ending with `hint`, unless `bins` is a valid number of bins."""
+    if type(bins) is not int or not 1 <= bins <= MAX_BINS:
         raise ValueError(
-            f"metric {name!r}: bins= is a whole number from 1 to {MOST_BINS:,}, "
+            f"metric {name!r}: bins= must be an integer from 1 to {MAX_BINS:,}, "
             f"not {bins!r:.60}{hint}"
         )
 
 
-def bin_values(values: Any, bins: int) -> Binned:
-    """The histogram of an array, or a tensor in main memory, of any shape and real type."""
-    totals = _Totals()
+def bin_values(values: Any, bins: int) -> HistogramData:
+    """Return the histogram of an array or a CPU tensor, of any shape and real dtype."""
+    stats = _RunningStats()
     with np.errstate(all="ignore"):
         for block in _blocks(values):
-            totals.add(block)
-        if not totals.count:
-            left = Binned([], [], 0)
+            stats.add(block)
+        if not stats.count:
+            data = HistogramData([], [], 0)
         else:
-            low, high = _limits(totals.minimum, totals.maximum)
-            counts, edges = _count(values, low, high, bins)
-            left = Binned(
-                counts,
-                edges,
-                totals.count,
-                totals.minimum,
-                totals.maximum,
-                _finite(totals.mean),
-                _finite(math.sqrt(max(0.0, totals.deviations) / totals.count)),
-                _finite(_sum(totals.sums)),
-                _finite(_sum(totals.squares)),
+            low, high = _limits(stats.minimum, stats.maximum)
+            data = HistogramData(
+                *_count(values, low, high, bins),
+                stats.count,
+                stats.minimum,
+                stats.maximum,
+                _finite(stats.mean),
+                _finite(math.sqrt(max(0.0, stats.deviations) / stats.count)),
+                _finite(_sum(stats.sums)),
+                _finite(_sum(stats.squares)),
             )
     return msgspec.structs.replace(
-        left, nan=totals.nan, infinite=totals.infinite, minus_infinite=totals.minus_infinite
+        data, nan=stats.nan, infinite=stats.infinite, minus_infinite=stats.minus_infinite
     )
 
 
-def binned(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Binned:
-    """A histogram that somebody else has made; the mean and the like are by the bins' middles."""
+def histogram_from_counts(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> HistogramData:
+    """Return the histogram with these bins; its statistics are estimated from their centers."""
     count = int(counts.sum())
-    lists = counts.tolist(), edges.tolist()
     if not count:
-        return Binned(*lists, 0)
+        return HistogramData(counts.tolist(), edges.tolist(), 0)
     filled = np.flatnonzero(counts)
-    middles = edges[:-1] / 2 + edges[1:] / 2
+    centers = edges[:-1] / 2 + edges[1:] / 2
     with np.errstate(all="ignore"):
-        mean = float((middles * (counts / count)).sum())
-        std = float(np.sqrt(((middles - mean) ** 2 * (counts / count)).sum()))
-        return Binned(
-            *lists,
+        mean = float((centers * (counts / count)).sum())
+        std = float(np.sqrt(((centers - mean) ** 2 * (counts / count)).sum()))
+        return HistogramData(
+            counts.tolist(),
+            edges.tolist(),
             count,
             float(edges[filled[0]]),
             float(edges[filled[-1] + 1]),
             _finite(mean),
             _finite(std),
-            _finite(float((middles * counts).sum())),
-            _finite(float((middles**2 * counts).sum())),
+            _finite(float((centers * counts).sum())),
+            _finite(float((centers**2 * counts).sum())),
         )
 
 
-def bin_on_device(tensor: Any, bins: int) -> Binned:
-    """The same of a tensor on an accelerator, computed there: only the counts come over."""
+def bin_on_device(tensor: Any, bins: int) -> HistogramData:
+    """Return the histogram of a tensor, computed on its device; only the result is copied."""
     torch = sys.modules["torch"]
     flat = tensor.reshape(-1)
     if not flat.is_floating_point():
@@ -146,9 +145,9 @@ def bin_on_device(tensor: Any, bins: int) -> Binned:
     flat = flat.float() if flat.element_size() < 4 else flat
     nan, above, below = flat.isnan().sum(), flat.isposinf().sum(), flat.isneginf().sum()
     finite = flat[flat.isfinite()]
-    apart = [int(n) for n in torch.stack((nan, above, below)).tolist()]
+    nonfinite = [int(n) for n in torch.stack((nan, above, below)).tolist()]
     if not finite.numel():
-        return Binned([], [], 0, None, None, None, None, None, None, *apart)
+        return HistogramData([], [], 0, None, None, None, None, None, None, *nonfinite)
     minimum, maximum = finite.aminmax()
     low, high = _limits(float(minimum), float(maximum))
     if not math.isfinite(high - low) or not _is_divisible(low, high, bins):
@@ -160,25 +159,25 @@ def bin_on_device(tensor: Any, bins: int) -> Binned:
     std = (finite.double() - mean).square().mean().sqrt()
     numbers = torch.stack([total, squares, mean, std]).tolist()
     total, squares, mean, std = map(_finite, numbers)
-    return Binned(
+    return HistogramData(
         counts, edges.tolist(), finite.numel(), float(minimum), float(maximum),
-        mean, std, total, squares, *apart,
+        mean, std, total, squares, *nonfinite,
     )  # fmt: skip
 
 
-def _count_on_device(torch: Any, finite: Any, inner: NDArray[np.float64]) -> list[int]:
-    """By comparison with the edges in float64, as numpy does; histc() would round."""
-    between = torch.from_numpy(inner).to(finite.device)
-    counts = torch.zeros(inner.size + 1, dtype=torch.int64, device=finite.device)
+def _count_on_device(torch: Any, finite: Any, inner_edges: NDArray[np.float64]) -> list[int]:
+    """Return the counts, found by comparison in float64 as in numpy; torch.histc() would round."""
+    edges = torch.from_numpy(inner_edges).to(finite.device)
+    counts = torch.zeros(inner_edges.size + 1, dtype=torch.int64, device=finite.device)
     for block in finite.split(_DEVICE_BLOCK):
-        where = torch.bucketize(block.double(), between, right=True)
-        counts += torch.bincount(where, minlength=inner.size + 1)
+        indices = torch.bucketize(block.double(), edges, right=True)
+        counts += torch.bincount(indices, minlength=inner_edges.size + 1)
     return list(map(int, counts.tolist()))
 
 
 def _blocks(values: Any) -> Iterator[NDArray[np.float64]]:
-    """The values in whatever order they lie in memory; a block is gone when the next one comes."""
-    if is_tensor(values):  # numpy does not know all of its types
+    """Yield the values in memory order; a block is valid until the next one is requested."""
+    if is_tensor(values):  # numpy lacks some of torch's dtypes
         for part in values.reshape(-1).split(_BLOCK):
             yield part.double().numpy()
         return
@@ -193,33 +192,34 @@ def _blocks(values: Any) -> Iterator[NDArray[np.float64]]:
 
 
 def _limits(minimum: float, maximum: float) -> tuple[float, float]:
-    """Around a constant, some room."""
+    """Return the first and the last edge; they lie apart even if all values are equal."""
     if minimum < maximum:
         return minimum, maximum
-    room = max(0.5, abs(minimum) * 1e-3)
-    most = sys.float_info.max
-    return max(minimum - room, -most), min(maximum + room, most)
+    margin = max(0.5, abs(minimum) * 1e-3)
+    largest = sys.float_info.max
+    return max(minimum - margin, -largest), min(maximum + margin, largest)
 
 
 def _is_divisible(low: float, high: float, bins: int) -> bool:
-    """Whether float64 has that many edges between the two."""
+    """Check whether there are enough float64 numbers between the limits for distinct edges."""
     return bool((np.diff(_edges(low, high, bins)) > 0).all())
 
 
 def _edges(low: float, high: float, bins: int) -> NDArray[np.float64]:
-    with np.errstate(over="ignore"):  # the last one, before it is set to `high`
+    with np.errstate(over="ignore"):  # linspace() may overflow before it sets the last edge
         return np.linspace(low, high, bins + 1)
 
 
 def _count(values: Any, low: float, high: float, bins: int) -> tuple[list[int], list[float]]:
+    """Return the counts and edges; there is one bin if the limits are too close for more."""
     scale = 1.0 if math.isfinite(high - low) else 0.25
     low, high = low * scale, high * scale
     if not _is_divisible(low, high, bins):
         bins = 1
     counts = np.zeros(bins, np.int64)
     for block in _blocks(values):
-        inside = block[np.isfinite(block)] * scale
-        counts += np.histogram(inside, bins, (low, high))[0] if bins > 1 else inside.size
+        finite = block[np.isfinite(block)] * scale
+        counts += np.histogram(finite, bins, (low, high))[0] if bins > 1 else finite.size
     return counts.tolist(), (_edges(low, high, bins) / scale).tolist()
 
 

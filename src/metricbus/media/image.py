@@ -1,4 +1,4 @@
-"""`Image`: a picture or a grid of them, with boxes and masks."""
+"""The `Image` medium: an image or a grid of images, with boxes and masks."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from metricbus._common.media_base import (
     check_text,
 )
 from metricbus._common.media_records import Box
-from metricbus.media.annotations import GivenMarks
+from metricbus.media.annotations import AnnotationArguments
 from metricbus.media.arrays import (
-    MOST_PIXELS,
+    MAX_PIXELS,
     Array,
     Layout,
+    as_array,
     channels_last,
     check_layout,
     check_pixels,
+    check_size,
     is_tensor,
     snapshot,
-    view_of,
 )
-from metricbus.media.png import Source, check_size, encode, encode_cell, nbytes_of, size_of
+from metricbus.media.png import Source, encode, encode_cell, nbytes_of, size_of
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Pil
+    from PIL.Image import Image as PilImage
 
 _ACCEPTED = (
     "an array or tensor of pixels, a PIL image, a path, a matplotlib figure, or a list of these"
@@ -42,22 +43,32 @@ _ACCEPTED = (
 
 
 class Image(MediaValue):
-    """A picture: an array or tensor, a PIL image, a path, a matplotlib figure; or a list of these.
+    """An image, or a grid of images, with an optional caption, boxes and masks.
 
-    Arrays have height and width, and 1, 3 or 4 channels last or first: with three axes, the one of
-    such a length is the channels'; where both could be, it is the first of a tensor and the last of
-    an array. `layout="HW" | "HWC" | "CHW"` says it outright. Pixels are uint8, bool, or floats from
-    0 to 1; what is outside is clipped, NaN becomes 0, and both are told once.
+    `data` is an array, a tensor, nested lists of pixels, a PIL image, the path of an image file, or
+    a matplotlib figure. A list of these, or an array with one more axis, becomes a grid.
 
-    Lists, and arrays with one axis more, become a grid of `columns` columns (about a square without
-    it), each cell as large as the largest, black where nothing is.
+    Arrays have shape (H, W), (H, W, C) or (C, H, W), with 1, 3 or 4 channels. Of three axes, the
+    channel axis is the one of length 1, 3 or 4. If both the first and the last axis qualify, it is
+    the first of a tensor and the last of an array; `layout`, one of "HW", "HWC" and "CHW",
+    overrides this. Pixels are uint8, bool, or floats from 0 to 1. Floats outside this range are
+    clipped and NaN becomes 0; a warning reports this once per metric. An image, or all images of a
+    grid together, may have up to 67,108,864 pixels.
 
-    `boxes` are `Box` objects or dicts of their fields. `masks` are arrays of class numbers (0 to
-    65,535) by name, of the picture's height and width, `class_labels` the classes' names.
+    `boxes` is a list of `Box` objects or of dicts with their fields. `masks` maps names to integer
+    arrays of shape (H, W) whose elements are class numbers from 0 to 65,535. `class_labels` maps
+    class numbers to names. A grid cannot have boxes or masks.
 
-    The call copies the pixels; a PNG is made of them in the background, once for all sinks. A
-    figure is drawn at the call, because it may change afterwards, and stays open unless
-    `close=True`.
+    `columns` is the number of columns of a grid; by default, the grid is about square. All cells
+    are as large as the largest image; the rest of a cell is black.
+
+    `log()` copies the pixels, and a background thread encodes them as a PNG once for all sinks. A
+    figure is drawn within the call, and stays open unless `close=True`. An image file is read in
+    the background; it must not change until then.
+
+    Requires Pillow, and matplotlib for figures: `pip install 'metricbus[media]'`. `log()` raises
+    `TypeError` or `ValueError`, naming the metric, for unsupported data, shapes, dtypes and
+    annotations, and `MissingPackageError` without Pillow.
     """
 
     def __init__(
@@ -74,7 +85,7 @@ class Image(MediaValue):
     ) -> None:
         self._data = data
         self.caption = caption
-        self._marks = GivenMarks(
+        self._annotations = AnnotationArguments(
             () if boxes is None else boxes,
             {} if masks is None else masks,
             {} if class_labels is None else class_labels,
@@ -84,117 +95,113 @@ class Image(MediaValue):
         self._close = close
 
     def _capture(self, name: str) -> EncodeJob:
-        """Checks and copies the pixels."""
-        sources, is_grid = self._sources(name)
-        if self._marks.are_some(name) and is_grid:
-            raise ValueError(f"metric {name!r}: a grid has no boxes and masks; log one picture")
-        marks = self._marks.take(name, size_of(sources[0]))
-        nbytes = sum(map(nbytes_of, sources)) + sum(mask.nbytes for mask in marks.masks.values())
-        columns = self._check_columns(name, len(sources)) if is_grid else 0
-        encoded = partial(encode, sources, columns, self.caption, marks)
-        return EncodeJob(nbytes, encoded, self._close_figures)
-
-    def _take_cell(self, name: str) -> tuple[int, Any]:
-        """The same for a picture in a table: about how many bytes, and what makes the cell."""
-        if self._marks.are_some(name):
+        """Validate and copy the pixels and annotations."""
+        sources, columns = self._sources(name)
+        if self._annotations.has_any(name) and columns:
             raise ValueError(
-                f"metric {name!r}: a picture in a table has no boxes and masks; log it alone"
+                f"metric {name!r}: a grid cannot have boxes or masks; log its images separately"
             )
-        sources, is_grid = self._sources(name)
-        columns = self._check_columns(name, len(sources)) if is_grid else 0
+        annotations = self._annotations.capture(name, size_of(sources[0]))
         nbytes = sum(map(nbytes_of, sources))
+        nbytes += sum(mask.nbytes for mask in annotations.masks.values())
+        encoder = partial(encode, sources, columns, self.caption, annotations)
+        return EncodeJob(nbytes, encoder, self._close_figures)
+
+    def _capture_cell(self, name: str) -> tuple[int, Any]:
+        """Capture the image as a table cell; return its size in bytes and its encoder."""
+        if self._annotations.has_any(name):
+            raise ValueError(
+                f"metric {name!r}: an image in a table cannot have boxes or masks; log it "
+                "separately"
+            )
+        sources, columns = self._sources(name)
         self._close_figures()
+        nbytes = sum(map(nbytes_of, sources))
         return nbytes, partial(encode_cell, sources, columns, self.caption)
 
-    def _sources(self, name: str) -> tuple[list[Source], bool]:
+    def _sources(self, name: str) -> tuple[list[Source], int]:
+        """Capture the images; return them and the columns of their grid, 0 for a single image."""
         check_package(name, "PIL")
         check_text(name, "caption=", self.caption)
         data = self._data
-        many = isinstance(data, list | tuple) and not _is_nested_numbers(data)
-        if not many and getattr(data, "ndim", 0) == 4:
-            many = True
-        if not many:
-            return [self._source(name, data)], False
+        is_list = isinstance(data, list | tuple) and not _is_nested_numbers(data)
+        if not is_list and getattr(data, "ndim", 0) != 4:
+            return [self._source(name, data)], 0
         if not len(data):
-            raise ValueError(
-                f"metric {name!r} was given no picture; what is accepted is {_ACCEPTED}"
-            )
+            raise ValueError(f"metric {name!r} was given no image; expected {_ACCEPTED}")
         sources: list[Source] = []
         pixels = 0
-        for one in data:
-            sources.append(self._source(name, one))
+        for image in data:
+            sources.append(self._source(name, image))
             pixels += math.prod(size_of(sources[-1]) or ())
-            if pixels > MOST_PIXELS:  # before the next one is copied
+            if pixels > MAX_PIXELS:  # checked before the next image is copied
                 raise ValueError(
-                    f"metric {name!r} was given a grid of {len(data):,} pictures with more than "
-                    f"{MOST_PIXELS:,} pixels in all: log fewer, or smaller ones"
+                    f"metric {name!r} was given a grid of {len(data):,} images with more than "
+                    f"{MAX_PIXELS:,} pixels in total; log fewer or smaller ones"
                 )
-        return sources, True
+        if self._columns is None:
+            return sources, math.ceil(math.sqrt(len(sources)))
+        if type(self._columns) is not int or self._columns < 1:
+            raise ValueError(
+                f"metric {name!r}: columns= must be a positive integer, not {self._columns!r}"
+            )
+        return sources, min(self._columns, len(sources))
 
     def _source(self, name: str, data: Any) -> Source:
         path = as_path(data)
         if path is not None:
             check_file(name, path)
             return path
-        if _is_a("PIL.Image", "Image", data):
+        if _is_instance("PIL.Image", "Image", data):
             check_size(name, data.size)
             try:
-                copied: Pil = data.copy()
-            except Exception as error:  # a file that is read only now, or one that was closed
-                raise ValueError(f"metric {name!r}: the picture cannot be read: {error}") from error
+                copied: PilImage = data.copy()
+            except Exception as error:  # a lazily loaded file may be broken or closed
+                raise ValueError(f"metric {name!r}: cannot read the image: {error}") from error
             return copied
-        if _is_a("matplotlib.figure", "Figure", data):
+        if _is_instance("matplotlib.figure", "Figure", data):
             return _draw_figure(name, data)
-        view = view_of(name, data, _ACCEPTED)
+        view = as_array(name, data, _ACCEPTED)
         layout = check_layout(name, data if is_tensor(data) else view, view.shape, self._layout)
         check_pixels(name, data, view)
         return channels_last(snapshot(view), layout)
 
-    def _check_columns(self, name: str, pictures: int) -> int:
-        if self._columns is None:
-            return math.ceil(math.sqrt(pictures))
-        if type(self._columns) is not int or self._columns < 1:
-            raise ValueError(
-                f"metric {name!r}: columns= is a whole number from 1 on, not {self._columns!r}"
-            )
-        return min(self._columns, pictures)
-
     def _close_figures(self) -> None:
-        """Closes pyplot's figures, if that was asked for."""
+        """Close figures that pyplot manages, if `close=True`."""
         pyplot = sys.modules.get("matplotlib.pyplot")
         if not self._close or pyplot is None:
             return
-        for one in self._data if isinstance(self._data, list | tuple) else [self._data]:
-            if _is_a("matplotlib.figure", "Figure", one):
-                pyplot.close(one)
+        for image in self._data if isinstance(self._data, list | tuple) else [self._data]:
+            if _is_instance("matplotlib.figure", "Figure", image):
+                pyplot.close(image)
 
 
 def _is_nested_numbers(data: Sequence[Any]) -> bool:
-    """Whether a list is an array that was written out, rather than a list of pictures."""
+    """Check whether a list is one image's pixels rather than a list of images."""
     inner = data[0] if len(data) else None
     while isinstance(inner, list | tuple) and inner:
         inner = inner[0]
     return isinstance(inner, int | float | np.generic)
 
 
-def _is_a(module: str, kind: str, data: object) -> bool:
-    """Whether it is of a class of a package that need not be imported to find that out."""
-    found = sys.modules.get(module)
-    return isinstance(data, getattr(found, kind, ()))  # a module may be half imported
+def _is_instance(module: str, class_name: str, data: object) -> bool:
+    """Check whether `data` is an instance of a class, without importing its module."""
+    # In a partially imported module the class may be missing.
+    return isinstance(data, getattr(sys.modules.get(module), class_name, ()))
 
 
 def _draw_figure(name: str, figure: Any) -> Array:
-    """The figure's pixels; its canvas stays the one it has."""
+    """Return the figure's pixels as uint8 of shape (H, W, 4), and leave its canvas unchanged."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    before = figure.canvas
+    original = figure.canvas
     canvas = FigureCanvasAgg(figure)
     try:
         check_size(name, canvas.get_width_height())
         canvas.draw()  # type: ignore[no-untyped-call]
         pixels = np.array(canvas.buffer_rgba(), copy=True)  # type: ignore[no-untyped-call]
-    except Exception as error:  # a bad formula in a title, say
-        raise ValueError(f"metric {name!r}: the figure cannot be drawn: {error}") from error
+    except Exception as error:  # such as invalid mathtext in a title
+        raise ValueError(f"metric {name!r}: cannot draw the figure: {error}") from error
     finally:
-        figure.set_canvas(before)
+        figure.set_canvas(original)
     return pixels

@@ -1,4 +1,4 @@
-"""Pictures on their way into PNG files: in the background, of what `Image` has copied."""
+"""Encoding of captured images as PNG files, on the media worker's thread."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import msgspec
 import numpy as np
 
 from metricbus._common.media_base import EncodeContext
-from metricbus._common.media_records import Box, FileRef, ImageRecord, Picture
-from metricbus.media.annotations import Marks
-from metricbus.media.arrays import MOST_PIXELS, Array, as_bytes
+from metricbus._common.media_records import Box, FileRef, ImageCell, ImageRecord
+from metricbus.media.annotations import Annotations
+from metricbus.media.arrays import MAX_PIXELS, Array, check_size, to_uint8
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Pil
+    from PIL.Image import Image as PilImage
 
-Source: TypeAlias = "Array | Path | Pil"
+Source: TypeAlias = "Array | Path | PilImage"
 
-_PLAIN_MODES = ("L", "RGB", "RGBA")
+_PNG_MODES = ("L", "RGB", "RGBA")
 _UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-_GAP = 2  # pixels between the pictures of a grid
-_LARGEST_CLASS = 65_535
-_PNG_LEVEL = 3  # of deflate: half the time of the default, files some percent larger
+_GAP = 2  # pixels between the images of a grid
+_MAX_CLASS = 65_535
+_PNG_LEVEL = 3  # takes half the time of the default level, for slightly larger files
 
 
 def size_of(source: Source) -> tuple[int, int] | None:
-    """Width and height; None of a file that was not opened yet."""
+    """Return the width and height in pixels; None for a file, which is read later."""
     if isinstance(source, Path):
         return None
     if isinstance(source, np.ndarray):
@@ -38,121 +38,118 @@ def size_of(source: Source) -> tuple[int, int] | None:
 
 
 def nbytes_of(source: Source) -> int:
-    """About how much memory it takes while it waits."""
+    """Return the approximate number of bytes in memory."""
     if isinstance(source, np.ndarray):
         return source.nbytes
     size = size_of(source)
     return 4 * size[0] * size[1] if size else 0
 
 
-def check_size(name: str, size: tuple[int, int]) -> None:
-    """`ValueError` for a picture without pixels, or with too many."""
-    width, height = size
-    if not 0 < width * height <= MOST_PIXELS:
-        raise ValueError(
-            f"metric {name!r} was given a picture of {width:,} x {height:,}; from 1 to "
-            f"{MOST_PIXELS:,} pixels are taken"
-        )
-
-
 def encode(
-    sources: Sequence[Source], columns: int, caption: str, marks: Marks, work: EncodeContext
+    sources: Sequence[Source],
+    columns: int,
+    caption: str,
+    annotations: Annotations,
+    context: EncodeContext,
 ) -> ImageRecord:
-    """One picture, or a grid if there are `columns`, with what is to be seen on it."""
-    picture = _picture(sources, columns, work)
-    file = work.save("images", ".png", png_of(picture))
-    masks, arrays = {}, {}
-    for key, mask in marks.masks.items():
-        if mask.shape != (picture.height, picture.width):
-            raise ValueError(f"the mask {key!r} is not as large as the picture")
-        masks[key], arrays[key] = _save_mask(key, mask, work), mask
-    boxes = [_in_pixels(box, picture.width, picture.height) for box in marks.boxes]
+    """Encode one image, or a grid if `columns` is not 0."""
+    image = _compose(sources, columns, context)
+    file = context.save("images", ".png", png_of(image))
+    masks = {}
+    for key, mask in annotations.masks.items():
+        if mask.shape != (image.height, image.width):
+            raise ValueError(
+                f"the mask {key!r} is {mask.shape[1]} x {mask.shape[0]}, but its image is "
+                f"{image.width} x {image.height}"
+            )
+        masks[key] = _save_mask(key, mask, context)
+    boxes = [_in_pixels(box, image.width, image.height) for box in annotations.boxes]
     annotated = None
     if boxes or masks:
         from metricbus.media.draw_annotations import annotate
 
-        drawn = annotate(picture, boxes, arrays, marks.labels)
-        annotated = work.save("images", ".annotated.png", png_of(drawn))
-    return work.record(
+        drawn = annotate(image, boxes, annotations.masks, annotations.labels)
+        annotated = context.save("images", ".annotated.png", png_of(drawn))
+    return context.record(
         ImageRecord,
         file=file,
-        width=picture.width,
-        height=picture.height,
-        channels=len(picture.getbands()),
+        width=image.width,
+        height=image.height,
+        channels=len(image.getbands()),
         caption=caption,
         boxes=boxes,
         masks=masks,
-        class_labels=dict(marks.labels),
+        class_labels=dict(annotations.labels),
         annotated=annotated,
     )
 
 
 def encode_cell(
-    sources: Sequence[Source], columns: int, caption: str, work: EncodeContext
-) -> Picture:
-    """The same as a table's cell."""
-    picture = _picture(sources, columns, work)
-    file = work.save("tables", ".png", png_of(picture))
-    return Picture(file, picture.width, picture.height, len(picture.getbands()), caption)
+    sources: Sequence[Source], columns: int, caption: str, context: EncodeContext
+) -> ImageCell:
+    """Encode one image, or a grid, as a table cell."""
+    image = _compose(sources, columns, context)
+    file = context.save("tables", ".png", png_of(image))
+    return ImageCell(file, image.width, image.height, len(image.getbands()), caption)
 
 
-def png_of(picture: Pil) -> bytes:
-    """The picture as PNG, without loss."""
+def png_of(image: PilImage) -> bytes:
+    """Return the image as a PNG, losslessly."""
     content = io.BytesIO()
-    picture.save(content, "png", compress_level=_PNG_LEVEL)
+    image.save(content, "png", compress_level=_PNG_LEVEL)
     return content.getvalue()
 
 
-def _picture(sources: Sequence[Source], columns: int, work: EncodeContext) -> Pil:
-    pictures = [_load(source, work) for source in sources]
-    return _grid(pictures, columns) if columns else pictures[0]
+def _compose(sources: Sequence[Source], columns: int, context: EncodeContext) -> PilImage:
+    images = [_load(source, context) for source in sources]
+    return _grid(images, columns) if columns else images[0]
 
 
-def _load(source: Source, work: EncodeContext) -> Pil:
+def _load(source: Source, context: EncodeContext) -> PilImage:
+    """Return the image in a mode that PNG files have, with 8 bits per channel."""
     import PIL.Image
 
     if isinstance(source, np.ndarray):
-        pixels, mended = as_bytes(source)
-        if mended:
-            work.tell(mended)
+        pixels, repairs = to_uint8(source)
+        if repairs:
+            context.warn_once(repairs)
         return PIL.Image.fromarray(pixels)
-    if isinstance(source, Path):
-        source = _open(source, work)
-    if source.mode in _PLAIN_MODES:
-        return source
-    if source.mode == "1":
-        return source.convert("L")
-    if source.mode in _UNMULTIPLIED:
-        source = source.convert(_UNMULTIPLIED[source.mode])
-    has_alpha = source.mode in ("LA", "PA", "RGBA") or "transparency" in source.info
-    if source.mode not in ("P", "LA", "PA", "RGBA"):
-        work.tell(f"a picture of the mode {source.mode} is converted to 8 bits a channel")
-    if source.mode in ("F", "I") or source.mode.startswith("I;16"):
-        return _stretched(source)
-    converted = source.convert("RGBA" if has_alpha else "RGB")
-    if source.mode != "P":
-        converted.info.pop("icc_profile", None)  # that of other channels
+    image = _open(source, context) if isinstance(source, Path) else source
+    if image.mode in _PNG_MODES:
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in _UNMULTIPLIED:
+        image = image.convert(_UNMULTIPLIED[image.mode])
+    has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    if image.mode not in ("P", "LA", "PA", "RGBA"):
+        context.warn_once(f"an image of mode {image.mode} is converted to 8 bits per channel")
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return _stretch(image)
+    converted = image.convert("RGBA" if has_alpha else "RGB")
+    if image.mode != "P":
+        converted.info.pop("icc_profile", None)  # it applies to the original's channels
     return converted
 
 
-def _open(path: Path, work: EncodeContext) -> Pil:
-    """The picture in a file; `ValueError` whatever is wrong with it: to try again is no use."""
+def _open(path: Path, context: EncodeContext) -> PilImage:
+    """Read an image file; raise `ValueError` for any error, so that the worker does not retry."""
     import PIL.Image
 
     try:
-        with PIL.Image.open(path) as opened:
-            check_size(work.stamp.name, opened.size)
-            opened.load()
-            return opened.copy()
+        with PIL.Image.open(path) as image:
+            check_size(context.log_context.name, image.size)
+            image.load()
+            return image.copy()
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _stretched(picture: Pil) -> Pil:
-    """Grey levels of more than 8 bits: the darkest becomes 0, the lightest 255."""
+def _stretch(image: PilImage) -> PilImage:
+    """Scale gray levels of more than 8 bits linearly: the darkest to 0, the lightest to 255."""
     import PIL.Image
 
-    pixels = np.asarray(picture).astype(np.float64)
+    pixels = np.asarray(image).astype(np.float64)
     finite = pixels[np.isfinite(pixels)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     pixels = np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
@@ -160,31 +157,33 @@ def _stretched(picture: Pil) -> Pil:
     return PIL.Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
-def _grid(pictures: Sequence[Pil], columns: int) -> Pil:
+def _grid(images: Sequence[PilImage], columns: int) -> PilImage:
     import PIL.Image
 
-    modes = {picture.mode for picture in pictures}
-    mode = next(mode for mode in reversed(_PLAIN_MODES) if mode in modes)
-    width = max(picture.width for picture in pictures) + _GAP
-    height = max(picture.height for picture in pictures) + _GAP
-    rows = math.ceil(len(pictures) / columns)
+    modes = {image.mode for image in images}
+    mode = next(mode for mode in reversed(_PNG_MODES) if mode in modes)
+    width = max(image.width for image in images) + _GAP
+    height = max(image.height for image in images) + _GAP
+    rows = math.ceil(len(images) / columns)
     size = columns * width - _GAP, rows * height - _GAP
-    if size[0] * size[1] > MOST_PIXELS:
-        raise ValueError(f"a grid of {size[0]:,} x {size[1]:,} pixels is too large")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"the grid has {size[0]:,} x {size[1]:,} pixels; the maximum is {MAX_PIXELS:,} in total"
+        )
     grid = PIL.Image.new(mode, size)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         row, column = divmod(number, columns)
-        grid.paste(picture.convert(mode), (column * width, row * height))
+        grid.paste(image.convert(mode), (column * width, row * height))
     return grid
 
 
-def _save_mask(key: str, mask: Array, work: EncodeContext) -> FileRef:
+def _save_mask(key: str, mask: Array, context: EncodeContext) -> FileRef:
     import PIL.Image
 
-    if mask.min() < 0 or mask.max() > _LARGEST_CLASS:
-        raise ValueError(f"the mask {key!r} has classes outside of 0 to {_LARGEST_CLASS:,}")
-    kind = np.uint8 if mask.max() < 256 else np.uint16
-    return work.save("images", ".mask.png", png_of(PIL.Image.fromarray(mask.astype(kind))))
+    if mask.min() < 0 or mask.max() > _MAX_CLASS:
+        raise ValueError(f"the mask {key!r} has classes outside 0 to {_MAX_CLASS:,}")
+    dtype = np.uint8 if mask.max() < 256 else np.uint16
+    return context.save("images", ".mask.png", png_of(PIL.Image.fromarray(mask.astype(dtype))))
 
 
 def _in_pixels(box: Box, width: int, height: int) -> Box:

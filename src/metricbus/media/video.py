@@ -1,4 +1,4 @@
-"""`Video`: a film."""
+"""The `Video` medium."""
 
 from __future__ import annotations
 
@@ -15,41 +15,52 @@ from metricbus._common.media_base import (
     EncodeContext,
     EncodeJob,
     MediaValue,
-    as_path,
-    check_format,
     check_package,
     check_text,
+    media_path,
 )
 from metricbus._common.media_records import VideoRecord
 from metricbus.media.arrays import (
     Array,
-    as_bytes,
+    as_array,
     channels_last,
     check_layout,
     check_pixels,
+    describe_array,
     is_tensor,
     snapshot,
-    told,
-    view_of,
+    to_uint8,
+    unexpected,
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Pil
+    from PIL.Image import Image as PilImage
 
 _FORMATS = (".gif", ".mp4", ".webm", ".ogg", ".mov", ".avi", ".mkv")
-_MOST_PIXELS = 1 << 28
-_LEAST_FPS, _MOST_FPS = 0.01, 100  # a GIF counts in hundredths of a second
-_LONGEST_TIME = (1 << 16) - 1  # of a frame, in hundredths of a second
+_MAX_NUMBERS = 1 << 28
+_MIN_FPS, _MAX_FPS = 0.01, 100  # a GIF stores durations in hundredths of a second
+_MAX_DURATION = (1 << 16) - 1  # of one frame, in hundredths of a second
 _ACCEPTED = "frames (T, H, W, C) or (T, C, H, W) as uint8 or floats from 0 to 1, or a path"
 
 
 class Video(MediaValue):
-    """A film: frames, or the path of a file.
+    """A video: frames, or the path of a video file.
 
-    Frames are (T, H, W), (T, H, W, C) or (T, C, H, W), with the rules of `Image` for each of them.
-    They become an animated GIF, which every browser and TensorBoard can show: 256 colours a frame,
-    times in hundredths of a second, and one frame for equal ones in a row. A file (gif, mp4, webm,
-    ogg, mov, avi, mkv) is copied in the background, as it is; it must stay until then.
+    `data` is an array, a tensor or nested lists of shape (T, H, W), (T, H, W, C) or (T, C, H, W),
+    with up to 2**28 elements. The channels, dtypes and range of the pixels are those of `Image`.
+    `fps`, from 0.01 to 100, is the number of frames per second.
+
+    `log()` copies the frames, and a background thread encodes them as an animated GIF, which
+    browsers and TensorBoard can show. Each color frame is reduced to 256 colors, and transparency
+    is shown on black. Durations are rounded to hundredths of a second, and consecutive equal frames
+    are merged into one.
+
+    `data` can also be the path of a gif, mp4, webm, ogg, mov, avi or mkv file. A background thread
+    copies it unchanged; it must not change until then.
+
+    Frames require Pillow: `pip install 'metricbus[media]'`. `log()` raises `TypeError` or
+    `ValueError`, naming the metric, for unsupported frames, rates and files, and
+    `MissingPackageError` without Pillow.
     """
 
     def __init__(self, data: Any, fps: float = 4.0, caption: str = "") -> None:
@@ -58,67 +69,66 @@ class Video(MediaValue):
         self._caption = caption
 
     def _capture(self, name: str) -> EncodeJob:
-        """Checks and copies the frames."""
+        """Validate and copy the frames."""
         check_text(name, "caption=", self._caption)
-        path = as_path(self._data)
+        path = media_path(name, self._data, "a video file", _FORMATS)
         if path is not None:
-            check_format(name, path, "film", _FORMATS)
             return EncodeJob(0, partial(_copy, path, self._caption))
         check_package(name, "PIL")
-        wrong = isinstance(self._fps, bool) or not isinstance(self._fps, int | float | np.number)
-        if wrong or not _LEAST_FPS <= self._fps <= _MOST_FPS:
-            raise (TypeError if wrong else ValueError)(
-                f"metric {name!r}: fps= is a number from {_LEAST_FPS} to {_MOST_FPS}, "
+        is_number = isinstance(self._fps, int | float | np.number)
+        is_number = is_number and not isinstance(self._fps, bool)
+        if not is_number or not _MIN_FPS <= self._fps <= _MAX_FPS:
+            raise (ValueError if is_number else TypeError)(
+                f"metric {name!r}: fps= must be a number from {_MIN_FPS} to {_MAX_FPS}, "
                 f"not {self._fps!r}"
             )
-        view = view_of(name, self._data, _ACCEPTED)
+        view = as_array(name, self._data, _ACCEPTED)
         if view.ndim not in (3, 4) or not view.size:
-            raise ValueError(f"metric {name!r} was given {told(self._data)}; it takes {_ACCEPTED}")
-        if view.size > _MOST_PIXELS:
+            raise ValueError(unexpected(name, self._data, _ACCEPTED))
+        if view.size > _MAX_NUMBERS:
             raise ValueError(
-                f"metric {name!r} was given {told(self._data)}; up to {_MOST_PIXELS:,} pixels in "
-                "all are taken: log a shorter film, or a file"
+                f"metric {name!r} was given {describe_array(self._data)}; frames may have up to "
+                f"{_MAX_NUMBERS:,} elements in total: log a shorter video, or the path of a file"
             )
         frame = self._data[0] if is_tensor(self._data) else view[0]
         layout = check_layout(name, frame, view.shape[1:], None)
         check_pixels(name, self._data, view)
         copy = snapshot(view)
-        frames = [channels_last(one, layout) for one in copy]
+        frames = [channels_last(frame, layout) for frame in copy]
         return EncodeJob(copy.nbytes, partial(_encode, frames, float(self._fps), self._caption))
 
 
-def _encode(frames: list[Array], fps: float, caption: str, work: EncodeContext) -> VideoRecord:
+def _encode(frames: list[Array], fps: float, caption: str, context: EncodeContext) -> VideoRecord:
     import PIL.Image
 
-    pictures = []
+    images = []
     for frame in frames:
-        pixels, mended = as_bytes(frame)
-        if mended:
-            work.tell(mended)
-        picture = PIL.Image.fromarray(pixels)
-        if picture.mode == "RGBA":
-            work.tell("a film has no transparency: it is shown on black")
-            picture = PIL.Image.alpha_composite(
-                PIL.Image.new("RGBA", picture.size, "black"), picture
-            )
-        pictures.append(picture if picture.mode == "L" else picture.convert("RGB").quantize(256))
-    first, *others = shown = _joined(pictures, _hundredths(len(pictures), fps))
-    if max(time for _, time in shown) > _LONGEST_TIME:
-        work.tell("a frame that stands for more than 655 seconds is shown for so long")
+        pixels, repairs = to_uint8(frame)
+        if repairs:
+            context.warn_once(repairs)
+        image = PIL.Image.fromarray(pixels)
+        if image.mode == "RGBA":
+            context.warn_once("videos have no transparency; it is shown on black")
+            black = PIL.Image.new("RGBA", image.size, "black")
+            image = PIL.Image.alpha_composite(black, image)
+        images.append(image if image.mode == "L" else image.convert("RGB").quantize(256))
+    first, *others = merged = _merge_equal(images, _durations(len(images), fps))
+    if max(duration for _, duration in merged) > _MAX_DURATION:
+        context.warn_once("frames longer than 655 seconds are shown for 655 seconds")
     content = io.BytesIO()
     first[0].save(
         content,
         "gif",
         save_all=True,
-        append_images=[picture for picture, _ in others],
-        duration=[10 * min(time, _LONGEST_TIME) for _, time in shown],
+        append_images=[image for image, _ in others],
+        duration=[10 * min(duration, _MAX_DURATION) for _, duration in merged],
         loop=0,
         disposal=1,
         optimize=False,
     )
-    return work.record(
+    return context.record(
         VideoRecord,
-        file=work.save("videos", ".gif", content.getvalue()),
+        file=context.save("videos", ".gif", content.getvalue()),
         format="gif",
         fps=fps,
         frames=len(frames),
@@ -128,25 +138,25 @@ def _encode(frames: list[Array], fps: float, caption: str, work: EncodeContext) 
     )
 
 
-def _joined(pictures: list[Pil], times: list[int]) -> list[tuple[Pil, int]]:
-    """The pictures with their times; of equal ones in a row one, with all their time."""
-    joined: list[tuple[Pil, int]] = []
-    for picture, time in zip(pictures, times, strict=True):
-        before = joined.pop()[1] if joined and joined[-1][0] == picture else 0
-        joined.append((picture, before + time))
-    return joined
+def _merge_equal(images: list[PilImage], durations: list[int]) -> list[tuple[PilImage, int]]:
+    """Return images and durations; consecutive equal images become one with their total."""
+    merged: list[tuple[PilImage, int]] = []
+    for image, duration in zip(images, durations, strict=True):
+        previous = merged.pop()[1] if merged and merged[-1][0] == image else 0
+        merged.append((image, previous + duration))
+    return merged
 
 
-def _hundredths(frames: int, fps: float) -> list[int]:
-    """How long each frame is shown, so that the whole film is right to a hundredth of a second."""
+def _durations(frames: int, fps: float) -> list[int]:
+    """Return the frames' durations in hundredths of a second, so that rounding does not add up."""
     ends = [math.floor(number * 100 / fps + 0.5) for number in range(frames + 1)]
     return [max(1, end - start) for start, end in pairwise(ends)]
 
 
-def _copy(path: Path, caption: str, work: EncodeContext) -> VideoRecord:
-    return work.record(
+def _copy(path: Path, caption: str, context: EncodeContext) -> VideoRecord:
+    return context.record(
         VideoRecord,
-        file=work.copy("videos", path),
+        file=context.copy("videos", path),
         format=path.suffix.lower().lstrip("."),
         fps=0.0,
         frames=0,
