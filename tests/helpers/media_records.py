@@ -1,4 +1,4 @@
-"""Media as they stand in a journal, made by hand for the tests of sinks."""
+"""Media records for the tests of sinks, as the journal would have them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from metricbus._journal.media_files import MediaWriter
 PIXELS = bytes(range(12))  # 2 x 2, three channels
 
 
-def at(step: int, name: str = "x") -> dict[str, Any]:
+def log_fields(step: int, name: str = "x") -> dict[str, Any]:
     return {"name": name, "step": step, "epoch": 0, "time": step * 10**9}
 
 
@@ -43,12 +43,12 @@ def png(pixels: bytes = PIXELS) -> bytes:
 
 def image(writer: MediaWriter, step: int, name: str = "x", **more: Any) -> ImageRecord:
     file = writer.save("image", name, step, ".png", png())
-    return ImageRecord(**at(step, name), file=file, width=2, height=2, channels=3, **more)
+    return ImageRecord(**log_fields(step, name), file=file, width=2, height=2, channels=3, **more)
 
 
 def text(writer: MediaWriter, step: int, content: str, name: str = "x") -> TextRecord:
     file = writer.save("text", name, step, ".md", content.encode())
-    return TextRecord(**at(step, name), file=file, length=len(content), start=content[:80])
+    return TextRecord(**log_fields(step, name), file=file, length=len(content), start=content[:80])
 
 
 def table(
@@ -60,11 +60,11 @@ def table(
     id: str = "t",
 ) -> TableRecord:
     file = writer.save("table", "x", 0, ".jsonl", encode_rows(rows))
-    about: dict[str, Any] = {"first_row": first_row, "rows": len(rows), "columns": columns}
-    return TableRecord(**at(0), table=id, part=0, file=file, **about)
+    fields: dict[str, Any] = {"first_row": first_row, "rows": len(rows), "columns": columns}
+    return TableRecord(**log_fields(0), table=id, part=0, file=file, **fields)
 
 
-def sound(frames: bytes) -> bytes:
+def wav_of(frames: bytes) -> bytes:
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setparams((2, 2, 8000, 0, "NONE", ""))
@@ -72,24 +72,24 @@ def sound(frames: bytes) -> bytes:
     return file.getvalue()
 
 
-def film(ref: FileRef, format: str) -> VideoRecord:
-    return VideoRecord(**at(0), file=ref, format=format, fps=4, frames=2, width=2, height=2)
+def video(ref: FileRef, format: str) -> VideoRecord:
+    return VideoRecord(**log_fields(0), file=ref, format=format, fps=4, frames=2, width=2, height=2)
 
 
 def audio(writer: MediaWriter, step: int, frames: bytes, **more: Any) -> AudioRecord:
-    file = writer.save("audio", "x", step, ".wav", sound(frames))
-    about: dict[str, Any] = {
+    file = writer.save("audio", "x", step, ".wav", wav_of(frames))
+    fields: dict[str, Any] = {
         "format": "wav",
         "sample_rate": 8000,
         "channels": 2,
         "frames": len(frames) // 4,
     }
-    return AudioRecord(**at(step), **about, file=file, **more)
+    return AudioRecord(**log_fields(step), **fields, file=file, **more)
 
 
 def chart(writer: MediaWriter, rows: Sequence[Sequence[Cell]]) -> ChartRecord:
     return ChartRecord(
-        **at(0),
+        **log_fields(0),
         chart="line",
         x_column="a",
         y_columns=["b"],
@@ -104,7 +104,7 @@ def chart(writer: MediaWriter, rows: Sequence[Sequence[Cell]]) -> ChartRecord:
 
 
 HISTOGRAM = HistogramRecord(
-    **at(3),
+    **log_fields(3),
     counts=[0, 5, 2**40, 0],
     edges=[-0.1, 0.1, 0.30000000000000004, 1e300, 2e300],
     count=2**40 + 5,

@@ -16,22 +16,29 @@ from PIL import Image
 
 from metricbus import Run
 from metricbus._common.files import AppendFile
-from metricbus._common.media_records import Box, Cell, FileRecord, FileRef, HistogramRecord, Picture
-from metricbus._journal.media_files import MediaWriter, ref_of
+from metricbus._common.media_records import (
+    Box,
+    Cell,
+    FileRecord,
+    FileRef,
+    HistogramRecord,
+    ImageCell,
+)
+from metricbus._journal.media_files import MediaWriter, make_file_ref
 from metricbus.errors import Lost, MediaError
 from metricbus.sinks.csv.sink import CsvSink
 from tests.helpers.media_records import (
     HISTOGRAM,
     PIXELS,
-    at,
     audio,
     chart,
-    film,
     image,
+    log_fields,
     png,
     row,
     table,
     text,
+    video,
 )
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)
@@ -91,7 +98,7 @@ def test_an_image_with_boxes_is_the_one_where_they_are_drawn(
     boxes = [Box(left=0, top=0, right=1, bottom=1)]
     (line,) = written(tmp_path, image(writer, 0, boxes=boxes, annotated=drawn))
     assert Image.open(tmp_path / "csv" / line["value"]).tobytes() == bytes(12)
-    assert "drawn onto it" in caplog.text
+    assert "logging images with these drawn onto them instead" in caplog.text
 
 
 def test_a_text_is_its_file(tmp_path: Path, writer: MediaWriter) -> None:
@@ -110,14 +117,14 @@ def test_a_sound_is_its_file(tmp_path: Path, writer: MediaWriter) -> None:
 
 def test_a_video_is_its_file(tmp_path: Path, writer: MediaWriter) -> None:
     ref = writer.save("video", "x", 0, ".mp4", b"ftyp")
-    (line,) = written(tmp_path, film(ref, "mp4"))
+    (line,) = written(tmp_path, video(ref, "mp4"))
     assert line["kind"] == "video"
     assert (tmp_path / "csv" / line["value"]).read_bytes() == b"ftyp"
 
 
 def test_a_file_that_was_left_where_it_was_is_its_path(tmp_path: Path) -> None:
     ref = FileRef("/elsewhere/model.pt", 3, "0" * 64)
-    (line,) = written(tmp_path, FileRecord(**at(0), file=ref, origin="model.pt"))
+    (line,) = written(tmp_path, FileRecord(**log_fields(0), file=ref, origin="model.pt"))
     assert (line["value"], line["kind"]) == ("/elsewhere/model.pt", "file")
 
 
@@ -140,7 +147,7 @@ def read_histograms(path: Path) -> list[HistogramRecord]:
                 field: float(line[key]) if line[key] else None for field, key in KEYS.items()
             }
             record = HistogramRecord(
-                **at(int(line["step"]), line["name"]),
+                **log_fields(int(line["step"]), line["name"]),
                 counts=[],
                 edges=[],
                 count=int(line["count"]),
@@ -168,7 +175,7 @@ KEYS = {
 
 
 def test_histograms_read_back_exactly(tmp_path: Path) -> None:
-    empty = HistogramRecord(**at(4), counts=[], edges=[], count=0, nan=4, minus_infinite=1)
+    empty = HistogramRecord(**log_fields(4), counts=[], edges=[], count=0, nan=4, minus_infinite=1)
     (line, _) = written(tmp_path, HISTOGRAM, empty)
     assert (line["value"], line["kind"]) == ("histograms.csv", "histogram")
     assert read_histograms(tmp_path / "csv" / "histograms.csv") == [HISTOGRAM, empty]
@@ -178,7 +185,7 @@ def test_a_table_is_a_csv_of_its_own(tmp_path: Path, writer: MediaWriter) -> Non
     file = writer.save("table", "x", 0, ".png", png())
     rows: list[list[Cell]] = [
         ["=1+1", -1, 0.1, True],
-        [None, 2**60, float("inf"), Picture(file, 2, 2, 3)],
+        [None, 2**60, float("inf"), ImageCell(file, 2, 2, 3)],
     ]
     (line,) = written(tmp_path, table(writer, rows, ["a", "-b", "c", "d"]))
     assert line["kind"] == "table"
@@ -211,7 +218,7 @@ def test_a_tables_id_leads_nowhere_else(tmp_path: Path, writer: MediaWriter) -> 
 
 def test_a_location_of_its_own_has_copies(tmp_path: Path, writer: MediaWriter) -> None:
     file = writer.save("table", "x", 0, ".png", png())
-    records = [image(writer, 0), table(writer, [[Picture(file, 2, 2, 3)]], ["a"])]
+    records = [image(writer, 0), table(writer, [[ImageCell(file, 2, 2, 3)]], ["a"])]
     lines = written(tmp_path, *records, location=str(tmp_path / "own"))
     own = tmp_path / "own" / "r"
     assert lines[0]["value"].startswith("media/")
@@ -222,9 +229,9 @@ def test_a_location_of_its_own_has_copies(tmp_path: Path, writer: MediaWriter) -
 
 def test_nothing_is_copied_over_the_sinks_own_files(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_bytes(b"forged")
-    ref = ref_of(tmp_path / "metrics.csv", "metrics.csv")
+    ref = make_file_ref(tmp_path / "metrics.csv", "metrics.csv")
     with pytest.raises(MediaError, match="media/"):
-        written(tmp_path, film(ref, "mp4"), location=str(tmp_path / "own"))
+        written(tmp_path, video(ref, "mp4"), location=str(tmp_path / "own"))
 
 
 def everything(writer: MediaWriter) -> list[Any]:
@@ -368,5 +375,5 @@ def test_a_gif_keeps_its_frames(tmp_path: Path, writer: MediaWriter) -> None:
     frames = [Image.new("RGB", (2, 2), color) for color in ("red", "blue")]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     ref = writer.save("video", "x", 0, ".gif", file.getvalue())
-    (line,) = written(tmp_path, film(ref, "gif"))
+    (line,) = written(tmp_path, video(ref, "gif"))
     assert (tmp_path / "csv" / line["value"]).read_bytes() == file.getvalue()

@@ -13,7 +13,7 @@ from metricbus._common.media_records import FileRecord, FileRef, HistogramRecord
 from metricbus._journal.media_files import MediaWriter
 from metricbus.errors import MediaError
 from metricbus.sinks.logging.sink import LoggingSink
-from tests.helpers.media_records import at, audio, chart, film, image, row, table, text
+from tests.helpers.media_records import audio, chart, image, log_fields, row, table, text, video
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)
 
@@ -41,7 +41,7 @@ def test_a_histogram_is_its_totals_and_quartiles(
     sink: LoggingSink, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = HistogramRecord(
-        **at(3),
+        **log_fields(3),
         counts=[2, 2],
         edges=[0.0, 1.0, 2.0],
         count=4,
@@ -58,7 +58,7 @@ def test_a_histogram_is_its_totals_and_quartiles(
 def test_a_histogram_of_nothing_says_so(
     sink: LoggingSink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = HistogramRecord(**at(3), counts=[], edges=[], count=0, minus_infinite=1)
+    record = HistogramRecord(**log_fields(3), counts=[], edges=[], count=0, minus_infinite=1)
     assert logged(sink, caplog, record).endswith("x: histogram of 0 values -inf=1")
 
 
@@ -108,7 +108,7 @@ def test_a_video_is_its_length_and_path(
     sink: LoggingSink, tmp_path: Path, writer: MediaWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     ref = writer.save("video", "x", 0, ".gif", b"GIF89a")
-    line = logged(sink, caplog, film(ref, "gif"))
+    line = logged(sink, caplog, video(ref, "gif"))
     assert line.endswith(f"x: video of 0.5 s (gif) in {tmp_path / ref.path}")
 
 
@@ -122,7 +122,7 @@ def test_a_chart_is_the_path_of_its_picture_and_its_title(
 
 def test_a_file_is_its_size_and_path(sink: LoggingSink, caplog: pytest.LogCaptureFixture) -> None:
     ref = FileRef("/else where/model.pt", 3000, "0" * 64)
-    line = logged(sink, caplog, FileRecord(**at(0), file=ref, origin="model.pt"))
+    line = logged(sink, caplog, FileRecord(**log_fields(0), file=ref, origin="model.pt"))
     assert line.endswith('x: file of 3,000 bytes in "/else where/model.pt"')
 
 

@@ -1,9 +1,9 @@
-"""TensorBoard's event files: TFRecord framing, and one file that can be continued.
+"""Event files of TensorBoard: their framing as TFRecords, and appending to an existing file.
 
-A file is a sequence of records: length (uint64), CRC of the length (uint32), data, CRC of the data
-(uint32), all little-endian, with a CRC-32C that is masked as in
-https://www.tensorflow.org/tutorials/load_data/tfrecord. The data is a `tensorflow.Event`; the first
-one names the file's version.
+A file is a sequence of records. Each consists of its length (uint64), the CRC of the length
+(uint32), the data, and the CRC of the data (uint32), all little-endian. The CRCs are CRC-32C,
+masked as in https://www.tensorflow.org/tutorials/load_data/tfrecord. The data is a serialized
+`tensorflow.Event`; the first event has the version of the file format.
 """
 
 from __future__ import annotations
@@ -25,39 +25,44 @@ if TYPE_CHECKING:
     from metricbus._common.records import Rewind, Scalars
 
 SCALAR = "simple_value"
-"""What `Summary.Value` calls the value of a scalar."""
+"""The field of `Summary.Value` that holds a scalar."""
 
 _MASK_DELTA = 0xA282EAD8
-_MOST_COMBINATIONS = 1000
-_BELOW_ALL = -(1 << 64)
+_MAX_CACHED = 1000
+_BELOW_ALL_STEPS = -(1 << 64)
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
 
 class EventFile:
-    """One event file with at most one writer at a time, to which events are appended.
+    """An event file with a single writer, to which events are appended.
 
-    `newest` has the last step of each tag; `media` has the tags of what was no scalar when the file
-    was opened, each with the sort of its values. What stands in the file beyond the length that
-    counted when it was opened comes again, and must not be written twice.
+    `last_steps` has the last step of each tag. `media_tags` has the tags of media that were in the
+    file when it was opened, each with the field of `Summary.Value` that holds its values.
+
+    After a crash, the file may extend beyond its saved length. The records behind that part are
+    delivered again in the same order; `register` and `register_rewind` recognize them.
     """
 
-    def __init__(self, path: Path, counted: int, wall_time: float) -> None:
-        """Opens the file, new or old, and reads what is in it; `counted` bytes of it count."""
+    def __init__(self, path: Path, saved_length: int, wall_time: float) -> None:
+        """Open or create the file and read its events.
+
+        `wall_time`, in seconds since 1970, is that of the first event of a new file.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.newest: dict[str, int] = {}
-        self.media: dict[str, str] = {}
-        self._again: deque[tuple[bool, int]] = deque()  # whether it is a rewind, and where it ends
-        self._seen = 0  # the end of what counts, while something has still to come again
+        self.last_steps: dict[str, int] = {}
+        self.media_tags: dict[str, str] = {}
         self.has_hparams = False
+        self._unmatched: deque[tuple[bool, int]] = deque()  # whether a rewind, and its end
+        self._matched_length = 0  # meaningful while there are unmatched events
         self._file = AppendFile(path, shared=True)
         try:
-            self._read(path, counted, wall_time)
+            self._read(path, saved_length, wall_time)
         except BaseException:
             self._file.close()
             raise
 
-    def _read(self, path: Path, counted: int, wall_time: float) -> None:
+    def _read(self, path: Path, saved_length: int, wall_time: float) -> None:
         whole = 0
         for event, end in read_events(path):
             whole = end
@@ -65,90 +70,88 @@ class EventFile:
                 self.has_hparams = True
             elif event.HasField("summary") or event.HasField("session_log"):
                 is_rewind = event.HasField("session_log")
-                if end > counted:
-                    self._again.append((is_rewind, end))
+                if end > saved_length:
+                    self._unmatched.append((is_rewind, end))
                 elif is_rewind:
-                    self._go_back(event.step - 1)
+                    self._rewind(event.step - 1)
                 else:
-                    self._take(event)
-        self._seen = min(counted, whole)
+                    self._add_tags(event)
+        self._matched_length = min(saved_length, whole)
         if whole < self._file.length:
-            self._file.cut(whole)  # a torn record; whole ones stay, a live reader is past them
+            # Only an incomplete event is removed: TensorBoard may have read the complete ones.
+            self._file.truncate(whole)
         if not whole:
             version = Event(wall_time=wall_time, file_version="brain.Event:2")
             self.append([version.SerializeToString()])
 
-    def _take(self, event: Event) -> None:
+    def _add_tags(self, event: Event) -> None:
         values = event.summary.value
-        self.newest.update((value.tag, event.step) for value in values)
+        self.last_steps.update((value.tag, event.step) for value in values)
         if values and not values[0].HasField(SCALAR):
-            self.media.update((value.tag, value.WhichOneof("value")) for value in values)
+            self.media_tags.update((value.tag, value.WhichOneof("value")) for value in values)
 
     @property
     def length(self) -> int:
-        """The bytes that count: those written, but for what has still to come again."""
-        return self._seen if self._again else self._file.length
+        """The length in bytes, without events whose records have not been delivered again yet."""
+        return self._matched_length if self._unmatched else self._file.length
 
     @property
-    def is_behind(self) -> bool:
-        """Whether something in the file has still to come again."""
-        return bool(self._again)
+    def has_unmatched(self) -> bool:
+        """Whether the file has events whose records have not been delivered again yet."""
+        return bool(self._unmatched)
 
-    def takes(self, tags: Iterable[str], step: int) -> bool:
-        """Whether the step is beyond every one that the tags have in this file."""
-        newest = self.newest
-        for tag in tags:  # noqa: SIM110 - twice as fast as all() over a generator
-            if newest.get(tag, _BELOW_ALL) >= step:
+    def is_increasing(self, tags: Iterable[str], step: int) -> bool:
+        """Check whether `step` is greater than the last step of each of the tags."""
+        last_steps = self.last_steps
+        for tag in tags:  # noqa: SIM110 - twice as fast as all() with a generator
+            if last_steps.get(tag, _BELOW_ALL_STEPS) >= step:
                 return False
         return True
 
-    def see(self, tags: Iterable[str], step: int) -> bool:
-        """Counts an event as being in the file; whether it has still to be written."""
+    def register(self, tags: Iterable[str], step: int) -> bool:
+        """Register an event; return True if it must be written, False if it is in the file."""
         for tag in tags:
-            self.newest[tag] = step
-        if self._again:
-            _, self._seen = self._again.popleft()
+            self.last_steps[tag] = step
+        if self._unmatched:
+            _, self._matched_length = self._unmatched.popleft()
             return False
         return True
 
-    def see_rewind(self, step: int) -> bool:
-        """Goes back to this step; whether that has still to be written."""
-        self._go_back(step)
-        if not self._again:
+    def register_rewind(self, step: int) -> bool:
+        """Register a rewind to `step`; return True if its event must be written."""
+        self._rewind(step)
+        if not self._unmatched:
             return True
-        if self._again[0][0]:
-            _, self._seen = self._again.popleft()
-        return False  # else the file was not there yet when it came first
+        if self._unmatched[0][0]:
+            _, self._matched_length = self._unmatched.popleft()
+        return False  # this file may have been created after the rewind
 
-    def _go_back(self, step: int) -> None:
-        self.newest = {tag: min(newest, step) for tag, newest in self.newest.items()}
+    def _rewind(self, step: int) -> None:
+        self.last_steps = {tag: min(last, step) for tag, last in self.last_steps.items()}
 
     def append(self, events: Iterable[bytes]) -> None:
-        """Appends all (serialized) events in one write, or none."""
-        self._file.append(b"".join(map(frame, events)))
+        """Append serialized events, all or none, with a single write."""
+        self._file.append(b"".join(map(encode_tfrecord, events)))
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Close the file."""
         self._file.close()
 
 
-class EventMaker:
-    """Turns rows into events: one event with all values of the row, as float32.
+class EventBuilder:
+    """Converts rows to serialized events: one event with all values of a row, as float32.
 
-    Messages are made once for each combination of names and filled in again for each row, which
-    takes a third of the time.
+    The message for each combination of names is reused, which takes a third of the time.
     """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[str, ...], tuple[Event, list[Summary.Value]]] = {}
+        self._cache: dict[tuple[str, ...], tuple[Event, list[Summary.Value]]] = {}
 
     def __call__(self, row: Scalars) -> bytes:
-        """The row's event, serialized."""
+        """Return the event of a row."""
         names = tuple(row.values)
-        made = self._made.get(names)
-        if made is None:
-            made = self._make(names)
-        event, values = made
+        cached = self._cache.get(names)
+        event, values = self._create(names) if cached is None else cached
         event.wall_time = row.time / 1e9
         event.step = row.x
         for value, number in zip(values, row.values.values(), strict=True):
@@ -157,28 +160,28 @@ class EventMaker:
         return data
 
     def rewind(self, record: Rewind) -> bytes:
-        """Has TensorBoard forget what stands beyond the step, as a `purge_step` does."""
+        """Return an event after which TensorBoard discards later steps, as with `purge_step`."""
         log = SessionLog(status=SessionLog.START)
         event = Event(wall_time=record.time / 1e9, step=record.step + 1, session_log=log)
         data: bytes = event.SerializeToString()
         return data
 
-    def _make(self, names: tuple[str, ...]) -> tuple[Event, list[Summary.Value]]:
+    def _create(self, names: tuple[str, ...]) -> tuple[Event, list[Summary.Value]]:
         event = Event(summary=Summary(value=[Summary.Value(tag=name) for name in names]))
-        made = event, list(event.summary.value)
-        if len(self._made) < _MOST_COMBINATIONS:
-            self._made[names] = made
-        return made
+        created = event, list(event.summary.value)
+        if len(self._cache) < _MAX_CACHED:
+            self._cache[names] = created
+        return created
 
 
-def frame(data: bytes) -> bytes:
-    """The data as one TFRecord."""
+def encode_tfrecord(data: bytes) -> bytes:
+    """Return `data` as one TFRecord."""
     length = _LENGTH.pack(len(data))
     return b"".join((length, _CRC.pack(_masked_crc(length)), data, _CRC.pack(_masked_crc(data))))
 
 
 def read_events(path: Path) -> Iterator[tuple[Event, int]]:
-    """The whole events of a file, each with the byte after it, up to the first that is torn."""
+    """Yield each event with the offset of its end, up to the first incomplete or corrupt one."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = 0

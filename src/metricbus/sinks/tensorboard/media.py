@@ -1,13 +1,13 @@
-"""What media become in TensorBoard: an event each, and under which tags.
+"""Conversion of media to TensorBoard events, and the choice of their tags.
 
-A histogram, an image, a WAV file, a text and an animated GIF are what TensorBoard knows itself. Of
-a table, its text plugin shows the first rows; of a chart, its image plugin the picture; of a file,
-and of audio and video in other formats, the text plugin the path. A caption is a text of its own,
-beside it at the same step: `<name>/caption`.
+TensorBoard supports histograms, images, WAV audio, texts and animated GIFs. The other media become
+one of these: a table a text with its first rows, a chart an image, and a file, or audio and video
+in other formats, a text with the path. A caption is a separate text at the same step, with the tag
+`<name>/caption`.
 
-TensorBoard shows a tag in one plugin alone. So where a name was used before by another one, the
-later kind says what it is: `samples (image)`. That holds for all lanes, and follows from what is in
-the files.
+TensorBoard shows each tag in one plugin only. If a name is already used for another plugin, the
+kind of the later medium is appended to its tag, as in `samples (image)`. This applies across all
+lanes of a run (see `sink`), and depends only on what is in their files.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from metricbus._common.media_records import (
     FileRecord,
     FileRef,
     HistogramRecord,
+    ImageCell,
     ImageRecord,
     MediumRecord,
-    Picture,
     TableRecord,
     TextRecord,
     VideoRecord,
 )
 from metricbus._common.records import Scalars
 from metricbus._journal.media_files import MediaFolder
-from metricbus.sinks.media_text import caption_of, kind_of, plain_cell
+from metricbus.sinks.media_text import caption_of, cell_text, kind_of
 from metricbus.sinks.tensorboard.event_file import SCALAR, EventFile
 
 _FIRST_ROWS = 10
-_LARGEST = 1 << 30  # an event must stay below 2 GiB
+_MAX_BYTES = 1 << 30  # an event must be smaller than 2 GiB
 _TEXT = text.create_summary_metadata(display_name=None, description=None)
 _WAV = audio.create_summary_metadata(
     display_name=None,
@@ -56,68 +56,70 @@ _WAV = audio.create_summary_metadata(
     encoding=audio.Encoding.Value("WAV"),
     converted_to_tensor=True,
 )
-_WAV.data_class = DATA_CLASS_BLOB_SEQUENCE  # else the data server forgets that it is WAV
-_MARKS = re.compile(r"([\\`*_{}\[\]|>])")
-_BLANKS = re.compile(r"\s+")
+_WAV.data_class = DATA_CLASS_BLOB_SEQUENCE  # otherwise the data server drops the encoding
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|>])")
+_WHITESPACE = re.compile(r"\s+")
 
 
 class Tags:
-    """Whose each tag is, in the lanes of a run."""
+    """The tags that the lanes of a run use, and the plugin of each."""
 
     def __init__(self, lanes: Mapping[str, EventFile]) -> None:
-        """`lanes` may get more."""
+        """Read the tags of the lanes; more lanes may be added to the mapping later."""
         self._lanes = lanes
-        self._media: dict[str, str] = {}  # tag: the sort of value, as `Summary.Value` calls it
+        self._media: dict[str, str] = {}  # by tag, the field of `Summary.Value` with its values
         for lane in lanes.values():
-            for tag, sort in lane.media.items():
-                self._media.setdefault(tag, sort)
+            for tag, field in lane.media_tags.items():
+                self._media.setdefault(tag, field)
 
-    def of(self, record: MediumRecord) -> list[str]:
-        """The tags of the record's values; they are taken from now on."""
+    def reserve(self, record: MediumRecord) -> list[str]:
+        """Return the tags of a medium and of its caption, if any, and reserve them."""
         kind = kind_of(record)
-        tags = [self._free(record.name, _sort(record), kind)]
+        tags = [self._available(record.name, _field(record), kind)]
         if _caption(record):
-            tags.append(self._free(f"{record.name}/caption", "tensor", "text"))
+            tags.append(self._available(f"{record.name}/caption", "tensor", "text"))
         return tags
 
-    def cleared(self, row: Scalars) -> Scalars:
-        """The row, under other names where media have taken its own."""
+    def without_conflicts(self, row: Scalars) -> Scalars:
+        """Return the row with those values renamed whose names are tags of media."""
         if self._media.keys().isdisjoint(row.values.keys()):
             return row
-        values = {self._free(name, SCALAR, "scalar"): value for name, value in row.values.items()}
+        values = {
+            self._available(name, SCALAR, "scalar"): value for name, value in row.values.items()
+        }
         return msgspec.structs.replace(row, values=values)
 
-    def _free(self, name: str, sort: str, kind: str) -> str:
-        while self._owner(name) not in ("", sort):
+    def _available(self, name: str, field: str, kind: str) -> str:
+        while self._current_field(name) not in ("", field):
             name = f"{name} ({kind})"
-        if sort != SCALAR:
-            self._media[name] = sort
+        if field != SCALAR:
+            self._media[name] = field
         return name
 
-    def _owner(self, tag: str) -> str:
-        sort = self._media.get(tag, "")
-        if not sort and any(tag in lane.newest for lane in self._lanes.values()):
+    def _current_field(self, tag: str) -> str:
+        field = self._media.get(tag, "")
+        if not field and any(tag in lane.last_steps for lane in self._lanes.values()):
             return SCALAR
-        return sort
+        return field
 
 
-class MediaEvents:
-    """Makes the events of the media in a run's folder; `tell` is told of fallbacks."""
+class MediaEventBuilder:
+    """Converts the media of a run folder to events; calls `log_fallback` for replacements."""
 
-    def __init__(self, folder: Path, tell: Callable[[str, str], None]) -> None:
+    def __init__(self, folder: Path, log_fallback: Callable[[str, str], None]) -> None:
         self._folder = folder
         self._media = MediaFolder(folder)
-        self._tell = tell
+        self._log_fallback = log_fallback
 
     def check(self, records: Sequence[Any]) -> None:
-        """Sees to it that all files are there as they were logged; `MediaError` if not."""
+        """Raise `MediaError` if a file that the events need is missing or has changed."""
         for record in records:
             if isinstance(record, MediumRecord):
                 for ref in _files(record):
                     self._media.path(ref)
 
     def event(self, record: MediumRecord, tags: Sequence[str]) -> bytes:
-        """The record's event under the tags that `Tags.of` gave, serialized."""
+        """Return the serialized event of a medium, with the tags from `Tags.reserve`."""
         values = [self._value(record, tags[0])]
         if caption := _caption(record):
             values.append(_text(tags[1], caption))
@@ -131,13 +133,12 @@ class MediaEvents:
                 return Summary.Value(tag=tag, histo=_histogram(record))
             case ImageRecord():
                 if record.boxes or record.masks:
-                    self._tell(
-                        "image with boxes or masks",
-                        "the picture with boxes and masks drawn onto it",
+                    self._log_fallback(
+                        "boxes and masks", "the image with boxes and masks drawn onto it"
                     )
                 return self._image(tag, record.drawn, record, record.channels)
             case ChartRecord():
-                self._tell("chart", "a picture of it")
+                self._log_fallback("charts", "an image of the chart")
                 return self._image(tag, record.picture, record, 3)
             case VideoRecord() if _is_native(record):
                 return self._image(tag, record.file, record, 3)
@@ -146,15 +147,20 @@ class MediaEvents:
             case TextRecord():
                 return _text(tag, self._media.text(record.file))
             case TableRecord():
-                self._tell("table", "its first rows as text")
+                self._log_fallback("tables", "the first rows as text")
                 return _text(tag, self._first_rows(record))
             case FileRecord():
-                self._tell("file", "its path as text")
-                return _text(tag, self._link(record.file))
-            case AudioRecord() | VideoRecord():
-                self._tell(kind_of(record), "its path as text")
-                return _text(tag, self._link(record.file))
-        raise TypeError(f"a {kind_of(record)} is no medium that TensorBoard knows")
+                self._log_fallback("files", "the path as text")
+                return _text(tag, self._path(record.file))
+            case AudioRecord():
+                self._log_fallback("audio other than WAV up to 1 GiB", "the path as text")
+                return _text(tag, self._path(record.file))
+            case VideoRecord():
+                self._log_fallback("videos other than GIFs up to 1 GiB", "the path as text")
+                return _text(tag, self._path(record.file))
+        raise TypeError(
+            f"the TensorBoard sink does not support media of the kind {kind_of(record)}"
+        )
 
     def _image(
         self, tag: str, ref: FileRef, size: ImageRecord | ChartRecord | VideoRecord, channels: int
@@ -178,29 +184,30 @@ class MediaEvents:
 
     def _first_rows(self, record: TableRecord) -> str:
         rows = self._media.rows(record)
-        head = [_plain(column) for column in record.columns]
-        lines = [head, ["---"] * len(head)]
+        header = [_escape(column) for column in record.columns]
+        lines = [header, ["---"] * len(header)]
         lines += [[self._cell(cell) for cell in row] for row in rows[:_FIRST_ROWS]]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         more = f"{len(rows) - _FIRST_ROWS:,} more rows" if len(rows) > _FIRST_ROWS else "all rows"
-        begins = f", from row {record.first_row:,} of the table on" if record.first_row else ""
-        return f"{table}\n\n{more} in {self._link(record.file)}{begins}"
+        offset = f", from row {record.first_row:,} of the table on" if record.first_row else ""
+        return f"{table}\n\n{more} in {self._path(record.file)}{offset}"
 
     def _cell(self, cell: Cell) -> str:
-        if isinstance(cell, Picture):
-            return self._link(cell.file)
-        return _plain(cell) if isinstance(cell, str) else plain_cell(cell)
+        if isinstance(cell, ImageCell):
+            return self._path(cell.file)
+        return _escape(cell) if isinstance(cell, str) else cell_text(cell)
 
-    def _link(self, ref: FileRef) -> str:
-        return _plain(str(self._folder.absolute() / ref.path))
+    def _path(self, ref: FileRef) -> str:
+        return _escape(str(self._folder.absolute() / ref.path))
 
 
 def _is_native(record: AudioRecord | VideoRecord) -> bool:
-    known = "wav" if isinstance(record, AudioRecord) else "gif"
-    return record.format.lower() == known and record.file.size <= _LARGEST
+    native = "wav" if isinstance(record, AudioRecord) else "gif"
+    return record.format.lower() == native and record.file.size <= _MAX_BYTES
 
 
-def _sort(record: MediumRecord) -> str:
+def _field(record: MediumRecord) -> str:
+    """Return the field of `Summary.Value` that holds the medium."""
     match record:
         case HistogramRecord():
             return "histo"
@@ -212,7 +219,7 @@ def _sort(record: MediumRecord) -> str:
 
 
 def _files(record: MediumRecord) -> list[FileRef]:
-    """The files that are read, or that a text leads to; not one that was left where it was."""
+    """Return the files in the run folder that are read, or whose path becomes a text."""
     match record:
         case HistogramRecord() | FileRecord(copied=False):
             return []
@@ -228,13 +235,13 @@ def _files(record: MediumRecord) -> list[FileRef]:
 def _caption(record: MediumRecord) -> str:
     if not isinstance(record, HistogramRecord):
         return caption_of(record)
-    apart = {"NaN": record.nan, "Infinity": record.infinite, "-Infinity": record.minus_infinite}
-    told = [f"{count:,} × {value}" for value, count in apart.items() if count]
-    return f"Not in the bins: {', '.join(told)}." if told else ""
+    nonfinite = {"NaN": record.nan, "Infinity": record.infinite, "-Infinity": record.minus_infinite}
+    counts = [f"{count:,} × {value}" for value, count in nonfinite.items() if count]
+    return f"Not in the bins: {', '.join(counts)}." if counts else ""
 
 
 def _histogram(record: HistogramRecord) -> HistogramProto:
-    """All edges and counts: an empty bin comes first, which ends at the lowest edge."""
+    """Return the exact bins, after an empty one that ends at the lowest edge."""
     edges = record.edges
     unknown = math.nan if record.count else 0.0
     return HistogramProto(
@@ -255,7 +262,7 @@ def _text(tag: str, content: str) -> Summary.Value:
     return Summary.Value(tag=tag, metadata=_TEXT, tensor=tensor)
 
 
-def _plain(words: str) -> str:
-    """The words on one line, so that Markdown shows it as it is."""
-    shown = _BLANKS.sub(" ", words).replace("&", "&amp;").replace("<", "&lt;")
-    return _MARKS.sub(r"\\\1", shown)
+def _escape(text: str) -> str:
+    """Return the text on one line, escaped so that Markdown shows it literally."""
+    escaped = _WHITESPACE.sub(" ", text).replace("&", "&amp;").replace("<", "&lt;")
+    return _MARKDOWN.sub(r"\\\1", escaped)

@@ -1,16 +1,16 @@
-"""TensorBoard: one event file, one event a row or medium, hyperparameters in the same file.
+"""The TensorBoard sink: one event per row or medium, with hyperparameters in the same event file.
 
-TensorBoard has one axis. It is the step; for what is reduced over an epoch it is the epoch, and for
-a series with an axis of its own that axis's latest value, as an integer. Values are float32. Time
-is the event's wall time.
+TensorBoard has one axis, the step. For values reduced over an epoch it is the epoch, and for a
+series with its own axis the latest value of that axis as an integer. Values are float32. The wall
+time of an event is the time of its record.
 
-TensorBoard's page reads through a data server that keeps, per run and tag, steps which grow: a
-value at a lower or equal step makes it forget the values from that step on. Nothing is lost in the
-file (`tensorboard --load_fast=false` shows it all), but to show it on every page, what comes late
-or again goes to a sub-run, `late-1`, `late-2` and so on: its points appear in the same chart as a
-run of their own. There are at most seven; beyond that, it goes to the last one.
+TensorBoard's data server expects increasing steps per run and tag. After a value at a lower or
+equal step, it discards the values from that step on. They remain in the file, and
+`tensorboard --load_fast=false` shows them. To show them in any case, the sink writes out-of-order
+values to another lane: the event file of a sub-run `late-1` to `late-7`, which TensorBoard draws as
+a separate run in the same chart. The last lane takes everything that fits in no other.
 
-`metricbus.sinks.tensorboard.media` says what media become.
+`metricbus.sinks.tensorboard.media` describes how media are converted.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
 from metricbus._common.records import Rewind, Scalars, Status
 from metricbus._journal.run import Run, flat_config
-from metricbus.sinks.base import FileSink, with_marked_names
+from metricbus.sinks.base import FileSink, with_partial_suffix
 
 if TYPE_CHECKING:
     from metricbus.sinks.tensorboard.event_file import EventFile
 
 _log = logging.getLogger("metricbus.sinks.tensorboard")
 
-_PIECE = 16 << 20  # bytes of events, after which they are written
+_WRITE_BYTES = 16 << 20  # write() buffers media events up to this size
 
 _LANES = ("", *(f"late-{n}" for n in range(1, 8)))
 
 
 class TensorBoardSink(FileSink):
-    """Writes event files; `tensorboard:FOLDER` puts them into `FOLDER/<run's id>`."""
+    """Writes event files; `tensorboard:FOLDER` writes them to `FOLDER/<run id>`."""
 
-    kinds = (Scalars, Rewind, *MEDIA)
+    kinds = (Scalars, Rewind, *MEDIA_RECORD_TYPES)
     dedup = "position"
     prefers_subprocess = True
     requires = ("tensorboard", "google_crc32c")
@@ -48,63 +48,66 @@ class TensorBoardSink(FileSink):
 
     def __init__(self, location: str = "", options: Any = None) -> None:
         super().__init__(location, options)
-        self._counted: dict[str, int] = {}
+        self._saved_lengths: dict[str, int] = {}
         self._lanes: dict[str, EventFile] = {}
-        self._is_stale = False
-        self._told = False
+        self._must_reopen = False
+        self._has_warned = False
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Opens the run's event files, and finds in them what was written beyond the state."""
-        from metricbus.sinks.tensorboard.event_file import EventMaker
-        from metricbus.sinks.tensorboard.media import MediaEvents
+        """Open the run's event files and find what they contain beyond the saved state."""
+        from metricbus.sinks.tensorboard.event_file import EventBuilder
+        from metricbus.sinks.tensorboard.media import MediaEventBuilder
 
-        self._event_of = EventMaker()
-        self._media = MediaEvents(folder, self.log_fallback)
+        self._row_events = EventBuilder()
+        self._media_events = MediaEventBuilder(folder, self.log_fallback)
         self._folder = self.folder_for(run, folder, "tensorboard")
         self._run = run
-        self._counted = dict(state.get("lengths", {}))
+        self._saved_lengths = dict(state.get("lengths", {}))
         self._open_lanes()
         if run.config and not self._lanes[""].has_hparams:
             self._write_hparams_start()
 
     def write(self, records: Sequence[Any]) -> None:
-        """One event a row or medium, in the first lane where it is not late."""
-        if self._is_stale:
+        """Write one event per row or medium, in the first lane where its step is increasing."""
+        if self._must_reopen:
             self._open_lanes()
-        if not any(lane.is_behind for lane in self._lanes.values()):
-            self._media.check(records)  # else some are there already, and their files not needed
-        self._is_stale = True  # until all is written: then the files say what to skip
+        # Media that are in a lane already do not need their files, which may be gone.
+        if not any(lane.has_unmatched for lane in self._lanes.values()):
+            self._media_events.check(records)
+        # If a write fails, reading the files again shows which records to skip.
+        self._must_reopen = True
         batches: dict[str, list[bytes]] = {}
         size = 0
-        for record in with_marked_names(records):
+        for record in with_partial_suffix(records):
             if type(record) is Scalars:
-                row = self._tags.cleared(record)
+                row = self._tags.without_conflicts(record)
                 name = self._lane_for(row.values, row.x)
-                if self._lanes[name].see(row.values, row.x):
-                    batches.setdefault(name, []).append(self._event_of(row))
+                if self._lanes[name].register(row.values, row.x):
+                    batches.setdefault(name, []).append(self._row_events(row))
             elif isinstance(record, Rewind):
-                self._rewind(record, batches)
+                self._add_rewind(record, batches)
             elif isinstance(record, MediumRecord):
-                size += self._take_medium(record, batches)
-                if size >= _PIECE:
+                size += self._add_medium(record, batches)
+                if size >= _WRITE_BYTES:
                     self._append(batches)
                     size = 0
         self._append(batches)
-        self._is_stale = False
+        self._must_reopen = False
 
-    def _take_medium(self, record: MediumRecord, batches: dict[str, list[bytes]]) -> int:
-        tags = self._tags.of(record)
+    def _add_medium(self, record: MediumRecord, batches: dict[str, list[bytes]]) -> int:
+        """Add the event of a medium to the batches, unless it is in a file; return its size."""
+        tags = self._tags.reserve(record)
         name = self._lane_for(tags, record.x)
-        if not self._lanes[name].see(tags, record.x):
+        if not self._lanes[name].register(tags, record.x):
             return 0
-        event = self._media.event(record, tags)
+        event = self._media_events.event(record, tags)
         batches.setdefault(name, []).append(event)
         return len(event)
 
-    def _rewind(self, record: Rewind, batches: dict[str, list[bytes]]) -> None:
+    def _add_rewind(self, record: Rewind, batches: dict[str, list[bytes]]) -> None:
         for name, lane in self._lanes.items():
-            if lane.see_rewind(record.step):
-                batches.setdefault(name, []).append(self._event_of.rewind(record))
+            if lane.register_rewind(record.step):
+                batches.setdefault(name, []).append(self._row_events.rewind(record))
 
     def _append(self, batches: dict[str, list[bytes]]) -> None:
         for name, events in batches.items():
@@ -112,12 +115,12 @@ class TensorBoardSink(FileSink):
         batches.clear()
 
     def flush(self) -> Mapping[str, Any]:
-        """The lengths that count."""
-        self._counted = {name: lane.length for name, lane in self._lanes.items()}
-        return {"lengths": self._counted}
+        """Return the length of each lane's file."""
+        self._saved_lengths = {name: lane.length for name, lane in self._lanes.items()}
+        return {"lengths": self._saved_lengths}
 
     def close(self, status: Status) -> None:
-        """Marks the end of the session for the HPARAMS page, and lets go of the files."""
+        """Record the final status for the HPARAMS page and close the files."""
         if self._run.config and status != "running":
             self._write_hparams_end(status)
         for lane in self._lanes.values():
@@ -125,12 +128,15 @@ class TensorBoardSink(FileSink):
 
     @property
     def where(self) -> str:
-        """The folder."""
+        """The folder of the event files."""
         return str(self._folder)
 
     @property
     def command(self) -> str:
-        """Opens the page, on the folder above: its HPARAMS tab has no metrics for the run `.`."""
+        """Command that starts TensorBoard.
+
+        It gets the parent folder, because the HPARAMS page has no metrics for a run named `.`.
+        """
         return f"tensorboard --logdir {shlex.quote(str(self._folder.parent))}"
 
     def _open_lanes(self) -> None:
@@ -143,18 +149,18 @@ class TensorBoardSink(FileSink):
             if not name or self._path(name).exists():
                 self._lanes[name] = self._open_lane(name)
         self._tags = Tags(self._lanes)
-        self._is_stale = False
+        self._must_reopen = False
 
     def _open_lane(self, name: str) -> EventFile:
         from metricbus.sinks.tensorboard.event_file import EventFile
 
-        counted = self._counted.get(name, 0)
-        return EventFile(self._path(name), counted, self._run.started / 1e9)
+        length = self._saved_lengths.get(name, 0)
+        return EventFile(self._path(name), length, self._run.started / 1e9)
 
     def _path(self, lane: str) -> Path:
-        """The lane's file, which a further attempt goes on with."""
-        for found in sorted((self._folder / lane).glob("events.out.tfevents.*.metricbus")):
-            return found
+        """Return the lane's file; a resumed run continues the existing one."""
+        for path in sorted((self._folder / lane).glob("events.out.tfevents.*.metricbus")):
+            return path
         seconds = self._run.started // 10**9
         file = f"events.out.tfevents.{seconds}.{self._run.host}.{self._run.pid}.metricbus"
         return self._folder / lane / file
@@ -163,13 +169,13 @@ class TensorBoardSink(FileSink):
         for name in _LANES:
             if name not in self._lanes:
                 self._lanes[name] = self._open_lane(name)
-            if self._lanes[name].takes(tags, step):
+            if self._lanes[name].is_increasing(tags, step):
                 return name
-        if not self._told:
-            self._told = True
+        if not self._has_warned:
+            self._has_warned = True
             _log.warning(
-                "step %d was logged more often than TensorBoard's page can show; all values are in "
-                "the file: tensorboard --load_fast=false",
+                "step %d was logged more often than TensorBoard can show; the event file has all "
+                "values, which 'tensorboard --load_fast=false' shows",
                 step,
             )
         return _LANES[-1]
@@ -206,11 +212,10 @@ class TensorBoardSink(FileSink):
 
 
 def _hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The config as TensorBoard's flat hyperparameters: numbers, booleans and text."""
-    found: dict[str, bool | int | float | str] = {}
+    """Return the config as flat hyperparameters of the types that TensorBoard supports."""
+    hparams: dict[str, bool | int | float | str] = {}
     for key, value in flat_config(config).items():
-        if isinstance(value, int) and abs(value) > sys.float_info.max:
-            found[key] = str(value)  # it has floats alone
-        else:
-            found[key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
+        is_too_large = isinstance(value, int) and abs(value) > sys.float_info.max
+        is_supported = isinstance(value, bool | int | float | str) and not is_too_large
+        hparams[key] = value if is_supported else str(value)
+    return hparams
