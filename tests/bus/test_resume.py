@@ -48,6 +48,26 @@ def csv_values(folder: Path) -> list[float]:
     return [float(line.split(",")[4]) for line in lines]
 
 
+def tensorboard_events(folder: Path) -> list[Any]:
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    events: list[Any] = accumulator.Scalars("x")
+    return events
+
+
+def mlflow_run(folder: Path) -> tuple[MlflowClient, Any]:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'metricbus'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return client, run
+
+
+def open_with_epoch_accuracy(folder: Path) -> MetricBus:
+    bus = MetricBus("digits", dir=folder, sinks="csv", resume=True)
+    bus.define("acc", on_step=False, on_epoch=True)
+    return bus
+
+
 def test_same_name_without_resume_is_a_new_run(tmp_path: Path) -> None:
     first = attempt(tmp_path, range(3), resume=False)
     assert folder_of(attempt(tmp_path, range(3), resume=False)) != folder_of(first)
@@ -63,10 +83,8 @@ def test_every_backend_resumes_the_same_run(tmp_path: Path) -> None:
     assert second.run is not None
     assert (second.run.attempt, second.run.config) == (2, {"lr": 0.1, "epochs": 2})
     assert csv_values(folder) == list(range(10))
-    (file,) = (folder / "tensorboard").glob("events*")
-    accumulator = EventAccumulator(str(file))
-    accumulator.Reload()
-    assert [event.step for event in accumulator.Scalars("x")] == list(range(10))
+    assert len(list((folder / "tensorboard").glob("events*"))) == 1
+    assert [event.step for event in tensorboard_events(folder)] == list(range(10))
     rows = list(wandb_rows(folder))
     assert [row["x"] for row in rows] == list(range(10))
     assert [row["_step"] for row in rows] == list(range(10))
@@ -77,9 +95,7 @@ def test_every_backend_resumes_the_same_run(tmp_path: Path) -> None:
         if record.HasField("run")
     }
     assert ids == {second.run.id}
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (experiment,) = client.search_experiments(filter_string="name = 'metricbus'")
-    (run,) = client.search_runs([experiment.experiment_id])
+    client, run = mlflow_run(tmp_path)
     assert [point.step for point in client.get_metric_history(run.info.run_id, "x")] == list(
         range(10)
     )
@@ -163,9 +179,7 @@ def test_unfinished_delivery_of_the_last_attempt_causes_no_duplicates(
     assert bus.stats().complete
     assert csv_values(tmp_path / "r") == list(range(150))
     assert [row["x"] for row in wandb_rows(tmp_path / "r")] == list(range(150))
-    accumulator = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
-    accumulator.Reload()
-    assert [event.step for event in accumulator.Scalars("x")] == list(range(150))
+    assert [event.step for event in tensorboard_events(tmp_path / "r")] == list(range(150))
     assert json.loads((tmp_path / "r" / "run.json").read_bytes())["attempt"] == 3
 
 
@@ -246,15 +260,11 @@ def test_each_sink_handles_a_rewind(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert [line.split(",")[5] for line in lines].index("rewind") == 11
     assert lines[11].startswith("5,0,")
     assert len(lines) == 1 + 10 + 1 + 2
-    accumulator = EventAccumulator(str(folder / "tensorboard"))
-    accumulator.Reload()
-    assert [event.value for event in accumulator.Scalars("x")] == [0, 1, 2, 3, 4, 5, 106, 107]
+    assert [event.value for event in tensorboard_events(folder)] == [0, 1, 2, 3, 4, 5, 106, 107]
     assert not (folder / "tensorboard" / "late-1").exists()
     rows = list(wandb_rows(folder))
     assert [row.get("metricbus/rewind") for row in rows] == [None] * 10 + [5] + [None] * 2
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (experiment,) = client.search_experiments(filter_string="name = 'metricbus'")
-    (run,) = client.search_runs([experiment.experiment_id])
+    _, run = mlflow_run(tmp_path)
     (tag,) = [text for key, text in run.data.tags.items() if "superseded_before" in key]
     assert tag == "steps beyond 5"
 
@@ -503,15 +513,12 @@ def test_epoch_results_right_after_a_checkpoint_are_not_repeated(tmp_path: Path)
     lines = (folder / "csv" / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[4] for line in lines if ",acc," in line] == ["0.0", "1.0", "2.0"]
     assert not list(folder.glob("tensorboard/late-*"))
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    client, run = mlflow_run(tmp_path)
     history = client.get_metric_history(run.info.run_id, "acc")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
 
-def test_rows_between_a_checkpoint_and_the_end_of_its_epoch_are_superseded(
-    tmp_path: Path,
-) -> None:
+def test_rows_between_a_checkpoint_and_the_end_of_its_epoch_are_superseded(tmp_path: Path) -> None:
     with MetricBus("r", id="r", dir=tmp_path, sinks="") as bus:
         for _ in bus.epochs(1):
             bus.log("x", 1.0)
@@ -523,19 +530,14 @@ def test_rows_between_a_checkpoint_and_the_end_of_its_epoch_are_superseded(
 
 
 def test_epoch_continues_after_a_checkpoint_in_its_middle(tmp_path: Path) -> None:
-    def open_bus() -> MetricBus:
-        bus = MetricBus("digits", dir=tmp_path, sinks="csv", resume=True)
-        bus.define("acc", on_step=False, on_epoch=True)
-        return bus
-
-    bus = open_bus()
+    bus = open_with_epoch_accuracy(tmp_path)
     for _ in bus.epochs(1):
         for _ in bus.steps(range(10)):
             bus.log("acc", float(bus.step))
             if bus.step == 3:
                 state = bus.state_dict()
     bus.close()
-    resumed = open_bus()
+    resumed = open_with_epoch_accuracy(tmp_path)
     resumed.load_state_dict(json.loads(json.dumps(state)))
     for epoch in resumed.epochs(2):
         for _ in resumed.steps(range(6) if epoch == 0 else range(10)):
@@ -558,21 +560,14 @@ def test_last_ignores_superseded_values(tmp_path: Path) -> None:
         assert bus.last("a") == 10.0
 
 
-def test_epoch_left_by_break_after_its_checkpoint_is_not_repeated(
-    tmp_path: Path,
-) -> None:
-    def open_bus() -> MetricBus:
-        bus = MetricBus("digits", dir=tmp_path, sinks="csv", resume=True)
-        bus.define("acc", on_step=False, on_epoch=True)
-        return bus
-
-    with open_bus() as bus:
+def test_epoch_left_by_break_after_its_checkpoint_is_not_repeated(tmp_path: Path) -> None:
+    with open_with_epoch_accuracy(tmp_path) as bus:
         for _ in bus.epochs(3):
             for _ in bus.steps(range(3)):
                 bus.log("acc", float(bus.epoch))
             state = bus.state_dict()
             break
-    with open_bus() as resumed:
+    with open_with_epoch_accuracy(tmp_path) as resumed:
         resumed.load_state_dict(state)
         for _ in resumed.epochs(1):
             for _ in resumed.steps(range(3)):

@@ -1,4 +1,4 @@
-"""The MLflow sink, read back by MlflowClient from SQLite files and from a real server."""
+"""The MLflow sink, verified with MlflowClient on SQLite files and on a real server."""
 
 from __future__ import annotations
 
@@ -32,14 +32,20 @@ from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segment_writer import SegmentWriter
-from metricbus.sinks.mlflow.rows import NAME_TAG, Identity, Names, Times, allowed
+from metricbus.sinks.mlflow.rows import (
+    METRIC_NAME_TAG,
+    KeyMapper,
+    MetricIdentity,
+    TimestampAllocator,
+    valid_key,
+)
 from metricbus.sinks.mlflow.sink import MlflowSink
 from metricbus.sinks.mlflow.store import in_batches
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that is there already: creating one takes MLflow seconds."""
+    """Create a database once, because that takes MLflow seconds."""
     file = tmp_path_factory.mktemp("mlflow") / "shared.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
@@ -47,18 +53,18 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def url(database: Path, request: pytest.FixtureRequest) -> str:
-    """A sink's URL with an experiment of the test's own in the shared database."""
+    """Return a sink URL with a separate experiment in the shared database."""
     return f"mlflow:{database}?experiment={request.node.name}"
 
 
 def runs_of(uri: str, experiment: str) -> list[MlflowRun]:
     client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id])) if found else []
+    existing = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([existing.experiment_id])) if existing else []
 
 
 def run_of(bus: MetricBus) -> tuple[MlflowClient, MlflowRun]:
-    """The run in MLflow, found as anybody would find it: by the tag."""
+    """Return the MLflow run of a bus, and check its tag with our run id."""
     assert bus.run is not None
     (sink,) = (counts for name, counts in bus.stats().sinks.items() if name.startswith("mlflow"))
     uri, _, run_id = sink.where.partition(", run ")
@@ -73,11 +79,13 @@ def run_of(bus: MetricBus) -> tuple[MlflowClient, MlflowRun]:
 # The run
 
 
-def test_the_run_has_config_tags_notes_and_name(url: str, tmp_path: Path) -> None:
+def test_run_has_config_tags_notes_and_name(url: str, tmp_path: Path) -> None:
     config = {"lr": 0.1, "optimizer": {"name": "adam", "betas": [0.9, 0.99]}, "none": None}
-    with MetricBus("named", sinks=url, dir=tmp_path, config=config, tags=["base"], notes="n") as b:
-        b.log("x", 1.0)
-    _, run = run_of(b)
+    with MetricBus(
+        "named", sinks=url, dir=tmp_path, config=config, tags=["base"], notes="n"
+    ) as bus:
+        bus.log("x", 1.0)
+    _, run = run_of(bus)
     assert run.data.params == {
         "lr": "0.1",
         "optimizer/name": "adam",
@@ -86,11 +94,11 @@ def test_the_run_has_config_tags_notes_and_name(url: str, tmp_path: Path) -> Non
     }
     assert (run.info.run_name, run.info.status) == ("named", "FINISHED")
     assert run.data.tags.items() >= {"base": "true", "mlflow.note.content": "n"}.items()
-    assert b.run is not None
-    assert run.info.start_time == b.run.started // 1_000_000
+    assert bus.run is not None
+    assert run.info.start_time == bus.run.started // 1_000_000
 
 
-def test_params_and_tags_are_cut_to_the_limits_and_told(
+def test_long_params_and_tags_are_cut_with_a_warning(
     url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config: dict[str, Any] = {f"p{i}": i for i in range(250)}
@@ -100,14 +108,14 @@ def test_params_and_tags_are_cut_to_the_limits_and_told(
     _, run = run_of(bus)
     assert len(run.data.params) == len(config)
     assert run.data.params["long"] == "ü" * 5999 + "…"
-    assert {run.data.params["a_b"], run.data.params[allowed("a@b")]} <= {"2", "3"}
+    assert {run.data.params["a_b"], run.data.params[valid_key("a@b")]} <= {"2", "3"}
     assert "metricbus.param.a_b" in run.data.tags
     assert len(run.data.tags["mlflow.note.content"]) == 8000
-    assert "param 'long' has 7,000 characters, MLflow takes 6,000" in caplog.text
-    assert "tag 'mlflow.note.content' is cut to the 8000 characters" in caplog.text
+    assert "param 'long' is cut from 7,000 characters to 6,000, MLflow's limit" in caplog.text
+    assert "tag 'mlflow.note.content' is cut to 8000 characters" in caplog.text
 
 
-def test_the_run_ends_as_the_training_did(url: str, tmp_path: Path) -> None:
+def test_run_has_the_final_status_of_the_training(url: str, tmp_path: Path) -> None:
     failed = MetricBus(sinks=url, dir=tmp_path)
     with pytest.raises(ZeroDivisionError), failed:
         failed.log("x", 1 / 0)
@@ -117,7 +125,7 @@ def test_the_run_ends_as_the_training_did(url: str, tmp_path: Path) -> None:
     assert [run_of(bus)[1].info.status for bus in (failed, killed)] == ["FAILED", "KILLED"]
 
 
-def test_without_a_location_all_runs_share_a_database_beside_them(tmp_path: Path) -> None:
+def test_without_a_location_runs_share_a_database_next_to_their_folders(tmp_path: Path) -> None:
     for id in ("one", "two"):
         with MetricBus(id=id, sinks="mlflow", dir=tmp_path / "runs", project="mine") as bus:
             bus.log("x", 1.0)
@@ -128,7 +136,7 @@ def test_without_a_location_all_runs_share_a_database_beside_them(tmp_path: Path
     assert all(run.info.artifact_uri.startswith(f"file://{tmp_path}/runs") for run in runs)
 
 
-def test_mlflows_own_variables_are_honoured(
+def test_mlflow_environment_variables_are_used(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
@@ -139,7 +147,7 @@ def test_mlflows_own_variables_are_honoured(
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_the_scripts_own_use_of_mlflow_is_left_alone(url: str, tmp_path: Path) -> None:
+def test_does_not_affect_how_the_script_uses_mlflow(url: str, tmp_path: Path) -> None:
     before = mlflow.get_tracking_uri(), dict(os.environ)
     with MetricBus(sinks=url, dir=tmp_path) as bus:
         variable = os.environ.pop("METRICBUS_RUN_DIR")
@@ -150,7 +158,7 @@ def test_the_scripts_own_use_of_mlflow_is_left_alone(url: str, tmp_path: Path) -
         os.environ["METRICBUS_RUN_DIR"] = variable
 
 
-def test_a_deleted_experiment_is_told_with_the_command_that_brings_it_back(
+def test_warning_about_a_deleted_experiment_names_the_restore_command(
     database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = MlflowClient(f"sqlite:///{database}")
@@ -164,7 +172,7 @@ def test_a_deleted_experiment_is_told_with_the_command_that_brings_it_back(
 
 
 @pytest.mark.timeout(120)
-def test_first_starts_at_once_on_one_file_all_succeed(tmp_path: Path) -> None:
+def test_processes_can_create_the_same_database_at_once(tmp_path: Path) -> None:
     code = """
         import sys
         from metricbus import MetricBus
@@ -172,18 +180,18 @@ def test_first_starts_at_once_on_one_file_all_succeed(tmp_path: Path) -> None:
             bus.log("x", 1.0)
         sys.exit(not bus.stats().complete)
     """
-    started = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), f"r{i}"], cwd=tmp_path)
         for i in range(4)
     ]
-    assert [process.wait(100) for process in started] == [0] * 4
+    assert [process.wait(100) for process in processes] == [0] * 4
     assert len(runs_of(f"sqlite:///{tmp_path}/runs/mlflow.db", "p")) == 4
 
 
 # Metrics
 
 
-def test_values_travel_in_as_few_requests_as_mlflow_takes(
+def test_metrics_are_sent_in_few_requests(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
@@ -209,13 +217,15 @@ def test_values_travel_in_as_few_requests_as_mlflow_takes(
 
 
 @given(st.lists(st.integers(1, 500_000), max_size=40), st.integers(1, 10))
-def test_batches_stay_within_both_limits(sizes: list[int], most: int) -> None:
-    batches = list(in_batches(sizes, most, lambda size: size))
+def test_batches_stay_within_both_limits(sizes: list[int], max_items: int) -> None:
+    batches = list(in_batches(sizes, max_items, lambda size: size))
     assert [size for batch in batches for size in batch] == sizes
-    assert all(batch and len(batch) <= most and sum(batch) <= 1_000_000 for batch in batches)
+    assert all(batch and len(batch) <= max_items and sum(batch) <= 1_000_000 for batch in batches)
 
 
-def test_many_long_names_fit_a_servers_requests(mlflow_server: str, tmp_path: Path) -> None:
+def test_many_long_names_stay_within_the_request_limits_of_a_server(
+    mlflow_server: str, tmp_path: Path
+) -> None:
     url = f"mlflow+{mlflow_server}?experiment=long"
     with MetricBus(sinks=url, dir=tmp_path) as bus:
         for step in range(3):
@@ -226,7 +236,7 @@ def test_many_long_names_fit_a_servers_requests(mlflow_server: str, tmp_path: Pa
     assert len(client.get_metric_history(run.info.run_id, "ü" * 200 + "7")) == 3
 
 
-def test_equal_values_of_one_millisecond_are_all_kept(url: str, tmp_path: Path) -> None:
+def test_equal_values_in_one_millisecond_are_all_kept(url: str, tmp_path: Path) -> None:
     with MetricBus(sinks=url, dir=tmp_path) as bus:
         for _ in range(500):
             bus.log("same", 1.0, step=0)
@@ -234,7 +244,7 @@ def test_equal_values_of_one_millisecond_are_all_kept(url: str, tmp_path: Path) 
     assert len(client.get_metric_history(run.info.run_id, "same")) == 500
 
 
-def test_a_value_that_mlflow_refuses_costs_no_other(url: str, tmp_path: Path) -> None:
+def test_only_the_value_that_mlflow_refuses_is_rejected(url: str, tmp_path: Path) -> None:
     folder, run = create_run(tmp_path, id="r", name="r", config={})
     writer = SegmentWriter(folder.journal, run.id)
     for step in range(10):
@@ -246,7 +256,7 @@ def test_a_value_that_mlflow_refuses_costs_no_other(url: str, tmp_path: Path) ->
     assert "Timestamp must be a nonnegative long" in str(consumer.tally().error)
 
 
-def test_an_infinity_is_told_once(
+def test_warns_about_infinities_once(
     url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks=url, dir=tmp_path) as bus:
@@ -255,7 +265,7 @@ def test_an_infinity_is_told_once(
     assert caplog.text.count("MLflow stores infinities as the largest float") == 1
 
 
-# Delivering again
+# Repeated delivery
 
 
 def deliver(folder: RunFolder, url: str) -> Consumer:
@@ -275,9 +285,9 @@ def history(uri: str, experiment: str) -> Counter[tuple[str, int, int, float]]:
     )
 
 
-@pytest.mark.parametrize("where", ["file", "server"])
-def test_delivering_again_doubles_nothing(
-    where: str, database: Path, mlflow_server: str, tmp_path: Path
+@pytest.mark.parametrize("backend", ["file", "server"])
+def test_repeated_delivery_duplicates_nothing(
+    backend: str, database: Path, mlflow_server: str, tmp_path: Path
 ) -> None:
     with MetricBus(sinks="", id="r", dir=tmp_path, config={"lr": 0.1}) as bus:
         for step in range(300):
@@ -285,20 +295,20 @@ def test_delivering_again_doubles_nothing(
             bus.log("same", 1.0, step=0)
             bus.log("mean@1", 1.0)
             bus.log("mean_1", 2.0)
-    uri = f"sqlite:///{database}" if where == "file" else mlflow_server
+    uri = f"sqlite:///{database}" if backend == "file" else mlflow_server
     url = f"mlflow+{uri}?experiment=again&batch_size=70"
     folder = RunFolder(tmp_path / "r")
     deliver(folder, url)
     once = history(uri, "again")
-    for progress in folder.offsets.glob("mlflow-*"):
-        progress.unlink()  # nobody knows that it was delivered
+    for offsets_file in folder.offsets.glob("mlflow-*"):
+        offsets_file.unlink()
     deliver(folder, url)
     assert history(uri, "again") == once
     assert sum(once.values()) == 1200
 
 
-def test_names_stay_as_they_were_when_a_run_goes_on(database: Path, tmp_path: Path) -> None:
-    url = f"mlflow:{database}?experiment=goes-on"
+def test_keys_stay_the_same_when_a_run_is_resumed(database: Path, tmp_path: Path) -> None:
+    url = f"mlflow:{database}?experiment=resumed"
     folder, run = create_run(tmp_path, id="r", name="r", config={})
     for name in ("mean_1", "mean@1", "mean_1", "mean@1"):
         writer = SegmentWriter(folder.journal, run.id)
@@ -306,61 +316,62 @@ def test_names_stay_as_they_were_when_a_run_goes_on(database: Path, tmp_path: Pa
         writer.close()
         deliver(folder, url)
     uri = f"sqlite:///{database}"
-    (found,) = runs_of(uri, "goes-on")
-    assert found.data.metrics.keys() == {"mean_1", Names({"mean_1": "mean_1"}).key("mean@1")}
-    assert sum(history(uri, "goes-on").values()) == 4
+    (mlflow_run,) = runs_of(uri, "resumed")
+    hashed = KeyMapper({"mean_1": "mean_1"}).key("mean@1")
+    assert mlflow_run.data.metrics.keys() == {"mean_1", hashed}
+    assert sum(history(uri, "resumed").values()) == 4
 
 
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
 
 
-@given(st.lists(names | st.sampled_from(["a@b", "a_b", "a(b", "a//b", "a/_/b", "..", "/"])))
-def test_every_name_becomes_one_that_mlflow_takes_and_none_become_one(given: list[str]) -> None:
-    mapping = Names({})
-    keys = {name: mapping.key(name) for name in given}
+@given(st.lists(NAMES | st.sampled_from(["a@b", "a_b", "a(b", "a//b", "a/_/b", "..", "/"])))
+def test_every_name_has_a_distinct_valid_key(names: list[str]) -> None:
+    mapper = KeyMapper({})
+    keys = {name: mapper.key(name) for name in names}
     assert len(set(keys.values())) == len(keys)
     for name, key in keys.items():
-        _validate_metric_name(NAME_TAG + key)  # type: ignore[no-untyped-call]
+        _validate_metric_name(METRIC_NAME_TAG + key)  # type: ignore[no-untyped-call]
         _validate_metric_name(key)  # type: ignore[no-untyped-call]
-        assert mapping.key(name) == key
-        assert len(NAME_TAG + key) <= 250
+        assert mapper.key(name) == key
+        assert len(METRIC_NAME_TAG + key) <= 250
 
 
 @pytest.mark.parametrize("name", ["train/loss", "val.acc", "a b", "déjà-vu", "x:y", "_step"])
-def test_names_that_mlflow_takes_stay_as_they_are(name: str) -> None:
-    assert allowed(name) == name
+def test_valid_names_are_unchanged(name: str) -> None:
+    assert valid_key(name) == name
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 6)), max_size=30), st.randoms())
-def test_equal_values_are_set_apart_alike_in_any_order(
+def test_timestamps_do_not_depend_on_the_order_of_equal_values(
     values: list[tuple[str, int]], random: Any
 ) -> None:
-    def place(values: list[tuple[str, int]]) -> set[tuple[Identity, int]]:
-        times = Times([])
-        return {((key, 0, 1.0), times.place((key, 0, 1.0), at)) for key, at in values}
+    def allocate(values: list[tuple[str, int]]) -> set[tuple[MetricIdentity, int]]:
+        timestamps = TimestampAllocator([])
+        return {((key, 0, 1.0), timestamps.allocate((key, 0, 1.0), ms)) for key, ms in values}
 
-    placed = place(values)
-    assert len(placed) == len(values)
+    allocated = allocate(values)
+    assert len(allocated) == len(values)
     random.shuffle(values)
-    assert place(values) == placed
+    assert allocate(values) == allocated
 
 
 @given(st.lists(st.integers(0, 5), max_size=10), st.lists(st.integers(0, 5), max_size=10))
-def test_what_was_not_written_is_placed_as_before(kept: list[int], tried: list[int]) -> None:
-    times = Times([])
+def test_rollback_frees_the_allocated_timestamps(written: list[int], failed: list[int]) -> None:
+    timestamps = TimestampAllocator([])
     identity = ("x", 0, 1.0)
-    for at in kept:
-        times.place(identity, at)
-    times.keep()
-    first = [times.place(identity, at) for at in tried]
-    times.forget()
-    assert [times.place(identity, at) for at in tried] == first
+    for ms in written:
+        timestamps.allocate(identity, ms)
+    timestamps.commit()
+    first = [timestamps.allocate(identity, ms) for ms in failed]
+    timestamps.rollback()
+    assert [timestamps.allocate(identity, ms) for ms in failed] == first
 
 
-# What goes wrong
+# Errors and outages
 
 
-def test_a_file_that_is_no_database_is_told_and_costs_the_others_nothing(
+def test_a_file_that_is_not_a_database_does_not_affect_other_sinks(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "notes.txt").write_text("these are my notes, dear reader")
@@ -369,46 +380,45 @@ def test_a_file_that_is_no_database_is_told_and_costs_the_others_nothing(
     report = bus.close(timeout=2)
     assert report is not None
     assert report.sinks["csv"].delivered == 1
-    assert f"{tmp_path}/notes.txt is no SQLite database; name another file by mlflow:FILE.db" in (
-        caplog.text
-    )
+    message = "notes.txt is not an SQLite database; choose another file with mlflow:FILE.db"
+    assert f"{tmp_path}/{message}" in caplog.text
     assert (tmp_path / "notes.txt").read_text() == "these are my notes, dear reader"
 
 
 class Forwarder:
-    """Forwards connections to the real server, once it is told to."""
+    """Forwards connections to the server after `start()`, or accepts them without answering."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.removeprefix("http://").partition(":")
         self._target = host, int(port)
-        self._silent: list[socket.socket] = []
-        self._listening = socket.socket()
-        self._listening.bind(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
+        self._unanswered: list[socket.socket] = []
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
 
-    def start(self, *, answers: bool = True) -> None:
-        self._listening.listen()
-        threading.Thread(target=self._accept, args=(answers,), daemon=True).start()
+    def start(self, *, is_answering: bool = True) -> None:
+        self._listener.listen()
+        threading.Thread(target=self._accept, args=(is_answering,), daemon=True).start()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # it was never started
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        for connection in self._silent:
+        with contextlib.suppress(OSError):  # if it was never started
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._unanswered:
             connection.close()
 
-    def _accept(self, answers: bool) -> None:
+    def _accept(self, is_answering: bool) -> None:
         while True:
             try:
-                connection, _ = self._listening.accept()
+                connection, _ = self._listener.accept()
             except OSError:
                 return
-            if answers:
+            if is_answering:
                 server = socket.create_connection(self._target)
                 for pair in ((connection, server), (server, connection)):
                     threading.Thread(target=self._copy, args=pair, daemon=True).start()
             else:
-                self._silent.append(connection)
+                self._unanswered.append(connection)
 
     @staticmethod
     def _copy(source: socket.socket, target: socket.socket) -> None:
@@ -428,7 +438,7 @@ def forwarder(mlflow_server: str) -> Iterator[Forwarder]:
     forwarder.close()
 
 
-def test_a_server_that_comes_up_later_gets_everything(
+def test_a_server_that_starts_later_receives_everything(
     forwarder: Forwarder,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -442,16 +452,16 @@ def test_a_server_that_comes_up_later_gets_everything(
         wait_for(lambda: bus.stats().sinks[url].pending == 100)
         forwarder.start()
     assert bus.stats().complete, str(bus.stats())
-    assert "will try again" in caplog.text
-    assert "works again" in caplog.text
+    assert "will retry" in caplog.text
+    assert "delivery has recovered" in caplog.text
     client, run = run_of(bus)
     assert len(client.get_metric_history(run.info.run_id, "x")) == 100
 
 
-def test_a_server_that_hangs_holds_up_neither_the_training_nor_its_end(
+def test_a_hanging_server_delays_neither_the_training_nor_its_end(
     forwarder: Forwarder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forwarder.start(answers=False)
+    forwarder.start(is_answering=False)
     url = f"mlflow+http://127.0.0.1:{forwarder.port}?timeout_secs=1"
     bus = MetricBus(sinks=["csv", url], dir=tmp_path)
     with caplog.at_level(logging.WARNING):
@@ -459,19 +469,19 @@ def test_a_server_that_hangs_holds_up_neither_the_training_nor_its_end(
             bus.log("x", float(step), step=step)
         started = time.monotonic()
         report = bus.close(timeout=6)
-        took = time.monotonic() - started
+        elapsed = time.monotonic() - started
     assert report is not None
     assert (report.sinks["csv"].delivered, report.sinks[url].pending) == (100, 100)
-    assert took < 20
+    assert elapsed < 20
     assert "timed out" in str(report.sinks[url].error).lower()
 
 
-def test_a_file_that_looks_like_a_server_is_an_error(tmp_path: Path) -> None:
+def test_a_file_name_that_looks_like_a_server_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"write mlflow\+http://127.0.0.1:5000"):
         MetricBus(sinks="mlflow://127.0.0.1:5000", dir=tmp_path)
 
 
-def test_another_programs_database_is_left_alone(
+def test_another_programs_database_is_not_changed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "other.db"
@@ -480,14 +490,14 @@ def test_another_programs_database_is_left_alone(
         database.commit()
     with MetricBus(sinks=f"mlflow:{file}", dir=tmp_path) as bus:
         bus.log("x", 1.0)
-    assert "is another program's database, with runs" in caplog.text
+    assert "is another program's database, with the tables runs" in caplog.text
     with contextlib.closing(sqlite3.connect(file)) as database:
         tables = database.execute("SELECT name FROM sqlite_master").fetchall()
     assert tables == [("runs",)]
     assert bus.stats().sinks[f"mlflow:{file}"].pending == 1
 
 
-def test_tags_that_collide_or_have_a_meaning_are_all_kept(url: str, tmp_path: Path) -> None:
+def test_tags_that_collide_or_are_reserved_are_all_kept(url: str, tmp_path: Path) -> None:
     tags = ["a@b", "a#b", "mlflow.runName"]
     with MetricBus("mine", sinks=url, dir=tmp_path, tags=tags) as bus:
         bus.log("x", 1.0)
@@ -497,7 +507,7 @@ def test_tags_that_collide_or_have_a_meaning_are_all_kept(url: str, tmp_path: Pa
     assert sorted(originals) == sorted(tags)
 
 
-def test_the_original_of_a_name_is_kept_though_the_first_request_failed(
+def test_original_name_is_stored_although_the_first_request_failed(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_tags = MlflowSink._log_tags
@@ -514,11 +524,11 @@ def test_the_original_of_a_name_is_kept_though_the_first_request_failed(
         bus.log("mean@1", 1.0)
     _, run = run_of(bus)
     assert failed
-    assert run.data.tags[f"{NAME_TAG}mean_1"] == "mean@1"
+    assert run.data.tags[f"{METRIC_NAME_TAG}mean_1"] == "mean@1"
 
 
 @pytest.mark.parametrize("name", ["..a", "...", "../a", "a/../b"])
-def test_names_that_look_like_paths_are_taken(url: str, tmp_path: Path, name: str) -> None:
+def test_names_that_look_like_paths_are_accepted(url: str, tmp_path: Path, name: str) -> None:
     with MetricBus(sinks=url, dir=tmp_path, config={name: 1}) as bus:
         bus.log(name, 1.0)
     assert bus.stats().sinks[url].delivered == 1

@@ -1,4 +1,4 @@
-"""Media in MLflow, read back by MlflowClient from an SQLite file and from a real server."""
+"""Media in MLflow, verified with MlflowClient on an SQLite file and on a real server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from metricbus._common.media_records import (
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
-from metricbus._journal.media_files import MediaWriter, ref_of, safe_name
+from metricbus._journal.media_files import MediaWriter, make_file_ref, safe_name
 from metricbus._journal.run import Run, RunFolder, create_run
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import MediaError
@@ -52,22 +52,34 @@ from metricbus.sinks.mlflow import media
 from metricbus.sinks.mlflow.rows import image_key
 from metricbus.sinks.mlflow.sink import MlflowOptions, MlflowSink
 from metricbus.sinks.mlflow.store import upload
-from metricbus.sinks.mlflow.tags import NAME_TAG
+from metricbus.sinks.mlflow.tags import MEDIUM_NAME_TAG
 
 AT: dict[str, Any] = {"epoch": 0, "time": 1_700_000_000_000_000_000}
-ODD = ["../../up", "a/b", "a~b", "a_b", "🦆", "long" * 200, "=cmd()", "a%b", "a+b", ".", "A b"]
+ODD_NAMES = [
+    "../../up",
+    "a/b",
+    "a~b",
+    "a_b",
+    "🦆",
+    "long" * 200,
+    "=cmd()",
+    "a%b",
+    "a+b",
+    ".",
+    "A b",
+]
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that is there already: creating one takes MLflow seconds."""
+    """Create a database once, because that takes MLflow seconds."""
     file = tmp_path_factory.mktemp("mlflow") / "shared.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
 
 
 class Backend:
-    """A run with media, a sink for it, and what stands in MLflow afterwards."""
+    """A run with media, an open sink, and access to what MLflow has stored."""
 
     def __init__(self, root: Path, uri: str, experiment: str) -> None:
         self.folder: RunFolder
@@ -88,47 +100,48 @@ class Backend:
         self.sink.write(records)
         self.sink.flush()
 
-    def artefacts(self, path: str = "") -> list[str]:
-        """The paths of all artefacts under the path."""
-        found = []
+    def artifacts(self, path: str = "") -> list[str]:
+        """Return the paths of all artifacts under the path."""
+        paths = []
         for info in self.client.list_artifacts(self.id, path or None):
-            found += self.artefacts(info.path) if info.is_dir else [info.path]
-        return sorted(found)
+            paths += self.artifacts(info.path) if info.is_dir else [info.path]
+        return sorted(paths)
 
     def read(self, path: str) -> bytes:
         return Path(self.client.download_artifacts(self.id, path)).read_bytes()
 
-    def one(self, folder: str, ending: str) -> str:
-        (found,) = [path for path in self.artefacts(folder) if path.endswith(ending)]
-        return found
+    def only(self, folder: str, ending: str) -> str:
+        (path,) = [path for path in self.artifacts(folder) if path.endswith(ending)]
+        return path
 
     @property
     def tags(self) -> dict[str, str]:
         return dict(self.client.get_run(self.id).data.tags)
 
     def load(self, path: str) -> list[list[Any]]:
-        """A table as pandas sees it."""
+        """Return the columns and rows of a table that MLflow loads with pandas."""
         experiment = self.client.get_run(self.id).info.experiment_id
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_TRACKING_URI", self.uri)  # it searches there, whatever the client
+            # load_table searches there, whatever the client's URI
+            patch.setenv("MLFLOW_TRACKING_URI", self.uri)
             table = self.client.load_table(experiment, path, [self.id])
         return [[*table.columns], *table.to_numpy().tolist()]
 
     def history(self, key: str) -> list[tuple[int, int, float]]:
-        found = self.client.get_metric_history(self.id, key)
-        return [(metric.step, metric.timestamp, metric.value) for metric in found]
+        metrics = self.client.get_metric_history(self.id, key)
+        return [(metric.step, metric.timestamp, metric.value) for metric in metrics]
 
     # Records
 
-    def image(self, name: str = "samples", step: int = 3, **more: Any) -> ImageRecord:
+    def image(self, name: str = "samples", step: int = 3, **fields: Any) -> ImageRecord:
         ref = self.media.save("image", name, step, ".png", png(step))
         size: dict[str, Any] = {"width": 6, "height": 4, "channels": 3}
-        return ImageRecord(name=name, step=step, file=ref, **AT, **size, **more)
+        return ImageRecord(name=name, step=step, file=ref, **AT, **size, **fields)
 
-    def histogram(self, name: str = "weights", step: int = 3, **more: Any) -> HistogramRecord:
+    def histogram(self, name: str = "weights", step: int = 3, **fields: Any) -> HistogramRecord:
         values = [0.1, 0.1 + 0.2, 1 / 3, 1e300]
         bins: dict[str, Any] = {"counts": [1, 0, 2], "edges": values, "count": 3}
-        return HistogramRecord(name=name, step=step, **AT, **(bins | more))
+        return HistogramRecord(name=name, step=step, **AT, **(bins | fields))
 
     def table(
         self,
@@ -139,22 +152,22 @@ class Backend:
     ) -> TableRecord:
         ref = self.media.save("table", name, 3, ".jsonl", encode_rows(rows))
         columns = [f"c{i}" for i in range(len(rows[0]))]
-        about: dict[str, Any] = {"table": table, "part": part, "first_row": 0, "rows": len(rows)}
-        return TableRecord(name=name, step=3, columns=columns, file=ref, **about, **AT)
+        fields: dict[str, Any] = {"table": table, "part": part, "first_row": 0, "rows": len(rows)}
+        return TableRecord(name=name, step=3, columns=columns, file=ref, **fields, **AT)
 
     def text(self, text: str = "# Hello\n", name: str = "notes", step: int = 3) -> TextRecord:
         ref = self.media.save("text", name, step, ".md", text.encode())
         return TextRecord(name=name, step=step, file=ref, length=len(text), start=text[:5], **AT)
 
-    def audio(self, name: str = "voice", **more: Any) -> AudioRecord:
+    def audio(self, name: str = "voice", **fields: Any) -> AudioRecord:
         ref = self.media.save("audio", name, 3, ".wav", b"RIFF" + bytes(range(256)))
-        about: dict[str, Any] = {"format": "wav", "sample_rate": 8, "channels": 1, "frames": 9}
-        return AudioRecord(name=name, step=3, file=ref, **about, **AT, **more)
+        info: dict[str, Any] = {"format": "wav", "sample_rate": 8, "channels": 1, "frames": 9}
+        return AudioRecord(name=name, step=3, file=ref, **info, **AT, **fields)
 
-    def video(self, name: str = "run", **more: Any) -> VideoRecord:
+    def video(self, name: str = "run", **fields: Any) -> VideoRecord:
         ref = self.media.save("video", name, 3, ".gif", b"GIF89a")
-        about: dict[str, Any] = {"format": "gif", "fps": 5.0, "frames": 2, "width": 2, "height": 2}
-        return VideoRecord(name=name, step=3, file=ref, **about, **AT, **more)
+        info: dict[str, Any] = {"format": "gif", "fps": 5.0, "frames": 2, "width": 2, "height": 2}
+        return VideoRecord(name=name, step=3, file=ref, **info, **AT, **fields)
 
     def chart(self, name: str = "curve") -> ChartRecord:
         rows: list[list[Cell]] = [[0, 0.5], [1, math.inf]]
@@ -178,8 +191,8 @@ class Backend:
         ref = self.media.save("file", name, 3, ".pt", b"weights")
         return FileRecord(name=name, step=3, file=ref, origin=origin, copied=True, **AT)
 
-    def picture(self, seed: int = 1, **more: Any) -> ImageCell:
-        return ImageCell(self.media.save("table", "p", 3, ".png", png(seed)), 6, 4, 3, **more)
+    def picture(self, seed: int = 1, **fields: Any) -> ImageCell:
+        return ImageCell(self.media.save("table", "p", 3, ".png", png(seed)), 6, 4, 3, **fields)
 
     def all(self, name: str = "all") -> list[MediumRecord]:
         rows: list[list[Cell]] = [[1, self.picture()], [math.nan, self.picture(2)]]
@@ -214,36 +227,36 @@ def png(seed: int, mode: str = "RGB") -> bytes:
     return content.getvalue()
 
 
-def test_the_sink_takes_every_kind() -> None:
+def test_accepts_every_medium() -> None:
     assert set(MEDIA_RECORD_TYPES) <= set(MlflowSink.kinds)
 
 
 # Histograms
 
 
-def test_a_histogram_is_a_file_that_tells_everything_exactly(backend: Backend) -> None:
+def test_histogram_file_has_exact_values(backend: Backend) -> None:
     totals: dict[str, Any] = {"minimum": 0.1, "maximum": 1e300, "mean": 1 / 3, "std": 0.7}
     totals |= {"sum": 1.0, "sum_squares": 2.0, "nan": 1, "infinite": 2, "minus_infinite": 3}
     record = backend.histogram(**totals)
     backend.write(record)
-    found = json.loads(backend.read(backend.one("histograms", ".json")))
-    assert found.items() >= {"name": "weights", "step": 3, "count": 3, **totals}.items()
-    assert (found["counts"], found["edges"]) == (record.counts, record.edges)
+    content = json.loads(backend.read(backend.only("histograms", ".json")))
+    assert content.items() >= {"name": "weights", "step": 3, "count": 3, **totals}.items()
+    assert (content["counts"], content["edges"]) == (record.counts, record.edges)
 
 
-def test_a_histograms_quantiles_are_metrics(backend: Backend) -> None:
+def test_quantiles_of_a_histogram_are_metrics(backend: Backend) -> None:
     record = backend.histogram(minimum=0.1, maximum=2.0, mean=0.4)
     backend.write(record)
-    wanted = {"min": 0.1, "max": 2.0, "mean": 0.4}
-    wanted |= {f"p{q}": record.quantile(q / 100) or 0.0 for q in (25, 50, 75)}
-    for what, value in wanted.items():
-        assert backend.history(f"weights/histogram/{what}") == [(3, 1_700_000_000_000, value)]
+    expected = {"min": 0.1, "max": 2.0, "mean": 0.4}
+    expected |= {f"p{q}": record.quantile(q / 100) or 0.0 for q in (25, 50, 75)}
+    for statistic, value in expected.items():
+        assert backend.history(f"weights/histogram/{statistic}") == [(3, 1_700_000_000_000, value)]
 
 
-def test_a_histogram_of_nothing_has_no_quantiles(backend: Backend) -> None:
+def test_empty_histogram_has_no_quantiles(backend: Backend) -> None:
     backend.write(backend.histogram(counts=[0], edges=[0.0, 1.0], count=0, nan=4))
     assert backend.client.get_run(backend.id).data.metrics == {}
-    assert len(backend.artefacts("histograms")) == 1
+    assert len(backend.artifacts("histograms")) == 1
 
 
 def test_scalars_and_quantiles_keep_their_order_in_one_request(
@@ -253,22 +266,22 @@ def test_scalars_and_quantiles_keep_their_order_in_one_request(
     monkeypatch.setattr(
         backend.sink._client,
         "log_batch",
-        lambda _, metrics=(), **more: batches.append([metric.key for metric in metrics]),
+        lambda _, metrics=(), **fields: batches.append([metric.key for metric in metrics]),
     )
     row = Scalars(step=1, values={"a": 1.0}, **AT)
     last = Scalars(step=1, values={"z": 1.0}, **AT)
     backend.write(row, backend.histogram("h", minimum=0.0), last)
-    quantiles = [f"h/histogram/{what}" for what in ("min", "p25", "p50", "p75")]
+    quantiles = [f"h/histogram/{statistic}" for statistic in ("min", "p25", "p50", "p75")]
     assert batches == [["a", *quantiles, "z"]]
 
 
 # Images
 
 
-def test_an_image_is_where_mlflows_page_looks_for_it(backend: Backend) -> None:
+def test_image_path_is_the_one_that_mlflows_ui_expects(backend: Backend) -> None:
     record = backend.image("train/samples")
     backend.write(record)
-    picture, thumbnail = sorted(backend.artefacts("images"), key=len)
+    picture, thumbnail = sorted(backend.artifacts("images"), key=len)
     key, *rest = picture.removeprefix("images/").removesuffix(".png").split("+")
     assert key == "train~samples"
     assert rest[:4] == ["step", "3", "timestamp", "1700000000000"]
@@ -276,50 +289,50 @@ def test_an_image_is_where_mlflows_page_looks_for_it(backend: Backend) -> None:
     assert backend.tags["mlflow.loggedImages"] == "True"
 
 
-def test_an_image_has_the_form_of_one_that_log_image_logs(backend: Backend) -> None:
+def test_image_has_the_same_layout_as_one_of_log_image(backend: Backend) -> None:
     backend.write(backend.image("samples", 7))
-    ours = backend.artefacts("images")
+    ours = backend.artifacts("images")
     tags = backend.tags.keys()
     theirs = backend.client.create_run(backend.client.get_run(backend.id).info.experiment_id)
     image = PillowImage.open(io.BytesIO(png(7)))
     stamp = AT["time"] // 1_000_000
     backend.client.log_image(theirs.info.run_id, image, key="samples", step=7, timestamp=stamp)
-    found = [file.path for file in backend.client.list_artifacts(theirs.info.run_id, "images")]
+    expected = [file.path for file in backend.client.list_artifacts(theirs.info.run_id, "images")]
 
     def without_id(paths: list[str]) -> list[str]:
         return sorted("+".join([*p.split("+")[:5], *p.split("+")[6:]]) for p in paths)
 
     assert without_id([p.replace(".png", "+.png") for p in ours]) == without_id(
-        [p.replace(".png", "+.png") for p in found]
+        [p.replace(".png", "+.png") for p in expected]
     )
     assert backend.client.get_run(theirs.info.run_id).data.tags.keys() - {"mlflow.runName"} <= tags
 
 
-def test_an_images_png_is_sent_as_it_is(backend: Backend) -> None:
+def test_png_of_an_image_is_unchanged(backend: Backend) -> None:
     backend.write(backend.image())
-    assert backend.read(backend.one("images", ".png")) == png(3)
+    assert backend.read(backend.only("images", ".png")) == png(3)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1"])
-def test_a_picture_of_any_sort_has_a_thumbnail(backend: Backend, mode: str) -> None:
+def test_images_of_all_modes_have_a_thumbnail(backend: Backend, mode: str) -> None:
     ref = backend.media.save("image", "x", 3, ".png", png(3, mode))
     backend.write(ImageRecord(name="x", step=3, file=ref, width=6, height=4, channels=1, **AT))
-    with PillowImage.open(io.BytesIO(backend.read(backend.one("images", ".webp")))) as image:
+    with PillowImage.open(io.BytesIO(backend.read(backend.only("images", ".webp")))) as image:
         assert image.size == (256, 170)
 
 
-def test_without_pillow_there_is_only_the_png(
+def test_without_pillow_only_the_png_is_logged(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = backend.image(), backend.table([[backend.picture()]])
     monkeypatch.setitem(sys.modules, "PIL", None)
     backend.write(*records)
-    assert not [path for path in backend.artefacts() if path.endswith(".webp")]
-    ((cell,),) = json.loads(backend.read(backend.one("tables", ".json")))["data"]
-    assert cell["compressed_filepath"] == cell["filepath"] in backend.artefacts("table_images")
+    assert not [path for path in backend.artifacts() if path.endswith(".webp")]
+    ((cell,),) = json.loads(backend.read(backend.only("tables", ".json")))["data"]
+    assert cell["compressed_filepath"] == cell["filepath"] in backend.artifacts("table_images")
 
 
-def test_an_image_with_boxes_is_drawn_and_the_original_is_beside(
+def test_image_with_boxes_is_drawn_and_the_original_is_kept(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     annotated = backend.media.save("image", "samples", 3, ".png", png(10))
@@ -335,30 +348,30 @@ def test_an_image_with_boxes_is_drawn_and_the_original_is_beside(
                 annotated=annotated,
             )
         )
-    (path,) = [p for p in backend.artefacts("images") if "+step+3+" in p and p.endswith(".png")]
+    (path,) = [p for p in backend.artifacts("images") if "+step+3+" in p and p.endswith(".png")]
     assert backend.read(path) == png(10)
-    (details,) = [p for p in backend.artefacts("image_details") if "/3-" in p and "json" in p]
-    found = json.loads(backend.read(details))
-    assert (found["caption"], found["class_labels"]) == ("a seven", {"7": "seven"})
+    (details,) = [p for p in backend.artifacts("image_details") if "/3-" in p and "json" in p]
+    content = json.loads(backend.read(details))
+    assert (content["caption"], content["class_labels"]) == ("a seven", {"7": "seven"})
     box = {"left": 1.0, "top": 2.0, "right": 3.0, "bottom": 4.0, "label": 7, "score": 0.5}
-    assert found["boxes"] == [box]
-    assert found["image"] == path
-    assert backend.read(found["original"]) == png(3)
-    assert backend.read(found["masks"]["../truth"]) == png(11)
-    assert caplog.text.count("it gets the picture with these drawn onto it") == 1
+    assert content["boxes"] == [box]
+    assert content["image"] == path
+    assert backend.read(content["original"]) == png(3)
+    assert backend.read(content["masks"]["../truth"]) == png(11)
+    assert caplog.text.count("logging the image with these drawn onto it") == 1
 
 
-def test_an_image_stands_on_its_own_axis(backend: Backend) -> None:
+def test_image_of_a_series_with_its_own_axis_uses_the_axis_value(backend: Backend) -> None:
     backend.write(backend.image(axis="epoch", at=12))
-    assert "+step+12+" in backend.one("images", ".png")
+    assert "+step+12+" in backend.only("images", ".png")
 
 
 # Tables
 
 
-def test_a_table_is_loaded_by_mlflow(backend: Backend) -> None:
+def test_mlflow_loads_a_table(backend: Backend) -> None:
     backend.write(backend.table([[1, 0.1 + 0.2, "x"], [2**63 - 1, -1e300, "ü🦆\n"]]))
-    path = backend.one("tables", "part-00000.json")
+    path = backend.only("tables", "part-00000.json")
     assert backend.load(path) == [
         ["c0", "c1", "c2"],
         [1, 0.1 + 0.2, "x"],
@@ -366,25 +379,27 @@ def test_a_table_is_loaded_by_mlflow(backend: Backend) -> None:
     ]
 
 
-def test_a_tables_file_has_the_cells_as_they_are(backend: Backend) -> None:
+def test_table_file_keeps_the_type_of_each_cell(backend: Backend) -> None:
     rows: list[list[Cell]] = [[None, True, "007", -0.0, 2**53 + 1], [1, 2.0, "NaN", "", 0.1]]
     backend.write(backend.table(rows))
-    found = json.loads(backend.read(backend.one("tables", ".json")))
-    assert repr(found) == repr({"columns": [f"c{i}" for i in range(5)], "data": rows})
+    content = json.loads(backend.read(backend.only("tables", ".json")))
+    assert repr(content) == repr({"columns": [f"c{i}" for i in range(5)], "data": rows})
 
 
-def test_numbers_that_are_not_finite_are_loaded_as_such(backend: Backend) -> None:
+def test_mlflow_loads_nonfinite_numbers_of_a_table(backend: Backend) -> None:
     backend.write(backend.table([[math.nan], [math.inf], [-math.inf], [1.5]]))
-    assert repr(backend.load(backend.one("tables", ".json"))[1:]) == "[[nan], [inf], [-inf], [1.5]]"
+    assert (
+        repr(backend.load(backend.only("tables", ".json"))[1:]) == "[[nan], [inf], [-inf], [1.5]]"
+    )
 
 
-def test_numbers_that_are_not_finite_are_told_from_texts_in_a_file_beside(backend: Backend) -> None:
+def test_a_second_file_distinguishes_nonfinite_numbers_from_strings(backend: Backend) -> None:
     rows: list[list[Cell]] = [[math.nan, "NaN"], ["Infinity", -math.inf]]
     backend.write(backend.table(rows))
-    assert repr(decode_rows(backend.read(backend.one("tables", ".exact.jsonl")))) == repr(rows)
+    assert repr(decode_rows(backend.read(backend.only("tables", ".exact.jsonl")))) == repr(rows)
 
 
-def test_each_part_of_a_table_is_sent_once(
+def test_each_part_of_a_table_is_uploaded_once(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
@@ -399,24 +414,24 @@ def test_each_part_of_a_table_is_sent_once(
         backend.write(part)
     assert sent == [sent[0]] * 8
     listed = json.loads(backend.tags["mlflow.loggedArtifacts"])
-    assert [entry["path"] for entry in listed] == backend.artefacts("tables")
+    assert [entry["path"] for entry in listed] == backend.artifacts("tables")
     assert [entry["type"] for entry in listed] == ["table"] * 8
     assert all(len(backend.load(entry["path"])) == 101 for entry in listed)
 
 
-def test_pictures_in_a_table_are_as_log_table_has_them(backend: Backend) -> None:
+def test_images_in_a_table_have_the_same_layout_as_with_log_table(backend: Backend) -> None:
     rows: list[list[Cell]] = [[0, backend.picture(1)], [1, backend.picture(2, caption="two")]]
     backend.write(backend.table(rows))
-    first, second = (row[1] for row in backend.load(backend.one("tables", ".json"))[1:])
+    first, second = (row[1] for row in backend.load(backend.only("tables", ".json"))[1:])
     assert first.keys() == {"type", "filepath", "compressed_filepath"}
     assert (first["type"], second["caption"]) == ("image", "two")
     for cell, seed in ((first, 1), (second, 2)):
         assert cell["filepath"].startswith("table_images/tables/errors-")
         assert backend.read(cell["filepath"]) == png(seed)
-        assert cell["compressed_filepath"] in backend.artefacts("table_images")
+        assert cell["compressed_filepath"] in backend.artifacts("table_images")
 
 
-def test_what_others_have_listed_stays_listed(backend: Backend) -> None:
+def test_tables_listed_by_other_code_stay_listed(backend: Backend) -> None:
     backend.client.log_table(backend.id, {"a": [1]}, "theirs.json")
     backend.write(backend.table([[1]]))
     backend.client.log_table(backend.id, {"a": [1]}, "later.json")
@@ -427,7 +442,7 @@ def test_what_others_have_listed_stays_listed(backend: Backend) -> None:
     assert len(listed) == 4
 
 
-def test_a_list_that_is_full_keeps_the_first_parts_and_says_so_once(
+def test_a_full_table_list_keeps_first_parts_and_warns_once(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     parts = [backend.table([[i]], table="big", part=i) for i in range(120)]
@@ -439,178 +454,178 @@ def test_a_list_that_is_full_keeps_the_first_parts_and_says_so_once(
     listed = [entry["path"] for entry in json.loads(text)]
     assert sum("/small-" in path for path in listed) == 20
     assert listed[0].endswith("/big/part-00000.json")
-    assert caplog.text.count("list of so many tables") == 1
-    assert len(backend.artefacts("tables")) == 140
+    assert caplog.text.count("mlflow does not support this many tables") == 1
+    assert len(backend.artifacts("tables")) == 140
 
 
-# The others
+# Other media
 
 
-def test_a_text_is_a_markdown_file(backend: Backend) -> None:
+def test_text_is_a_markdown_file(backend: Backend) -> None:
     backend.write(backend.text("# Ünder 🦆\n\n* a\n"))
-    assert backend.read(backend.one("texts", ".md")).decode() == "# Ünder 🦆\n\n* a\n"
+    assert backend.read(backend.only("texts", ".md")).decode() == "# Ünder 🦆\n\n* a\n"
 
 
-def test_a_sound_is_a_file_with_the_same_bytes(backend: Backend) -> None:
+def test_audio_is_a_file_with_the_same_bytes(backend: Backend) -> None:
     backend.write(backend.audio())
-    (path,) = backend.artefacts("audio")
+    (path,) = backend.artifacts("audio")
     assert (Path(path).suffix, backend.read(path)) == (".wav", b"RIFF" + bytes(range(256)))
 
 
-def test_a_caption_is_in_a_file_beside(backend: Backend) -> None:
+def test_a_caption_is_in_a_details_file(backend: Backend) -> None:
     backend.write(backend.audio(caption="hello"), backend.video(caption="jump"))
-    sound = json.loads(backend.read(backend.one("audio", ".json")))
-    film = json.loads(backend.read(backend.one("videos", ".json")))
-    assert (sound["caption"], sound["sample_rate"], film["caption"]) == ("hello", 8, "jump")
-    assert (sound["file"], film["file"]) == (
-        backend.one("audio", ".wav"),
-        backend.one("videos", ".gif"),
+    audio = json.loads(backend.read(backend.only("audio", ".json")))
+    video = json.loads(backend.read(backend.only("videos", ".json")))
+    assert (audio["caption"], audio["sample_rate"], video["caption"]) == ("hello", 8, "jump")
+    assert (audio["file"], video["file"]) == (
+        backend.only("audio", ".wav"),
+        backend.only("videos", ".gif"),
     )
 
 
-def test_a_chart_is_a_picture_and_its_data(backend: Backend) -> None:
+def test_chart_is_an_image_and_its_data(backend: Backend) -> None:
     backend.write(backend.chart())
-    exact, data, details, picture = backend.artefacts("charts")
+    exact, data, details, picture = backend.artifacts("charts")
     assert backend.read(picture) == png(9)
     rows = [[0, 0.5], [1, "Infinity"]]
     assert json.loads(backend.read(data)) == {"columns": ["x", "y"], "data": rows}
     assert decode_rows(backend.read(exact)) == [[0, 0.5], [1, math.inf]]
-    found = json.loads(backend.read(details))
-    assert (found["title"], found["y_columns"], found["data"]) == ("A curve", ["y"], data)
+    content = json.loads(backend.read(details))
+    assert (content["title"], content["y_columns"], content["data"]) == ("A curve", ["y"], data)
 
 
 def test_a_file_keeps_its_name(backend: Backend) -> None:
     backend.write(backend.file(origin="/data/my model.pt"), backend.file(origin="/data/.env"))
-    names = {Path(path).name for path in backend.artefacts("files")}
+    names = {Path(path).name for path in backend.artifacts("files")}
     assert names == {"_.env", "my_model.pt"}
-    assert {backend.read(path) for path in backend.artefacts("files")} == {b"weights"}
+    assert {backend.read(path) for path in backend.artifacts("files")} == {b"weights"}
 
 
-def test_a_file_that_was_not_copied_is_sent_from_where_it_is(
+def test_a_file_that_was_not_copied_is_uploaded_from_its_original_path(
     backend: Backend, tmp_path: Path
 ) -> None:
     file = tmp_path / "elsewhere.bin"
-    file.write_bytes(b"far")
+    file.write_bytes(b"content")
     record = FileRecord(
-        name="f", step=3, file=ref_of(file, str(file)), origin=str(file), copied=False, **AT
+        name="f", step=3, file=make_file_ref(file, str(file)), origin=str(file), copied=False, **AT
     )
     backend.write(record)
-    assert backend.read(backend.one("files", "elsewhere.bin")) == b"far"
+    assert backend.read(backend.only("files", "elsewhere.bin")) == b"content"
 
 
-# Names and delivering again
+# Names and repeated delivery
 
 
-def test_delivering_again_doubles_nothing(backend: Backend) -> None:
+def test_repeated_delivery_duplicates_nothing(backend: Backend) -> None:
     records = backend.all()
     backend.write(*records)
-    once = {path: backend.read(path) for path in backend.artefacts()}
+    once = {path: backend.read(path) for path in backend.artifacts()}
     tags = backend.tags
     backend.sink = backend.open()
     for record in records:
         backend.write(record)
-    assert {path: backend.read(path) for path in backend.artefacts()} == once
+    assert {path: backend.read(path) for path in backend.artifacts()} == once
     assert backend.tags == tags
     assert len(backend.history("all/histogram/p50")) == 1
 
 
-def test_odd_names_stay_inside_and_meet_nobody(backend: Backend) -> None:
-    for name in ODD:
+def test_odd_names_have_distinct_paths_inside_the_folder(backend: Backend) -> None:
+    for name in ODD_NAMES:
         records = [backend.image(name), backend.histogram(name), backend.text(name=name)]
         backend.write(*records, backend.table([[1]], name), backend.audio(name), backend.file(name))
     for kind in ("histograms", "texts", "tables", "audio", "files"):
-        assert len(backend.artefacts(kind)) == len(ODD)
-        assert len({path.split("/")[1] for path in backend.artefacts(kind)}) == len(ODD)
-    keys = {path.removeprefix("images/").split("+")[0] for path in backend.artefacts("images")}
-    assert len(keys) == len(ODD)
-    assert len(backend.artefacts("images")) == 2 * len(ODD)
+        assert len(backend.artifacts(kind)) == len(ODD_NAMES)
+        assert len({path.split("/")[1] for path in backend.artifacts(kind)}) == len(ODD_NAMES)
+    keys = {path.removeprefix("images/").split("+")[0] for path in backend.artifacts("images")}
+    assert len(keys) == len(ODD_NAMES)
+    assert len(backend.artifacts("images")) == 2 * len(ODD_NAMES)
 
 
-def test_the_original_of_a_name_is_kept(backend: Backend) -> None:
-    for name in ODD:
+def test_original_names_are_stored_in_tags(backend: Backend) -> None:
+    for name in ODD_NAMES:
         backend.write(backend.image(name), backend.text(name=name))
     tags = backend.tags
-    for name in ODD:
-        assert tags.get(NAME_TAG + image_key(name), image_key(name)) == name
+    for name in ODD_NAMES:
+        assert tags.get(MEDIUM_NAME_TAG + image_key(name), image_key(name)) == name
         folder = safe_name(name)
-        assert tags.get(NAME_TAG + folder, folder[:-9]) == name
+        assert tags.get(MEDIUM_NAME_TAG + folder, folder[:-9]) == name
 
 
-def test_a_stolen_table_id_leads_nowhere_else(backend: Backend) -> None:
+def test_an_unsafe_table_id_does_not_leave_the_folder(backend: Backend) -> None:
     backend.write(backend.table([[1]], table="../../../up"), backend.table([[2]], table=""))
-    assert [path.split("/")[0] for path in backend.artefacts()] == ["tables"] * 2
+    assert [path.split("/")[0] for path in backend.artifacts()] == ["tables"] * 2
 
 
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=150)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=150)
 
 
-@given(st.lists(names | st.sampled_from([*ODD, "a_b-0123abcd", "a/_/b", "a//b"]), unique=True))
-def test_no_two_names_share_the_key_of_an_image(given: list[str]) -> None:
-    keys = [image_key(name) for name in given]
+@given(
+    st.lists(NAMES | st.sampled_from([*ODD_NAMES, "a_b-0123abcd", "a/_/b", "a//b"]), unique=True)
+)
+def test_every_name_has_a_distinct_image_key(names: list[str]) -> None:
+    keys = [image_key(name) for name in names]
     assert len(set(keys)) == len(keys)
     assert all(key.isascii() and len(key) <= 100 and not {*key} & {*"+%#~"} for key in keys)
 
 
-def test_a_name_that_looks_like_anothers_key_gets_one_of_its_own() -> None:
+def test_a_name_that_looks_like_a_hashed_key_gets_another_key() -> None:
     assert image_key(image_key("a@b")) != image_key("a@b")
 
 
-# What goes wrong
+# Errors
 
 
-@pytest.mark.parametrize("what", ["missing", "changed"])
-def test_a_file_that_is_not_what_was_logged_is_told_and_nothing_is_sent(
-    backend: Backend, what: str
-) -> None:
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_nothing_is_sent_if_a_file_is_missing_or_changed(backend: Backend, damage: str) -> None:
     good, bad = backend.text(), backend.image()
     path = backend.folder.path / bad.file.path
-    path.unlink() if what == "missing" else path.write_bytes(b"other")
-    with pytest.raises(MediaError, match=what):
+    path.unlink() if damage == "missing" else path.write_bytes(b"other")
+    with pytest.raises(MediaError, match=damage):
         backend.write(good, Scalars(step=1, values={"a": 1.0}, **AT), bad)
-    assert backend.artefacts() == []
+    assert backend.artifacts() == []
     assert backend.client.get_run(backend.id).data.metrics == {}
 
 
-def test_a_picture_missing_in_a_table_is_told_and_nothing_is_sent(backend: Backend) -> None:
+def test_nothing_is_sent_if_an_image_of_a_table_is_missing(backend: Backend) -> None:
     picture = backend.picture()
     record = backend.table([[picture]])
     (backend.folder.path / picture.file.path).unlink()
     with pytest.raises(MediaError, match="missing"):
         backend.write(backend.text(), record)
-    assert backend.artefacts() == []
+    assert backend.artifacts() == []
 
 
-def test_media_that_find_no_place_are_rejected_and_scalars_go_on(
+def test_media_are_rejected_without_an_artifact_folder_and_scalars_are_delivered(
     tmp_path: Path, database: Path
 ) -> None:
-    experiment = "no place"
+    experiment = "no folder"
     blocked = tmp_path / "a-file"
     blocked.write_text("in the way")
     uri = f"sqlite:///{database}"
-    MlflowClient(uri).create_experiment(experiment, (blocked / "artefacts").as_uri())
+    MlflowClient(uri).create_experiment(experiment, (blocked / "artifacts").as_uri())
     backend = Backend(tmp_path / "runs", uri, experiment)
     writer = SegmentWriter(backend.folder.journal, backend.run.id)
     for step in range(5):
         writer.append([Scalars(step=step, values={"a": 1.0}, **AT), backend.text(step=step)])
     writer.close()
     consumer = Consumer(
-        backend.folder, spec_of(parse_sink(f"mlflow:{database}?experiment=no place"))
+        backend.folder, spec_of(parse_sink(f"mlflow:{database}?experiment=no folder"))
     )
     consumer.end("finished")
     consumer.run()
     assert (consumer.tally().delivered, consumer.tally().rejected) == (5, 5)
-    assert "artefact folder must be there and writable" in str(consumer.tally().error)
+    assert "artifact folder must exist and be writable" in str(consumer.tally().error)
     assert len(backend.history("a")) == 5
 
 
-def test_what_failed_half_way_goes_on_from_there(
+def test_a_retry_uploads_only_what_is_missing(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[str] = []
+    attempts: list[str] = []
 
     def failing_once(client: Any, run_id: str, file: Path, folder: str) -> None:
-        tried.append(folder.split("/", maxsplit=1)[0])
-        if tried == ["texts", "audio"]:
+        attempts.append(folder.split("/", maxsplit=1)[0])
+        if attempts == ["texts", "audio"]:
             raise Unavailable("not now")
         upload(client, run_id, file, folder)
 
@@ -619,23 +634,25 @@ def test_what_failed_half_way_goes_on_from_there(
     with pytest.raises(Unavailable):
         backend.write(*records)
     backend.write(*records)
-    assert tried == ["texts", "audio", "audio", "videos"]
-    assert [path.split("/")[0] for path in backend.artefacts()] == ["audio", "texts", "videos"]
+    assert attempts == ["texts", "audio", "audio", "videos"]
+    assert [path.split("/")[0] for path in backend.artifacts()] == ["audio", "texts", "videos"]
 
 
-def test_a_large_file_has_more_time(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[str] = []
+def test_a_large_file_has_a_longer_timeout(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts: list[str] = []
     monkeypatch.setattr(
         media,
         "upload",
-        lambda *_: found.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]),
+        lambda *_: timeouts.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]),
     )
     backend.write(backend.text("small"), backend.text("x" * 5_000_000))
-    assert found == ["10", "15"]
+    assert timeouts == ["10", "15"]
 
 
-class Failing:
-    """A client whose every upload fails so."""
+class FailingClient:
+    """An MLflow client whose uploads raise `error`."""
 
     def __init__(self, error: OSError) -> None:
         self._error = error
@@ -644,16 +661,16 @@ class Failing:
         raise self._error
 
 
-def test_a_full_disk_is_for_now(tmp_path: Path) -> None:
-    client: Any = Failing(OSError(errno.ENOSPC, "No space left on device"))
+def test_a_full_disk_is_a_temporary_failure(tmp_path: Path) -> None:
+    client: Any = FailingClient(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="No space") as caught:
         upload(client, "r", tmp_path / "x", "texts")
     assert not isinstance(caught.value, Rejected)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR])
-def test_a_folder_that_cannot_be_written_to_is_for_good(tmp_path: Path, number: int) -> None:
-    client: Any = Failing(OSError(number, "no"))
+def test_an_unwritable_folder_is_a_permanent_failure(tmp_path: Path, number: int) -> None:
+    client: Any = FailingClient(OSError(number, "no"))
     with pytest.raises(Rejected, match="writable"):
         upload(client, "r", tmp_path / "x", "texts")
 
@@ -661,23 +678,23 @@ def test_a_folder_that_cannot_be_written_to_is_for_good(tmp_path: Path, number: 
 # A server
 
 
-def test_everything_reaches_a_server(server: Backend) -> None:
+def test_all_media_reach_a_server(server: Backend) -> None:
     records = server.all("odd/🦆 name")
     server.write(*records)
-    assert server.read(server.one("images", ".png")) == png(5)
-    assert server.read(server.one("audio", ".wav")) == b"RIFF" + bytes(range(256))
-    assert server.read(server.one("texts", ".md")) == b"# Hello\n"
-    assert server.load(server.one("tables", "part-00000.json"))[1][0] == 1
-    assert json.loads(server.read(server.one("histograms", ".json")))["counts"] == [1, 0, 2]
-    once = server.artefacts()
+    assert server.read(server.only("images", ".png")) == png(5)
+    assert server.read(server.only("audio", ".wav")) == b"RIFF" + bytes(range(256))
+    assert server.read(server.only("texts", ".md")) == b"# Hello\n"
+    assert server.load(server.only("tables", "part-00000.json"))[1][0] == 1
+    assert json.loads(server.read(server.only("histograms", ".json")))["counts"] == [1, 0, 2]
+    once = server.artifacts()
     server.sink = server.open()
     server.write(*records)
-    assert server.artefacts() == once
+    assert server.artifacts() == once
 
 
 @pytest.fixture
-def answering(server: Backend) -> Iterator[Callable[[int, bytes], Backend]]:
-    """The server behind one that answers each upload in its own way."""
+def fake_answer(server: Backend) -> Iterator[Callable[[int, bytes], Backend]]:
+    """Answer each upload with a given status and body, in place of the server."""
     answer: list[tuple[int, bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -726,19 +743,19 @@ class _Server(HTTPServer):
         (405, b"no PUT here"),
     ],
 )
-def test_what_a_server_will_never_take_is_rejected(
-    answering: Callable[[int, bytes], Backend], status: int, body: bytes
+def test_an_upload_that_a_server_refuses_permanently_is_rejected(
+    fake_answer: Callable[[int, bytes], Backend], status: int, body: bytes
 ) -> None:
-    backend = answering(status, body)
+    backend = fake_answer(status, body)
     with pytest.raises(Rejected, match=str(status)):
         backend.write(backend.text())
 
 
 @pytest.mark.parametrize("status", [401, 404, 429, 500, 502, 503])
-def test_what_a_server_may_take_later_comes_again(
-    answering: Callable[[int, bytes], Backend], status: int
+def test_an_upload_that_a_server_may_accept_later_is_retried(
+    fake_answer: Callable[[int, bytes], Backend], status: int
 ) -> None:
-    backend = answering(status, b"a proxy's words")
+    backend = fake_answer(status, b"an error page of a proxy")
     with pytest.raises(Unavailable, match=str(status)) as caught:
         backend.write(backend.text())
     assert caught.value.retry_after == 7

@@ -1,4 +1,4 @@
-"""The Weights & Biases sink, read back from W&B's own files."""
+"""The W&B sink, verified by reading W&B's own files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder
-from metricbus.sinks.wandb.names import key_of, run_id
+from metricbus.sinks.wandb.names import column_name, run_id
+from tests.helpers.scripts import run_script
 from tests.helpers.wandb_reader import wandb_files, wandb_records, wandb_rows
 
 
@@ -35,13 +35,13 @@ def records(folder: Path, kind: str) -> list[Any]:
     ]
 
 
-def made(folder: Path | None) -> Path:
-    assert folder is not None
-    return folder
+def folder_of(bus: MetricBus) -> Path:
+    assert bus.folder is not None
+    return bus.folder
 
 
-def test_without_a_key_a_run_is_offline_and_nobody_is_asked(tmp_path: Path) -> None:
-    """In a terminal W&B itself would ask, and wait."""
+def test_without_an_api_key_a_run_is_offline_and_does_not_prompt(tmp_path: Path) -> None:
+    """W&B itself would prompt in a terminal and block."""
     code = """
         import os, pty, sys
         pid, terminal = pty.fork()
@@ -51,26 +51,22 @@ def test_without_a_key_a_run_is_offline_and_nobody_is_asked(tmp_path: Path) -> N
                 bus.log("x", 1.0)
             os._exit(0 if bus.stats().complete else 1)
         try:
-            while (said := os.read(terminal, 1024)):
-                sys.stdout.write(said.decode())
-        except OSError:  # the end of a terminal
+            while output := os.read(terminal, 1024):
+                sys.stdout.write(output.decode())
+        except OSError:  # the terminal is closed
             pass
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    done = run_script(tmp_path, code)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["x"] for row in wandb_rows(tmp_path / "runs" / "r")] == [1]
-    assert "W&B has no API key, so this run is offline" in done.stdout
+    assert (
+        "W&B has no API key, so this run is offline; upload it later with 'wandb sync'"
+        in done.stdout
+    )
 
 
-def test_online_without_a_key_is_told_and_costs_the_others_nothing(
+def test_online_without_an_api_key_warns_and_does_not_affect_other_sinks(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus = MetricBus(sinks="csv,wandb?mode=online", dir=tmp_path)
@@ -82,12 +78,12 @@ def test_online_without_a_key_is_told_and_costs_the_others_nothing(
     assert "run 'wandb login', set WANDB_API_KEY, or choose wandb?mode=offline" in caplog.text
 
 
-def test_the_run_has_what_the_bus_and_the_url_say(tmp_path: Path) -> None:
+def test_run_has_the_properties_of_the_bus_and_the_url(tmp_path: Path) -> None:
     url = "wandb://team/project?group=g&tags=a&tags=b&notes=n"
     config = {"lr": 0.1, "layers": {"sizes": [1, 2]}}
     with MetricBus("name", id="v1.5", sinks=url, dir=tmp_path, config=config, tags=["t"]) as bus:
         bus.log("x", 1.0)
-    (run,) = records(made(bus.folder), "run")
+    (run,) = records(folder_of(bus), "run")
     assert (run.entity, run.project, run.display_name) == ("team", "project", "name")
     assert (run.run_group, set(run.tags), run.notes) == ("g", {"a", "b", "t"}, "n")
     assert run.run_id == run_id("v1.5")
@@ -95,19 +91,19 @@ def test_the_run_has_what_the_bus_and_the_url_say(tmp_path: Path) -> None:
     assert logged.items() >= {"lr": 0.1, "layers": {"sizes": [1, 2]}}.items()
 
 
-def test_the_buss_own_group_notes_and_project_are_taken(tmp_path: Path) -> None:
+def test_run_has_group_notes_and_project_of_the_bus(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path, project="p", group="g", notes="n") as bus:
         bus.log("x", 1.0)
-    (run,) = records(made(bus.folder), "run")
+    (run,) = records(folder_of(bus), "run")
     assert (run.project, run.run_group, run.notes) == ("p", "g", "n")
 
 
-def test_names_that_come_together_are_one_history_row(tmp_path: Path) -> None:
+def test_names_logged_at_one_step_are_one_history_row(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path) as bus:
         for step in (3, 1):
             bus.log("a", step / 2, step=step, epoch=7)
             bus.log({"b": 2, "c": float("nan")}, step=step, epoch=7)
-    rows = list(wandb_rows(made(bus.folder)))
+    rows = list(wandb_rows(folder_of(bus)))
     assert [row["metricbus/step"] for row in rows] == [3, 1]
     assert [row["_step"] for row in rows] == [0, 1]
     assert all(row.keys() >= {"a", "b", "c"} for row in rows)
@@ -115,21 +111,19 @@ def test_names_that_come_together_are_one_history_row(tmp_path: Path) -> None:
     assert rows[0]["_timestamp"] == pytest.approx(rows[0]["metricbus/time"])
 
 
-def delivered_from_a_journal_of(
-    rows: int, folder: Path, monkeypatch: pytest.MonkeyPatch, publish: Any
+def deliver_rows(
+    count: int, folder: Path, monkeypatch: pytest.MonkeyPatch, publish: Any
 ) -> list[dict[str, Any]]:
-    """What W&B has of so many rows, by a consumer in this process."""
+    """Deliver `count` rows from a journal in this process; return the rows in W&B's files."""
     monkeypatch.setattr(InterfaceSock, "_publish", publish)
     with MetricBus(id="r", sinks="", dir=folder) as bus:
-        for step in range(rows):
+        for step in range(count):
             bus.log("x", float(step), step=step)
-    deliver(made(bus.folder), "wandb?mode=offline", timeout=60)
-    return list(wandb_rows(made(bus.folder)))
+    deliver(folder_of(bus), "wandb?mode=offline", timeout=60)
+    return list(wandb_rows(folder_of(bus)))
 
 
-def test_a_batch_of_rows_is_waited_for_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waits_once_for_a_batch_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited_for: list[bool] = []
 
     def publish(self: Any, record: Any, *, nowait: bool = False) -> None:
@@ -138,12 +132,12 @@ def test_a_batch_of_rows_is_waited_for_once(
         original(self, record, nowait=nowait)
 
     original = InterfaceSock._publish
-    rows = delivered_from_a_journal_of(50, tmp_path, monkeypatch, publish)
+    rows = deliver_rows(50, tmp_path, monkeypatch, publish)
     assert [row["x"] for row in rows] == list(range(50))
     assert waited_for == [False] * 49 + [True]
 
 
-def test_a_wandb_that_waits_for_each_row_gets_them_all(
+def test_all_rows_are_delivered_by_a_wandb_version_that_waits_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def publish(self: Any, record: Any) -> None:
@@ -152,11 +146,11 @@ def test_a_wandb_that_waits_for_each_row_gets_them_all(
     original = InterfaceSock._publish
     monkeypatch.setattr(InterfaceSock, "publish_output", lambda *_, **__: None)
     monkeypatch.setattr(InterfaceSock, "publish_output_raw", lambda *_, **__: None)
-    rows = delivered_from_a_journal_of(50, tmp_path, monkeypatch, publish)
+    rows = deliver_rows(50, tmp_path, monkeypatch, publish)
     assert [row["x"] for row in rows] == list(range(50))
 
 
-def test_charts_stand_on_our_step_or_on_the_axis_that_was_defined(tmp_path: Path) -> None:
+def test_x_axis_is_our_step_or_the_defined_axis(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path) as bus:
         bus.define("loss", axis="tokens")
         bus.define("acc", on_step=False, on_epoch=True)
@@ -165,7 +159,7 @@ def test_charts_stand_on_our_step_or_on_the_axis_that_was_defined(tmp_path: Path
                 bus.log("tokens", 100 * step)
                 bus.log("loss", 0.5)
                 bus.log("acc", 0.25)
-    folder = made(bus.folder)
+    folder = folder_of(bus)
     metrics = {metric.glob_name or metric.name: metric for metric in records(folder, "metric")}
     assert metrics["*"].step_metric == "metricbus/step"
     assert metrics["loss"].step_metric == "metricbus/x/tokens"
@@ -178,7 +172,7 @@ def test_charts_stand_on_our_step_or_on_the_axis_that_was_defined(tmp_path: Path
     ]
 
 
-def test_a_run_of_the_scripts_own_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_of_the_script_itself_is_unaffected(tmp_path: Path) -> None:
     own = wandb.init(mode="offline", project="own", dir=tmp_path, settings={"silent": True})
     try:
         with MetricBus(sinks="wandb", dir=tmp_path) as bus:
@@ -187,10 +181,10 @@ def test_a_run_of_the_scripts_own_is_left_alone(tmp_path: Path) -> None:
         own.log({"y": 2.0})
     finally:
         own.finish()
-    assert [row["x"] for row in wandb_rows(made(bus.folder))] == [1]
+    assert [row["x"] for row in wandb_rows(folder_of(bus))] == [1]
 
 
-def test_there_is_no_global_run(tmp_path: Path) -> None:
+def test_does_not_set_the_global_run(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path) as bus:
         bus.log("x", 1.0)
         bus.flush()
@@ -201,30 +195,30 @@ def exits(folder: Path) -> list[int]:
     return [record.exit_code for record in records(folder, "exit")]
 
 
-def test_the_run_ends_as_the_training_did(tmp_path: Path) -> None:
+def test_run_has_the_exit_code_of_the_training(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path) as finished:
         finished.log("x", 1.0)
     failed = MetricBus(sinks="wandb", dir=tmp_path)
     with pytest.raises(ZeroDivisionError), failed:
         failed.log("x", 1 / 0)
-    assert exits(made(finished.folder)) == [0]
-    assert exits(made(failed.folder)) == [1]
+    assert exits(folder_of(finished)) == [0]
+    assert exits(folder_of(failed)) == [1]
 
 
 @given(st.sets(st.sampled_from(["a", "_a", "logged/_a", "metricbus/step", "logged/a", "_step"])))
-def test_no_two_names_share_a_column(names: set[str]) -> None:
-    keys = [key_of(name) for name in names]
-    assert len(set(keys)) == len(names)
-    assert not any(key.startswith(("_", "metricbus/")) for key in keys)
+def test_every_name_has_a_distinct_column(names: set[str]) -> None:
+    columns = [column_name(name) for name in names]
+    assert len(set(columns)) == len(names)
+    assert not any(column.startswith(("_", "metricbus/")) for column in columns)
 
 
 @pytest.mark.parametrize("project", ["a%2Fb/c:d", "x" * 129, "what%3F"])
-def test_a_project_that_wandb_refuses_is_an_error_when_the_bus_is_made(project: str) -> None:
-    with pytest.raises(ConfigError, match="is no name for a W&B project"):
+def test_an_invalid_project_in_the_url_raises(project: str) -> None:
+    with pytest.raises(ConfigError, match="is not a valid W&B project name"):
         MetricBus(sinks=f"wandb?project={project}")
 
 
-def test_a_project_of_the_bus_that_wandb_refuses_is_told(
+def test_an_invalid_project_of_the_bus_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus = MetricBus(sinks="csv,wandb", dir=tmp_path, project="a/b")
@@ -232,94 +226,87 @@ def test_a_project_of_the_bus_that_wandb_refuses_is_told(
     report = bus.close(timeout=3)
     assert report is not None
     assert report.sinks["csv"].delivered == 1
-    assert "'a/b' is no name for a W&B project" in caplog.text
+    assert "'a/b' is not a valid W&B project name" in caplog.text
 
 
-def test_a_long_tag_is_cut_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_tag_is_cut_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path, tags=["t" * 100]) as bus:
         bus.log("x", 1.0)
-    (run,) = records(made(bus.folder), "run")
+    (run,) = records(folder_of(bus), "run")
     assert list(run.tags) == ["t" * 64]
-    assert "is cut to the 64 characters that W&B takes" in caplog.text
+    assert "is cut to 64 characters, W&B's limit" in caplog.text
 
 
-def test_ids_that_wandb_refuses_are_changed_and_stay_apart() -> None:
+def test_invalid_ids_are_replaced_by_distinct_valid_ones() -> None:
     assert run_id("plain-1") == "plain-1"
-    changed = [run_id(id) for id in ("v1.5", "v1-5", "v1..5", "x" * 200, "x" * 199)]
-    assert len(set(changed)) == 5
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,128}", id) for id in changed)
+    valid = [run_id(id) for id in ("v1.5", "v1-5", "v1..5", "x" * 200, "x" * 199)]
+    assert len(set(valid)) == 5
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,128}", id) for id in valid)
 
 
 def values_in(folder: Path) -> list[float]:
     return [row["x"] for row in wandb_rows(folder) if "x" in row]
 
 
-KILL = """
+KILL_SERVICE = """
     import os, signal, subprocess
-    def kill_wandbs_own_process():
+    def kill_service():
         children = ["pgrep", "-P", str(os.getpid()), "wandb-core"]
         for pid in subprocess.check_output(children).split():
             os.kill(int(pid), signal.SIGKILL)
 """
 
 
-def run_script(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: what W&B leaves behind when its process dies stays there."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILL) + textwrap.dedent(code)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+def run_killing_script(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code that can call `kill_service()`, in a subprocess: W&B leaves state behind in it."""
+    return run_script(folder, textwrap.dedent(KILL_SERVICE) + textwrap.dedent(code))
 
 
-def test_the_death_of_wandbs_own_process_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+def test_killing_the_service_process_neither_loses_nor_duplicates_rows(tmp_path: Path) -> None:
     code = """
         from metricbus import MetricBus
         with MetricBus(sinks="wandb", dir=".", id="r", strict=True) as bus:
             for step in range(2000):
                 bus.log("x", float(step), step=step)
             bus.flush()
-            kill_wandbs_own_process()
+            kill_service()
             for step in range(2000, 2100):
                 bus.log("x", float(step), step=step)
         assert bus.stats().complete
     """
-    done = run_script(tmp_path, code)
+    done = run_killing_script(tmp_path, code)
     assert done.returncode == 0, done.stderr
-    assert "sink wandb works again" in done.stderr
+    assert "sink wandb: delivery has recovered" in done.stderr
     assert values_in(tmp_path / "r") == [float(step) for step in range(2100)]
     assert len(wandb_files(tmp_path / "r")) == 2
 
 
-def test_the_death_of_wandbs_own_process_just_before_the_end_loses_nothing(tmp_path: Path) -> None:
+def test_killing_the_service_process_before_the_end_loses_no_rows(tmp_path: Path) -> None:
     code = """
         from metricbus import MetricBus
         with MetricBus(sinks="wandb", dir=".", id="r", strict=True) as bus:
             for step in range(500):
                 bus.log("x", float(step), step=step)
             bus.flush()
-            kill_wandbs_own_process()
+            kill_service()
     """
-    done = run_script(tmp_path, code)
+    done = run_killing_script(tmp_path, code)
     assert done.returncode == 0, done.stderr
     assert values_in(tmp_path / "r") == [float(step) for step in range(500)]
     assert exits(tmp_path / "r") == [0]
 
 
-def test_a_killed_run_can_be_delivered_on_without_loss_or_double(tmp_path: Path) -> None:
+def test_delivery_of_a_killed_run_neither_loses_nor_duplicates_rows(tmp_path: Path) -> None:
     code = """
         from metricbus import MetricBus
         bus = MetricBus(sinks="wandb", dir=".", id="r")
         for step in range(2000):
             bus.log("x", float(step), step=step)
         bus.flush()
-        kill_wandbs_own_process()  # as schedulers do
+        kill_service()  # schedulers kill child processes, too
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    assert run_script(tmp_path, code).returncode == -signal.SIGKILL
+    assert run_killing_script(tmp_path, code).returncode == -signal.SIGKILL
     folder = RunFolder(tmp_path / "r")
     consumer = Consumer(folder, spec_of(parse_sink("wandb")))
     consumer.end("failed")
@@ -327,16 +314,16 @@ def test_a_killed_run_can_be_delivered_on_without_loss_or_double(tmp_path: Path)
     assert values_in(folder.path) == [float(step) for step in range(2000)]
 
 
-def test_two_projects_at_once_are_refused_with_the_command_that_helps(tmp_path: Path) -> None:
+def test_error_for_two_projects_names_the_deliver_command(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="metricbus deliver RUN --sinks wandb:elsewhere"):
         MetricBus(sinks="wandb:one,wandb:two", dir=tmp_path)
 
 
-def test_a_second_project_gets_all_rows_later(tmp_path: Path) -> None:
+def test_a_second_project_receives_all_rows_later(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb:one", dir=tmp_path) as bus:
         for step in range(20):
             bus.log("x", float(step), step=step)
-    folder = made(bus.folder)
+    folder = folder_of(bus)
     for project in ("two", "one"):
         deliver(folder, f"wandb:{project}", timeout=50)
     projects = [
@@ -350,12 +337,12 @@ def test_a_second_project_gets_all_rows_later(tmp_path: Path) -> None:
     assert sorted(set(projects)) == [("one", 20), ("two", 20)]
 
 
-def test_progress_is_not_ahead_of_wandbs_file(tmp_path: Path) -> None:
+def test_saved_progress_is_not_ahead_of_wandbs_file(tmp_path: Path) -> None:
     bus = MetricBus(sinks="wandb", dir=tmp_path)
     for step in range(500):
         bus.log("x", float(step), step=step)
     bus.flush()
-    folder = made(bus.folder)
+    folder = folder_of(bus)
 
     def saved() -> int:
         files = list((folder / "offsets").glob("wandb-*.json"))
@@ -371,11 +358,11 @@ def test_a_name_with_a_star_is_logged(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path) as bus:
         bus.define("a*b", on_step=False, on_epoch=True)
         bus.log("a*b", 2.0)
-    assert [row["a*b"] for row in wandb_rows(made(bus.folder)) if "a*b" in row] == [2]
+    assert [row["a*b"] for row in wandb_rows(folder_of(bus)) if "a*b" in row] == [2]
     assert bus.stats().sinks["wandb"].error is None
 
 
-def test_a_script_that_begins_a_run_of_its_own_later_does_not_get_ours(tmp_path: Path) -> None:
+def test_a_later_wandb_init_in_the_script_does_not_return_our_run(tmp_path: Path) -> None:
     code = """
         import wandb
         from metricbus import MetricBus
@@ -390,15 +377,15 @@ def test_a_script_that_begins_a_run_of_its_own_later_does_not_get_ours(tmp_path:
             bus.log("x", 30.0, step=30)
     """
     (tmp_path / "own").mkdir()
-    done = run_script(tmp_path, code)
+    done = run_killing_script(tmp_path, code)
     assert done.returncode == 0, done.stderr
     assert values_in(tmp_path / "r") == [float(step) for step in range(31)]
     (own,) = (tmp_path / "own").rglob("run-own.wandb")
     assert sum(record.HasField("history") for record in wandb_records(own)) == 29
 
 
-def test_a_name_that_ends_wandbs_process_is_renamed(tmp_path: Path) -> None:
+def test_a_name_that_crashes_the_service_process_is_renamed(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path) as bus:
         bus.log({"\\": 1.0, "x": 2.0})
-    (row,) = wandb_rows(made(bus.folder))
+    (row,) = wandb_rows(folder_of(bus))
     assert (row["logged/backslash"], row["x"]) == (1, 2)

@@ -1,11 +1,11 @@
-"""What media become among MLflow's artefacts: where each is, and what is in it.
+"""Lays out media as MLflow artifacts: the path and content of each file.
 
-An artefact's path is made of the record alone, so a record that is delivered again overwrites its
-own artefacts and no others.
+An artifact's path depends on the record alone. A record that is delivered again overwrites its own
+artifacts and no others.
 
-Images and tables are laid out as `log_image` and `log_table` of MlflowClient do, so that MLflow's
-page and `load_table` know them. Unlike there, nothing is ever read back: each part of a table is a
-file of its own, and what is sent grows with the rows alone.
+Images and tables use the layout of `MlflowClient.log_image` and `log_table`, so MLflow's UI and
+`load_table` find them. `log_table` downloads and extends one growing file; here each part of a
+table is a separate file, so nothing is read back and every row is uploaded once.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from metricbus._common.media_records import (
     FileRecord,
     FileRef,
     HistogramRecord,
+    ImageCell,
     ImageRecord,
     MediumRecord,
-    Picture,
     TableRecord,
     TextRecord,
     VideoRecord,
@@ -38,174 +38,170 @@ from metricbus._common.media_records import (
 from metricbus._journal.media_files import MediaFolder, safe_name
 from metricbus.sinks.mlflow.rows import image_key
 
-_HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
-_NOT_HARMLESS = re.compile(r"[^A-Za-z0-9._-]+")
-_SUFFIX = re.compile(r"\.[A-Za-z0-9_-]{1,20}")
-_THUMBNAIL = 256  # pixels of the longer side: mlflow.tracking.multimedia
+_SAFE_TABLE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
+_SAFE_SUFFIX = re.compile(r"\.[A-Za-z0-9_-]{1,20}")
+_THUMBNAIL_SIZE = 256  # pixels of the longer side: mlflow.tracking.multimedia
 
-Content = Path | Callable[[], bytes | None]
 _encode = msgspec.json.Encoder().encode
 
 
-class Artefact(NamedTuple):
-    """What is to be sent: a file, or what a function returns, unless that is None."""
+class Artifact(NamedTuple):
+    """A file to upload, or a function that returns its content (None: skip it)."""
 
     path: str
-    content: Content
+    content: Path | Callable[[], bytes | None]
 
 
-class Layout:
-    """Lays out the media of the run in `folder` as artefacts."""
+class ArtifactLayout:
+    """Lays out the media of the run in `folder` as artifacts."""
 
     def __init__(self, folder: Path, log_fallback: Callable[[str, str], None]) -> None:
         self._media = MediaFolder(folder.absolute())
-        self._tell_fallback = log_fallback
+        self._log_fallback = log_fallback
 
-    def of(self, record: MediumRecord) -> Iterator[Artefact]:
-        """What a record becomes; `MediaError` if one of its files is not what was logged."""
+    def artifacts(self, record: MediumRecord) -> Iterator[Artifact]:
+        """Yield a record's artifacts.
+
+        Raises `MediaError` if one of its files is missing or has changed since it was logged.
+        """
         match record:
             case HistogramRecord():
-                self._tell_fallback("histogram", "a JSON file, and metrics of its quantiles")
-                yield Artefact(_place("histograms", record, ".json"), _details(record))
+                self._log_fallback("histograms", "a JSON file and metrics of the quantiles")
+                yield Artifact(_path("histograms", record, ".json"), _details(record))
             case ImageRecord():
                 yield from self._image(record)
             case TableRecord():
-                yield from self._rows(record, record.file, table_path(record))
+                yield from self._table(record, record.file, table_path(record))
             case ChartRecord():
-                self._tell_fallback("chart", "a picture of it, and its data")
+                self._log_fallback("charts", "an image and the data")
                 yield from self._chart(record)
             case TextRecord():
-                yield Artefact(_place("texts", record, ".md"), self._media.path(record.file))
+                yield Artifact(_path("texts", record, ".md"), self._media.path(record.file))
             case AudioRecord():
                 yield from self._captioned("audio", record)
             case VideoRecord():
                 yield from self._captioned("videos", record)
             case FileRecord():
-                name = _NOT_HARMLESS.sub("_", PurePosixPath(record.origin).name)[-80:]
-                path = _place("files", record, f"/_{name}" if name[:1] in ".-" else f"/{name}")
-                yield Artefact(path, self._media.path(record.file))
+                name = _UNSAFE_CHARACTERS.sub("_", PurePosixPath(record.origin).name)[-80:]
+                path = _path("files", record, f"/_{name}" if name[:1] in ".-" else f"/{name}")
+                yield Artifact(path, self._media.path(record.file))
 
-    def _image(self, record: ImageRecord) -> Iterator[Artefact]:
-        """As `log_image` names them; in its folder, MLflow's page bears no file of another sort."""
+    def _image(self, record: ImageRecord) -> Iterator[Artifact]:
+        # MLflow's UI fails on other kinds of files in images/, so details are in another folder
         key = image_key(record.name).replace("/", "~")
-        at = record.time // 1_000_000
-        path = f"images/{key}+step+{record.x}+timestamp+{at}+{_id(record)}"
+        ms = record.time // 1_000_000
+        stem = f"images/{key}+step+{record.x}+timestamp+{ms}+{_id(record)}"
         drawn = self._media.path(record.drawn)
-        yield Artefact(f"{path}.png", drawn)
-        yield from self._thumbnail(f"{path}+compressed.webp", drawn)
+        yield Artifact(f"{stem}.png", drawn)
+        yield from self._thumbnail(f"{stem}+compressed.webp", drawn)
         if record.boxes or record.masks:
-            self._tell_fallback(
-                "image with boxes or masks",
-                "the picture with these drawn onto it; they are also in files of their own",
+            self._log_fallback(
+                "images with boxes or masks",
+                "the image with these drawn onto it, and each of them in a separate file",
             )
         if not (record.caption or record.boxes or record.masks):
             return
-        beside: dict[str, Any] = {"image": f"{path}.png", "original": f"{path}.png"}
+        paths: dict[str, Any] = {"image": f"{stem}.png", "original": f"{stem}.png"}
         if record.annotated is not None:
-            beside["original"] = _place("image_details", record, ".png")
-            yield Artefact(beside["original"], self._media.path(record.file))
+            paths["original"] = _path("image_details", record, ".png")
+            yield Artifact(paths["original"], self._media.path(record.file))
         masks = {}
         for number, (name, ref) in enumerate(record.masks.items()):
-            masks[name] = _place("image_details", record, f"-mask-{number}.png")
-            yield Artefact(masks[name], self._media.path(ref))
-        details = _details(record, **beside, masks=masks)
-        yield Artefact(_place("image_details", record, ".json"), details)
+            masks[name] = _path("image_details", record, f"-mask-{number}.png")
+            yield Artifact(masks[name], self._media.path(ref))
+        details = _details(record, **paths, masks=masks)
+        yield Artifact(_path("image_details", record, ".json"), details)
 
-    def _thumbnail(self, path: str, picture: Path) -> Iterator[Artefact]:
-        if self._compresses:
-            yield Artefact(path, partial(_compressed, picture))
+    def _thumbnail(self, path: str, picture: Path) -> Iterator[Artifact]:
+        if self._can_write_webp:
+            yield Artifact(path, partial(_thumbnail_content, picture))
 
-    def _rows(
+    def _table(
         self, record: TableRecord | ChartRecord, file: FileRef, path: str
-    ) -> Iterator[Artefact]:
-        """The rows as `log_table` writes them, with the pictures in them.
+    ) -> Iterator[Artifact]:
+        """Yield the rows as `log_table` writes them, and the pictures in them.
 
-        Where that cannot tell a number from its name (NaN and the infinities), also as they are in
-        the run's folder.
+        MLflow's format cannot distinguish NaN and infinities from strings. If there are any, yield
+        the run's own file of the rows, too.
         """
         stem = path.removesuffix(".json")
         rows = self._media.rows(record)
         folder = f"table_images/{stem.rpartition('/')[0]}"
-        pictures: dict[str, Picture] = {}
-        finite = True
+        pictures: dict[str, ImageCell] = {}
+        is_finite = True
         for row in rows:
             for cell in row:
-                if isinstance(cell, Picture):
+                if isinstance(cell, ImageCell):
                     pictures[cell.file.sha256] = cell
                 elif isinstance(cell, float) and cell - cell != 0:
-                    finite = False
+                    is_finite = False
         for picture in pictures.values():
             png, webp = self._picture_paths(picture, folder)
-            yield Artefact(png, self._media.path(picture.file))
-            if webp != png:
-                yield from self._thumbnail(webp, self._media.path(picture.file))
-        if not finite:
-            yield Artefact(f"{stem}.exact.jsonl", self._media.path(file))
-        yield Artefact(path, partial(self._split, record, folder))
+            yield Artifact(png, self._media.path(picture.file))
+            yield from self._thumbnail(webp, self._media.path(picture.file))
+        if not is_finite:
+            yield Artifact(f"{stem}.exact.jsonl", self._media.path(file))
+        yield Artifact(path, partial(self._table_content, record, folder))
 
-    def _split(self, record: TableRecord | ChartRecord, folder: str) -> bytes:
-        """What pandas calls `orient="split"`."""
-        rows = self._media.rows(record)
-        data = [[self._cell(cell, folder) for cell in row] for row in rows]
+    def _table_content(self, record: TableRecord | ChartRecord, folder: str) -> bytes:
+        """Return the rows as JSON in the format of pandas's `orient="split"`."""
+        data = [[self._cell(cell, folder) for cell in row] for row in self._media.rows(record)]
         return _encode({"columns": record.columns, "data": data})
 
     def _cell(self, cell: Cell, folder: str) -> object:
         if isinstance(cell, float) and cell - cell != 0:
             return "NaN" if math.isnan(cell) else "Infinity" if cell > 0 else "-Infinity"
-        if not isinstance(cell, Picture):
+        if not isinstance(cell, ImageCell):
             return cell
         png, webp = self._picture_paths(cell, folder)
-        found = {"type": "image", "filepath": png, "compressed_filepath": webp}
-        return found | {"caption": cell.caption} if cell.caption else found
+        image = {"type": "image", "filepath": png, "compressed_filepath": webp}
+        return image | {"caption": cell.caption} if cell.caption else image
 
-    def _picture_paths(self, picture: Picture, folder: str) -> tuple[str, str]:
+    def _picture_paths(self, picture: ImageCell, folder: str) -> tuple[str, str]:
         stem = f"{folder}/{picture.file.sha256[:32]}"
-        return f"{stem}.png", f"{stem}.webp" if self._compresses else f"{stem}.png"
+        return f"{stem}.png", f"{stem}.webp" if self._can_write_webp else f"{stem}.png"
 
     @cached_property
-    def _compresses(self) -> bool:
+    def _can_write_webp(self) -> bool:
         try:
             from PIL import features
         except ImportError:
             return False
         return bool(features.check("webp"))
 
-    def _chart(self, record: ChartRecord) -> Iterator[Artefact]:
-        path, data = _place("charts", record, ".png"), _place("charts", record, ".data.json")
-        yield Artefact(path, self._media.path(record.picture))
-        yield from self._rows(record, record.data, data)
+    def _chart(self, record: ChartRecord) -> Iterator[Artifact]:
+        path, data = _path("charts", record, ".png"), _path("charts", record, ".data.json")
+        yield Artifact(path, self._media.path(record.picture))
+        yield from self._table(record, record.data, data)
         details = _details(record, picture=path, data=data)
-        yield Artefact(_place("charts", record, ".json"), details)
+        yield Artifact(_path("charts", record, ".json"), details)
 
-    def _captioned(self, kind: str, record: AudioRecord | VideoRecord) -> Iterator[Artefact]:
-        path = _place(kind, record, _suffix(record.file))
-        yield Artefact(path, self._media.path(record.file))
+    def _captioned(self, kind: str, record: AudioRecord | VideoRecord) -> Iterator[Artifact]:
+        suffix = PurePosixPath(record.file.path).suffix
+        path = _path(kind, record, suffix if _SAFE_SUFFIX.fullmatch(suffix) else "")
+        yield Artifact(path, self._media.path(record.file))
         if record.caption:
-            yield Artefact(_place(kind, record, ".json"), _details(record, file=path))
-
-
-def _place(kind: str, record: MediumRecord, ending: str) -> str:
-    return f"{kind}/{safe_name(record.name)}/{record.x}-{_id(record)}{ending}"
+            yield Artifact(_path(kind, record, ".json"), _details(record, file=path))
 
 
 def table_path(record: TableRecord) -> str:
-    """Where the rows of this part of a table are."""
-    table = record.table if _HARMLESS.fullmatch(record.table) else safe_name(record.table)
+    """Return the path of the artifact with the rows of this part of a table."""
+    table = record.table if _SAFE_TABLE_ID.fullmatch(record.table) else safe_name(record.table)
     return f"tables/{safe_name(record.name)}/{table}/part-{record.part:05}.json"
 
 
+def _path(kind: str, record: MediumRecord, ending: str) -> str:
+    return f"{kind}/{safe_name(record.name)}/{record.x}-{_id(record)}{ending}"
+
+
 def _id(record: MediumRecord) -> str:
-    """The same whenever the record is delivered, and another one for every record."""
+    """Return a hash of the record, so that it is the same in every delivery."""
     return hashlib.sha256(_encode(record)).hexdigest()[:16]
 
 
-def _suffix(ref: FileRef) -> str:
-    suffix = PurePosixPath(ref.path).suffix
-    return suffix if _SUFFIX.fullmatch(suffix) else ""
-
-
 def _details(record: MediumRecord, **paths: Any) -> Callable[[], bytes]:
-    """A record as JSON, with the paths of its artefacts in the place of the run's files."""
+    """Return a function that encodes the record as JSON, with artifact paths for its files."""
     fields = {
         name: value
         for name, value in msgspec.structs.asdict(record).items()
@@ -214,17 +210,17 @@ def _details(record: MediumRecord, **paths: Any) -> Callable[[], bytes]:
     return partial(_encode, fields | paths)
 
 
-def _compressed(picture: Path) -> bytes | None:
-    """As small as MLflow's page shows it in its grid; None where Pillow cannot do it."""
+def _thumbnail_content(picture: Path) -> bytes | None:
+    """Return the picture in the size that MLflow's UI shows; None if Pillow cannot read it."""
     from PIL import Image
 
     try:
         with Image.open(picture) as image:
-            scale = _THUMBNAIL / max(image.size)
+            scale = _THUMBNAIL_SIZE / max(image.size)
             size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
-            transparent = "A" in image.getbands() or "transparency" in image.info
+            is_transparent = "A" in image.getbands() or "transparency" in image.info
             content = io.BytesIO()
-            small = image.convert("RGBA" if transparent else "RGB").resize(size)
+            small = image.convert("RGBA" if is_transparent else "RGB").resize(size)
             small.save(content, "WEBP")
     except (Image.DecompressionBombError, ValueError, OSError):
         return None

@@ -1,7 +1,4 @@
-"""Media on their way to MLflow: as artefacts, then tags of the run.
-
-All files of a batch are checked before the first is sent.
-"""
+"""Uploads media to MLflow: artifacts first, then tags. A batch's files are all checked first."""
 
 from __future__ import annotations
 
@@ -11,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metricbus._common.media_records import MediumRecord
-from metricbus.sinks.mlflow.artifacts import Artefact, Layout
-from metricbus.sinks.mlflow.store import requests, upload
-from metricbus.sinks.mlflow.tags import MediaTags
+from metricbus.sinks.mlflow.artifacts import Artifact, ArtifactLayout
+from metricbus.sinks.mlflow.store import api_calls, upload
+from metricbus.sinks.mlflow.tags import MediaTagger
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_BYTES_A_SECOND = 1_000_000  # a server answers when it has stored the file, perhaps far away
+# a server answers only after it has stored the file, perhaps over a slow network
+_BYTES_PER_SECOND = 1_000_000
 
 
-class Artefacts:
-    """Sends the media of the run in `folder` to MLflow's run."""
+class MediaUploader:
+    """Uploads the media of the run in `folder` to its MLflow run."""
 
     def __init__(
         self,
@@ -35,39 +33,40 @@ class Artefacts:
         self._client = client
         self._run_id = run_id
         self._timeout_secs = timeout_secs
-        self._layout = Layout(folder, log_fallback)
-        self._tags = MediaTags(client, run_id, log_fallback)
-        self._sent: set[str] = set()  # by a call that failed then
+        self._layout = ArtifactLayout(folder, log_fallback)
+        self._tagger = MediaTagger(client, run_id, log_fallback)
+        self._sent: set[str] = set()  # artifacts that a failed call has already uploaded
 
     def send(self, records: Sequence[MediumRecord]) -> None:
-        """Sends the artefacts of all records; nothing, if a file is not what was logged.
+        """Upload the artifacts of all records, then set their tags.
 
-        What fails half way goes on from there when the records come again, all or some of them.
+        Raises `MediaError` before the first upload if a file is missing or has changed. After any
+        other failure, a call with some or all of the records uploads only what is missing.
         """
         if not records:
             return
-        plan = [artefact for record in records for artefact in self._layout.of(record)]
+        plan = [artifact for record in records for artifact in self._layout.artifacts(record)]
         with tempfile.TemporaryDirectory(prefix="metricbus-") as folder:
-            for artefact in plan:
-                if artefact.path not in self._sent:
-                    self._send(artefact, Path(folder))
-                    self._sent.add(artefact.path)
-        with requests(self._timeout_secs):
-            self._tags.put(records)
-        self._sent.difference_update(artefact.path for artefact in plan)
+            for artifact in plan:
+                if artifact.path not in self._sent:
+                    self._send(artifact, Path(folder))
+                    self._sent.add(artifact.path)
+        with api_calls(self._timeout_secs):
+            self._tagger.tag(records)
+        self._sent.difference_update(artifact.path for artifact in plan)
 
-    def _send(self, artefact: Artefact, folder: Path) -> None:
-        """MLflow gives an artefact the name of the file that it is made of."""
-        target, _, name = artefact.path.rpartition("/")
+    def _send(self, artifact: Artifact, folder: Path) -> None:
+        # MLflow names an artifact after the local file, so the file gets the right name first
+        target, _, name = artifact.path.rpartition("/")
         file = folder / name
-        if isinstance(artefact.content, Path):
-            file.symlink_to(artefact.content)
+        if isinstance(artifact.content, Path):
+            file.symlink_to(artifact.content)
         else:
-            content = artefact.content()
+            content = artifact.content()
             if content is None:
                 return
             file.write_bytes(content)
-        secs = self._timeout_secs + file.stat().st_size // _BYTES_A_SECOND
-        with requests(secs):
+        secs = self._timeout_secs + file.stat().st_size // _BYTES_PER_SECOND
+        with api_calls(secs):
             upload(self._client, self._run_id, file, target)
         file.unlink()

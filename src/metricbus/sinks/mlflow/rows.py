@@ -1,7 +1,7 @@
-"""What a row becomes in MLflow: names that it allows, and times that keep equal values apart.
+"""Maps rows to MLflow metrics: valid keys, and timestamps that keep equal values apart.
 
-Both depend on the journal alone, so that the same rows, delivered again, are the same metrics. A
-histogram becomes a row, too, of its quantiles.
+Both depend on the journal alone, so a row that is delivered again becomes the same metrics. A
+histogram also becomes a row: its quantiles.
 """
 
 from __future__ import annotations
@@ -12,68 +12,70 @@ from typing import TypeAlias
 
 from metricbus._common.media_records import HistogramRecord, MediumRecord
 from metricbus._common.records import Rewind, Scalars
-from metricbus._common.sink_urls import digest
-from metricbus.sinks.base import with_marked_names
+from metricbus._common.sink_urls import short_hash
+from metricbus.sinks.base import with_partial_suffix
 
-NAME_TAG = "metricbus.name."
-PARAM_TAG = "metricbus.param."
-_LONGEST_NAME = 250 - len(PARAM_TAG)  # 250 for each key: mlflow.utils.validation
-_FORBIDDEN = re.compile(r"[^/\w.\- :]")
-_FORBIDDEN_IN_KEY = re.compile(r"[^a-zA-Z0-9_\-./ ]")  # of log_image
-_WITH_HASH = re.compile(r".*-[0-9a-f]{8}")
-_LONGEST_KEY = 100  # a file's name has 255 bytes, and the key is not all of it
-_REMEMBERED_MS = 10_000
-_MANY = 20_000
+METRIC_NAME_TAG = "metricbus.name."
+PARAM_NAME_TAG = "metricbus.param."
+# mlflow.utils.validation allows 250 characters for a key, and tags put a prefix before it
+_MAX_KEY_LENGTH = 250 - len(PARAM_NAME_TAG)
+_INVALID = re.compile(r"[^/\w.\- :]")
+_INVALID_IN_IMAGE_KEY = re.compile(r"[^a-zA-Z0-9_\-./ ]")  # of log_image
+_ENDS_WITH_HASH = re.compile(r".*-[0-9a-f]{8}")
+_MAX_IMAGE_KEY_LENGTH = 100  # the key is one part of a file name, which has at most 255 bytes
+_KEEP_MS = 10_000
+_PRUNE_ABOVE = 20_000
 
-Identity: TypeAlias = tuple[str, int, str | float]
+MetricIdentity: TypeAlias = tuple[str, int, str | float]
+"""The key, step and stored value of a metric."""
 
 
-class Names:
-    """MLflow's name for each of ours; no two of ours share one.
+class KeyMapper:
+    """Maps names to MLflow keys, a different key for each name.
 
-    MLflow takes letters, digits, `_ - . / :` and blanks, paths that are in normal form, and 250
-    characters. What it does not take becomes `_`. Where that is taken by another name already, a
-    hash of the name is added; `taken` (MLflow's name to ours) therefore goes with the run.
+    MLflow allows letters, digits, `_ - . / :` and spaces, normalized paths only, and 250
+    characters. Invalid characters become `_`. If another name already has the resulting key, a hash
+    of the name is appended. The mapping thus depends on which name came first, so the sink restores
+    `names_by_key` from the backend.
     """
 
-    def __init__(self, taken: Mapping[str, str]) -> None:
-        self._keys = {name: key for key, name in taken.items()}
-        self._owners = dict(taken)
+    def __init__(self, names_by_key: Mapping[str, str]) -> None:
+        self._keys = {name: key for key, name in names_by_key.items()}
+        self._names = dict(names_by_key)
 
     def key(self, name: str) -> str:
-        """MLflow's name for `name`."""
+        """Return the MLflow key for `name`, and remember it."""
         key = self._keys.get(name)
         if key is None:
-            key = allowed(name)
-            if self._owners.get(key, name) != name:
-                key = _cut(key, name)
+            key = valid_key(name)
+            if self._names.get(key, name) != name:
+                key = _with_hash(key, name)
             self._keys[name] = key
-            self._owners[key] = name
+            self._names[key] = name
         return key
 
     def forget(self, names: Iterable[str]) -> None:
-        """They have not come after all."""
+        """Remove names whose keys were not written after all."""
         for name in names:
-            self._owners.pop(self._keys.pop(name, ""), None)
+            self._names.pop(self._keys.pop(name, ""), None)
 
-    def knows(self, name: str) -> bool:
-        """Whether the name has come before."""
+    def __contains__(self, name: str) -> bool:
         return name in self._keys
 
 
-def rows_of(records: Sequence[Scalars | Rewind | MediumRecord]) -> list[Scalars]:
-    """What is to become metrics, in the order of the journal."""
+def metric_rows(records: Sequence[Scalars | Rewind | MediumRecord]) -> list[Scalars]:
+    """Return the rows that become metrics, in journal order."""
     rows: list[Scalars | Rewind] = []
     for record in records:
         if isinstance(record, Scalars):
             rows.append(record)
         elif isinstance(record, HistogramRecord):
-            rows.append(_quantiles(record))
-    return [row for row in with_marked_names(rows) if isinstance(row, Scalars)]
+            rows.append(_quantile_row(record))
+    return [row for row in with_partial_suffix(rows) if isinstance(row, Scalars)]
 
 
-def _quantiles(record: HistogramRecord) -> Scalars:
-    found = {
+def _quantile_row(record: HistogramRecord) -> Scalars:
+    statistics = {
         "min": record.minimum,
         "p25": record.quantile(0.25),
         "p50": record.quantile(0.5),
@@ -86,8 +88,8 @@ def _quantiles(record: HistogramRecord) -> Scalars:
         epoch=record.epoch,
         time=record.time,
         values={
-            f"{record.name}/histogram/{what}": value
-            for what, value in found.items()
+            f"{record.name}/histogram/{statistic}": value
+            for statistic, value in statistics.items()
             if value is not None
         },
         axis=record.axis,
@@ -95,64 +97,65 @@ def _quantiles(record: HistogramRecord) -> Scalars:
     )
 
 
-def allowed(name: str) -> str:
-    """The name as MLflow takes it; most are taken as they are."""
-    parts = _FORBIDDEN.sub("_", name).split("/")
+def valid_key(name: str) -> str:
+    """Return the name with everything replaced that MLflow refuses in a key."""
+    parts = _INVALID.sub("_", name).split("/")
     key = "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
-    if key.startswith(".."):  # for MLflow a path that leads out
+    if key.startswith(".."):  # MLflow takes it for a path to a parent folder
         key = "__" + key[2:]
-    return key if len(key) <= _LONGEST_NAME else _cut(key, name)
+    return key if len(key) <= _MAX_KEY_LENGTH else _with_hash(key, name)
 
 
 def image_key(name: str) -> str:
-    """The name as `log_image` takes it; no two names share one.
+    """Return a key that `log_image` accepts, a different one for each name.
 
-    A name that is changed gets a hash behind it; so does one that looks as if it had one.
+    A changed name gets a hash at its end, and so does a name that already looks like one.
     """
-    key = _FORBIDDEN_IN_KEY.sub("_", allowed(name))
-    if key == name and len(key) <= _LONGEST_KEY and not _WITH_HASH.fullmatch(key):
+    key = _INVALID_IN_IMAGE_KEY.sub("_", valid_key(name))
+    if key == name and len(key) <= _MAX_IMAGE_KEY_LENGTH and not _ENDS_WITH_HASH.fullmatch(key):
         return key
-    return f"{key[: _LONGEST_KEY - 9]}-{digest(name)}"
+    return _with_hash(key, name, _MAX_IMAGE_KEY_LENGTH)
 
 
-def _cut(key: str, name: str) -> str:
-    return f"{key[: _LONGEST_NAME - 9]}-{digest(name)}"
+def _with_hash(key: str, name: str, max_length: int = _MAX_KEY_LENGTH) -> str:
+    return f"{key[: max_length - 9]}-{short_hash(name)}"
 
 
-class Times:
-    """Sets values apart that are equal in name, step, value and millisecond.
+class TimestampAllocator:
+    """Gives metrics with equal key, step, value and millisecond different timestamps.
 
-    MLflow knows a metric by these four and keeps one of each. So one that is taken moves to the
-    next free millisecond. Which milliseconds are taken in the end does not depend on the order in
-    which the values come. What lies 10 seconds back is forgotten.
+    MLflow identifies a metric by these four and keeps one of each. A metric whose millisecond is
+    taken moves to the next free one. The set of allocated milliseconds does not depend on the order
+    in which the metrics arrive. Metrics more than 10 seconds old are forgotten.
     """
 
-    def __init__(self, taken: list[tuple[Identity, int]]) -> None:
-        self._next = {(identity, at): at + 1 for identity, at in taken}
-        self._newest = max((at for _, at in taken), default=0)
-        self._undo: list[tuple[tuple[Identity, int], int | None]] = []
+    def __init__(self, taken: list[tuple[MetricIdentity, int]]) -> None:
+        self._next = {(identity, ms): ms + 1 for identity, ms in taken}
+        self._newest = max((ms for _, ms in taken), default=0)
+        self._undo: list[tuple[tuple[MetricIdentity, int], int | None]] = []
 
-    def place(self, identity: Identity, at: int) -> int:
-        """The millisecond for this value, at `at` or after it."""
+    def allocate(self, identity: MetricIdentity, ms: int) -> int:
+        """Return the first free millisecond at or after `ms`, and mark it as taken."""
         passed = []
-        self._newest = max(self._newest, at)
-        while (following := self._next.get((identity, at))) is not None:
-            passed.append((identity, at))
-            at = following
-        for slot in (*passed, (identity, at)):  # the next search takes one step
+        self._newest = max(self._newest, ms)
+        while (following := self._next.get((identity, ms))) is not None:
+            passed.append((identity, ms))
+            ms = following
+        # all passed slots point behind the new one, so the next search takes one step
+        for slot in (*passed, (identity, ms)):
             self._undo.append((slot, self._next.get(slot)))
-            self._next[slot] = at + 1
-        return at
+            self._next[slot] = ms + 1
+        return ms
 
-    def keep(self) -> None:
-        """What was placed has been written."""
+    def commit(self) -> None:
+        """Keep the allocations since the last commit: MLflow has their metrics."""
         self._undo.clear()
-        if len(self._next) > _MANY:
-            oldest = self._newest - _REMEMBERED_MS
-            self._next = {slot: at for slot, at in self._next.items() if slot[1] >= oldest}
+        if len(self._next) > _PRUNE_ABOVE:
+            oldest = self._newest - _KEEP_MS
+            self._next = {slot: ms for slot, ms in self._next.items() if slot[1] >= oldest}
 
-    def forget(self) -> None:
-        """What was placed since the last `keep` has not been written."""
+    def rollback(self) -> None:
+        """Undo the allocations since the last commit."""
         for slot, before in reversed(self._undo):
             if before is None:
                 del self._next[slot]
@@ -160,6 +163,6 @@ class Times:
                 self._next[slot] = before
         self._undo.clear()
 
-    def recent(self, milliseconds: int = 50) -> list[tuple[Identity, int]]:
-        """What is taken around now: what a value that comes next can meet."""
+    def recent(self, milliseconds: int = 50) -> list[tuple[MetricIdentity, int]]:
+        """Return the newest allocations: those that a later metric could collide with."""
         return [slot for slot in self._next if slot[1] >= self._newest - milliseconds]

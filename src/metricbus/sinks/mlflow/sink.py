@@ -1,15 +1,15 @@
-"""MLflow: one run, its metrics by `log_batch`, its config as params, its media as artefacts.
+"""MLflow sink: metrics by `log_batch`, the config as params, media as artifacts.
 
-MLflow keeps a metric's key, value, time in milliseconds and step, and has one axis: the step; for
-what is reduced over an epoch the epoch; for a series with an axis of its own that axis's latest
-value. Values are float64. The infinities, which MLflow stores as the largest float, are told once.
+MLflow stores a metric's key, value (float64), timestamp in milliseconds, and step. The step is the
+only x axis, so it holds the epoch for values reduced over an epoch, and the latest value of the
+axis for a series with its own axis. Infinities are stored as the largest float, with one warning.
 
-A metric that is logged again with all four equal is kept once, which is what makes delivering again
-safe; values that are equal by chance are set apart by a millisecond. Names that MLflow refuses are
-changed (`mean@1` to `mean_1`), and the run's tag `metricbus.name.<new>` has the original.
+MLflow keeps one of several metrics that are equal in all four fields, which makes repeated delivery
+safe. Different values that are equal by chance are moved apart by a millisecond. Names that MLflow
+refuses are changed (`mean@1` to `mean_1`); the tag `metricbus.name.<new name>` has the original.
 
-Without a location, `MLFLOW_TRACKING_URI` says where to; without that, it is one SQLite file for all
-runs beside them, `mlflow.db`.
+Without a location, the sink uses `MLFLOW_TRACKING_URI`; without that, an SQLite file `mlflow.db`
+next to the run folders, for all runs.
 """
 
 from __future__ import annotations
@@ -23,30 +23,34 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
 from metricbus._common.records import Rewind, Scalars, Status
 from metricbus._common.sink_urls import redact
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
 from metricbus.sinks.base import Sink
-from metricbus.sinks.mlflow.media import Artefacts
-from metricbus.sinks.mlflow.rows import NAME_TAG, Names, Times, allowed, rows_of
-from metricbus.sinks.mlflow.run_start import RUN_ID, params_of, tags_of
+from metricbus.sinks.mlflow.media import MediaUploader
+from metricbus.sinks.mlflow.rows import (
+    METRIC_NAME_TAG,
+    KeyMapper,
+    TimestampAllocator,
+    metric_rows,
+    valid_key,
+)
+from metricbus.sinks.mlflow.run_start import RUN_ID_TAG, new_params, run_tags
 from metricbus.sinks.mlflow.store import (
-    check_is_mlflows,
+    api_calls,
+    check_is_mlflow_database,
     check_is_sqlite,
+    file_lock,
     find_experiment,
     in_batches,
-    locked,
-    requests,
     sqlite_file,
-    sqlite_uri,
 )
 
 if TYPE_CHECKING:
@@ -54,62 +58,61 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("metricbus.sinks.mlflow")
 
-# mlflow.utils.validation has these limits
-_METRICS_A_BATCH = 1000
-_PARAMS_A_BATCH = 100
+_METRICS_PER_BATCH = 1000  # mlflow.utils.validation
+_PARAMS_PER_BATCH = 100
 
-_OVERHEAD = 160  # bytes of an item in a request beside its texts, generously
-_REWIND = "metricbus.superseded_before."
-_SERVER = re.compile(r"[^/:@]+:\d+(/.*)?")
-_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+_OVERHEAD = 160  # bytes of an item in a request besides its strings, rounded up generously
+_REWIND_TAG = "metricbus.superseded_before."
+_HOST_AND_PORT = re.compile(r"[^/:@]+:\d+(/.*)?")
 
 
 class MlflowOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`experiment` is its name, `timeout_secs` the longest that one request may take."""
+    """Options of the sink URL: the experiment's name, and the timeout of a request in seconds."""
 
     experiment: str | None = None
     timeout_secs: Annotated[int, msgspec.Meta(ge=1)] = 10
 
 
 class MlflowSink(Sink):
-    """Logs to MLflow; `mlflow:FILE.db` or `mlflow+http://host:5000` say where to."""
+    """Logs to MLflow: `mlflow:FILE.db` is an SQLite file, `mlflow+http://HOST:5000` a server."""
 
     Options = MlflowOptions
     options: MlflowOptions
-    kinds = (Scalars, Rewind, *MEDIA)
+    kinds = (Scalars, Rewind, *MEDIA_RECORD_TYPES)
     prefers_subprocess = True
     dedup = "content"
     requires = ("mlflow",)
     install = "pip install 'metricbus[mlflow]'"
 
     def __init__(self, location: str = "", options: Any = None) -> None:
-        """Settles where a file is: a training script may change its folder later."""
-        if _SERVER.fullmatch(location):
+        if _HOST_AND_PORT.fullmatch(location):
             raise ConfigError(
-                f"mlflow:{location} would be a file; of a server, write mlflow+http://{location}"
+                f"mlflow:{location} names a file; for a server, write mlflow+http://{location}"
             )
         if location and "://" not in location:
-            location = sqlite_uri(Path(location).expanduser().absolute())
+            # absolute now, because the training script may change its working directory later
+            location = f"sqlite:///{Path(location).expanduser().absolute()}"
         super().__init__(location or os.environ.get("MLFLOW_TRACKING_URI", ""), options)
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._sizes: dict[str, int] = {}
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Finds the run by the tag with our id, or creates it; logs the params it lacks."""
-        self._uri = self.location or sqlite_uri(folder.absolute().parent / "mlflow.db")
+        """Find the MLflow run by its tag with our run id, or create it; log missing params."""
+        self._uri = self.location or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
         file = sqlite_file(self._uri)
-        with self._requests():
+        with api_calls(self.options.timeout_secs):
             if file is None:
                 self._connect(run, None)
             else:
                 check_is_sqlite(file)
-                with locked(file.with_name(file.name + ".lock")):
-                    check_is_mlflows(file)
+                with file_lock(file.with_name(file.name + ".lock")):
+                    check_is_mlflow_database(file)
                     self._connect(run, file.parent)
-        self._artefacts = Artefacts(
+        self._media = MediaUploader(
             self._client, self._run_id, folder, self.options.timeout_secs, self.log_fallback
         )
-        self._times = Times([(tuple(slot), at) for slot, at in state.get("recent", [])])
+        recent = state.get("recent", [])
+        self._timestamps = TimestampAllocator([(tuple(identity), ms) for identity, ms in recent])
 
     def _connect(self, run: Run, folder: Path | None) -> None:
         from mlflow import MlflowClient
@@ -117,106 +120,109 @@ class MlflowSink(Sink):
         self._client = MlflowClient(self._uri)
         name = self.options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.project
         self._experiment = find_experiment(self._client, name or "metricbus", folder)
-        self._run_id = self._find_run(run)
-        found = self._client.get_run(self._run_id)
-        taken = {key: key for key in found.data.metrics}
-        for key, name in found.data.tags.items():
-            if key.startswith(NAME_TAG):
-                taken[key.removeprefix(NAME_TAG)] = name
-        self._names = Names(taken)
-        self._log_params(run.config, found.data.params)
+        self._run_id = self._find_or_create_run(run)
+        data = self._client.get_run(self._run_id).data
+        names_by_key = {key: key for key in data.metrics}
+        for key, name in data.tags.items():
+            if key.startswith(METRIC_NAME_TAG):
+                names_by_key[key.removeprefix(METRIC_NAME_TAG)] = name
+        self._keys = KeyMapper(names_by_key)
+        params, tags = new_params(run.config, data.params, self._warn_once)
+        self._log_tags(tags)
+        for batch in in_batches(params, _PARAMS_PER_BATCH, _size_of_pair):
+            self._client.log_batch(self._run_id, params=batch)
 
-    def _find_run(self, run: Run) -> str:
-        found = self._client.search_runs([self._experiment], f"tags.`{RUN_ID}` = '{run.id}'")
-        if found:
-            run_id: str = found[0].info.run_id
+    def _find_or_create_run(self, run: Run) -> str:
+        matches = self._client.search_runs([self._experiment], f"tags.`{RUN_ID_TAG}` = '{run.id}'")
+        if matches:
+            run_id: str = matches[0].info.run_id
             self._client.update_run(run_id, status="RUNNING")
             return run_id
-        made = self._client.create_run(
+        created = self._client.create_run(
             self._experiment,
             start_time=run.started // 1_000_000,
             run_name=run.name,
-            tags=tags_of(run),
+            tags=run_tags(run),
         )
-        return str(made.info.run_id)
-
-    def _log_params(self, config: Mapping[str, Any], logged: Mapping[str, str]) -> None:
-        params, tags = params_of(config, logged, self._tell_once)
-        self._log_tags(tags)
-        for batch in in_batches(params, _PARAMS_A_BATCH, _size_of_pair):
-            self._client.log_batch(self._run_id, params=batch)
+        return str(created.info.run_id)
 
     def _log_tags(self, tags: list[RunTag]) -> None:
-        for batch in in_batches(tags, _PARAMS_A_BATCH, _size_of_pair):
+        for batch in in_batches(tags, _PARAMS_PER_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, tags=batch)
 
     def write(self, records: Sequence[Scalars | Rewind | MediumRecord]) -> None:
-        """Media one by one, then as many metrics in a request as MLflow takes."""
-        rows = rows_of(records)
-        self._artefacts.send([one for one in records if isinstance(one, MediumRecord)])
+        """Upload media one by one, then send metrics in as few requests as MLflow allows."""
+        rows = metric_rows(records)
+        self._media.send([record for record in records if isinstance(record, MediumRecord)])
         try:
-            with self._requests():
-                self._tag_rewinds([one for one in records if isinstance(one, Rewind)])
+            with api_calls(self.options.timeout_secs):
+                self._tag_rewinds([record for record in records if isinstance(record, Rewind)])
                 self._tag_new_names(rows)
                 metrics = self._metrics(rows)
-                for batch in in_batches(metrics, _METRICS_A_BATCH, self._size_of_metric):
+                for batch in in_batches(metrics, _METRICS_PER_BATCH, self._size_of_metric):
                     self._client.log_batch(self._run_id, metrics=batch)
         except BaseException:
-            self._times.forget()
+            self._timestamps.rollback()
             raise
-        self._times.keep()
+        self._timestamps.commit()
 
     def _tag_rewinds(self, rewinds: Sequence[Rewind]) -> None:
-        """MLflow cannot take metrics back: a tag says which steps are superseded since when."""
+        # MLflow cannot delete metrics: the tag says which steps before this time are superseded
         from mlflow.entities import RunTag
 
         self._log_tags(
             [
-                RunTag(f"{_REWIND}{one.time // 1_000_000}", f"steps beyond {one.step}")
-                for one in rewinds
+                RunTag(f"{_REWIND_TAG}{rewind.time // 1_000_000}", f"steps beyond {rewind.step}")
+                for rewind in rewinds
             ]
         )
 
-    def _metrics(self, records: Sequence[Scalars]) -> Iterator[Metric]:
+    def _metrics(self, rows: Sequence[Scalars]) -> Iterator[Metric]:
         from mlflow.entities import Metric
 
-        key_of, place = self._names.key, self._times.place
-        for record in records:
-            step, at = record.x, record.time // 1_000_000
-            for name, value in record.values.items():
+        key_of, allocate = self._keys.key, self._timestamps.allocate
+        for row in rows:
+            step, ms = row.x, row.time // 1_000_000
+            for name, value in row.values.items():
                 key, number = key_of(name), float(value)
-                same: str | float = number
+                stored: str | float = number
                 if number - number != 0:  # NaN or infinite
-                    same = self._nonfinite(name, number)
-                yield Metric(key, number, place((key, step, same), at), step)
+                    stored = self._stored_nonfinite(name, number)
+                yield Metric(key, number, allocate((key, step, stored), ms), step)
 
-    def _nonfinite(self, name: str, number: float) -> str | float:
-        """What MLflow makes of the number."""
+    def _stored_nonfinite(self, name: str, number: float) -> str | float:
+        """Return what MLflow stores for NaN or an infinity, as part of the metric's identity."""
         if math.isnan(number):
             return "NaN"
-        self._tell_once(
-            "%r is infinite: MLflow stores infinities as the largest float, %r",
+        self._warn_once(
+            "%r is infinite; MLflow stores infinities as the largest float, %r",
             name,
             sys.float_info.max,
         )
         return math.copysign(sys.float_info.max, number)
 
-    def _tag_new_names(self, records: Sequence[Scalars]) -> None:
-        """The original of each name that is changed; before the first value under the new one."""
+    def _tag_new_names(self, rows: Sequence[Scalars]) -> None:
+        """Store the original of each changed name, before the first value under the new one."""
         from mlflow.entities import RunTag
 
-        new = {name for record in records for name in record.values if not self._names.knows(name)}
+        new = {name for row in rows for name in row.values if name not in self._keys}
         tags = []
-        for name in sorted(new, key=lambda name: (allowed(name) != name, name)):  # as is, first
-            key = self._names.key(name)
+        # names that are valid keys come first, so that they stay unchanged
+        for name in sorted(new, key=lambda name: (valid_key(name) != name, name)):
+            key = self._keys.key(name)
             if key != name:
-                tags.append(RunTag(NAME_TAG + key, name))
-            if key not in (name, allowed(name)):
-                _log.warning("MLflow has %r for another name; %r is %r there", key[:-9], name, key)
+                tags.append(RunTag(METRIC_NAME_TAG + key, name))
+            if key not in (name, valid_key(name)):
+                _log.warning(
+                    "MLflow key %r belongs to another metric; %r is logged as %r",
+                    key[:-9],
+                    name,
+                    key,
+                )
         try:
             self._log_tags(tags)
         except BaseException:
-            self._names.forget(new)
+            self._keys.forget(new)
             raise
 
     def _size_of_metric(self, metric: Metric) -> int:
@@ -226,20 +232,20 @@ class MlflowSink(Sink):
         return size
 
     def flush(self) -> Mapping[str, Any]:
-        """What a value that comes next may have to be set apart from."""
-        return {"recent": self._times.recent()}
+        """Return the newest timestamps, from which later metrics must be kept apart."""
+        return {"recent": self._timestamps.recent()}
 
     def close(self, status: Status) -> None:
-        """Ends the run as it ended."""
-        with self._requests():
-            if status == "running":  # somebody else goes on
-                return
+        """Set the final status of the MLflow run, unless another process resumes it."""
+        if status == "running":
+            return
+        with api_calls(self.options.timeout_secs):
             now = time.time_ns() // 1_000_000
-            self._client.set_terminated(self._run_id, _STATUS[status], now)
+            self._client.set_terminated(self._run_id, status.upper(), now)
 
     @property
     def where(self) -> str:
-        """The run's page on a server, or the run in a file."""
+        """The URL of the run's page on a server, or the SQLite URI and the MLflow run id."""
         if self._uri.startswith(("http://", "https://")):
             page = f"#/experiments/{self._experiment}/runs/{self._run_id}"
             return redact(f"{self._uri.rstrip('/')}/{page}")
@@ -247,17 +253,14 @@ class MlflowSink(Sink):
 
     @property
     def command(self) -> str:
-        """Opens MLflow's page on a file; a server has one already."""
+        """The command that starts MLflow's UI for an SQLite file; empty for a server."""
         if sqlite_file(self._uri) is None:
             return ""
         return f"mlflow ui --backend-store-uri {shlex.quote(self._uri)}"
 
-    def _requests(self) -> AbstractContextManager[None]:
-        return requests(self.options.timeout_secs)
-
-    def _tell_once(self, message: str, *args: object) -> None:
-        if message not in self._told:
-            self._told.add(message)
+    def _warn_once(self, message: str, *args: object) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
             _log.warning(message, *args)
 
 

@@ -1,8 +1,7 @@
-"""Where MLflow keeps its runs, and how it is asked: in good time, in batches, in our words."""
+"""Access to MLflow's backend store: request timeouts, error mapping, batches, SQLite files."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import sqlite3
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
+from errno import EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,71 +23,68 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_BYTES_A_BATCH = 900_000  # MLflow takes 1,000,000: mlflow.utils.validation
-_FOR_GOOD = (400, 404, 409, 413, 422)
-_NO_ROOT = (
-    errno.EACCES,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-)
+_MAX_BATCH_BYTES = 900_000  # MLflow allows 1,000,000: mlflow.utils.validation
+_PERMANENT_STATUSES = (400, 404, 409, 413, 422)
+_UNUSABLE_FOLDER = (EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS)
 
 
 @contextmanager
-def requests(timeout_secs: int) -> Iterator[None]:
-    """Around calls of MLflow: bounds the time of each, and puts failures into our words."""
+def api_calls(timeout_secs: int) -> Iterator[None]:
+    """Limit the time of each MLflow request in the block, and map MLflow's errors.
+
+    Raises `Rejected` if MLflow refused a request permanently, and `Unavailable` otherwise.
+    """
     from mlflow.exceptions import MlflowException, RestException
 
     try:
-        with _own_environment(timeout_secs):
+        with _request_environment(timeout_secs):
             yield
     except MlflowException as error:
-        response = _response_behind(error)
+        response = _find_response(error)
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        if status in _FOR_GOOD and (response is None or isinstance(error, RestException)):
-            raise Rejected(f"MLflow: {error}") from error  # in MLflow's own words, not a proxy's
-        wait = None if response is None else retry_after(response.headers.get("Retry-After"))
-        raise Unavailable(f"MLflow: {error}", retry_after=wait) from error
+        # only a RestException is MLflow's own answer; a proxy may send the same status
+        if status in _PERMANENT_STATUSES and (response is None or isinstance(error, RestException)):
+            raise Rejected(f"MLflow: {error}") from error
+        delay = None if response is None else retry_after(response.headers.get("Retry-After"))
+        raise Unavailable(f"MLflow: {error}", retry_after=delay) from error
 
 
 def upload(client: MlflowClient, run_id: str, file: Path, folder: str) -> None:
-    """Sends a file to the run's artefacts; `Rejected` if they can never be written to.
+    """Upload a file to the run's artifacts.
 
-    An `OSError` that escapes is one for now. The answers of a server are such errors, too.
+    Raises `Rejected` if the artifact can never be written, and `Unavailable` or another `OSError`
+    if a later attempt may succeed. (Error responses of a server are `OSError`s, too.)
     """
     try:
         client.log_artifact(run_id, str(file), folder)
     except OSError as error:
-        what = f"MLflow takes no artefact {folder}/{file.name}: {error}"
+        message = f"MLflow artifact {folder}/{file.name} cannot be written: {error}"
         response = getattr(error, "response", None)
         if response is not None:
-            if _is_for_good(response):
-                raise Rejected(what) from error
-            raise Unavailable(what, retry_after(response.headers.get("Retry-After"))) from error
-        if error.errno in _NO_ROOT:
+            if _is_permanent(response):
+                raise Rejected(message) from error
+            raise Unavailable(message, retry_after(response.headers.get("Retry-After"))) from error
+        if error.errno in _UNUSABLE_FOLDER:
             raise Rejected(
-                f"{what}; the experiment's artefact folder must be there and writable for who "
-                "delivers, or a server must take artefacts itself (mlflow server "
+                f"{message}. The experiment's artifact folder must exist and be writable for the "
+                "delivering process, or a server must store artifacts itself (mlflow server "
                 "--serve-artifacts --artifacts-destination FOLDER)"
             ) from error
         raise
 
 
-def _is_for_good(response: Any) -> bool:
-    """Whether it would be answered so again: by MLflow itself, or for the size or the method."""
+def _is_permanent(response: Any) -> bool:
+    """Check whether a retry would fail, too: MLflow refused, or the size or method is refused."""
     if response.status_code in (405, 413):
         return True
-    return response.status_code in _FOR_GOOD and b'"error_code"' in response.content
+    return response.status_code in _PERMANENT_STATUSES and b'"error_code"' in response.content
 
 
-def _response_behind(error: BaseException) -> Any:
-    """The HTTP response that MLflow made the error of, and does not hand on; None without one.
+def _find_response(error: BaseException) -> Any:
+    """Return the HTTP response that caused an MLflow error; None if there is none.
 
-    It stands in the frames of MLflow or, where that never saw it, of urllib3.
+    MLflow does not attach it to the error. It is a local variable in the frames of MLflow or, if
+    MLflow never received it, of urllib3.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -100,7 +97,7 @@ def _response_behind(error: BaseException) -> Any:
 
 
 def retry_after(header: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for (RFC 9110, 10.2.3), if it makes sense."""
+    """Return the seconds that a Retry-After header asks for (RFC 9110, 10.2.3); None if invalid."""
     if header is None:
         return None
     try:
@@ -108,19 +105,21 @@ def retry_after(header: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        when = parsedate_to_datetime(header)
+        date = parsedate_to_datetime(header)
     except ValueError:
         return None
-    return max(0.0, when.timestamp() - time.time())
+    return max(0.0, date.timestamp() - time.time())
 
 
-def in_batches(items: Iterable[T], most: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """The items in as few requests as MLflow's limits allow: `most` items, and so many bytes."""
+def in_batches(
+    items: Iterable[T], max_items: int, size_of: Callable[[T], int]
+) -> Iterator[list[T]]:
+    """Group items into as few requests as MLflow's limits allow, which are items and bytes."""
     batch: list[T] = []
     nbytes = 0
     for item in items:
         size = size_of(item)
-        if batch and (len(batch) == most or nbytes + size > _BYTES_A_BATCH):
+        if batch and (len(batch) == max_items or nbytes + size > _MAX_BATCH_BYTES):
             yield batch
             batch, nbytes = [], 0
         batch.append(item)
@@ -130,105 +129,104 @@ def in_batches(items: Iterable[T], most: int, size_of: Callable[[T], int]) -> It
 
 
 def find_experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
-    """The experiment's id; it is created, with its artefacts under `folder`, if it is not there."""
+    """Return the id of the experiment; create it, with its artifacts in `folder`, if necessary."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        artefacts = None
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        artifacts = None
         if folder is not None:
-            artefacts = (folder / "mlflow-artifacts" / quote(name, safe="")).as_uri()
+            artifacts = (folder / "mlflow-artifacts" / quote(name, safe="")).as_uri()
         try:
-            return str(client.create_experiment(name, artefacts))
+            return str(client.create_experiment(name, artifacts))
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # another run may have been faster
-            if found is None:
+            # another run may have created it in the meantime
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise ConfigError(
-            f"the experiment {name!r} has been deleted; bring it back with 'mlflow experiments "
-            f"restore --experiment-id {found.experiment_id}', or name another by "
-            "mlflow?experiment=..."
+            f"the MLflow experiment {name!r} is deleted; restore it with 'mlflow experiments "
+            f"restore --experiment-id {experiment.experiment_id}', or choose another one with "
+            "mlflow?experiment=NAME"
         )
-    return str(found.experiment_id)
-
-
-def sqlite_uri(path: Path) -> str:
-    """The database in this file, as MLflow names it."""
-    return f"sqlite:///{path}"
+    return str(experiment.experiment_id)
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite database; None for any other URI."""
+    """Return the file of an SQLite URI; None for any other URI."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(unquote(uri.removeprefix("sqlite:///"))).absolute()
 
 
 def check_is_sqlite(file: Path) -> None:
-    """`ConfigError` if the file is there and is something else."""
+    """Raise `ConfigError` if the file exists and is not an SQLite database."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_dir():
-        raise ConfigError(f"{file} is a folder, not MLflow's database; write mlflow:{file}/x.db")
+        raise ConfigError(f"{file} is a folder, not an MLflow database; write mlflow:{file}/x.db")
     if file.exists():
         with open(file, "rb") as opened:
             start = opened.read(16)
         if start not in (b"", b"SQLite format 3\0"):
             raise ConfigError(
-                f"{file} is no SQLite database; name another file by mlflow:FILE.db, or move this "
-                "one away"
+                f"{file} is not an SQLite database; choose another file with mlflow:FILE.db, or "
+                "move this one away"
             )
 
 
-def check_is_mlflows(file: Path) -> None:
-    """`ConfigError` if the database is another program's; MLflow would add its tables to it."""
+def check_is_mlflow_database(file: Path) -> None:
+    """Raise `ConfigError` if the database has tables, but none of MLflow's.
+
+    MLflow would add its own tables to another program's database.
+    """
     with closing(sqlite3.connect(file, timeout=10)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
     if tables and not tables & {"alembic_version", "experiments"}:
         raise ConfigError(
-            f"{file} is another program's database, with {', '.join(sorted(tables)[:3])} …; name a "
-            "file of its own by mlflow:FILE.db"
+            f"{file} is another program's database, with the tables "
+            f"{', '.join(sorted(tables)[:3])} …; choose a separate file with mlflow:FILE.db"
         )
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time: MLflow cannot create its tables twice."""
+def file_lock(path: Path) -> Iterator[None]:
+    """Let one process at a time into the block. (MLflow fails if two create its tables.)"""
     with open(path, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-_lock = threading.Lock()
-_calls = 0
-_before: dict[str, str | None] = {}
+_environment_lock = threading.Lock()
+_active_blocks = 0
+_saved_environment: dict[str, str | None] = {}
 
 
 @contextmanager
-def _own_environment(timeout_secs: int) -> Iterator[None]:
-    """MLflow's own retries, which go on for minutes, are off meanwhile, and its prints, too.
+def _request_environment(timeout_secs: int) -> Iterator[None]:
+    """Set a request timeout, and turn off MLflow's own retries (which take minutes) and prints.
 
-    MLflow takes these settings from the environment alone. They stand there only during our calls,
-    so that the training script's own use of MLflow keeps its own.
+    MLflow reads these settings from the environment only. They are set during this sink's calls and
+    restored afterwards, so they do not affect how the training script uses MLflow.
     """
-    global _calls
-    ours = {
+    global _active_blocks
+    settings = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_secs),
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
-    with _lock:
-        if _calls == 0:
-            _before.update((name, os.environ.get(name)) for name in ours)
-            os.environ.update(ours)
-        _calls += 1
+    with _environment_lock:
+        if _active_blocks == 0:
+            _saved_environment.update((name, os.environ.get(name)) for name in settings)
+            os.environ.update(settings)
+        _active_blocks += 1
     try:
         yield
     finally:
-        with _lock:
-            _calls -= 1
-            if _calls == 0:
-                for name, value in _before.items():
+        with _environment_lock:
+            _active_blocks -= 1
+            if _active_blocks == 0:
+                for name, value in _saved_environment.items():
                     if value is None:
                         os.environ.pop(name, None)
                     else:

@@ -1,1 +1,6 @@
-"""The Weights & Biases sink: rows and media of one W&B run, online or offline."""
+"""W&B sink: one W&B run for each metricbus run, with a history row for each row and medium.
+
+`sink` numbers and logs the rows; `start` begins the W&B run, and `service` detects when W&B's own
+process dies. `names` maps names, `media` and `tables` convert media to columns. `datastore` reads
+from W&B's files which rows are safe there.
+"""

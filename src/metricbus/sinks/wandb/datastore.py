@@ -1,10 +1,10 @@
-"""The files in which W&B keeps a run: which they are, and how many rows are in one.
+"""Reads W&B's transaction logs, to find out which rows a run already has.
 
-A file is W&B's own transaction log, of an offline run as of an online one. It is a LevelDB log
-(https://github.com/google/leveldb/blob/main/doc/log_format.md) after a header of 7 bytes: blocks
-of 32 KiB with chunks in them, each of a CRC (uint32), a length (uint16), a type (uint8) and data,
-little-endian. One record is a chunk of type 1, or those of the types 2, 3 … 3 and 4. It is a
-`wandb_internal.Record`.
+W&B writes one `run-*.wandb` file each time a run is started or resumed, online or offline. The file
+is a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a header of 7
+bytes: blocks of 32 KiB, filled with chunks. A chunk is a CRC (uint32), a length (uint16), a type
+(uint8) and data; integers are little-endian. A record, a serialized `wandb_internal.Record`, is one
+chunk of type 1, or chunks of the types 2, 3 … 3, 4.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-_MARK = "metricbus-place"  # beside W&B's file: several sinks may share the folder
-_FILE_HEADER = 7
-_BLOCK = 32 * 1024
+_DESTINATION_FILE = "metricbus-place"
+_HEADER_SIZE = 7
+_BLOCK_SIZE = 32 * 1024
 _CHUNK = struct.Struct("<IHB")
 _FULL, _LAST = 1, 4
 
 
 class HistoryFile:
-    """One run's file, read on as it grows.
+    """Follows the growing log of one run.
 
-    `newest` is the last `_step` in it, -1 without one; `ended` whether the run's end is in it.
+    `last_step` is the last `_step` in the file, or -1; `has_exit` whether the end of the run is.
     """
 
     def __init__(self, path: Path) -> None:
-        self.newest = -1
-        self.ended = False
+        self.last_step = -1
+        self.has_exit = False
         self._path = path
-        self._offset = _FILE_HEADER
+        self._offset = _HEADER_SIZE
 
-    def read_on(self) -> int:
-        """The newest step, after reading what has been written since."""
+    def read_new(self) -> int:
+        """Read what was appended since the last call, and return the last step."""
         from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-        for data in reversed(list(self._records())):
+        for data in reversed(list(self._new_records())):
             record = Record.FromString(data)
-            self.ended |= record.HasField("exit")
+            self.has_exit |= record.HasField("exit")
             if record.HasField("history"):
-                self.newest = step_of(record)
+                self.last_step = _step_of(record)
                 break
-        return self.newest
+        return self.last_step
 
-    def _records(self) -> Iterator[bytes]:
-        """The whole records that have not been read yet."""
+    def _new_records(self) -> Iterator[bytes]:
+        """Yield the complete records after the offset, and advance it."""
         if os.path.getsize(self._path) <= self._offset:
             return
         with open(self._path, "rb") as file:
@@ -58,9 +58,9 @@ class HistoryFile:
             content = file.read()
         start, at, parts = self._offset, 0, []
         while at + _CHUNK.size <= len(content):
-            left = _BLOCK - (start + at) % _BLOCK
-            if left < _CHUNK.size:
-                at += left
+            rest_of_block = _BLOCK_SIZE - (start + at) % _BLOCK_SIZE
+            if rest_of_block < _CHUNK.size:
+                at += rest_of_block
                 continue
             _, length, kind = _CHUNK.unpack_from(content, at)
             end = at + _CHUNK.size + length
@@ -74,8 +74,7 @@ class HistoryFile:
                 parts = []
 
 
-def step_of(record: Record) -> int:
-    """The `_step` of a history record."""
+def _step_of(record: Record) -> int:
     if record.history.HasField("step"):
         return int(record.history.step.num)
     for item in record.history.item:
@@ -84,24 +83,23 @@ def step_of(record: Record) -> int:
     return -1
 
 
-def mark_place(file: Path, place: str) -> None:
-    """Says for which place the sink is that had the file made."""
-    (file.parent / _MARK).write_text(place, encoding="utf-8")
+def save_destination(file: Path, destination: str) -> None:
+    """Store next to W&B's file for which destination it was made; sinks may share the folder."""
+    (file.parent / _DESTINATION_FILE).write_text(destination, encoding="utf-8")
 
 
-def files_of(folder: Path, place: str, *, offline: bool) -> list[Path]:
-    """The files in W&B's folder that are marked so, the oldest first; with `offline` runs' or not.
+def find_files(folder: Path, destination: str, *, offline: bool) -> list[Path]:
+    """Return W&B's files for this destination, oldest first: of offline runs, or of online ones.
 
-    Those without a mark had no row yet.
+    A file without a saved destination has no rows yet, and is left out.
     """
     pattern = "*run-*-*" if offline else "run-*-*"
-    return [
-        file for file in sorted(folder.glob(f"{pattern}/run-*.wandb")) if _place_of(file) == place
-    ]
+    files = sorted(folder.glob(f"{pattern}/run-*.wandb"))
+    return [file for file in files if _read_destination(file) == destination]
 
 
-def _place_of(file: Path) -> str | None:
+def _read_destination(file: Path) -> str | None:
     try:
-        return (file.parent / _MARK).read_text(encoding="utf-8")
+        return (file.parent / _DESTINATION_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None

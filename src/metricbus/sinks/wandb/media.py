@@ -1,7 +1,7 @@
-"""What becomes of each medium in Weights & Biases: the columns of its history row.
+"""Converts media to the columns of W&B history rows.
 
-W&B copies (here: links) files into its run's folder, where its own process finds them. A table is
-also an artifact, which has the pictures in its cells.
+W&B puts files into its run's folder, from which its service process uploads them; here they are
+links. A table is also an artifact, which contains the images in its cells.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from metricbus._common.media_records import (
     FileRecord,
     FileRef,
     HistogramRecord,
+    ImageCell,
     ImageRecord,
     MediumRecord,
-    Picture,
     TableRecord,
     TextRecord,
     VideoRecord,
@@ -32,44 +32,40 @@ from metricbus._common.media_records import (
 from metricbus._journal.media_files import MediaFolder, safe_name
 from metricbus.errors import Rejected
 from metricbus.sinks.wandb.names import (
-    OURS,
-    RENAMED,
-    class_names,
-    class_of,
-    file_key,
-    key_of,
-    longest_of_tables,
-    numbers_of_texts,
+    PREFIX,
+    RENAMED_PREFIX,
+    box_class,
+    column_name,
+    file_column_name,
+    max_table_column_length,
+    text_class_numbers,
 )
-from metricbus.sinks.wandb.tables import Tables
+from metricbus.sinks.wandb.tables import TableBuilder
 
 if TYPE_CHECKING:
     import wandb
     from numpy.typing import NDArray
 
-_MOST_BINS = 512
-_HIGHEST_CLASS = 255  # in a mask
-_NAMED_BY_FILES = (ImageRecord, TableRecord, AudioRecord, VideoRecord, ChartRecord)
-_ODD = re.compile(r"[^\w.+=@ -]+")
+_MAX_BINS = 512
+_MAX_MASK_CLASS = 255
+_UNSAFE_CHARACTERS = re.compile(r"[^\w.+=@ -]+")
 
 
-class MediaColumns:
-    """Makes columns of media for one run.
-
-    `tell` is the sink's `log_fallback`.
-    """
+class MediaConverter:
+    """Converts the media in `folder` to columns for one W&B run."""
 
     def __init__(
-        self, run: wandb.Run, folder: MediaFolder, tell: Callable[[str, str], None]
+        self, run: wandb.Run, folder: MediaFolder, log_fallback: Callable[[str, str], None]
     ) -> None:
         self._run = run
         self._folder = folder
-        self._tables = Tables(folder, self._picture)
-        self._tell = tell
-        self._longest = longest_of_tables(run.id)
-        self._paths: dict[FileRef, Path] = {}  # those that were checked
-        self._labels: dict[str, dict[int, str]] = {}  # W&B keeps a column's last ones for all
-        self._makers: dict[type[MediumRecord], Callable[[Any, str, int], dict[str, Any]]] = {
+        self._tables = TableBuilder(folder, self._to_image)
+        self._log_fallback = log_fallback
+        self._max_table_column = max_table_column_length(run.id)
+        self._paths: dict[FileRef, Path] = {}  # of the checked files
+        # W&B applies a column's latest labels to all of its images, so labels accumulate here
+        self._labels: dict[str, dict[int, str]] = {}
+        self._converters: dict[type[MediumRecord], Callable[[Any, str, int], dict[str, Any]]] = {
             HistogramRecord: self._histogram,
             ImageRecord: self._image,
             TableRecord: self._table,
@@ -81,64 +77,69 @@ class MediaColumns:
         }
 
     def check(self, records: Iterable[MediumRecord]) -> None:
-        """`MediaError` if a file of theirs is not what was logged. Forgets those before."""
+        """Check the files of these records, in place of those of earlier calls.
+
+        Raises `MediaError` if a file is missing or has changed since it was logged.
+        """
         self._paths.clear()
         for record in records:
-            for ref in self._files_of(record):
+            for ref in self._files(record):
                 self._paths[ref] = self._folder.path(ref)
 
-    def _files_of(self, record: MediumRecord) -> Iterator[FileRef]:
+    def _files(self, record: MediumRecord) -> Iterator[FileRef]:
         for value in msgspec.structs.astuple(record):
             if isinstance(value, FileRef):
                 yield value
             elif isinstance(value, dict):
-                yield from (held for held in value.values() if isinstance(held, FileRef))
+                yield from (item for item in value.values() if isinstance(item, FileRef))
         if isinstance(record, TableRecord | ChartRecord):
             for row in self._folder.rows(record):
-                yield from (cell.file for cell in row if isinstance(cell, Picture))
+                yield from (cell.file for cell in row if isinstance(cell, ImageCell))
 
-    def of(self, record: MediumRecord, number: int) -> dict[str, Any]:
-        """The columns of a record that was checked and is row `number`; the first has the medium.
+    def columns(self, record: MediumRecord, number: int) -> dict[str, Any]:
+        """Return the columns of a checked record, which becomes history row `number`.
 
-        Those that say what the row is come beside it.
+        The first column has the medium itself. Others describe it.
         """
-        key = key_of(record.name)
-        if isinstance(record, _NAMED_BY_FILES):
-            tabular = isinstance(record, TableRecord | ChartRecord)
-            key = file_key(record.name, self._longest) if tabular else file_key(record.name)
-        columns = self._makers[type(record)](record, key, number)
-        if key != key_of(record.name):
-            columns[f"{OURS}name"] = record.name
+        column = column_name(record.name)
+        if isinstance(record, TableRecord | ChartRecord):
+            column = file_column_name(record.name, self._max_table_column)
+        elif isinstance(record, ImageRecord | AudioRecord | VideoRecord):
+            column = file_column_name(record.name)
+        columns = self._converters[type(record)](record, column, number)
+        if column != column_name(record.name):
+            columns[f"{PREFIX}name"] = record.name
         return columns
 
-    def _histogram(self, record: HistogramRecord, key: str, _: int) -> dict[str, Any]:
+    def _histogram(self, record: HistogramRecord, column: str, _: int) -> dict[str, Any]:
         import wandb
 
         counts, edges = record.counts or [0], record.edges or [0.0, 1.0]
         if record.nan or record.infinite or record.minus_infinite:
-            self._tell("histogram with NaN or infinities", "the finite values")
-        if len(counts) > _MOST_BINS:
-            self._tell("histogram", f"{_MOST_BINS} bins at most: neighbours are joined")
-            counts, edges = _joined(counts, edges)
-        return {key: wandb.Histogram(np_histogram=(counts, edges))}  # type: ignore[arg-type]
+            self._log_fallback("histograms with NaN or infinities", "the finite values")
+        if len(counts) > _MAX_BINS:
+            self._log_fallback(f"histograms with over {_MAX_BINS} bins", "merged bins")
+            counts, edges = _merge_bins(counts, edges)
+        return {column: wandb.Histogram(np_histogram=(counts, edges))}  # type: ignore[arg-type]
 
-    def _image(self, record: ImageRecord, key: str, _: int) -> dict[str, Any]:
+    def _image(self, record: ImageRecord, column: str, _: int) -> dict[str, Any]:
         masks = {name: self._mask(ref) for name, ref in record.masks.items()}
-        if any(mask.max(initial=0) > _HIGHEST_CLASS for mask in masks.values()):
-            self._tell(
-                f"mask with class numbers beyond {_HIGHEST_CLASS}", "a picture with all drawn on it"
+        if any(mask.max(initial=0) > _MAX_MASK_CLASS for mask in masks.values()):
+            self._log_fallback(
+                f"masks with classes above {_MAX_MASK_CLASS}",
+                "the image with masks and boxes drawn",
             )
-            return {key: self._picture(record.drawn, record.caption)}
-        boxes = self._boxes(record, key) if record.boxes else None
+            return {column: self._to_image(record.drawn, record.caption)}
+        boxes = self._boxes(record, column) if record.boxes else None
         return {
-            key: self._picture(
+            column: self._to_image(
                 record.file,
                 record.caption,
                 boxes={"boxes": boxes} if boxes else None,
                 masks={
                     name: {
                         "mask_data": mask,
-                        "class_labels": class_names(_classes(mask), record.class_labels),
+                        "class_labels": _mask_classes(mask) | record.class_labels,
                     }
                     for name, mask in masks.items()
                 }
@@ -146,28 +147,28 @@ class MediaColumns:
             )
         }
 
-    def _picture(self, ref: FileRef, caption: str, **about: Any) -> wandb.Image:
+    def _to_image(self, ref: FileRef, caption: str, **annotations: Any) -> wandb.Image:
         import wandb
 
-        with _readable(ref):
-            return wandb.Image(str(self._paths[ref]), caption=caption or None, **about)
+        with _image_errors(ref):
+            return wandb.Image(str(self._paths[ref]), caption=caption or None, **annotations)
 
     def _mask(self, ref: FileRef) -> NDArray[Any]:
         import numpy as np
         from PIL import Image
 
-        with _readable(ref), Image.open(self._paths[ref]) as picture:
+        with _image_errors(ref), Image.open(self._paths[ref]) as picture:
             return np.asarray(picture)
 
-    def _boxes(self, record: ImageRecord, key: str) -> dict[str, Any]:
-        numbers = numbers_of_texts(record)
-        labels = self._labels.setdefault(key, {})
+    def _boxes(self, record: ImageRecord, column: str) -> dict[str, Any]:
+        text_numbers = text_class_numbers(record)
+        labels = self._labels.setdefault(column, {})
         labels.update(record.class_labels)
         data = []
         for box in record.boxes:
-            id, text = class_of(box, record.class_labels, numbers)
-            labels[id] = text
-            described: dict[str, Any] = {
+            number, text = box_class(box, record.class_labels, text_numbers)
+            labels[number] = text
+            entry: dict[str, Any] = {
                 "position": {
                     "minX": box.left,
                     "maxX": box.right,
@@ -175,93 +176,93 @@ class MediaColumns:
                     "maxY": box.bottom,
                 },
                 "domain": "pixel",
-                "class_id": id,
+                "class_id": number,
                 "box_caption": box.caption or ("" if box.label is None else text),
             }
             if box.score is not None:
-                described["scores"] = {"score": box.score}
-            data.append(described)
+                entry["scores"] = {"score": box.score}
+            data.append(entry)
         return {"box_data": data, "class_labels": dict(labels)}
 
-    def _table(self, record: TableRecord, key: str, _: int) -> dict[str, Any]:
-        table = self._tables.table(record)
-        return {key: table, f"{OURS}table": record.table, f"{OURS}first_row": record.first_row}
+    def _table(self, record: TableRecord, column: str, _: int) -> dict[str, Any]:
+        part = {f"{PREFIX}table": record.table, f"{PREFIX}first_row": record.first_row}
+        return {column: self._tables.table(record)} | part
 
-    def _text(self, record: TextRecord, key: str, _: int) -> dict[str, Any]:
-        return {key: self._folder.text(record.file)}
+    def _text(self, record: TextRecord, column: str, _: int) -> dict[str, Any]:
+        return {column: self._folder.text(record.file)}
 
-    def _audio(self, record: AudioRecord, key: str, _: int) -> dict[str, Any]:
+    def _audio(self, record: AudioRecord, column: str, _: int) -> dict[str, Any]:
         import wandb
 
         path = str(self._paths[record.file])
         rate, caption = record.sample_rate or None, record.caption or None
-        return {key: wandb.Audio(path, sample_rate=rate, caption=caption)}
+        return {column: wandb.Audio(path, sample_rate=rate, caption=caption)}
 
-    def _video(self, record: VideoRecord, key: str, number: int) -> dict[str, Any]:
+    def _video(self, record: VideoRecord, column: str, number: int) -> dict[str, Any]:
         import wandb
 
         path = self._paths[record.file]
         if path.suffix[1:].lower() not in wandb.Video.EXTS:
-            self._tell(f"video ({path.suffix or record.format})", "the file, and its path as text")
-            return self._saved(record, path.name, key, number)
-        return {key: wandb.Video(str(path), caption=record.caption or None)}
+            format = path.suffix or record.format
+            self._log_fallback(f"{format} videos", "the file and its path as text")
+            return self._save(record, path.name, column, number)
+        return {column: wandb.Video(str(path), caption=record.caption or None)}
 
-    def _file(self, record: FileRecord, key: str, number: int) -> dict[str, Any]:
-        return self._saved(record, PurePosixPath(record.origin).name, key, number)
+    def _file(self, record: FileRecord, column: str, number: int) -> dict[str, Any]:
+        return self._save(record, PurePosixPath(record.origin).name, column, number)
 
-    def _saved(
-        self, record: FileRecord | VideoRecord, name: str, key: str, number: int
+    def _save(
+        self, record: FileRecord | VideoRecord, name: str, column: str, number: int
     ) -> dict[str, Any]:
-        """Puts the file among those of the run, and says where it is."""
-        files = Path(self._run.dir)
-        plain = _ODD.sub("_", name)[-60:]
-        path = files / RENAMED / safe_name(record.name) / str(number) / (plain.strip(".") or "file")
+        """Link the file into the W&B run's files, and return its path there as a column."""
+        root = Path(self._run.dir)
+        safe = _UNSAFE_CHARACTERS.sub("_", name)[-60:].strip(".")
+        path = root / RENAMED_PREFIX / safe_name(record.name) / str(number) / (safe or "file")
         path.parent.mkdir(parents=True, exist_ok=True)
         _link(self._paths[record.file], path)
-        self._run.save(path, base_path=files, policy="now", glob=False)
-        return {key: path.relative_to(files).as_posix()}
+        self._run.save(path, base_path=root, policy="now", glob=False)
+        return {column: path.relative_to(root).as_posix()}
 
-    def _chart(self, record: ChartRecord, key: str, _: int) -> dict[str, Any]:
+    def _chart(self, record: ChartRecord, column: str, _: int) -> dict[str, Any]:
         chart = self._tables.chart(record)
         if chart is None:
-            self._tell(f"{record.chart} chart", "a picture of it")
-            return {key: self._picture(record.picture, record.title)}
-        return {key: chart}
+            self._log_fallback(f"this {record.chart} chart", "an image of it")
+            return {column: self._to_image(record.picture, record.title)}
+        return {column: chart}
 
 
-def _joined(counts: Sequence[int], edges: Sequence[float]) -> tuple[list[int], list[float]]:
-    """As few neighbours joined as give no more bins than W&B takes."""
-    each = -(-len(counts) // _MOST_BINS)
-    joined = [sum(counts[at : at + each]) for at in range(0, len(counts), each)]
-    return joined, [*edges[:-1:each], edges[-1]]
+def _merge_bins(counts: Sequence[int], edges: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Merge as few neighboring bins as possible to get at most `_MAX_BINS`."""
+    size = -(-len(counts) // _MAX_BINS)
+    merged = [sum(counts[start : start + size]) for start in range(0, len(counts), size)]
+    return merged, [*edges[:-1:size], edges[-1]]
+
+
+def _mask_classes(mask: NDArray[Any]) -> dict[int, str]:
+    """Return names for all class numbers in a mask, as W&B names classes without a label."""
+    import numpy as np
+
+    return {number: f"class_{number}" for number in np.unique(mask).tolist()}
 
 
 @contextmanager
-def _readable(ref: FileRef) -> Iterator[None]:
-    """Around reading a picture: `Rejected` for what is none, which is an `OSError` to Pillow."""
+def _image_errors(ref: FileRef) -> Iterator[None]:
+    """Raise `Rejected` if the file is no image, for which Pillow raises an `OSError`."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
-            raise Rejected(f"{ref.path} is no picture: {error}") from error
+            raise Rejected(f"{ref.path} is not an image: {error}") from error
         raise
 
 
 def _link(source: Path, path: Path) -> None:
-    """The same file under a second name; else a link to it, or a copy."""
+    """Create a hard link to the file; failing that, a symbolic link or a copy."""
     path.unlink(missing_ok=True)
-    for put in (os.link, os.symlink):
+    for link in (os.link, os.symlink):
         try:
-            put(source.resolve(), path)
+            link(source.resolve(), path)
         except OSError:
             continue
         return
     shutil.copyfile(source, path)
-
-
-def _classes(mask: NDArray[Any]) -> list[int]:
-    """The numbers in the mask."""
-    import numpy as np  # in the delivery process alone, which numbers do not need
-
-    found: list[int] = np.unique(mask).tolist()
-    return found

@@ -1,106 +1,110 @@
-"""Names as Weights & Biases takes them: of projects, runs, tags, columns, and classes."""
+"""Maps names to what W&B accepts: projects, run ids, tags, columns, class numbers."""
 
 from __future__ import annotations
 
 import logging
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from metricbus._common.media_records import Box, ImageRecord
-from metricbus._common.sink_urls import digest
+from metricbus._common.sink_urls import short_hash
 from metricbus._journal.media_files import safe_name
 from metricbus.errors import ConfigError
 
 _log = logging.getLogger("metricbus.sinks.wandb")
 
-OURS = "metricbus/"
-RENAMED = "logged/"
-CHARTS = "Custom Chart Tables/"  # where W&B puts the data of its charts
-STEP, EPOCH, TIME = f"{OURS}step", f"{OURS}epoch", f"{OURS}time"
+PREFIX = "metricbus/"  # of the sink's own columns
+RENAMED_PREFIX = "logged/"
+CHARTS_PREFIX = "Custom Chart Tables/"  # W&B stores the data of its charts there
+STEP, EPOCH, TIME = f"{PREFIX}step", f"{PREFIX}epoch", f"{PREFIX}time"
 
-_LONGEST_PROJECT = _LONGEST_ARTIFACT = 128
-_LONGEST_ID = 64  # W&B takes 128, but a table's name has the run's id in it, and the column
-_LONGEST_TAG = 64
-_NOT_IN_PROJECTS = "/\\#?%:"
-_KILLS_WANDB = "\\"  # a column of this name ends wandb-core 0.31
-_NOT_IN_FILES = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]#%]')  # not everywhere, or patterns
-_FIRST_NUMBER, _NUMBERS = 1000, 1_000_000  # of classes that have a text and no number
-_UNLABELLED = "unlabelled"
-_LONGEST_PART = 180  # bytes of a file's name; W&B adds up to 60
+_MAX_PROJECT_LENGTH = _MAX_ARTIFACT_LENGTH = 128
+# W&B allows 128, but a table's artifact is named after the run's id and the column
+_MAX_RUN_ID_LENGTH = 64
+_MAX_TAG_LENGTH = 64
+_INVALID_IN_PROJECT = "/\\#?%:"
+_CRASHES_WANDB = "\\"  # a column with this name ends wandb-core 0.31
+# characters that some file systems forbid, or that W&B takes for patterns
+_INVALID_IN_FILE_NAME = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]#%]')
+_FIRST_TEXT_CLASS, _TEXT_CLASSES = 1000, 1_000_000
+_UNLABELED = "unlabelled"
+_MAX_FILE_NAME_BYTES = 180  # W&B adds up to 60
 
 
 def check_project(project: str) -> None:
-    """`ConfigError` if W&B does not take this as a project's name."""
-    found = sorted(set(_NOT_IN_PROJECTS) & set(project))
-    if found or len(project) > _LONGEST_PROJECT:
+    """Raise `ConfigError` if W&B does not accept this project name."""
+    if set(_INVALID_IN_PROJECT) & set(project) or len(project) > _MAX_PROJECT_LENGTH:
         raise ConfigError(
-            f"{project!r:.160} is no name for a W&B project: it takes up to {_LONGEST_PROJECT} "
-            f"characters and none of {_NOT_IN_PROJECTS}; name one by wandb:PROJECT or "
-            "wandb://TEAM/PROJECT"
+            f"{project!r:.160} is not a valid W&B project name: it may have up to "
+            f"{_MAX_PROJECT_LENGTH} characters and none of {_INVALID_IN_PROJECT}; choose one with "
+            "wandb:PROJECT or wandb://TEAM/PROJECT"
         )
 
 
 def run_id(id: str) -> str:
-    """The run's id as W&B takes it: without dots, and not too long."""
-    plain = id.replace(".", "-")
-    if plain == id and len(id) <= _LONGEST_ID:
+    """Return an id that W&B accepts: without dots, and not too long."""
+    valid = id.replace(".", "-")
+    if valid == id and len(id) <= _MAX_RUN_ID_LENGTH:
         return id
-    return f"{plain[: _LONGEST_ID - 9]}-{digest(id)}"
+    return f"{valid[: _MAX_RUN_ID_LENGTH - 9]}-{short_hash(id)}"
 
 
 def short_tags(tags: Sequence[str]) -> list[str]:
-    """Each tag once, cut to what W&B takes."""
+    """Return the distinct tags, each cut to W&B's maximum length."""
     for tag in tags:
-        if len(tag) > _LONGEST_TAG:
-            _log.warning("tag %r is cut to the %s characters that W&B takes", tag, _LONGEST_TAG)
-    return list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags if tag))
+        if len(tag) > _MAX_TAG_LENGTH:
+            _log.warning("tag %r is cut to %s characters, W&B's limit", tag, _MAX_TAG_LENGTH)
+    return list(dict.fromkeys(tag[:_MAX_TAG_LENGTH] for tag in tags if tag))
 
 
-def key_of(name: str) -> str:
-    """The column for a name; no two names share one."""
-    if name == _KILLS_WANDB:
-        return RENAMED + "backslash"
-    return RENAMED + name if name.startswith(("_", OURS, RENAMED, CHARTS)) else name
+def column_name(name: str) -> str:
+    """Return the column for a name, a different one for each name."""
+    if name == _CRASHES_WANDB:
+        return RENAMED_PREFIX + "backslash"
+    is_reserved = name.startswith(("_", PREFIX, RENAMED_PREFIX, CHARTS_PREFIX))
+    return RENAMED_PREFIX + name if is_reserved else name
 
 
-def file_key(name: str, longest: int = _LONGEST_ARTIFACT) -> str:
-    """The column for a medium whose files W&B names after it.
+def file_column_name(name: str, max_length: int = _MAX_ARTIFACT_LENGTH) -> str:
+    """Return the column for a medium whose files W&B names after the column.
 
-    A name that is no path within a folder, or too long, is replaced by its harmless part and a
-    hash; no two names share a column, nor does such a one meet any of `key_of`.
+    A name that is too long, or no valid path inside a folder, is replaced by its safe characters
+    and a hash. The column differs from that of each other name, and from all of `column_name`.
     """
-    key = key_of(name)
-    if len(key) <= longest and _is_path(key):
-        return key
-    readable, _, hashed = safe_name(name).rpartition("-")
-    return f"{RENAMED}{readable[: longest - len(RENAMED) - 1 - len(hashed)]}-{hashed}"
+    column = column_name(name)
+    if len(column) <= max_length and _is_valid_path(column):
+        return column
+    readable, _, hash = safe_name(name).rpartition("-")
+    return f"{RENAMED_PREFIX}{readable[: max_length - len(RENAMED_PREFIX) - 1 - len(hash)]}-{hash}"
 
 
-def longest_of_tables(run: str) -> int:
-    """How long the column of a table or chart of the run with this id (W&B's) may be.
+def max_table_column_length(run_id: str) -> int:
+    """Return how long the column of a table or chart may be in the W&B run with this id.
 
-    W&B makes a name of an artifact from both, adds a hash, and to a chart's what says so.
+    W&B makes an artifact's name from the two and a hash, and adds a prefix and suffix for a chart.
     """
-    return _LONGEST_ARTIFACT - len(f"run-{run}-{CHARTS}_table-123456")
+    return _MAX_ARTIFACT_LENGTH - len(f"run-{run_id}-{CHARTS_PREFIX}_table-123456")
 
 
-def _is_path(key: str) -> bool:
-    return not _NOT_IN_FILES.search(key) and all(
-        part.strip(".") and len(part.encode()) <= _LONGEST_PART for part in key.split("/")
+def _is_valid_path(column: str) -> bool:
+    return not _INVALID_IN_FILE_NAME.search(column) and all(
+        part.strip(".") and len(part.encode()) <= _MAX_FILE_NAME_BYTES for part in column.split("/")
     )
 
 
-def numbers_of_texts(record: ImageRecord) -> dict[str, int]:
-    """Class numbers for boxes that are labelled by a text; no other class of the picture has them.
+def text_class_numbers(record: ImageRecord) -> dict[str, int]:
+    """Return class numbers for the string labels of boxes, unused by the image's other classes.
 
-    They are made from the text, since W&B knows one list of classes for all pictures of a column.
+    A number is derived from its string, because W&B has one list of classes for all images of a
+    column.
     """
     numbers = {text: number for number, text in record.class_labels.items()}
-    labels = {_UNLABELLED if box.label is None else box.label for box in record.boxes}
+    labels = {_UNLABELED if box.label is None else box.label for box in record.boxes}
     taken = {*record.class_labels, *(label for label in labels if isinstance(label, int))}
     for text in sorted(label for label in labels if isinstance(label, str)):
-        number = numbers.get(text, _FIRST_NUMBER + zlib.crc32(text.encode()) % _NUMBERS)
+        hashed = _FIRST_TEXT_CLASS + zlib.crc32(text.encode()) % _TEXT_CLASSES
+        number = numbers.get(text, hashed)
         while text not in numbers and number in taken:
             number += 1
         numbers[text] = number
@@ -108,16 +112,11 @@ def numbers_of_texts(record: ImageRecord) -> dict[str, int]:
     return numbers
 
 
-def class_of(
-    box: Box, labels: Mapping[int, str], numbers_of_texts: Mapping[str, int]
+def box_class(
+    box: Box, labels: Mapping[int, str], text_numbers: Mapping[str, int]
 ) -> tuple[int, str]:
-    """The number and the name of what is in the box."""
+    """Return the class number and class name of a box."""
     if isinstance(box.label, int):
         return box.label, labels.get(box.label, str(box.label))
-    text = _UNLABELLED if box.label is None else box.label
-    return numbers_of_texts[text], text
-
-
-def class_names(numbers: Iterable[int], labels: Mapping[int, str]) -> dict[int, str]:
-    """Names for all of the classes, as W&B itself makes them for those without."""
-    return {int(number): f"class_{number}" for number in numbers} | dict(labels)
+    text = _UNLABELED if box.label is None else box.label
+    return text_numbers[text], text

@@ -1,4 +1,4 @@
-"""W&B's own process, which takes the rows: whether it lives, and what to do when it is dead."""
+"""W&B's service process, which receives the rows: detects its death and restarts it."""
 
 from __future__ import annotations
 
@@ -13,67 +13,71 @@ from metricbus.errors import Lost, Rejected
 if TYPE_CHECKING:
     import wandb
 
-_OF_THE_DEAD = frozenset(  # errors of W&B that mean that the connection to its process is gone
-    (
-        "AlreadyJoinedError",
-        "HandleAbandonedError",
-        "MailboxClosedError",
-        "WandbServiceConnectionError",
-    )
+_CONNECTION_ERRORS = (  # names of W&B's exceptions
+    "AlreadyJoinedError",
+    "HandleAbandonedError",
+    "MailboxClosedError",
+    "WandbServiceConnectionError",
 )
 
 
-class WandbProcess:
-    """The process as one sink knows it; it serves every run of the script."""
+class WandbService:
+    """The service process as one sink sees it. All W&B runs of this process share it."""
 
     def __init__(self) -> None:
         self.is_dead = False
-        self._setup: object = None  # what it belonged to
+        self._setup: object = None  # W&B's object for the process in which our run began
 
-    def revive(self) -> None:
-        """If it is dead, and with it every run of the script, has W&B start a new one."""
+    def restart_if_dead(self) -> None:
+        """Let W&B start a new process if the old one, with all of its runs, is dead."""
         import wandb
 
         if not self.is_dead:
             return
-        if wandb.setup() is self._setup:  # else somebody has done so already
+        if wandb.setup() is self._setup:  # otherwise other code has restarted it already
             with suppress(Exception, SystemExit):
                 wandb.teardown()
         self.is_dead = False
 
     def remember(self) -> None:
-        """A run has begun in the process that there is now."""
+        """Note that our run has begun in the current process."""
         import wandb
 
         self._setup = wandb.setup()
 
     @contextmanager
-    def alive(self) -> Iterator[None]:
-        """Around calls: `Lost` if W&B's own process is gone."""
+    def map_errors(self) -> Iterator[None]:
+        """Map errors of W&B calls in the block.
+
+        Raises `Lost` if the service process is dead or other code has finished the run.
+        """
         try:
             yield
         except Exception as error:
-            if isinstance(error, PermissionError):
-                raise Rejected(str(error)) from error  # the folder in which W&B keeps tables
+            if isinstance(error, PermissionError):  # of the folder in which W&B stages tables
+                raise Rejected(str(error)) from error
             if isinstance(error, OSError) and error.filename is not None:
-                raise  # a full disk, for one
-            if isinstance(error, OSError) or type(error).__name__ in _OF_THE_DEAD:
+                raise  # of a file, such as a full disk, and not of the connection
+            if isinstance(error, OSError) or type(error).__name__ in _CONNECTION_ERRORS:
                 self.is_dead = True
-                raise Lost(f"W&B's own process is gone ({type(error).__name__})") from error
+                raise Lost(
+                    f"W&B's service process has died ({type(error).__name__}); it is restarted, "
+                    "and rows that it had not saved are sent again"
+                ) from error
             if type(error).__name__ == "UsageError" and "is finished" in str(error):
-                raise Lost(f"somebody else has ended the run ({error})") from error
+                raise Lost(f"other code has finished the W&B run ({error})") from error
             raise
 
 
 @contextmanager
 def without_waiting(run: wandb.Run) -> Iterator[None]:
-    """What is logged inside goes to W&B's process in its order, but is not waited for.
+    """Send rows that are logged in the block to the service process without waiting.
 
-    `Run.log()` waits each time until another thread has written to the socket, which takes longer
-    than all else that it does. What W&B logs of the console is not waited for; this uses the same
-    way. The next call outside waits for everything before it, and raises if that failed.
+    `Run.log()` normally waits until another thread has written to the socket, which takes longer
+    than the rest of the call. W&B sends console output without waiting; this uses the same path.
+    Order is kept. The next call outside the block waits for all of them, and raises if one failed.
 
-    It is no public part of W&B: in a version that does not have it, each row is waited for.
+    This uses private parts of W&B. In a version without them, each row is waited for.
     """
     interface: Any = getattr(run, "_interface", None)
     publish = getattr(interface, "_publish", None)

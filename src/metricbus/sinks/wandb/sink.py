@@ -1,16 +1,15 @@
-"""Weights & Biases: one run of its own, one history row for each row and each medium.
+"""W&B sink: one W&B run for each metricbus run, one history row for each row and each medium.
 
-W&B's own step only ever grows, and rows that come late are dropped. So its `_step` is the row's
-number, and the x axis of every chart is a column of ours: `metricbus/step`; for what is reduced
-over an epoch `metricbus/epoch`; for a series with an axis of its own `metricbus/x/<axis>`. Late and
-repeated steps are kept. `metricbus/time` has the seconds since 1970, as has W&B's `_timestamp`.
+W&B's own step only increases; W&B drops rows with a lower step. So `_step` is the number of the
+row, and the x axis of every chart is a column of this sink: `metricbus/step`; `metricbus/epoch` for
+values reduced over an epoch; `metricbus/x/<axis>` for a series with its own axis. Late and repeated
+steps are thus kept. `metricbus/time` and W&B's `_timestamp` are in seconds since 1970.
 
-Names that W&B or these columns need (`_…`, `metricbus/…`) are written as `logged/…`; all others are
-as they are.
+Names that W&B or this sink reserves (`_…`, `metricbus/…`) become `logged/…`. Others are unchanged.
 
-What W&B's own process has taken is in its file some 15 seconds later, or when the run ends. Until
-then it does not count as settled, and comes again if that process dies. A run that is opened again
-goes on after the last row that its files have.
+W&B's service process writes rows to its file about 15 seconds later, or when the run ends. Until
+then they are not acknowledged, and they are sent again if that process dies. A resumed run
+continues after the last row in its files.
 """
 
 from __future__ import annotations
@@ -21,131 +20,99 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from metricbus._common.media_records import MEDIA, MediumRecord
+from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
 from metricbus._common.records import Rewind, Scalars, Status
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
 from metricbus.errors import Unavailable
 from metricbus.sinks.base import Sink
-from metricbus.sinks.wandb.datastore import HistoryFile, files_of, mark_place
-from metricbus.sinks.wandb.media import MediaColumns
-from metricbus.sinks.wandb.names import (
-    EPOCH,
-    OURS,
-    STEP,
-    TIME,
-    check_project,
-    key_of,
-)
-from metricbus.sinks.wandb.service import WandbProcess, without_waiting
-from metricbus.sinks.wandb.start import begin, choose_mode
+from metricbus.sinks.wandb.datastore import HistoryFile, find_files, save_destination
+from metricbus.sinks.wandb.media import MediaConverter
+from metricbus.sinks.wandb.names import EPOCH, PREFIX, STEP, TIME, check_project, column_name
+from metricbus.sinks.wandb.service import WandbService, without_waiting
+from metricbus.sinks.wandb.start import WandbOptions, choose_mode, start_run
 
 if TYPE_CHECKING:
     import wandb
 
-_EXIT_CODES = {
-    "finished": 0,
-    "running": 0,
-    "failed": 1,
-    "killed": 255,  # W&B's own for an interrupt
-}
+_EXIT_CODES = {"finished": 0, "running": 0, "failed": 1, "killed": 255}  # 255 as W&B on Ctrl-C
 _LAST_WRITE_SECS = 20.0
-_LOOK_AGAIN_SECS = 0.01
-
-
-class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the URL may say beside the location; what it leaves out, the run or W&B's settings say.
-
-    `tags` are added to the run's own.
-    """
-
-    entity: str | None = None
-    project: str | None = None
-    mode: Literal["online", "offline"] | None = None
-    group: str | None = None
-    tags: list[str] = []
-    notes: str | None = None
+_POLL_SECS = 0.01
 
 
 class WandbSink(Sink):
-    """Logs to Weights & Biases; `wandb://team/project` says where to."""
+    """Logs to Weights & Biases: `wandb:PROJECT` or `wandb://TEAM/PROJECT`."""
 
-    kinds = (Scalars, Rewind, *MEDIA)
+    kinds = (Scalars, Rewind, *MEDIA_RECORD_TYPES)
     dedup = "position"
     prefers_subprocess = True
     Options = WandbOptions
     options: WandbOptions
     exclusive_reason = (
-        "W&B takes a run only once in a process; bring it to the second place when the run has "
-        "ended: metricbus deliver RUN --sinks wandb:elsewhere"
+        "W&B allows a run only once in a process; when the run has ended, deliver it to the second "
+        "project: metricbus deliver RUN --sinks wandb:elsewhere"
     )
     requires = ("wandb",)
     install = "pip install 'metricbus[wandb]'"
 
+    _run: wandb.Run
+
     def __init__(self, location: str = "", options: Any = None) -> None:
-        """Takes the location apart and checks the project's name."""
         super().__init__(location, options)
         entity, _, project = location.strip("/").rpartition("/")
         self._entity = self.options.entity or entity or None
         self._project = self.options.project or project or None
-        self._place = f"{self._entity or ''}/{self._project or ''}"
+        self._destination = f"{self._entity or ''}/{self._project or ''}"
         if self._project:
             check_project(self._project)
-        self._run: wandb.Run | None = None
-        self._process = WandbProcess()
+        self._is_open = False
+        self._service = WandbService()
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Begins the run, or goes on with it after the last row that its files have."""
+        """Start or resume the W&B run, after the last row in its files."""
         project = self._project or os.environ.get("WANDB_PROJECT") or run.project
         if project:
             check_project(project)
         self._folder = folder / "wandb"
         self._mode = choose_mode(self.options.mode)
-        self._base: int = state.get("rows", 0)  # rows before those that come now
-        self._given = 0
-        self._known = max((HistoryFile(file).read_on() for file in self._files()), default=-1)
-        self._logged = self._known  # the number of the last row that W&B has got
-        self._next = self._known + 1  # the first number that was neither logged nor passed over
+        # Row numbers count all records ever written, `_base` of them before this open. W&B's files
+        # already have the rows up to `_saved`; the next row to log is `_next` or higher.
+        self._base: int = state.get("rows", 0)
+        self._written = 0
+        self._saved = max((HistoryFile(file).read_new() for file in self._files()), default=-1)
+        self._last_logged = self._saved
+        self._next = self._saved + 1
         self._axes: dict[str, str] = {}
-        self._keys: dict[str, str] = {}
-        if self._run is not None and not self._process.is_dead:  # another delivery had taken over
+        self._columns: dict[str, str] = {}
+        if self._is_open and not self._service.is_dead:  # another process had the lease meanwhile
             with suppress(Exception):
                 self._run.finish(exit_code=0)
-        with self._process.alive():
-            self._process.revive()
-            self._run = begin(
-                run,
-                folder,
-                entity=self._entity,
-                project=project,
-                mode=self._mode,
-                group=self.options.group,
-                tags=self.options.tags,
-                notes=self.options.notes,
+        with self._service.map_errors():
+            self._service.restart_if_dead()
+            self._run = start_run(
+                run, folder, self.options, entity=self._entity, project=project, mode=self._mode
             )
-            self._process.remember()
+            self._is_open = True
+            self._service.remember()
             self._run.define_metric("*", step_metric=STEP)
-            self._media = MediaColumns(self._run, MediaFolder(folder), self.log_fallback)
+            self._media = MediaConverter(self._run, MediaFolder(folder), self.log_fallback)
         self._file: HistoryFile | None = None
         if not self._run.disabled:
             file = Path(self._run.settings.sync_file or "")
-            mark_place(file, self._place)
+            save_destination(file, self._destination)
             self._file = HistoryFile(file)
 
     def write(self, records: Sequence[Scalars | Rewind | MediumRecord]) -> None:
-        """One history row each, with its number as W&B's step; those W&B has already are passed.
+        """Log one history row for each record, except for those that W&B's files already have.
 
-        Nothing is logged when a file of theirs is not what it was.
+        Raises `MediaError` before the first row if a media file is missing or has changed.
         """
-        assert self._run is not None
-        first = self._base + self._given
+        first = self._base + self._written
         new = [] if self._run.disabled else records[max(0, self._next - first) :]
         self._media.check(record for record in new if isinstance(record, MediumRecord))
-        with self._process.alive():
+        with self._service.map_errors():
             number = first + len(records) - len(new)
             with without_waiting(self._run):
                 for record in new[:-1]:
@@ -153,17 +120,16 @@ class WandbSink(Sink):
                     number += 1
             for record in new[-1:]:  # waits for all of them
                 self._log(record, number)
-        self._given += len(records)
+        self._written += len(records)
 
     def _log(self, record: Scalars | Rewind | MediumRecord, number: int) -> None:
-        assert self._run is not None
         self._run.log(self._row(record, number), step=number, commit=True)
-        self._logged, self._next = number, number + 1
+        self._last_logged, self._next = number, number + 1
 
     def skip_rejected(self, count: int) -> None:
-        """A rejected record has a number too: so it is the same when records come again."""
-        self._given += count
-        self._next = max(self._next, self._base + self._given)
+        """Count rejected records too, so that row numbers stay the same in a repeated delivery."""
+        self._written += count
+        self._next = max(self._next, self._base + self._written)
 
     def _row(self, record: Scalars | Rewind | MediumRecord, number: int) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -173,83 +139,79 @@ class WandbSink(Sink):
             "_timestamp": record.time / 1e9,
         }
         if isinstance(record, Rewind):
-            row[f"{OURS}rewind"] = record.step
+            row[f"{PREFIX}rewind"] = record.step
             return row
         axis = EPOCH if record.axis == "epoch" else STEP
         if record.axis not in ("", "epoch"):
-            axis = f"{OURS}x/{record.axis}"
+            axis = f"{PREFIX}x/{record.axis}"
             row[axis] = record.x if record.at is None else record.at
         if isinstance(record, MediumRecord):
-            columns = self._media.of(record, number)
+            columns = self._media.columns(record, number)
             self._define_axis(next(iter(columns)), axis)
             return row | columns
         if record.partial:
-            row[f"{OURS}partial"] = True
+            row[f"{PREFIX}partial"] = True
         for name, value in record.values.items():
-            key = self._keys.get(name)
-            if key is None:
-                key = self._keys[name] = key_of(name)
-            self._define_axis(key, axis)
-            row[key] = value
+            column = self._columns.get(name)
+            if column is None:
+                column = self._columns[name] = column_name(name)
+            self._define_axis(column, axis)
+            row[column] = value
         return row
 
-    def _define_axis(self, key: str, axis: str) -> None:
-        assert self._run is not None
-        if self._axes.get(key, STEP) == axis:
+    def _define_axis(self, column: str, axis: str) -> None:
+        if self._axes.get(column, STEP) == axis:
             return
-        self._axes[key] = axis
-        if "*" not in key:  # W&B takes it for a pattern
-            self._run.define_metric(key, step_metric=axis)
+        self._axes[column] = axis
+        if "*" not in column:  # W&B takes it for a pattern
+            self._run.define_metric(column, step_metric=axis)
 
     def flush(self) -> Mapping[str, Any]:
-        """How many rows the run has."""
-        return {"rows": self._base + self._given}
+        """Return how many records have been written to the run."""
+        return {"rows": self._base + self._written}
 
     def acknowledged(self) -> int | None:
-        """The rows that W&B's file has."""
+        """Return how many records written since `open` are in W&B's files; None if disabled."""
         if self._file is None:
             return None
-        newest = self._newest(self._file)
-        return self._given if newest >= self._logged else max(0, newest + 1 - self._base)
+        saved = self._last_saved(self._file)
+        return self._written if saved >= self._last_logged else max(0, saved + 1 - self._base)
 
-    def _newest(self, file: HistoryFile) -> int:
-        """The number of the last row that W&B's files have."""
-        return max(self._known, file.read_on())
+    def _last_saved(self, file: HistoryFile) -> int:
+        return max(self._saved, file.read_new())
 
     def close(self, status: Status) -> None:
-        """Ends the run; W&B's process writes, and online sends, all that it has.
+        """Finish the W&B run: its service process saves (and, if online, uploads) all rows.
 
-        Its last write may come a little after W&B says that the run has ended.
+        W&B may report the end shortly before its last write, so wait for the end in its file.
         """
-        assert self._run is not None
-        with self._process.alive():
+        with self._service.map_errors():
             self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
         deadline = time.monotonic() + _LAST_WRITE_SECS
         file = self._file
-        while file and not (self._newest(file) >= self._logged and file.ended):
+        while file and not (self._last_saved(file) >= self._last_logged and file.has_exit):
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"W&B has ended the run, but has not written all into {self.where}"
+                    f"W&B has finished the run, but its last rows are not in {self.where} after "
+                    f"{_LAST_WRITE_SECS:.0f} s"
                 )
-            time.sleep(_LOOK_AGAIN_SECS)
+            time.sleep(_POLL_SECS)
 
     @property
     def where(self) -> str:
-        """The run's page, or its folder if it is offline."""
-        assert self._run is not None
+        """The URL of the run's page, or the folder of an offline run."""
         return str(self._folder) if self._run.offline else self._run.url or ""
 
     @property
     def command(self) -> str:
-        """Sends an offline run to W&B."""
-        assert self._run is not None
+        """The command that uploads an offline run; empty for an online one."""
         if not self._run.offline:
             return ""
         return "wandb sync " + " ".join(shlex.quote(str(file.parent)) for file in self._files())
 
     def _files(self) -> list[Path]:
-        """W&B's files of this run that went to where this sink goes, the oldest first.
+        """Return W&B's files of this run for this destination, oldest first.
 
-        What stands in the file of an offline run is not online.
+        Online, those of offline runs do not count: their rows are not on the server.
         """
-        return files_of(self._folder, self._place, offline=self._mode != "online")
+        return find_files(self._folder, self._destination, offline=self._mode != "online")

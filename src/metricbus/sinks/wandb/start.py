@@ -1,13 +1,14 @@
-"""How a run of Weights & Biases is begun: in which mode, under which name, with which settings."""
+"""Starts or resumes a W&B run: its options, mode and settings."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
 
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
@@ -21,89 +22,101 @@ Mode: TypeAlias = Literal["online", "offline"] | None
 _log = logging.getLogger("metricbus.sinks.wandb")
 
 
-def begin(
+class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of the sink URL. Those left out come from the run, or from W&B's own settings.
+
+    `tags` are added to the run's tags.
+    """
+
+    entity: str | None = None
+    project: str | None = None
+    mode: Mode = None
+    group: str | None = None
+    tags: list[str] = []
+    notes: str | None = None
+
+
+def start_run(
     run: Run,
     folder: Path,
+    options: WandbOptions,
     *,
     entity: str | None,
     project: str | None,
     mode: Mode,
-    group: str | None,
-    tags: Sequence[str],
-    notes: str | None,
 ) -> wandb.Run:
-    """Begins the run in `folder`, or goes on with it if it is online.
-
-    What is None, the run says, or else W&B's settings; `tags` are added to the run's own.
-    """
+    """Start a W&B run with its files in `folder`; resume it if it exists and `mode` is online."""
     import wandb
 
-    begun = wandb.init(
+    started = wandb.init(
         entity=entity,
         project=project,
         id=run_id(run.id),
         name=run.name,
         config=dict(run.config),
-        group=group or run.group,
-        tags=short_tags([*run.tags, *tags]),
-        notes=notes or run.notes,
+        group=options.group or run.group,
+        tags=short_tags([*run.tags, *options.tags]),
+        notes=options.notes or run.notes,
         dir=str(folder),
         mode=mode,
         resume="allow" if mode == "online" else None,
-        reinit="create_new",  # a run of ours beside those that the script may have
+        reinit="create_new",  # leave the script's own runs open
         settings=wandb.Settings(
             console="off",
             silent=True,
-            allow_media_symlink=True,  # no copies of media; by the next line hard links
+            # together: hard links instead of copies of media
+            allow_media_symlink=True,
             symlink=False,
-            **_about_training(run),
+            **_training_settings(run),
         ),
     )
-    with suppress(AttributeError):  # it is no part of W&B's public face
-        # else `wandb.init()` in the script would give out our run, or end it
-        wandb.setup().remove_active_run(begun)
-    return begun
+    # A later `wandb.init()` in the script would otherwise return or finish this run. The method is
+    # not public in W&B.
+    with suppress(AttributeError):
+        wandb.setup().remove_active_run(started)
+    return started
 
 
-def choose_mode(wanted: Mode) -> Mode:
-    """What is `wanted`, or W&B's own settings say; else online with a key, and offline without.
+def choose_mode(requested: Mode) -> Mode:
+    """Return the mode that is requested, here or in W&B's settings; None leaves it to W&B.
 
-    W&B would ask for a missing key in the terminal, in the midst of training.
+    Without a request, it is online if W&B has an API key and offline otherwise: W&B itself would
+    ask for the key in the terminal and block. Raises `ConfigError` for online without a key.
     """
-    mode = wanted or os.environ.get("WANDB_MODE") or None
+    mode = requested or os.environ.get("WANDB_MODE") or None
     if mode not in (None, "online"):
-        return wanted
-    if _has_key():
+        return requested
+    if _has_api_key():
         return "online"
     if mode == "online":
         raise ConfigError(
-            "W&B is to be online, but has no API key: run 'wandb login', set WANDB_API_KEY, or "
+            "W&B mode is online, but there is no API key; run 'wandb login', set WANDB_API_KEY, or "
             "choose wandb?mode=offline"
         )
     _log.warning(
-        "W&B has no API key, so this run is offline, until 'wandb sync' sends it; for the next "
-        "one, run 'wandb login', or choose wandb?mode=offline"
+        "W&B has no API key, so this run is offline; upload it later with 'wandb sync'. For the "
+        "next run, use 'wandb login', or wandb?mode=offline to avoid this warning"
     )
     return "offline"
 
 
-def _about_training(run: Run) -> dict[str, Any]:
-    """Settings that have W&B record the training rather than the process that delivers.
+def _training_settings(run: Run) -> dict[str, Any]:
+    """Return settings that make W&B record the training process, not the delivering one.
 
-    Of a training that is over or elsewhere, there is nothing to record but its name.
+    If the training has ended or is on another host, only its program can be recorded.
     """
-    is_here = run.process.is_here and run.process.is_alive()
-    about: dict[str, Any] = {"x_disable_stats": not is_here, "disable_git": not is_here}
+    is_here = run.process.is_local and run.process.is_alive()
+    settings: dict[str, Any] = {"x_disable_stats": not is_here, "disable_git": not is_here}
     if is_here:
-        about["x_stats_pid"] = run.pid
-        about["git_root"] = os.getcwd()  # W&B would look around the run's folder
+        settings["x_stats_pid"] = run.pid
+        settings["git_root"] = os.getcwd()  # W&B would look in the run's folder
     if run.program:
-        about["program"] = run.program
-    return about
+        settings["program"] = run.program
+    return settings
 
 
-def _has_key() -> bool:
-    """Whether W&B finds an API key, or is in use by the script itself."""
+def _has_api_key() -> bool:
+    """Check whether W&B finds an API key, or the script already uses W&B online."""
     import wandb
 
     if wandb.run is not None:

@@ -1,103 +1,102 @@
-"""Tables of Weights & Biases, and the charts that it draws from a table itself."""
+"""Converts tables to W&B tables, and charts to the custom charts that W&B draws from a table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metricbus._common.media_records import Cell, ChartRecord, FileRef, Picture, TableRecord
+from metricbus._common.media_records import Cell, ChartRecord, FileRef, ImageCell, TableRecord
 from metricbus._journal.media_files import MediaFolder
 
 if TYPE_CHECKING:
     import wandb
     from wandb.plot.custom_chart import CustomChart
 
-_MOST_CLASSES = 200  # in a confusion matrix: W&B has a row for each pair
+_MAX_CLASSES = 200  # of a confusion matrix, for which W&B stores a row for each pair
 
 
-class Tables:
-    """Makes tables and charts of the rows in `folder`; `picture` makes what is in a cell of one."""
+class TableBuilder:
+    """Builds tables and charts from the files in `folder`; `to_image` converts image cells."""
 
-    def __init__(self, folder: MediaFolder, picture: Callable[[FileRef, str], wandb.Image]) -> None:
+    def __init__(
+        self, folder: MediaFolder, to_image: Callable[[FileRef, str], wandb.Image]
+    ) -> None:
         self._folder = folder
-        self._picture = picture
+        self._to_image = to_image
 
     def table(self, record: TableRecord) -> wandb.Table:
-        """The rows of one part of a table."""
+        """Return a table with the rows of one part."""
         return self._table(record.columns, self._folder.rows(record))
 
     def chart(self, record: ChartRecord) -> CustomChart | None:
-        """The chart; None if W&B does not draw such a one."""
+        """Return the chart; None if W&B cannot draw it."""
         try:
-            return self._drawn(record)
-        except TypeError:  # values that W&B does not take together
+            return self._chart(record)
+        except TypeError:  # W&B refuses some combinations of values
             return None
 
-    def _drawn(self, record: ChartRecord) -> CustomChart | None:
+    def _chart(self, record: ChartRecord) -> CustomChart | None:
         import wandb
 
         rows = self._folder.rows(record)
-        about: dict[str, Any] = {"title": record.title, "split_table": True}
+        options: dict[str, Any] = {"title": record.title, "split_table": True}
         x, ys = record.x_column, record.y_columns
         if record.chart == "histogram":
             value = x if x in record.columns else ys[0]
-            return wandb.plot.histogram(self._table(record.columns, rows), value, **about)
+            return wandb.plot.histogram(self._table(record.columns, rows), value, **options)
         if record.chart == "line" and len(ys) > 1 and rows:
             columns = dict(zip(record.columns, zip(*rows, strict=True), strict=True))
             series = [columns[y] for y in ys]
-            _take_whole(len(rows) * len(ys))
-            return wandb.plot.line_series([columns[x]] * len(ys), series, ys, xname=x, **about)
+            _raise_row_limits(len(rows) * len(ys))
+            return wandb.plot.line_series([columns[x]] * len(ys), series, ys, xname=x, **options)
         if len(ys) != 1 or record.chart not in ("line", "scatter", "bar", "confusion"):
             return None
         if record.chart == "confusion":
-            at = record.columns.index
-            return _confusion([(row[at(x)], row[at(ys[0])]) for row in rows], about)
-        table = self._table(record.columns, rows)
-        if record.chart == "line":
-            return wandb.plot.line(table, x, ys[0], **about)
-        if record.chart == "scatter":
-            return wandb.plot.scatter(table, x, ys[0], **about)
-        return wandb.plot.bar(table, x, ys[0], **about)
+            index = record.columns.index
+            return _confusion([(row[index(x)], row[index(ys[0])]) for row in rows], options)
+        plot = getattr(wandb.plot, record.chart)  # line, scatter or bar
+        chart: CustomChart = plot(self._table(record.columns, rows), x, ys[0], **options)
+        return chart
 
     def _table(self, columns: Sequence[str], rows: list[list[Cell]]) -> wandb.Table:
         import wandb
 
         data: list[Iterable[Any]] = [
             [
-                self._picture(cell.file, cell.caption) if isinstance(cell, Picture) else cell
+                self._to_image(cell.file, cell.caption) if isinstance(cell, ImageCell) else cell
                 for cell in row
             ]
             for row in rows
         ]
-        _take_whole(len(data))
+        _raise_row_limits(len(data))
         try:
             return wandb.Table(columns=[*columns], data=data)
         except TypeError:
             return wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
 
 
-def _confusion(pairs: list[tuple[Cell, Cell]], about: dict[str, Any]) -> CustomChart | None:
+def _confusion(pairs: list[tuple[Cell, Cell]], options: dict[str, Any]) -> CustomChart | None:
     import wandb
 
     labels: dict[str, Any] = {str(label): label for pair in pairs for label in pair}
-    if not labels or len(labels) > _MOST_CLASSES:
+    if not labels or len(labels) > _MAX_CLASSES:
         return None
-    numeric = all(isinstance(label, int | float) for label in labels.values())
-    names = sorted(labels, key=labels.__getitem__ if numeric else None)
-    number = {name: at for at, name in enumerate(names)}
-    _take_whole(len(names) ** 2)
+    is_numeric = all(isinstance(label, int | float) for label in labels.values())
+    names = sorted(labels, key=labels.__getitem__ if is_numeric else None)
+    indices = {name: index for index, name in enumerate(names)}
+    _raise_row_limits(len(names) ** 2)
     return wandb.plot.confusion_matrix(
-        y_true=[number[str(actual)] for actual, _ in pairs],
-        preds=[number[str(predicted)] for _, predicted in pairs],
+        y_true=[indices[str(actual)] for actual, _ in pairs],
+        preds=[indices[str(predicted)] for _, predicted in pairs],
         class_names=names,
-        **about,
+        **options,
     )
 
 
-def _take_whole(rows: int) -> None:
-    """Has W&B not cut a table of so many rows."""
+def _raise_row_limits(rows: int) -> None:
+    """Keep W&B from truncating a table with this number of rows."""
     import wandb
 
-    # never lowered again: other threads may be at it
+    # the limits are never lowered again, because another thread may be using them
     wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, rows)
     wandb.Table.MAX_ARTIFACT_ROWS = max(wandb.Table.MAX_ARTIFACT_ROWS, rows)
