@@ -48,7 +48,8 @@ def test_commands_report_values_dropped_by_a_full_queue(run_with_drops: tuple[Pa
     run, dropped = run_with_drops
     assert dropped > 0
     assert reported_by(run) == {"queue": dropped, "media": 0, "unwritable": 0, "is_final": True}
-    assert f"values dropped: {dropped:,} ({dropped:,} because the queue was full)" in command("show", run)
+    line = f"values dropped: {dropped:,} ({dropped:,} because the queue was full)"
+    assert line in command("show", run)
     assert f"{dropped:,} dropped" in command("ls", run)
 
 

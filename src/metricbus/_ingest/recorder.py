@@ -1,7 +1,7 @@
 """The hot path: validates the values of `log()` and appends them to the call queue.
 
-`log()` does no I/O, and waits for no thread, lock or device, except for a queue that is full under
-`overflow="block"`. An invalid call raises before any of its values is logged.
+`log()` does no I/O, takes no lock for numbers, and waits for no thread or device, except while the
+queue is full under `overflow="block"`. An invalid call raises before any of its values is logged.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Recorder:
         example the batch size, is the weight of the values in means and standard deviations.
 
         Raises `TypeError` or `ValueError` for an invalid name, value, step, epoch or weight, before
-        any value of the call is logged.
+        any value of the call is logged. Under `strict`, raises `ClosedError` after `close()`.
         """
         # The most common call is inlined: a float, at a step that is not in the past.
         if (
@@ -262,7 +262,7 @@ class Recorder:
         return number
 
     def _flush_every(self, steps: int) -> None:
-        """Make `log` request a flush every `steps` steps. Replaces it only on this bus."""
+        """Make `log` request a flush every `steps` steps, at a cost to this bus only."""
         flushed_at = self._clock.step
 
         def log(*args: Any, **kwargs: Any) -> None:
