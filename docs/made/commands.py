@@ -1,4 +1,4 @@
-"""Prints docs/commands.md: every command with its arguments and options, from the code.
+"""Prints docs/commands.md: every command with its arguments and options.
 
 python docs/made/commands.py > docs/commands.md
 """
@@ -18,16 +18,16 @@ from metricbus._cli.app import app
 HEAD = """\
 # Commands
 
-Every command of `metricbus` with its arguments and options, as `--help` has them.
-[The command line](cli.md) tells what they are for. The exit status is 0 when all is well, 1 where
-the answer is no, 2 for misuse and for what cannot be read.
+Every command of `metricbus` with its arguments and options, as shown by `--help`.
+[The command line](cli.md) explains how to use them. The exit status is 0 on success, 1 if there is
+a problem to report, such as undelivered values, and 2 for misuse and unreadable input.
 
-This page is made from the declarations in `src/metricbus/cli/` by `make docs`.
+`make docs` generates this page from the declarations in `src/metricbus/_cli/`.
 """
 
 
 class Parameter(NamedTuple):
-    """An argument or an option of a command, as its function declares it."""
+    """An argument or an option of a command."""
 
     name: str
     kind: Any
@@ -36,42 +36,43 @@ class Parameter(NamedTuple):
 
     @property
     def usage(self) -> str:
-        """How an argument stands in the command's line."""
+        """How an argument appears in the usage line."""
         name = self.info.metavar or self.name.upper()
         if get_origin(self.kind) is list and not name.endswith("..."):
             name += "..."
         return name if self.default is inspect.Parameter.empty else f"[{name}]"
 
     @property
-    def spelled(self) -> str:
-        """An option with its short form."""
-        told = list(self.info.param_decls or ())
-        if isinstance(self.info.default, str):  # where typer puts the first, inside Annotated
-            told.insert(0, self.info.default)
-        return ", ".join(told or [f"--{self.name.replace('_', '-')}"])
+    def flags(self) -> str:
+        """The long and short forms of an option."""
+        flags = list(self.info.param_decls or ())
+        if isinstance(self.info.default, str):
+            # Inside Annotated, typer stores the first flag as the default.
+            flags.insert(0, self.info.default)
+        return ", ".join(flags or [f"--{self.name.replace('_', '-')}"])
 
     @property
-    def takes(self) -> str:
-        """What a value may be; a switch takes none."""
+    def values(self) -> str:
+        """The type or the choices of the value; empty for a switch."""
         kind = self.kind
         if get_args(kind) and NoneType in get_args(kind):
-            kind = next(one for one in get_args(kind) if one is not NoneType)
+            kind = next(arg for arg in get_args(kind) if arg is not NoneType)
         if get_origin(kind) is list:
             (kind,) = get_args(kind)
         if isinstance(kind, type) and issubclass(kind, Enum):
-            return ", ".join(f"`{one.value}`" for one in kind)
-        words = {"bool": "", "str": "text", "Path": "path", "int": "integer", "float": "number"}
-        return words.get(kind.__name__, "text")
+            return ", ".join(f"`{member.value}`" for member in kind)
+        names = {"bool": "", "str": "text", "Path": "path", "int": "integer", "float": "number"}
+        return names.get(kind.__name__, "text")
 
     @property
     def shown_default(self) -> str:
-        """The default, where it tells something."""
+        """The default, if there is one to show."""
         default = self.default.value if isinstance(self.default, Enum) else self.default
         return "" if default in (None, False, (), inspect.Parameter.empty) else f"`{default}`"
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     sections = []
     for command in app.registered_commands:
         assert command.callback is not None
@@ -80,38 +81,38 @@ def page() -> str:
 
 
 def section(name: str, function: Callable[..., Any]) -> str:
-    """One command: what it does, an example, and what it takes."""
-    what, _, example = (inspect.getdoc(function) or "").partition("Example: ")
+    """Return the section on one command."""
+    description, _, example = (inspect.getdoc(function) or "").partition("Example: ")
     declared = parameters(function)
-    arguments = [one for one in declared if isinstance(one.info, ArgumentInfo)]
-    options = [one for one in declared if isinstance(one.info, OptionInfo)]
-    usage = " ".join(["metricbus", name, *(one.usage for one in arguments)])
-    lines = [f"## `{name}`", "", *what.strip().splitlines(), ""]
+    arguments = [param for param in declared if isinstance(param.info, ArgumentInfo)]
+    options = [param for param in declared if isinstance(param.info, OptionInfo)]
+    usage = " ".join(["metricbus", name, *(param.usage for param in arguments)])
+    lines = [f"## `{name}`", "", *description.strip().splitlines(), ""]
     if example:
         lines += ["```sh", " ".join(example.split()), "```", ""]
     lines += [f"`{usage}`", ""]
     if declared:
-        lines += ["| what | takes | default | meaning |", "|---|---|---|---|"]
-        lines += [_row(one.usage, one) for one in arguments]
-        lines += [_row(one.spelled, one) for one in options]
+        lines += ["| parameter | value | default | meaning |", "|---|---|---|---|"]
+        lines += [_row(param.usage, param) for param in arguments]
+        lines += [_row(param.flags, param) for param in options]
         lines += [""]
     return "\n".join(lines)
 
 
 def parameters(function: Callable[..., Any]) -> list[Parameter]:
-    """What a command's function declares."""
+    """Return the parameters that a command's function declares."""
     hints = get_type_hints(function, include_extras=True)
-    found = []
+    declared = []
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints[name]
-        assert get_origin(hint) is Annotated, f"{name} of {function} says nothing of itself"
+        assert get_origin(hint) is Annotated, f"{name} of {function} has no Annotated type"
         kind, info = get_args(hint)
-        found.append(Parameter(name, kind, parameter.default, info))
-    return found
+        declared.append(Parameter(name, kind, parameter.default, info))
+    return declared
 
 
-def _row(spelled: str, one: Parameter) -> str:
-    cells = (f"`{spelled}`", one.takes, one.shown_default, one.info.help or "")
+def _row(label: str, param: Parameter) -> str:
+    cells = (f"`{label}`", param.values, param.shown_default, param.info.help or "")
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
 

@@ -1,8 +1,7 @@
-"""`metricbus ls`, as a person would run it."""
+"""The command `metricbus ls`."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,26 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from metricbus import Histogram, MetricBus
-from metricbus._cli.app import app
 from metricbus.testing import MemorySink
+from tests.helpers.cli_runs import invoke, invoke_json
 
 
 def ls(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["ls", *arguments])
+    return invoke("ls", *arguments)
 
 
-def listed(*arguments: str) -> list[dict[str, Any]]:
-    done = ls(*arguments, "--json")
-    assert done.exit_code == 0, done.stderr
-    entries: list[dict[str, Any]] = json.loads(done.stdout)
+def ls_json(*arguments: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = invoke_json("ls", *arguments)
     return entries
 
 
-def ids(*arguments: str) -> list[str]:
-    return [Path(entry["folder"]).name for entry in listed(*arguments)]
+def listed_ids(*arguments: str) -> list[str]:
+    return [Path(entry["folder"]).name for entry in ls_json(*arguments)]
 
 
 @pytest.fixture
@@ -49,7 +46,7 @@ def runs(tmp_path: Path) -> Iterator[Path]:
     live.close()
 
 
-def test_the_newest_run_stands_first_with_all_that_matters(runs: Path) -> None:
+def test_lists_the_newest_run_first(runs: Path) -> None:
     lines = ls(str(runs)).stdout.splitlines()
     assert lines[0].split() == ["run", "status", "age", "step", "values", "last", "delivery"]
     assert [line.split()[0] for line in lines[2:]] == ["c-3", "b-2", "a-1"]
@@ -59,12 +56,12 @@ def test_the_newest_run_stands_first_with_all_that_matters(runs: Path) -> None:
     assert lines[4].split()[-1] == "all"
 
 
-def test_without_a_folder_the_runs_are_those_of_the_settings(
+def test_without_a_folder_lists_the_runs_of_the_settings(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(listed()) == 3, "the folder `runs` beside which it is run"
+    assert len(ls_json()) == 3, "the folder `runs` in the working directory"
     monkeypatch.setenv("METRICBUS_DIR", "elsewhere")
-    assert "there is no folder elsewhere" in ls().stderr
+    assert "There is no folder elsewhere." in ls().stderr
 
 
 @pytest.mark.parametrize(
@@ -83,14 +80,21 @@ def test_without_a_folder_the_runs_are_those_of_the_settings(
         (["--tag", "old", "--tag", "big"], ["a-1"]),
     ],
 )
-def test_runs_are_sorted_and_filtered(
-    runs: Path, arguments: list[str], expected: list[str]
-) -> None:
-    assert ids(str(runs), *arguments) == expected
+def test_sorts_and_filters_runs(runs: Path, arguments: list[str], expected: list[str]) -> None:
+    assert listed_ids(str(runs), *arguments) == expected
 
 
-def test_json_has_what_a_script_wants(runs: Path) -> None:
-    (entry,) = listed(str(runs), "--name", "a-1")
+def test_rejects_an_unknown_sort_key(runs: Path) -> None:
+    done = ls(str(runs), "--sort", "val/acc")
+    assert done.exit_code == 2
+    message = " ".join(done.stderr.replace("│", " ").split())
+    assert (
+        "Cannot sort by 'val/acc'. Sort by one of: started, name, steps, values, status." in message
+    )
+
+
+def test_json_has_all_details(runs: Path) -> None:
+    (entry,) = ls_json(str(runs), "--name", "a-1")
     assert (entry["status"], entry["step"], entry["values"]) == ("finished", 29, 30)
     assert entry["values_are_exact"] is True
     assert entry["last"] == {"loss": 1 / 30}
@@ -98,7 +102,7 @@ def test_json_has_what_a_script_wants(runs: Path) -> None:
     assert (sink["sink"], sink["delivered"], sink["share"]) == ("csv", 30, 1.0)
 
 
-def test_the_step_is_the_largest_though_an_earlier_one_was_logged_last(tmp_path: Path) -> None:
+def test_shows_the_largest_step_even_if_a_smaller_one_was_logged_last(tmp_path: Path) -> None:
     with MetricBus(id="late", sinks="", dir=tmp_path) as bus:
         for step in range(100):
             bus.log("loss", 1 / (step + 1), step=step)
@@ -106,20 +110,20 @@ def test_the_step_is_the_largest_though_an_earlier_one_was_logged_last(tmp_path:
     with MetricBus(id="short", sinks="", dir=tmp_path) as bus:
         bus.log("loss", 0.5, step=60)
         bus.log("weights", Histogram([1.0, 2.0]), step=20)
-    steps = {entry["id"]: entry["step"] for entry in listed(str(tmp_path))}
+    steps = {entry["id"]: entry["step"] for entry in ls_json(str(tmp_path))}
     assert steps == {"late": 99, "short": 60}
-    assert ids(str(tmp_path), "--sort", "steps") == ["late", "short"]
+    assert listed_ids(str(tmp_path), "--sort", "steps") == ["late", "short"]
     late = next(line for line in ls(str(tmp_path)).stdout.splitlines() if line.startswith("late"))
     assert "99" in late.split()
 
 
-def test_the_last_values_can_be_chosen(runs: Path) -> None:
+def test_values_selects_the_last_values(runs: Path) -> None:
     done = ls(str(runs), "--name", "c-3", "--values", "val/*")
     assert "val/f1 0.125" in done.stdout
     assert "loss" not in done.stdout
 
 
-def test_a_sink_that_is_behind_is_named_with_its_share(tmp_path: Path) -> None:
+def test_names_incomplete_sinks_with_their_share(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1)
     file = tmp_path / "r" / "run.json"
@@ -127,56 +131,56 @@ def test_a_sink_that_is_behind_is_named_with_its_share(tmp_path: Path) -> None:
     assert ls(str(tmp_path)).stdout.splitlines()[-1].endswith("csv 0%, mlflow 0%")
 
 
-def test_a_run_that_cannot_be_read_is_listed_with_the_reason(runs: Path) -> None:
+def test_lists_an_unreadable_run_with_the_reason(runs: Path) -> None:
     (runs / "b-2" / "run.json").write_text("{")
     line = next(line for line in ls(str(runs)).stdout.splitlines() if line.startswith("b-2"))
     assert "unreadable" in line
     assert "run.json cannot be read" in line
-    assert ids(str(runs), "--status", "unreadable") == ["b-2"]
+    assert listed_ids(str(runs), "--status", "unreadable") == ["b-2"]
 
 
-def test_a_run_without_permission_is_listed_with_the_reason(
+def test_lists_a_run_without_permission_with_the_reason(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "journal")
 
-    monkeypatch.setattr("metricbus._cli.ls.glance", refuse)
-    (entry,) = listed(str(runs), "--name", "a-1")
+    monkeypatch.setattr("metricbus._cli.ls.read_run_status", refuse)
+    (entry,) = ls_json(str(runs), "--name", "a-1")
     assert (entry["status"], entry["problem"]) == ("unreadable", "journal: Permission denied")
 
 
-def test_a_torn_journal_is_listed_like_any_other(runs: Path) -> None:
+def test_lists_a_run_with_a_torn_journal(runs: Path) -> None:
     segment = runs / "a-1" / "journal" / "0001.jsonl"
     segment.write_bytes(segment.read_bytes()[:-100])
-    assert listed(str(runs), "--name", "a-1")[0]["last"]["loss"] == pytest.approx(1 / 30, rel=0.1)
+    assert ls_json(str(runs), "--name", "a-1")[0]["last"]["loss"] == pytest.approx(1 / 30, rel=0.1)
 
 
-def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_an_error(tmp_path: Path) -> None:
     done = ls(str(tmp_path))
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "no run in" in done.stderr
-    assert listed(str(tmp_path)) == []
+    assert "no runs in" in done.stderr
+    assert ls_json(str(tmp_path)) == []
 
 
-def test_filters_that_leave_nothing_say_so(runs: Path) -> None:
-    assert "no run that is wanted" in ls(str(runs), "--tag", "none").stderr
+def test_reports_filters_without_a_match(runs: Path) -> None:
+    assert "no runs that match the filters" in ls(str(runs), "--tag", "none").stderr
 
 
-def test_a_missing_folder_and_a_file_are_misuse(tmp_path: Path) -> None:
+def test_rejects_a_missing_folder_and_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for given in ("nowhere", "file"):
-        done = ls(str(tmp_path / given))
+    for name in ("missing", "file"):
+        done = ls(str(tmp_path / name))
         assert done.exit_code == 2
-        assert given in done.stderr
+        assert name in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_the_folder_of_one_run_is_taken_for_itself(runs: Path) -> None:
-    assert ids(str(runs / "a-1")) == ["a-1"]
+def test_lists_a_single_run_given_its_folder(runs: Path) -> None:
+    assert listed_ids(str(runs / "a-1")) == ["a-1"]
 
 
-def test_at_40_columns_the_least_is_left_out_and_no_line_is_longer(
+def test_omits_less_important_columns_at_40_columns(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
@@ -187,14 +191,14 @@ def test_at_40_columns_the_least_is_left_out_and_no_line_is_longer(
 
 @pytest.fixture
 def long_id(tmp_path: Path) -> str:
-    """A run with an id as they are made, of a name that is not short."""
+    """A run with a long name and a generated id."""
     name = "resnet50-baseline-20261122-061500-abc"
     with MetricBus(id=name, sinks="csv", dir=tmp_path) as bus:
         bus.log({"train/loss": 0.25, "val/acc": 0.5}, step=1234)
     return name
 
 
-def test_at_80_columns_the_last_value_stands_beside_a_long_id(
+def test_shows_the_last_value_next_to_a_long_id_at_80_columns(
     long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -205,7 +209,7 @@ def test_at_80_columns_the_last_value_stands_beside_a_long_id(
     assert max(map(len, lines)) <= 80
 
 
-def test_at_80_columns_the_reason_stands_beside_a_run_that_cannot_be_read(
+def test_shows_the_reason_next_to_an_unreadable_run_at_80_columns(
     long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -214,17 +218,17 @@ def test_at_80_columns_the_reason_stands_beside_a_run_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("width", [80, 60, 40])
-def test_values_that_are_asked_for_stay_the_longest(
+def test_keeps_requested_values_in_narrow_terminals(
     width: int, long_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     lines = ls(str(tmp_path), "--values", "val/*").stdout.splitlines()
     assert "val/acc 0.5" in lines[2]
-    assert (long_id in lines[2]) == (width == 80), "beyond half of the width it is folded"
+    assert (long_id in lines[2]) == (width == 80), "an id wider than half the terminal is wrapped"
     assert max(map(len, lines)) <= width
 
 
-def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("\x1b[2Jgone\n[red]x", 1)
     done = ls(str(tmp_path))
@@ -233,7 +237,7 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")
-def test_a_closed_pipe_ends_it_quietly(runs: Path) -> None:
+def test_exits_quietly_when_the_pipe_is_closed(runs: Path) -> None:
     command = f"{sys.executable} -m metricbus ls {runs} | true"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=60, check=False)
     assert done.stderr == b""

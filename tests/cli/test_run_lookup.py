@@ -1,84 +1,75 @@
-"""How the commands are told which run is meant."""
+"""Ways to refer to a run on the command line."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from typer.testing import CliRunner, Result
 
 from metricbus import MetricBus
-from metricbus._cli.app import app
+from tests.helpers.cli_runs import invoke, invoke_json
 
 
-def made(name: str, id: str) -> str:
+def make_named_run(name: str, id: str) -> str:
     with MetricBus(run=name, id=id, sinks="") as bus:
         bus.log("loss", 0.5)
     return id
 
 
-def show(run: str) -> Result:
-    return CliRunner().invoke(app, ["show", run, "--json"])
+def found_id(run: str) -> str:
+    return str(invoke_json("show", run)["run"]["id"])
 
 
-def shown(run: str) -> str:
-    done = show(run)
-    assert done.exit_code == 0, done.stderr
-    return str(json.loads(done.stdout)["run"]["id"])
+def test_finds_a_run_by_its_folder() -> None:
+    make_named_run("digits", "one")
+    assert found_id("runs/one") == "one"
 
 
-def test_by_its_folder() -> None:
-    made("digits", "one")
-    assert shown("runs/one") == "one"
+def test_finds_a_run_by_its_id() -> None:
+    make_named_run("digits", "one")
+    assert found_id("one") == "one"
 
 
-def test_by_its_id() -> None:
-    made("digits", "one")
-    assert shown("one") == "one"
+def test_finds_the_newest_run_with_a_name() -> None:
+    make_named_run("digits", "b-first")
+    make_named_run("digits", "a-second")
+    make_named_run("others", "c-third")
+    assert found_id("digits") == "a-second"
 
 
-def test_by_its_name_it_is_the_newest() -> None:
-    made("digits", "b-first")
-    made("digits", "a-second")
-    made("others", "c-third")
-    assert shown("digits") == "a-second"
+def test_finds_a_run_by_a_unique_prefix_of_its_id() -> None:
+    make_named_run("digits", "abc-1")
+    make_named_run("digits", "abd-1")
+    assert found_id("abc") == "abc-1"
 
 
-def test_by_how_its_id_begins_if_no_other_begins_so() -> None:
-    made("digits", "abc-1")
-    made("digits", "abd-1")
-    assert shown("abc") == "abc-1"
+def test_prefers_an_id_to_a_name_and_a_name_to_a_prefix() -> None:
+    make_named_run("x", "digits")
+    make_named_run("digits", "other")
+    make_named_run("dig", "last")
+    assert found_id("digits") == "digits"
+    assert found_id("dig") == "last"
 
 
-def test_an_id_comes_before_a_name_and_a_name_before_a_beginning() -> None:
-    made("x", "digits")
-    made("digits", "other")
-    made("dig", "last")
-    assert shown("digits") == "digits"
-    assert shown("dig") == "last"
-
-
-def test_a_beginning_of_several_is_not_guessed() -> None:
+def test_rejects_an_ambiguous_prefix() -> None:
     for number in range(5):
-        made("digits", f"abc-{number}")
-    done = show("abc")
+        make_named_run("digits", f"abc-{number}")
+    done = invoke("show", "abc")
     assert done.exit_code == 2
-    assert "'abc' is the beginning of 5 runs: abc-0, abc-1, abc-2 and 2 more" in done.stderr
+    assert "'abc' is a prefix of 5 runs: abc-0, abc-1, abc-2 and 2 more" in done.stderr
 
 
-def test_the_folder_of_the_runs_is_that_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looks_in_the_folder_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METRICBUS_DIR", "elsewhere")
-    made("digits", "one")
-    assert shown("digits") == "one"
+    make_named_run("digits", "one")
+    assert found_id("digits") == "one"
 
 
-def test_names_like_it_are_told() -> None:
-    made("digits-cnn", "one")
-    done = show("digits-cmm")
+def test_an_unknown_name_suggests_a_similar_one() -> None:
+    make_named_run("digits-cnn", "one")
+    done = invoke("show", "digits-cmm")
     assert done.exit_code == 2
-    assert "there is no run 'digits-cmm'; did you mean digits-cnn?" in done.stderr
+    assert "There is no run 'digits-cmm'. Did you mean digits-cnn?" in done.stderr
 
 
-def test_a_path_is_no_name() -> None:
-    made("digits", "one")
-    assert show("elsewhere/digits").exit_code == 2
+def test_does_not_look_up_a_path_as_a_name() -> None:
+    make_named_run("digits", "one")
+    assert invoke("show", "elsewhere/digits").exit_code == 2

@@ -1,4 +1,4 @@
-"""The commands that read runs, as tests call them in many ways."""
+"""Ways to call the commands, and a run for them to read."""
 
 from __future__ import annotations
 
@@ -28,21 +28,33 @@ READERS = {
     "export parquet": ["export", "RUN", "--format", "parquet", "--out", "x.parquet"],
     "deliver": ["deliver", "RUN", "--sinks", "csv:out", "--timeout", "0.5"],
 }
-OF_ONE_RUN = [name for name in READERS if not name.startswith("ls")]
+SINGLE_RUN_READERS = [name for name in READERS if not name.startswith("ls")]
+
+
+def invoke(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def invoke_json(*arguments: object) -> Any:
+    """Run a command with `--json` and return the decoded output."""
+    done = invoke(*arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def run_command(command: str, run: Path, *more: str) -> Result:
-    """Runs one of `READERS` on a run, in this process."""
-    return CliRunner().invoke(app, [*arguments_of(command, run), *more])
+    """Run one of `READERS` on a run, in this process."""
+    return invoke(*command_arguments(command, run), *more)
 
 
-def arguments_of(command: str, run: Path) -> list[str]:
-    """Those of one of `READERS`, for this run."""
+def command_arguments(command: str, run: Path) -> list[str]:
+    """Return the arguments of one of `READERS` for a run."""
     return [str(run) if word == "RUN" else word for word in READERS[command]]
 
 
-def assert_told(done: Result, *codes: int) -> None:
-    """It ended with one of the statuses, by itself, and whoever reads it sees no innards."""
+def assert_handled(done: Result, *codes: int) -> None:
+    """Check that the command exited with one of the statuses and showed no traceback."""
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code in codes, done.output
     assert "Traceback" not in done.output
@@ -51,7 +63,7 @@ def assert_told(done: Result, *codes: int) -> None:
 
 
 def make_run(folder: Path) -> Path:
-    """A run with nothing wrong."""
+    """Create a valid run and return its folder."""
     with MetricBus(id="r", run="good", sinks=[], dir=folder, config={"lr": 0.1}) as bus:
         for step in range(20):
             bus.log({"train/loss": 1 / (step + 1), "train/acc": step / 20}, step=step)
@@ -60,7 +72,7 @@ def make_run(folder: Path) -> Path:
     return folder / "r"
 
 
-def change(run: Path, **fields: Any) -> None:
-    """Writes other fields into run.json."""
+def change_run_json(run: Path, **fields: Any) -> None:
+    """Replace fields in run.json."""
     file = run / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))

@@ -237,7 +237,7 @@ def test_measures_nothing_when_the_bus_is_off(model: nn.Sequential) -> None:
 
 
 def test_a_scope_prefixes_the_names(bus: MetricBus, sink: MemorySink, model: nn.Sequential) -> None:
-    row = logged(bus.scope("critic"), sink, model, torch.ones(2, 3), modules="0", stats=["mean"])  # type: ignore[arg-type]
+    row = logged(bus.scope("critic"), sink, model, torch.ones(2, 3), modules="0", stats=["mean"])
     assert list(row) == ["critic/activations/0/mean"]
 
 

@@ -1,7 +1,16 @@
 """The command line: `metricbus ls | show | tail | plot | …`.
 
-The entry point works with the core package alone: where typer or rich is missing, it says which
-extra has them.
+In: arguments, settings from the environment, and run folders, which may be damaged or come from
+other programs.
+Out: text for people, or JSON with `--json` (JSON lines for `tail`); files for `plot`, `export` and
+`import`; deliveries for `deliver`. Exit status 0 on success, 1 if there is a problem to report,
+such as undelivered values, 2 for misuse and unreadable input, 130 after Ctrl-C.
+Promises: errors are messages, not tracebacks; text from a run cannot control the terminal; tables
+fit the terminal's width; commands that only read leave runs unchanged.
+May not touch: the journal, except through `_journal`; the bus, except in `demo`.
+
+`app` has the typer application, with one module per command. The entry point below needs only the
+core package: without typer or rich it names the extra to install.
 """
 
 from __future__ import annotations
@@ -11,11 +20,11 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Runs the command line; exit status 2 if it is not installed or misused, 130 after Ctrl-C."""
+    """Run the command line."""
     missing = [name for name in ("typer", "rich") if find_spec(name) is None]
     if missing:
         print(
-            f"the command line needs {' and '.join(missing)}: pip install 'metricbus[cli]'",
+            f"The command line needs {' and '.join(missing)}: pip install 'metricbus[cli]'",
             file=sys.stderr,
         )
         raise SystemExit(2)
@@ -23,5 +32,6 @@ def main() -> None:
         from metricbus._cli.app import app
 
         app()
-    except KeyboardInterrupt:  # while it imports; after that, typer sees to it
+    except KeyboardInterrupt:
+        # During the import; later, typer handles Ctrl-C itself.
         raise SystemExit(130) from None

@@ -1,4 +1,4 @@
-"""The commands, and how they speak of what went wrong."""
+"""The typer application with all commands; `demo`, `doctor` and `sinks` are defined here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,38 +15,39 @@ from metricbus import __version__
 from metricbus._cli.compare import compare
 from metricbus._cli.console import console, fail, print_json
 from metricbus._cli.deliver import deliver, print_report
-from metricbus._cli.escaping import printable
 from metricbus._cli.export import export
 from metricbus._cli.import_run import import_
 from metricbus._cli.ls import ls
 from metricbus._cli.plot import plot
+from metricbus._cli.settings_page import settings_page
 from metricbus._cli.show import show
 from metricbus._cli.table import Column, print_table
 from metricbus._cli.tail import tail
-from metricbus._common.settings import InForce, Settings, declared, reference, resolve
+from metricbus._common.settings import (
+    EffectiveSetting,
+    Settings,
+    list_settings,
+    resolve_settings,
+)
 from metricbus._common.sink_urls import parse_sinks
 from metricbus.errors import ConfigError
 from metricbus.sinks import find_sink, make_sink, sink_names
+from metricbus.sinks.media_text import printable
 
 app = typer.Typer(
     name="metricbus",
-    help="Log metrics once into a small durable journal; deliver them to any backend.",
+    help="Log metrics once. Send them to any backend.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(ls)
-app.command()(show)
-app.command()(tail)
-app.command()(plot)
-app.command()(compare)
-app.command()(export)
-app.command()(deliver)
+for command in (ls, show, tail, plot, compare, export, deliver):
+    app.command()(command)
 app.command("import")(import_)
 
 
 @app.callback(invoke_without_command=True)
-def _top(
+def _top_level(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
@@ -59,17 +60,19 @@ def demo(
     sinks: Annotated[
         str, typer.Option(help="Sink URLs, separated by commas.")
     ] = "logging,csv,tensorboard,wandb,mlflow",
-    dir: Annotated[Path, typer.Option(help="The folder for the run's folder.")] = Path("runs"),
-    epochs: Annotated[int, typer.Option(min=1, help="How often to see all digits.")] = 5,
+    dir: Annotated[Path, typer.Option(help="The folder in which to create the run folder.")] = Path(
+        "runs"
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="The number of passes over the data.")] = 5,
 ) -> None:
-    """Train a small network on real handwritten digits and watch its metrics arrive.
+    """Train a small network on handwritten digits and deliver its metrics to every sink.
 
     Example: metricbus demo --epochs 3 --sinks csv,tensorboard
     """
-    needed = {"torch": "torch", "sklearn": "scikit-learn", "tqdm": "tqdm"}
-    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    packages = {"torch": "torch", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+    missing = [package for module, package in packages.items() if find_spec(module) is None]
     if missing:
-        fail(f"the demo needs {', '.join(missing)}: pip install 'metricbus[demo]'")
+        fail(f"The demo needs {', '.join(missing)}: pip install 'metricbus[demo]'")
     from metricbus._cli.demo import run_demo
 
     try:
@@ -86,24 +89,33 @@ def doctor(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the reference of all settings instead.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print what settings are in force, where each comes from, and what is wrong with them.
+    """Show the settings in effect, where each comes from, and problems with them.
 
     Example: METRICBUS_SINKS=csv metricbus doctor
     """
     if markdown:
-        print(reference(), end="")
+        print(settings_page(), end="")
         return
     try:
-        settings, in_force = resolve({})
+        settings, effective = resolve_settings({})
     except ConfigError as error:
         fail(str(error))
-    problems = _problems(settings)
+    problems = _find_problems(settings)
     if json:
-        print_json({"settings": [_as_json(one) for one in in_force], "problems": problems})
+        entries = [
+            {
+                "variable": setting.variable,
+                "value": value,
+                "from": source,
+                "meaning": setting.doc,
+            }
+            for setting, value, source in effective
+        ]
+        print_json({"settings": entries, "problems": problems})
     else:
-        _print_settings(in_force)
+        _print_settings(effective)
         for problem in problems:
             print(printable(problem))
     if problems:
@@ -112,9 +124,9 @@ def doctor(
 
 @app.command()
 def sinks(
-    json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the sinks that a URL may name, and what is missing to use them.
+    """List the available sinks, and what to install for those that are not ready.
 
     Example: metricbus sinks
     """
@@ -128,54 +140,48 @@ def sinks(
     if json:
         print_json([dict(zip(("sink", "ready", "about"), row, strict=True)) for row in rows])
         return
-    names, ready, words = zip(*rows, strict=True)
+    names, ready, descriptions = zip(*rows, strict=True)
     print_table(
         console(),
         [
             Column("sink", names, 9),
             Column("ready", ["yes" if is_ready else "no" for is_ready in ready], 7),
-            Column("what it is", words, 8, folded=True),
+            Column("description", descriptions, 8, wrapped=True),
         ],
     )
 
 
-def _as_json(one: InForce) -> dict[str, Any]:
-    setting = one.setting
-    about = {"variable": setting.variable, "value": one.value, "from": one.source}
-    return about | {"meaning": setting.doc}
-
-
-def _print_settings(in_force: Sequence[InForce]) -> None:
-    """A row a setting; those that somebody has chosen stand out."""
+def _print_settings(effective: Sequence[EffectiveSetting]) -> None:
+    """Print a row for each setting; those set by the environment are bold."""
     out = console()
-    settings, values, sources = zip(*in_force, strict=True)
+    settings, values, sources = zip(*effective, strict=True)
     names = [setting.variable for setting in settings]
-    shown = ["" if value is None else str(value) for value in values]
+    texts = ["" if value is None else str(value) for value in values]
     styles = ["bold" if source == "environment" else "" for source in sources]
     is_narrow = max(map(len, names)) > out.width // 2
     print_table(
         out,
         [
-            Column("variable", names, 9, folded=is_narrow, styles=styles),
+            Column("variable", names, 9, wrapped=is_narrow, styles=styles),
             Column("from", sources, 5, styles=styles),
-            Column("in force", shown, 8, folded=True, styles=styles),
-            Column("meaning", [one.doc for one in settings], 3, folded=True, styles=styles),
+            Column("value", texts, 8, wrapped=True, styles=styles),
+            Column("meaning", [item.doc for item in settings], 3, wrapped=True, styles=styles),
         ],
     )
 
 
-def _problems(settings: Settings) -> list[str]:
-    """What would keep a bus from being made, and variables that nobody reads."""
+def _find_problems(settings: Settings) -> list[str]:
+    """Return errors in the sinks' URLs, and variables that no setting reads."""
     problems = []
     try:
         for url in parse_sinks(settings.sinks):
             make_sink(url)
     except ConfigError as error:
         problems.append(str(error))
-    known = {setting.variable for setting in declared()}
+    known = {setting.variable for setting in list_settings()}
     for variable in sorted(os.environ.keys() - known):
         if variable.startswith("METRICBUS_"):
-            near = difflib.get_close_matches(variable, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            similar = difflib.get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
             problems.append(f"{variable} is set, but there is no such setting{hint}")
     return problems

@@ -1,4 +1,4 @@
-"""What the commands share: where they print, and how they say what is wrong."""
+"""Output and error handling shared by the commands."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import msgspec
 import typer
 from rich.console import Console
 
-from metricbus._cli.escaping import json_text, printable
-from metricbus._common.settings import resolve
-from metricbus.errors import ConfigError, MetricBusError
+from metricbus._cli.escaping import escape_json
+from metricbus._common.settings import resolve_settings
+from metricbus.errors import MetricBusError
+from metricbus.sinks.media_text import printable
 
-_WIDE = 10_000  # where nobody looks at lines: a table that is piped is not to be cut
+# Output to a pipe or a file is not cut to a width.
+_UNLIMITED_WIDTH = 10_000
 
 
 def console(*, stderr: bool = False) -> Console:
-    """As wide as the terminal; where there is none, plain, and as wide as the lines."""
+    """Return a console that is as wide as the terminal, and unlimited if there is none."""
     stream = sys.stderr if stderr else sys.stdout
-    if stream.isatty() or "COLUMNS" in os.environ:
-        return Console(stderr=stderr)
-    return Console(stderr=stderr, width=_WIDE)
+    has_width = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if has_width else _UNLIMITED_WIDTH)
 
 
 def fail(message: str) -> NoReturn:
-    """Says on standard error what is wrong, and ends with exit status 2."""
+    """Print an error to standard error and exit with status 2."""
     Console(stderr=True).print(
         "metricbus: " + "\n".join(map(printable, message.split("\n"))),
         style="red",
@@ -41,31 +42,31 @@ def fail(message: str) -> NoReturn:
 
 
 @contextmanager
-def failing(what: object) -> Iterator[None]:
-    """Has what goes wrong with a run or a file end in words, and exit status 2."""
+def report_errors(subject: object) -> Iterator[None]:
+    """Turn errors from reading `subject`, a run or a file, into messages and exit status 2."""
     try:
         yield
     except MetricBusError as error:
         fail(str(error))
-    except BrokenPipeError:  # nobody reads any more: no failure
+    except BrokenPipeError:
+        # The reader of a pipe has closed it, which is not a failure.
         raise
     except OSError as error:
-        fail(f"{error.filename or what} cannot be read: {error.strerror or error}")
-    except OverflowError:  # in a journal that somebody else wrote
-        fail(f"{what} has a step, an epoch or a time beyond 64 bits")
+        fail(f"{error.filename or subject} cannot be read: {error.strerror or error}")
+    except OverflowError:
+        # Only journals written by other programs have such numbers.
+        fail(f"{subject} has a step, an epoch or a time that does not fit into 64 bits")
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, indented; NaN and infinities are null, as JSON has it."""
-    print(json_text(msgspec.json.format(msgspec.json.encode(value), indent=2)))
+    """Print an indented JSON document; NaN and infinities become null."""
+    print(escape_json(msgspec.json.format(msgspec.json.encode(value), indent=2)))
 
 
 def runs_folder(given: Path | None = None) -> Path:
-    """Where runs are: the folder given, or that of the settings."""
+    """Return the folder that contains the runs: the one given, else the one in the settings."""
     if given is not None:
         return given
-    try:
-        settings, _ = resolve({})
-    except ConfigError as error:
-        fail(str(error))
+    with report_errors("the settings"):
+        settings, _ = resolve_settings({})
     return Path(settings.dir)

@@ -1,7 +1,7 @@
-"""The demo: a small convolutional network learns 1,797 real handwritten digits.
+"""The demo: trains a small convolutional network on 1,797 handwritten digits.
 
-The digits are scikit-learn's bundled copy of the UCI ML hand-written digits data set
-(https://archive.ics.uci.edu/dataset/80), 8x8 pixels in 17 grey levels.
+The digits are scikit-learn's copy of the UCI data set of handwritten digits
+(https://archive.ics.uci.edu/dataset/80), with 8x8 pixels in 17 gray levels.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from metricbus import (
 )
 
 BATCH, CHANNELS, MAX_LR, CLIP = 64, 16, 1e-2, 5.0
-SHOWN = 6  # misread digits that are logged as pictures of their own
-WINDOW = 5  # training steps whose mean is one point
+LOGGED_ERRORS = 6  # misclassified digits that are logged as images
+WINDOW = 5  # training steps that are averaged into one value
 CONFIG = {"optimizer": "AdamW", "max_lr": MAX_LR, "batch_size": BATCH, "channels": CHANNELS}
 
 
 def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
-    """Trains, logs, and returns the final counts and the run's folder."""
+    """Train and log; return the final counts and the run's folder."""
     torch.manual_seed(0)
     train, validation = load_data()
     model = make_model(CHANNELS)
@@ -47,8 +47,8 @@ def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
     with MetricBus(run="digits", project="demo", config=CONFIG, sinks=sinks, dir=dir) as bus:
         bus.define("train/*", every=WINDOW, reduce="mean")
         bus.define("val/*", on_step=False, on_epoch=True)
-        for shown in ("train/loss", "val/accuracy"):
-            bus.define(shown, progress=True)  # beside the progress bars
+        for name in ("train/loss", "val/accuracy"):
+            bus.define(name, progress=True)  # shown in the progress bars
         for _ in bus.epochs(epochs):
             model.train()
             for images, labels in bus.steps(train):
@@ -72,7 +72,7 @@ def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
 
 
 def log_weights(bus: MetricBus, model: nn.Module) -> None:
-    """A histogram of each layer's weights."""
+    """Log a histogram of each layer's weights."""
     for name, parameter in model.named_parameters():
         if name.endswith("weight"):
             bus.log(f"weights/{name}", Histogram(parameter))
@@ -80,40 +80,40 @@ def log_weights(bus: MetricBus, model: nn.Module) -> None:
 
 @torch.no_grad()
 def log_errors(bus: MetricBus, model: nn.Module, data: DataLoader[tuple[Tensor, ...]]) -> None:
-    """What the network takes for what: charts, pictures, a table, a film, and the model itself."""
+    """Log the validation errors as media of all kinds, and the model as a file."""
     model.eval()
     images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
-    guesses = model(images).argmax(dim=1)
-    wrong = (guesses != labels).nonzero()[:, 0]
-    pairs = {"digit": labels, "guess": guesses}
-    bus.log("val/confusion", Chart(pairs, kind="confusion", title="digits and guesses"))
-    table = Table(columns=["picture", "digit", "guess"])
+    predictions = model(images).argmax(dim=1)
+    wrong = (predictions != labels).nonzero()[:, 0]
+    pairs = {"digit": labels, "prediction": predictions}
+    bus.log("val/confusion", Chart(pairs, kind="confusion", title="digits and predictions"))
+    table = Table(columns=["image", "digit", "prediction"])
     for i in wrong.tolist():
-        picture = Image(enlarged(images[i]), caption=f"{labels[i]}, taken for {guesses[i]}")
-        if len(table.rows) < SHOWN:
-            bus.log(f"val/errors/{len(table.rows)}", picture)
-        table.append([picture, labels[i], guesses[i]])
+        image = Image(enlarge(images[i]), caption=f"{labels[i]}, predicted {predictions[i]}")
+        if len(table.rows) < LOGGED_ERRORS:
+            bus.log(f"val/errors/{len(table.rows)}", image)
+        table.append([image, labels[i], predictions[i]])
     bus.log("val/error_table", table)
-    bus.log("val/film", Video([enlarged(image) for image in images[:20]], fps=4))
+    bus.log("val/film", Video([enlarge(image) for image in images[:20]], fps=4))
     bus.log("val/sound", Audio(torch.sin(torch.arange(8000) ** 1.5 / 500), 8000, "a rising tone"))
-    bus.log("notes", Text(f"**{len(wrong)}** of {len(labels)} digits were taken for others."))
+    bus.log("notes", Text(f"**{len(wrong)}** of {len(labels)} digits were misclassified."))
     bus.log("model", File(save(model, bus.folder)))
 
 
-def enlarged(image: Tensor, times: int = 8) -> Tensor:
-    """The image with each pixel as a square."""
+def enlarge(image: Tensor, times: int = 8) -> Tensor:
+    """Return the image with each pixel repeated in both dimensions."""
     return image.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
 
 
 def save(model: nn.Module, folder: Path | None) -> Path:
-    """Writes the model into the run's folder."""
+    """Write the model's weights into the run's folder and return the file's path."""
     path = (folder or Path()) / "model.pt"
     torch.save(model.state_dict(), path)
     return path
 
 
 def load_data() -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
-    """The digits, four fifths of them for training, as images of shape (1, 8, 8) in [0, 1]."""
+    """Return the digits, 80 % for training, as images of shape (1, 8, 8) in [0, 1]."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     data = TensorDataset(images, torch.tensor(digits.target))
@@ -122,7 +122,7 @@ def load_data() -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor
 
 
 def make_model(channels: int) -> nn.Module:
-    """Two convolutions and a linear layer, for images of shape (1, 8, 8)."""
+    """Return a network of two convolutions and a linear layer, for images of shape (1, 8, 8)."""
     return nn.Sequential(
         nn.Conv2d(1, channels, 3, padding=1),
         nn.ReLU(),
@@ -136,7 +136,7 @@ def make_model(channels: int) -> nn.Module:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The fraction of images whose largest logit is the label's."""
+    """Return the fraction of images whose largest logit is that of their label."""
     return (logits.argmax(dim=1) == labels).float().mean()
 
 
@@ -144,7 +144,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def validate(
     model: nn.Module, data: DataLoader[tuple[Tensor, ...]]
 ) -> Iterator[tuple[Tensor, int]]:
-    """The accuracy on each batch of `data`, with the batch's size."""
+    """Yield the accuracy on each batch of `data`, and the batch's size."""
     model.eval()
     for images, labels in data:
         yield accuracy(model(images), labels), len(labels)

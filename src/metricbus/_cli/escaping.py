@@ -1,65 +1,52 @@
-"""What runs call things is data: before it is shown, it is made unable to steer the terminal."""
+"""Escaping for text from runs, so that it cannot control the terminal."""
 
 from __future__ import annotations
 
 import io
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
+
+from metricbus.sinks.media_text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-def printable(value: Any) -> str:
-    """The value as text, on one line: what would move the cursor is spelled out."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
 def path_text(path: Path) -> str:
-    """The path as text that can be encoded; bytes in it that are no UTF-8 are spelled out."""
+    """Return the path as text that can be encoded; bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def json_text(encoded: bytes) -> str:
-    """The same JSON, with escapes for the characters that do not print.
+def escape_json(encoded: bytes) -> str:
+    """Return the JSON document with non-printable characters in its strings escaped.
 
-    JSON itself leaves some as they are: DEL, the control characters of ISO 8859, changes of the
-    direction of writing. All of them stand within its strings.
+    JSON allows some of them unescaped: DEL, C1 control characters, and bidirectional controls.
     """
     text = encoded.decode()
     if text.replace("\n", "").isprintable():
         return text
-    return "".join(
-        character if character.isprintable() or character == "\n" else _escaped(character)
-        for character in text
-    )
+    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
 
 
-def _escaped(character: str) -> str:
-    units = character.encode("utf-16-be").hex()
+def _escape(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
     return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
 
 
-class Screen(io.RawIOBase):
-    """A terminal to which a file is written: its text is shown, and cannot steer it."""
+class EscapingWriter(io.RawIOBase):
+    """A binary file that writes UTF-8 text to a terminal, with non-printable characters escaped."""
 
     def __init__(self, terminal: IO[bytes]) -> None:
         super().__init__()
         self._terminal = terminal
 
     def writable(self) -> bool:
-        """As any file that is written."""
+        """Return True."""
         return True
 
     def write(self, data: Buffer) -> int:
-        """Writes whole characters in UTF-8."""
+        """Write the data, which must not end within a character."""
         lines = bytes(data).decode(errors="replace").replace("\r\n", "\n").split("\n")
         self._terminal.write("\n".join(map(printable, lines)).encode())
         return len(bytes(data))

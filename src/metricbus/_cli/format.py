@@ -1,4 +1,4 @@
-"""How the commands put numbers, times, media and courses into few characters."""
+"""Short text forms of numbers, times, series and media, and progress bars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from metricbus._cli.console import console
-from metricbus._cli.escaping import printable
 from metricbus._common.media_records import (
     AudioRecord,
     ChartRecord,
@@ -24,8 +23,9 @@ from metricbus._common.media_records import (
     TextRecord,
     VideoRecord,
 )
+from metricbus.sinks.media_text import caption_of, printable
 
-ABSENT = "-"
+NO_VALUE = "-"
 STATUS_STYLES = {
     "running": "cyan",
     "silent": "yellow",
@@ -35,37 +35,38 @@ STATUS_STYLES = {
     "unreadable": "red",
 }
 
-_BARS = "▁▂▃▄▅▆▇█"
-_ASCII_BARS = "_.-:=+*#"
-_UNITS = (("d", 86_400.0), ("h", 3600.0), ("min", 60.0))
-_A_MOMENT = 0.5  # seconds for which nobody wants a bar
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = "_.-:=+*#"
+_TIME_UNITS = (("d", 86_400.0), ("h", 3600.0), ("min", 60.0))
+# Operations that finish sooner show no progress bar.
+_PROGRESS_DELAY_SECS = 0.5
 
 
-def number(value: float | None, digits: int = 5) -> str:
-    """A value with so many significant digits; an integer in full, as far as it is short."""
+def format_number(value: float | None, digits: int = 5) -> str:
+    """Return a value with `digits` significant digits; integers below 10**9 in full."""
     if value is None:
-        return ABSENT
+        return NO_VALUE
     if isinstance(value, int) and abs(value) < 10**9:
         return str(value)
     return f"{value:.{digits}g}"
 
 
-def span(seconds: float) -> str:
-    """A time in its largest unit: `45 s`, `12 min`, `3.4 h`, `8 d`."""
-    for unit, length in _UNITS:
+def format_duration(seconds: float) -> str:
+    """Return a duration in its largest unit: `45 s`, `12 min`, `3.4 h`, `8.1 d`."""
+    for unit, length in _TIME_UNITS:
         if seconds >= length:
-            many = seconds / length
-            return f"{many:.1f} {unit}" if many < 10 and unit != "min" else f"{many:.0f} {unit}"
+            count = seconds / length
+            return f"{count:.1f} {unit}" if count < 10 and unit != "min" else f"{count:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
 
 
-def moment(nanoseconds: int) -> str:
-    """The local date and time of nanoseconds since 1970-01-01 UTC."""
+def format_time(nanoseconds: int) -> str:
+    """Return the local date and time of nanoseconds since 1970-01-01 UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(nanoseconds / 1e9))
 
 
-def size(count: int) -> str:
-    """Bytes in a unit that suits."""
+def format_size(count: int) -> str:
+    """Return a number of bytes with a decimal unit."""
     for unit, length in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= length:
             return f"{count / length:.1f} {unit}"
@@ -73,46 +74,50 @@ def size(count: int) -> str:
 
 
 def sparkline(low: NDArray[np.float64], high: NDArray[np.float64], width: int) -> str:
-    """The course of a series in at most `width` characters.
+    """Return a series as at most `width` block characters.
 
-    Each shows the extreme of its part that is farther from the middle of all, so that no peak
-    is smoothed away; a part without finite values is a gap.
+    `low` and `high` are the extremes of consecutive parts of the series, both of shape (parts,).
+    Each character shows the extreme that is farther from the median of the series, so that no peak
+    is smoothed away. Parts without finite values are blank.
     """
     if not len(low) or np.isnan(low).all():
         return ""
-    low, high = low / 4, high / 4  # so that no difference leaves float64
+    # Differences of the largest float64 values would overflow.
+    low, high = low / 4, high / 4
     cells = min(width, len(low))
     starts = np.arange(cells) * len(low) // cells
-    least, greatest = np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts)
+    minimum, maximum = np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts)
     middle = float(np.nanmedian(low + high) / 2)
-    shown = np.where(greatest - middle >= middle - least, greatest, least)
+    shown = np.where(maximum - middle >= middle - minimum, maximum, minimum)
     bottom, top = float(np.nanmin(shown)), float(np.nanmax(shown))
-    bars = _bars()
+    blocks = _blocks()
     if bottom == top:
-        return "".join(" " if np.isnan(value) else bars[3] for value in shown)
-    places = (shown - bottom) / (top - bottom) * (len(bars) - 1)
-    return "".join(" " if np.isnan(place) else bars[round(place)] for place in places.tolist())
+        return "".join(" " if np.isnan(value) else blocks[3] for value in shown)
+    levels = (shown - bottom) / (top - bottom) * (len(blocks) - 1)
+    return "".join(" " if np.isnan(level) else blocks[round(level)] for level in levels.tolist())
 
 
-def _bars() -> str:
+def _blocks() -> str:
     try:
-        _BARS.encode(sys.stdout.encoding or "ascii")
+        _BLOCKS.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return _ASCII_BARS
-    return _BARS
+        return _ASCII_BLOCKS
+    return _BLOCKS
 
 
-def about(record: MediumRecord) -> str:
-    """What a medium is, in a few words."""
+def describe_medium(record: MediumRecord) -> str:
+    """Return a short description of a medium."""
+    caption = f", {caption_of(record)}" if caption_of(record) else ""
     match record:
         case HistogramRecord():
-            return f"{record.count:,} values, {number(record.minimum)} to {number(record.maximum)}"
+            low, high = format_number(record.minimum), format_number(record.maximum)
+            return f"{record.count:,} values, {low} to {high}"
         case ImageRecord() | VideoRecord():
             frames = f"{record.frames} frames of " if isinstance(record, VideoRecord) else ""
-            return _with_caption(f"{frames}{record.width}x{record.height}", record.caption)
+            return f"{frames}{record.width}x{record.height}{caption}"
         case AudioRecord():
             seconds = f"{record.frames / record.sample_rate:.1f} s" if record.sample_rate else "?"
-            return _with_caption(seconds, record.caption)
+            return seconds + caption
         case TableRecord():
             return "columns " + ", ".join(record.columns)
         case TextRecord():
@@ -120,19 +125,15 @@ def about(record: MediumRecord) -> str:
         case ChartRecord():
             return record.title
         case FileRecord():
-            return f"{record.origin}, {size(record.file.size)}"
+            return f"{record.origin}, {format_size(record.file.size)}"
     return ""
 
 
-def _with_caption(text: str, caption: str) -> str:
-    return f"{text}, {caption}" if caption else text
-
-
 @contextmanager
-def reading(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function that is to be told how much is done, and of how much.
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function to call with the amount done and the total.
 
-    Where somebody looks, and it takes longer than a moment, there is a bar.
+    If standard error is a terminal, a bar is shown once the operation has taken half a second.
     """
     out = console(stderr=True)
     columns = (
@@ -142,19 +143,19 @@ def reading(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     progress = Progress(*columns, console=out, transient=True)
-    task = progress.add_task(printable(what), total=None)
-    began = time.monotonic()
+    task = progress.add_task(printable(description), total=None)
+    start = time.monotonic()
     is_shown = False
 
-    def tell(done: int, total: int) -> None:
+    def update(done: int, total: int) -> None:
         nonlocal is_shown
         progress.update(task, completed=done, total=total)
-        if not is_shown and out.is_terminal and time.monotonic() - began > _A_MOMENT:
+        if not is_shown and out.is_terminal and time.monotonic() - start > _PROGRESS_DELAY_SECS:
             is_shown = True
             progress.start()
 
     try:
-        yield tell
+        yield update
     finally:
         if is_shown:
             progress.stop()

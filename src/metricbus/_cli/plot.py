@@ -6,17 +6,20 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metricbus._cli.console import console, fail, failing
-from metricbus._cli.format import reading
+from metricbus._cli.console import console, fail, report_errors
+from metricbus._cli.format import progress_bar
 from metricbus._cli.run_lookup import find_run
 from metricbus._history.history import History
 from metricbus.errors import MissingPackageError
 
-_MOST_PANELS = 24  # more is no picture that anybody reads
+if TYPE_CHECKING:
+    from metricbus._history.plots.panels import Panel
+
+_MAX_PANELS = 24
 
 
 def plot(
@@ -27,117 +30,94 @@ def plot(
     name: Annotated[
         list[str] | None,
         typer.Option(
-            "--name", help="Name or glob, such as 'val/*'; again for more.", metavar="GLOB"
+            "--name", help="Name or glob of series, such as 'val/*'. Repeatable.", metavar="GLOB"
         ),
     ] = None,
     x: Annotated[
-        str, typer.Option("--x", help="step, epoch, time (since the start), or a name.")
+        str, typer.Option("--x", help="step, epoch, time (since the start), or a series name.")
     ] = "step",
     smooth: Annotated[
-        float, typer.Option(help="Weight of the past in an exponential mean: 0 to below 1.")
+        float, typer.Option(help="Weight of past values in an exponential mean, from 0 to below 1.")
     ] = 0.0,
-    log: Annotated[bool, typer.Option("--log", help="A logarithmic scale of values.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="Use a logarithmic y axis.")] = False,
     together: Annotated[
-        bool, typer.Option("--together", help="All names in one plot, not in one each.")
+        bool, typer.Option("--together", help="Draw all series in one plot.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="The file: .png, .svg or .pdf; else <run>.png here.")
+        Path | None,
+        typer.Option(help="The image file: .png, .svg or .pdf. Default: <run>.png in this folder."),
     ] = None,
-    term: Annotated[bool, typer.Option("--term", help="Draw in the terminal, no file.")] = False,
+    term: Annotated[
+        bool, typer.Option("--term", help="Draw in the terminal instead of a file.")
+    ] = False,
 ) -> None:
-    """Draw series of one or more runs, laid over each other, into a picture.
+    """Plot series of one or more runs, overlaid, into an image file.
 
-    No peak is lost, however long the run. NaN and infinities are gaps, with a cross at the edge.
-    How long epochs took is in `time/epoch`, drawn as bars: metricbus plot RUN --name time/epoch.
-    With --x epoch, what was logged on steps is spread over its epoch.
+    Peaks are kept, however long the run is. NaN and infinite values are gaps, with a cross at the
+    edge of the plot. `time/epoch` has the duration of each epoch, drawn as bars:
+    metricbus plot RUN --name time/epoch. With --x epoch, values logged by step are spread over
+    their epoch.
 
     Example: metricbus plot runs/a runs/b --name 'val/*' --smooth 0.9 --out val.png
     """
-    from metricbus._history.plots.matplotlib_figure import FORMATS
+    from metricbus._history.plots.matplotlib_figure import IMAGE_SUFFIXES
+    from metricbus._history.plots.panels import make_panels, match_names, series_names
 
-    if out is not None and out.suffix.lower() not in FORMATS:
-        fail(f"--out {out}: a picture's name ends with {', '.join(FORMATS)}")
+    if out is not None and out.suffix.lower() not in IMAGE_SUFFIXES:
+        fail(f"--out {out} is not an image file. Use one of: {', '.join(IMAGE_SUFFIXES)}.")
     try:
-        histories = [_history(run) for run in runs]
-        _draw(
-            histories,
-            name or [],
-            x=x,
-            smooth=smooth,
-            log=log,
-            together=together,
-            out=out,
-            term=term,
-        )
+        histories = [_read_history(run) for run in runs]
+        all_names = series_names(histories)
+        if not all_names:
+            fail(f"No numbers were logged in {', '.join(history.run.id for history in histories)}.")
+        try:
+            names = match_names(all_names, name or [])
+            if not together and len(names) > _MAX_PANELS:
+                print(
+                    f"metricbus: Drawing the first {_MAX_PANELS} of {len(names):,} series. Select "
+                    "series with --name, such as --name 'val/*'.",
+                    file=sys.stderr,
+                )
+                names = names[:_MAX_PANELS]
+            panels = make_panels(histories, names, x=x, smooth=smooth, together=together)
+        except (KeyError, ValueError) as error:
+            fail(str(error.args[0]))
+        if term:
+            _print_plot(panels, log=log)
+        else:
+            _save_plot(panels, histories, out, log=log)
     except MissingPackageError as error:
         fail(str(error))
 
 
-def _history(run: Path) -> History:
+def _read_history(run: Path) -> History:
     folder = find_run(run)
-    with failing(folder.path), reading(f"reading {folder.path.name}") as tell:
-        return History(folder, on_progress=tell)
+    name = folder.path.name
+    with report_errors(folder.path), progress_bar(f"Reading {name}") as on_progress:
+        return History(folder, on_progress=on_progress)
 
 
-def _draw(
-    histories: Sequence[History],
-    globs: Sequence[str],
-    *,
-    x: str,
-    smooth: float,
-    log: bool,
-    together: bool,
-    out: Path | None,
-    term: bool,
+def _print_plot(panels: Sequence[Panel], *, log: bool) -> None:
+    from metricbus._history.plots.plotext_plot import render_text
+
+    size = shutil.get_terminal_size((100, 24))
+    terminal = console()
+    color = terminal.is_terminal and not terminal.no_color
+    print(render_text(panels, width=size.columns, height=size.lines, log=log, color=color), end="")
+
+
+def _save_plot(
+    panels: Sequence[Panel], histories: Sequence[History], path: Path | None, *, log: bool
 ) -> None:
-    from metricbus._history.plots.panels import all_names, matching, panels_of
+    from metricbus._history.plots.matplotlib_figure import make_figure, save_figure
 
-    there = all_names(histories)
-    if not there:
-        fail(f"no numbers were logged in {', '.join(history.run.id for history in histories)}")
+    first, others = histories[0].run, len(histories) - 1
+    title = first.id if first.id.startswith(first.name) else f"{first.name} ({first.id})"
+    if others:
+        title = f"{len(histories)} runs"
+    path = path or Path(f"{first.id}{f'-and-{others}-more' if others else ''}.png")
     try:
-        names = _not_too_many(matching(there, globs), together=together)
-        panels = panels_of(histories, names, x=x, smooth=smooth, together=together)
-    except (KeyError, ValueError) as error:
-        fail(str(error.args[0]))
-    if term:
-        from metricbus._history.plots.plotext_plot import text_of
-
-        size = shutil.get_terminal_size((100, 24))
-        out_there = console()
-        colour = out_there.is_terminal and not out_there.no_color
-        print(
-            text_of(panels, width=size.columns, height=size.lines, log=log, colour=colour), end=""
-        )
-        return
-    from metricbus._history.plots.matplotlib_figure import figure_of, save
-
-    path = out or Path(_file_name(histories))
-    try:
-        save(figure_of(panels, title=_title(histories), log=log), path)
+        save_figure(make_figure(panels, title=title, log=log), path)
     except OSError as error:
         fail(f"{path} cannot be written: {error.strerror}")
     print(path)
-
-
-def _not_too_many(names: list[str], *, together: bool) -> list[str]:
-    if together or len(names) <= _MOST_PANELS:
-        return names
-    print(
-        f"metricbus: drawing the first {_MOST_PANELS} of {len(names):,} names; "
-        "choose some by --name, such as --name 'val/*'",
-        file=sys.stderr,
-    )
-    return names[:_MOST_PANELS]
-
-
-def _title(histories: Sequence[History]) -> str:
-    first = histories[0].run
-    if len(histories) == 1:
-        return first.id if first.id.startswith(first.name) else f"{first.name} ({first.id})"
-    return f"{len(histories)} runs"
-
-
-def _file_name(histories: Sequence[History]) -> str:
-    others = f"-and-{len(histories) - 1}-more" if len(histories) > 1 else ""
-    return f"{histories[0].run.id}{others}.png"

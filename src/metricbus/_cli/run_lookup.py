@@ -1,4 +1,4 @@
-"""Which run is meant: by its folder, its id or how that begins, or its name."""
+"""Finds the run that an argument refers to: by folder, id, prefix of the id, or name."""
 
 from __future__ import annotations
 
@@ -6,87 +6,71 @@ import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from metricbus._cli.console import fail, failing, runs_folder
+from metricbus._cli.console import fail, report_errors, runs_folder
 from metricbus._journal.run import Run, RunFolder
 from metricbus.errors import JournalError
 
 
-class _Known(NamedTuple):
-    folder: RunFolder
-    run: Run
-
-
 def find_run(given: Path) -> RunFolder:
-    """The run of this folder; or that one in the folder of the runs, whatever it is called by.
+    """Return the run with this folder; otherwise look in the folder of all runs.
 
-    That is its id, its name (the newest run that has it), or the beginning of its id, if no other
-    begins like that. It fails if there is none, or if it cannot be read.
+    There, an id is preferred over a name, of which the newest run counts, and a name over a unique
+    prefix of an id. Exits with an error if no run matches, or if it cannot be read.
     """
     for path in (given, runs_folder() / given):
         if _has_run(path):
             folder = RunFolder(path)
-            with failing(path):
+            with report_errors(path):
                 folder.load()
             return folder
     if given.is_dir():
-        fail(f"{given} is no run: it has no run.json; metricbus ls {given} lists the runs in it")
-    known = list(_known()) if given.name == str(given) else []
-    found = _by_name(str(given), known) or _by_beginning(str(given), known)
-    if found is None:
-        near = _near(given, known)
-        fail(f"there is no run {str(given)!r}{near}; metricbus ls lists those there are")
-    return found
+        fail(
+            f"{given} is not a run, because it has no run.json. List the runs in it with "
+            f"'metricbus ls {given}'."
+        )
+    text = str(given)
+    known = list(_readable_runs()) if given.name == text else []
+    if named := [(run.started, folder) for folder, run in known if run.name == text]:
+        return max(named, key=lambda pair: pair[0])[1]
+    matches = [folder for folder, _ in known if folder.path.name.startswith(text)]
+    if len(matches) > 1:
+        names = ", ".join(sorted(folder.path.name for folder in matches)[:3])
+        more = f" and {len(matches) - 3} more" if len(matches) > 3 else ""
+        fail(f"{text!r} is a prefix of {len(matches)} runs: {names}{more}. Use a longer prefix.")
+    if not matches:
+        hint = _similar_names(given, [run.name for _, run in known])
+        fail(f"There is no run {text!r}.{hint} List all runs with 'metricbus ls'.")
+    return matches[0]
 
 
 def _has_run(path: Path) -> bool:
-    try:
+    # For example without permission for the folder.
+    with report_errors(path):
         return (path / "run.json").is_file()
-    except OSError as error:  # such as a folder without permission
-        fail(f"{path} cannot be read: {error.strerror}")
 
 
-def _known() -> Iterator[_Known]:
-    """The runs that can be read in the folder of the runs."""
-    for entry in _folders_in(runs_folder()):
-        folder = RunFolder(Path(entry))
+def _readable_runs() -> Iterator[tuple[RunFolder, Run]]:
+    for path in _subfolders(runs_folder()):
+        folder = RunFolder(path)
         try:
-            yield _Known(folder, folder.load())
+            yield folder, folder.load()
         except (JournalError, OSError):
             continue
 
 
-def _by_name(name: str, known: list[_Known]) -> RunFolder | None:
-    named = [one for one in known if one.run.name == name]
-    return max(named, key=lambda one: one.run.started).folder if named else None
-
-
-def _by_beginning(beginning: str, known: list[_Known]) -> RunFolder | None:
-    begun = [one.folder for one in known if one.folder.path.name.startswith(beginning)]
-    if len(begun) > 1:
-        some = ", ".join(sorted(folder.path.name for folder in begun)[:3])
-        more = f" and {len(begun) - 3} more" if len(begun) > 3 else ""
-        fail(f"{beginning!r} is the beginning of {len(begun)} runs: {some}{more}; give more of it")
-    return begun[0] if begun else None
-
-
-def _near(given: Path, known: list[_Known]) -> str:
-    """What is called like it where it was looked for."""
-    labels = [one.run.name for one in known]
-    for names in (_names_in(given.parent), _names_in(runs_folder()), labels):
-        near = difflib.get_close_matches(given.name, dict.fromkeys(names), n=3)
-        if near:
-            return f"; did you mean {' or '.join(near)}?"
+def _similar_names(given: Path, run_names: list[str]) -> str:
+    """Return a hint with similar names of folders next to `given`, of other folders, or of runs."""
+    for folder in (given.parent, runs_folder(), None):
+        names = run_names if folder is None else [path.name for path in _subfolders(folder)]
+        similar = difflib.get_close_matches(given.name, dict.fromkeys(names), n=3)
+        if similar:
+            return f" Did you mean {' or '.join(similar)}?"
     return ""
 
 
-def _names_in(folder: Path) -> list[str]:
-    return [os.path.basename(path) for path in _folders_in(folder)]
-
-
-def _folders_in(folder: Path) -> list[str]:
+def _subfolders(folder: Path) -> list[Path]:
     try:
-        return [entry.path for entry in os.scandir(folder) if entry.is_dir()]
+        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
     except OSError:
         return []

@@ -1,6 +1,6 @@
-"""Tables that fit: where a terminal is narrow, the columns of least worth go first.
+"""Tables that fit the terminal: columns are wrapped, and the least important ones are left out.
 
-They are laid out here and not by rich, whose tables take seconds for ten thousand rows.
+rich's own tables take seconds for ten thousand rows, so rows are laid out here.
 """
 
 from __future__ import annotations
@@ -11,109 +11,105 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from metricbus._cli.escaping import printable
+from metricbus.sinks.media_text import printable
 
-_BETWEEN = 2
-_NARROWEST = 16  # to which a column is folded before another one is left out
-_AT_ONCE = 500  # rows that are printed together
+_GAP = 2
+# A wrapped column is at least this wide, unless it is the only one or its cells are shorter.
+_MIN_WRAPPED_WIDTH = 16
+_ROWS_PER_PRINT = 500
 
 
 class Column:
-    """A column: its title, its cells, and its worth; of the least worth goes first.
+    """A column of a table.
 
-    One that is `folded` gives way by taking several lines; others are as wide as they are.
-    `styles` are one a cell.
+    If the columns do not fit, the one with the lowest `priority` is left out first. A column that
+    can be `wrapped` becomes narrower by spreading its cells over several lines. `styles` has one
+    rich style for each cell.
     """
 
     def __init__(
         self,
         title: str,
         cells: Sequence[str],
-        worth: int,
+        priority: int,
         *,
         right: bool = False,
-        folded: bool = False,
+        wrapped: bool = False,
         styles: Sequence[str] = (),
     ) -> None:
         self.title = printable(title)
         self.cells = [printable(cell) for cell in cells]
-        self.worth = worth
+        self.priority = priority
         self.right = right
-        self.folded = folded
+        self.wrapped = wrapped
         self.styles = styles
         self.width = max(map(cell_len, (self.title, *self.cells)))
 
     @property
-    def least_width(self) -> int:
-        """What it needs, folded if it may be."""
-        return min(self.width, _NARROWEST) if self.folded else self.width
+    def min_width(self) -> int:
+        """The width that the column needs at least."""
+        return min(self.width, _MIN_WRAPPED_WIDTH) if self.wrapped else self.width
 
 
 def fits(columns: Sequence[Column], width: int) -> bool:
-    """Whether there is room for all of them, folded where they may be."""
-    between = _BETWEEN * (len(columns) - 1)
-    return sum(column.least_width for column in columns) + between <= width
+    """Check whether all columns fit, wrapped if possible."""
+    gaps = _GAP * (len(columns) - 1)
+    return sum(column.min_width for column in columns) + gaps <= width
 
 
 def print_table(out: Console, columns: Sequence[Column]) -> None:
-    """Prints as many of the columns as there is room for; those that are empty are left out."""
+    """Print the columns that fit; empty ones are left out."""
     kept = [column for column in columns if any(column.cells)]
     if not kept:
         return
     while len(kept) > 1 and not fits(kept, out.width):
-        kept.remove(min(kept, key=lambda column: column.worth))
+        kept.remove(min(kept, key=lambda column: column.priority))
     widths = _widths(kept, out.width)
     titles = [Column("", [column.title], 0, right=column.right, styles=["bold"]) for column in kept]
-    _print(out, [*_lines(out, titles, widths, 0), _rule(widths)])
-    number_of_rows = len(kept[0].cells)
-    for start in range(0, number_of_rows, _AT_ONCE):
-        rows = range(start, min(start + _AT_ONCE, number_of_rows))
-        _print(out, [line for row in rows for line in _lines(out, kept, widths, row)])
+    rule = Text("─" * (sum(widths) + _GAP * (len(widths) - 1)))
+    _print_lines(out, [*_row_lines(out, titles, widths, 0), rule])
+    count = len(kept[0].cells)
+    for start in range(0, count, _ROWS_PER_PRINT):
+        rows = range(start, min(start + _ROWS_PER_PRINT, count))
+        _print_lines(out, [line for row in rows for line in _row_lines(out, kept, widths, row)])
 
 
 def _widths(columns: Sequence[Column], width: int) -> list[int]:
-    """As wide as each is; the folded ones, if need be, share what the others leave."""
-    alone = len(columns) == 1
-    wanted = [column.width for column in columns]
-    folded = [n for n, column in enumerate(columns) if column.folded or alone]
-    left = width - _BETWEEN * (len(columns) - 1)
-    left -= sum(many for n, many in enumerate(wanted) if n not in folded)
-    widths = list(wanted)
-    for done, n in enumerate(sorted(folded, key=lambda n: wanted[n])):
-        widths[n] = max(1, min(wanted[n], left // (len(folded) - done)))
-        left -= widths[n]
+    """Return the columns' widths; wrapped columns share what the others leave."""
+    widths = [column.width for column in columns]
+    wrapped = [i for i, column in enumerate(columns) if column.wrapped or len(columns) == 1]
+    available = width - _GAP * (len(columns) - 1)
+    available -= sum(widths[i] for i in range(len(widths)) if i not in wrapped)
+    for done, i in enumerate(sorted(wrapped, key=lambda i: columns[i].width)):
+        widths[i] = max(1, min(widths[i], available // (len(wrapped) - done)))
+        available -= widths[i]
     return widths
 
 
-def _rule(widths: Sequence[int]) -> Text:
-    return Text("─" * (sum(widths) + _BETWEEN * (len(widths) - 1)))
-
-
-def _print(out: Console, lines: Sequence[Text]) -> None:
+def _print_lines(out: Console, lines: Sequence[Text]) -> None:
     out.print(Text("\n").join(lines), soft_wrap=True)
 
 
-def _lines(
+def _row_lines(
     out: Console, columns: Sequence[Column], widths: Sequence[int], row: int
 ) -> Iterator[Text]:
-    """The lines that a row takes: one, unless cells are folded."""
+    """Yield the lines of a row: one, unless cells are wrapped."""
     cells = [
-        _folded(out, column.cells[row], width)
-        for column, width in zip(columns, widths, strict=True)
+        _wrap(out, column.cells[row], width) for column, width in zip(columns, widths, strict=True)
     ]
     for number in range(max(map(len, cells))):
         line = Text()
         for column, parts, width in zip(columns, cells, widths, strict=True):
             part = parts[number] if number < len(parts) else ""
-            blanks = " " * (width - cell_len(part))
-            text = blanks + part if column.right else part + blanks
+            padding = " " * (width - cell_len(part))
+            text = padding + part if column.right else part + padding
             line.append(text, column.styles[row] if column.styles else None)
-            line.append(" " * _BETWEEN)
+            line.append(" " * _GAP)
         line.rstrip()
         yield line
 
 
-def _folded(out: Console, cell: str, width: int) -> list[str]:
+def _wrap(out: Console, cell: str, width: int) -> list[str]:
     if cell_len(cell) <= width:
         return [cell]
     return [line.plain for line in Text(cell).wrap(out, width, overflow="fold")]
