@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import NamedTuple
 
 from metricbus._common.sink_urls import redact
 from metricbus._common.throttled_log import ThrottledLogger
@@ -14,13 +13,6 @@ _log = logging.getLogger("metricbus.delivery")
 
 _MIN_DELAY_SECS, _MAX_DELAY_SECS = 0.5, 30.0
 _MAX_RETRY_AFTER_SECS = 3600.0
-
-
-class Delay(NamedTuple):
-    """The wait before the next attempt; `is_requested` if the backend asked for it."""
-
-    secs: float
-    is_requested: bool
 
 
 class Backoff:
@@ -47,18 +39,18 @@ class Backoff:
         self.error = _describe_error(error)
         _log.error("sink %s: delivery stopped: %s", self._sink, self.error)
 
-    def next_delay(self, error: Exception) -> Delay:
-        """Count a failure and return the delay before the next attempt.
+    def next_delay(self, error: Exception) -> tuple[float, bool]:
+        """Count a failure; return the delay before the next attempt in seconds, and who chose it.
 
         The delay doubles with each failure, from 0.5 s up to 30 s, and is shortened by up to a half
-        at random. A delay that the backend requests takes precedence, up to an hour.
+        at random. If the backend requests a delay, up to an hour, the second value is True.
         """
         self._failures += 1
         self._attempts += 1
         if isinstance(error, Unavailable) and error.retry_after is not None:
-            return Delay(min(max(error.retry_after, 0.0), _MAX_RETRY_AFTER_SECS), is_requested=True)
+            return min(max(error.retry_after, 0.0), _MAX_RETRY_AFTER_SECS), True
         secs = min(_MIN_DELAY_SECS * 2.0 ** min(self._attempts - 1, 20), _MAX_DELAY_SECS)
-        return Delay(secs * self._random.uniform(0.5, 1.0), is_requested=False)
+        return secs * self._random.uniform(0.5, 1.0), False
 
     def reset_backoff(self) -> None:
         """Restart with the shortest delay, because the run has ended and time is limited."""
@@ -74,7 +66,7 @@ class Backoff:
     def clear_error(self) -> None:
         """Clear the error, and log the next failure without delay."""
         self.error = None
-        self._throttled_log.forget()
+        self._throttled_log.reset()
 
 
 def _describe_error(error: BaseException) -> str:

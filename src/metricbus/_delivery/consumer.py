@@ -26,7 +26,7 @@ from metricbus._delivery.backoff import Backoff
 from metricbus._delivery.batch_reader import Batch, BatchReader
 from metricbus._delivery.cursor import find_conflict
 from metricbus._delivery.lease import Lease, LeaseLost
-from metricbus._delivery.report import Tally
+from metricbus._delivery.report import Progress, Tally
 from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.run import RunFolder
 from metricbus.errors import ConfigError, Lost, Unavailable
@@ -144,7 +144,15 @@ class Consumer:
         if self._lease_number is None:
             self._lease_number = self._lease.acquire(above=self._reader.progress.lease)
             self._reader = self._new_reader()  # another process may have made progress
-            self._check_destination()
+            # A sink that recognizes rows by their position cannot tell other rows apart.
+            if self._sink.dedup != "content" and (
+                other := find_conflict(self._folder.offsets, self._reader.progress)
+            ):
+                raise ConfigError(
+                    f"{other} has already written a different selection of rows to the same "
+                    f"location; give {self.spec.name} another location, such as "
+                    f"{self.spec.kind}:elsewhere"
+                )
             self._where = self._reader.progress.where
             self._command = self._reader.progress.command
             self._backoff.clear_error()
@@ -152,20 +160,6 @@ class Consumer:
 
     def _new_reader(self) -> BatchReader:
         return BatchReader(self._folder, self.spec, yields_gil=self._in_training_process)
-
-    def _check_destination(self) -> None:
-        """Raise `ConfigError` if another sink has written other rows to the same destination.
-
-        A sink that recognizes rows by their position cannot tell these rows apart.
-        """
-        if self._sink.dedup == "content":
-            return
-        other = find_conflict(self._folder.offsets, self._reader.progress)
-        if other is not None:
-            raise ConfigError(
-                f"{other} has already written a different selection of rows to the same location; "
-                f"give {self.spec.name} another location, such as {self.spec.kind}:elsewhere"
-            )
 
     def _was_closed_before(self) -> bool:
         """Check whether an earlier delivery has written all records and closed the sink."""
@@ -260,9 +254,9 @@ class Consumer:
             self._is_open = False
             self._written_batch = None
             self._reader.roll_back_to_acknowledged()
-        delay = self._backoff.next_delay(error)
+        delay, is_requested = self._backoff.next_delay(error)
         self._warn("delivery delayed, will retry", error)
-        self._wait_until(time.monotonic() + delay.secs, ignore_flush=delay.is_requested)
+        self._wait_until(time.monotonic() + delay, ignore_flush=is_requested)
 
     def _wait_until(self, deadline: float, *, ignore_flush: bool = False) -> None:
         """Wait until the deadline or, unless `ignore_flush` is set, until a flush is requested."""
@@ -282,16 +276,8 @@ class Consumer:
 
     def _publish_tally(self) -> None:
         progress = self._reader.progress
-        self._tally = Tally(
-            delivered=progress.delivered,
-            rejected=progress.rejected,
-            filtered=progress.filtered,
-            values=progress.values,
-            positions=progress.positions,
-            damaged=progress.damaged,
-            error=self._backoff.error,
-            where=self._where,
-            command=self._command,
-        )
+        shared = {name: getattr(progress, name) for name in Progress.__struct_fields__}
+        error, where, command = self._backoff.error, self._where, self._command
+        self._tally = Tally(**shared, error=error, where=where, command=command)
         with self.changed:
             self.changed.notify_all()

@@ -19,27 +19,22 @@ import msgspec
 
 from metricbus._common.files import replace_file
 from metricbus._common.records import Status
+from metricbus._delivery.report import Progress
 from metricbus._journal.segment_reader import NO_LINE, JournalReader, Position, Row, Span
 
 _log = logging.getLogger("metricbus.delivery")
 
 
-class DeliveryProgress(msgspec.Struct, kw_only=True, frozen=True):
-    """A sink's progress: everything before `positions` was delivered, rejected or filtered.
+class DeliveryProgress(Progress, kw_only=True, frozen=True):
+    """The progress of a sink, as saved in its offsets file.
 
-    * `sink`: the canonical URL, without secrets.
-    * `destination`: identifies what the sink writes to.
-    * `selection`: the options that select rows.
-    * `positions`: the position in each segment.
+    * `sink`: the canonical URL, without secrets; `destination`: identifies what it writes to.
+    * `selection`: the options that select rows; `seen`: the count of each name, for `every`.
     * `state`: the sink's own state, which `Sink.open` needs to resume.
-    * `seen`: the number of values of each name, for the option `every`.
     * `partial`: the number of processed partial rows, by segment.
-    * `values`: the number of processed values, by segment; `delivered`, `rejected` and `filtered`
-      count them by outcome.
-    * `damaged`: the number of unreadable lines.
     * `lease`: the number of the lease under which this was saved.
-    * `closed`: the status with which the sink was closed after all this.
-    * `where`, `command`: what the sink reported when it was closed.
+    * `closed`: the status with which the sink was closed after all this; `where` and `command` are
+      those that it had then.
     * `replay`: the order in which the lines after `positions` were read and may have been written.
       A sink that recognizes rows by their position must receive them in this order again.
     """
@@ -47,15 +42,9 @@ class DeliveryProgress(msgspec.Struct, kw_only=True, frozen=True):
     sink: str
     destination: str = msgspec.field(default="", name="place")
     selection: str = ""
-    positions: dict[str, Position] = {}
-    state: dict[str, Any] = {}
-    seen: dict[str, int] = {}
-    partial: dict[str, int] = {}
-    values: dict[str, int] = {}
-    delivered: int = 0
-    rejected: int = 0
-    filtered: int = 0
-    damaged: int = 0
+    state: dict[str, Any] = msgspec.field(default_factory=dict)
+    seen: dict[str, int] = msgspec.field(default_factory=dict)
+    partial: dict[str, int] = msgspec.field(default_factory=dict)
     lease: int = 0
     closed: Status | None = None
     where: str = ""

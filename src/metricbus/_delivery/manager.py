@@ -64,10 +64,7 @@ class DeliveryManager:
             host.wake()
 
     def flush(self, target: Mapping[str, int], deadline: float) -> bool:
-        """Wait until every sink has processed each segment up to the target offset in bytes.
-
-        Return whether all sinks have, at the latest at the monotonic `deadline`.
-        """
+        """Wait for the sinks to reach the target offset of each segment; return whether all did."""
         results = [host.flush(target, deadline) for host in self._hosts]
         return all(results)
 

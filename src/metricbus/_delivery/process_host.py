@@ -71,7 +71,7 @@ class ProcessHost:
         self._commands_written = True
         self._commands_lock = threading.RLock()
         self._wake_pipe = WakePipe()
-        self._status: DeliveryStatus | None = None
+        self._status = _NO_STATUS
         self._status_file = delivery_status_file(folder, attempt)
         self._pids: set[int] = set()
         self._relayed_until = 0  # time of the last warning that was logged here
@@ -93,10 +93,7 @@ class ProcessHost:
             self._fallback.wake()
 
     def flush(self, target: Mapping[str, int], deadline: float) -> bool:
-        """Wait until every sink has processed each segment up to the target offset in bytes.
-
-        Return whether all sinks have, at the latest at the monotonic `deadline`.
-        """
+        """Wait for the sinks to reach the target offset of each segment; return whether all did."""
         self._send(flush_requests=self._commands.flush_requests + 1)
         reached = self._wait(lambda: self._has_reached(target), deadline)
         return self._fallback.flush(target, deadline) if self._fallback else reached
@@ -113,7 +110,9 @@ class ProcessHost:
         The process continues on its own after the deadline. It also does so, without waiting here,
         if it only waits for other processes of the run to finish.
         """
-        closed = self._wait(lambda: not self.unfinished() or self._waits_for_writers(), deadline)
+        closed = self._wait(
+            lambda: not self.unfinished() or self._read_status().waits_for_writers, deadline
+        )
         if not closed:
             self._send(is_detached=True)
         self._relay_warnings()
@@ -123,16 +122,14 @@ class ProcessHost:
         """Return the names of the sinks that are not closed."""
         if self._fallback:
             return self._fallback.unfinished()
-        status = self._read_status()
-        finished = status.finished if status else []
+        finished = self._read_status().finished
         return [spec.name for spec in self._specs if spec.name not in finished]
 
     def tallies(self) -> dict[str, Tally]:
         """Return the progress of each sink, by its name."""
         if self._fallback:
             return self._fallback.tallies()
-        status = self._read_status()
-        known = status.tallies if status else {}
+        known = self._read_status().tallies
         tallies = {spec.name: known.get(spec.name, Tally()) for spec in self._specs}
         if self._gave_up:
             error = f"the delivery process died repeatedly; see {delivery_log(self._folder)}"
@@ -157,7 +154,7 @@ class ProcessHost:
                 except OSError as error:
                     _log.debug("cannot write the commands for the delivery process: %s", error)
 
-    def _read_status(self) -> DeliveryStatus | None:
+    def _read_status(self) -> DeliveryStatus:
         """Read the status, unless the process of an earlier attempt has written it."""
         status = self._status_file.read()
         if status is not None and status.process.pid in self._pids:
@@ -167,10 +164,6 @@ class ProcessHost:
     def _has_reached(self, target: Mapping[str, int]) -> bool:
         tallies = self.tallies()
         return all(tallies[name].has_reached(target) for name in self.unfinished())
-
-    def _waits_for_writers(self) -> bool:
-        status = self._read_status()
-        return status is not None and status.waits_for_writers
 
     def _wait(self, is_done: Callable[[], bool], deadline: float) -> bool:
         while not (done := is_done()) and not self._has_stopped():
@@ -182,7 +175,7 @@ class ProcessHost:
 
     def _has_stopped(self) -> bool:
         """Check whether the process will make no further progress."""
-        return self._gave_up or bool(self._fallback) or (self._status or _NO_STATUS).is_exiting
+        return self._gave_up or bool(self._fallback) or self._status.is_exiting
 
     def _launch(self) -> subprocess.Popen[bytes]:
         if not sys.executable or getattr(sys, "frozen", False):
@@ -227,11 +220,11 @@ class ProcessHost:
             status = self._read_status()
             if code is None:
                 continue
-            if status is not None and status.process.pid == process.pid and status.is_exiting:
+            if status.process.pid == process.pid and status.is_exiting:
                 return
             if time.monotonic() - started > _STABLE_SECS:
                 starts = 0
-            if starts >= (_MAX_STARTS_WITHOUT_STATUS if status is None else _MAX_STARTS):
+            if starts >= (_MAX_STARTS_WITHOUT_STATUS if status is _NO_STATUS else _MAX_STARTS):
                 self._give_up(_describe_exit(code), starts)
                 return
             starts += 1
@@ -252,9 +245,7 @@ class ProcessHost:
     def _relay_warnings(self) -> None:
         """Log the warnings of the delivery process here."""
         with self._relay_lock:
-            status = self._read_status()
-            warnings = status.warnings if status else []
-            warnings = [warning for warning in warnings if warning.time > self._relayed_until]
+            warnings = [w for w in self._read_status().warnings if w.time > self._relayed_until]
             if warnings:
                 self._relayed_until = warnings[-1].time
         # Log without the lock: a log handler may close the bus.
@@ -263,14 +254,15 @@ class ProcessHost:
 
     def _give_up(self, reason: str, starts: int) -> None:
         log = delivery_log(self._folder)
-        if self._read_status() is None:  # no process ever came up
+        if self._read_status() is _NO_STATUS:  # no process ever came up
             _log.warning(
                 "cannot start a delivery process (%s; see %s); delivering from threads instead",
                 reason,
                 log,
             )
-            fallback = ThreadHost(self._folder, self._specs, in_training_process=True)
-            self._fallback = fallback
+            self._fallback = fallback = ThreadHost(
+                self._folder, self._specs, in_training_process=True
+            )
             fallback.start()
             if self._commands.final_status:
                 fallback.end(self._commands.final_status)

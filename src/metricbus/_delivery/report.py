@@ -41,16 +41,21 @@ class SinkCounts(Outcomes, frozen=True, kw_only=True):
     command: str = ""
 
 
-class Tally(Outcomes, frozen=True, kw_only=True, array_like=True):
-    """A snapshot of one sink's progress.
+class Progress(Outcomes, frozen=True, kw_only=True):
+    """The progress of a sink: everything before `positions` was processed.
 
-    `values` has the number of processed values and `positions` the position of the sink, both by
-    segment. `damaged` is the number of journal lines that could not be read.
+    `values` has the number of processed values by segment. `damaged` is the number of journal lines
+    that could not be read.
     """
 
     values: dict[str, int] = {}
     positions: dict[str, Position] = {}
     damaged: int = 0
+
+
+class Tally(Progress, frozen=True, kw_only=True, array_like=True):
+    """A snapshot of the progress of a sink, for reports."""
+
     error: str | None = None
     where: str = ""
     command: str = ""

@@ -40,10 +40,7 @@ class ThreadHost:
             consumer.wake()
 
     def flush(self, target: Mapping[str, int], deadline: float) -> bool:
-        """Wait until every sink has processed each segment up to the target offset in bytes.
-
-        Return whether all sinks have, at the latest at the monotonic `deadline`.
-        """
+        """Wait for the sinks to reach the target offset of each segment; return whether all did."""
         self.request_flush()
         return self._wait(
             lambda consumer: consumer.finished or consumer.tally().has_reached(target), deadline

@@ -52,24 +52,20 @@ class AppendTransaction:
         absolute = self._folder / path
         absolute.parent.mkdir(parents=True, exist_ok=True)
         file = AppendFile(absolute, shared=True)
+        length = self.lengths.get(path, 0)
         try:
-            length = self.lengths.get(path, 0)
-            if file.length != length:
-                self._restore_length(file, length, verified=path in self._verified)
+            if file.length != length and path in self._verified:
+                raise Lost(f"{file.path} was modified by another process")
+            if file.length > length:
+                file.truncate(length)
+            elif file.length < length:
+                _log.warning("%s was truncated or replaced; appending to its end", file.path)
         except BaseException:
             file.close()
             raise
         self._verified.add(path)
         self.lengths[path] = file.length
         return file
-
-    def _restore_length(self, file: AppendFile, length: int, *, verified: bool) -> None:
-        if verified:
-            raise Lost(f"{file.path} was modified by another process")
-        if file.length < length:
-            _log.warning("%s was truncated or replaced; appending to its end", file.path)
-        else:
-            file.truncate(length)
 
     def commit(self) -> None:
         """Keep everything that was appended since the last commit."""

@@ -50,19 +50,9 @@ HISTOGRAMS, TABLES = "histograms.csv", "tables.csv"
 _LOG_COLUMNS = ("step", "epoch", "time", "name")
 _BIN_COLUMNS = ("low", "high", "bin_count")
 _PART_COLUMNS = ("path", "first_row", "rows", "end")
-_TOTALS = {
-    "count": "count",
-    "min": "minimum",
-    "max": "maximum",
-    "mean": "mean",
-    "std": "std",
-    "sum": "sum",
-    "sum_squares": "sum_squares",
-    "nan": "nan",
-    "inf": "infinite",
-    "minus_inf": "minus_infinite",
-}
-"""Column -> field of `HistogramRecord`."""
+_TOTALS = ("count", "min", "max", "mean", "std", "sum", "sum_squares", "nan", "inf", "minus_inf")
+_FIELDS = {"min": "minimum", "max": "maximum", "inf": "infinite", "minus_inf": "minus_infinite"}
+"""Fields of `HistogramRecord` that are not named like their column."""
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
@@ -208,7 +198,7 @@ def _log_cells(record: MediumRecord) -> list[str]:
 
 def _histogram_lines(record: HistogramRecord) -> list[list[str]]:
     start = _log_cells(record)
-    totals = [cell_text(getattr(record, field)) for field in _TOTALS.values()]
+    totals = [cell_text(getattr(record, _FIELDS.get(column, column))) for column in _TOTALS]
     no_totals, no_bin = [""] * len(_TOTALS), [""] * len(_BIN_COLUMNS)
     bins = zip(record.edges, record.edges[1:], record.counts, strict=False)
     return [

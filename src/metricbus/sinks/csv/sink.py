@@ -57,7 +57,7 @@ class CsvSink(FileSink):
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._write_json("config.json", run.config)
-        self._write_json("run.json", _without_config(run))
+        self._write_run(run)
         self._quoted_names: dict[str, str] = {}
         lengths = {path: state[key] for key, path in _STATE_KEYS.items() if key in state}
         self._files = files = AppendTransaction(self._folder, lengths)
@@ -118,8 +118,12 @@ class CsvSink(FileSink):
         """Close the files and write the final status to `run.json`."""
         self._files.close()
         ended = None if status == "running" else self._run.ended or time.time_ns()
-        run = msgspec.structs.replace(self._run, status=status, ended=ended)
-        self._write_json("run.json", _without_config(run))
+        self._write_run(msgspec.structs.replace(self._run, status=status, ended=ended))
+
+    def _write_run(self, run: Run) -> None:
+        fields = msgspec.to_builtins(run)
+        del fields["config"]  # it has a file of its own
+        self._write_json("run.json", fields)
 
     def _write_json(self, name: str, content: object) -> None:
         text = msgspec.json.format(msgspec.json.encode(content))
@@ -133,10 +137,3 @@ class CsvSink(FileSink):
 
 def _quote(text: str) -> str:
     return lines([[safe_cell(text)]]).decode().removesuffix("\r\n")
-
-
-def _without_config(run: Run) -> dict[str, Any]:
-    """Return the fields of the run except the config, which has a file of its own."""
-    fields: dict[str, Any] = msgspec.to_builtins(run)
-    del fields["config"]
-    return fields
