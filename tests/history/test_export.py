@@ -1,4 +1,4 @@
-"""`metricbus export`: numbers in other formats, exactly."""
+"""`metricbus export`: exact scalars in other formats."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ import metricbus
 from metricbus import MetricBus, Scalars
 from metricbus._cli.app import app
 from metricbus._common.records import Number, Rewind
-from metricbus._history import export as run_export
-from metricbus._history.export import ExportFormat, ScalarSource, write
+from metricbus._history import export as export_module
+from metricbus._history.export import ExportFormat, ScalarSource, write_export
 from metricbus._history.name_filter import NameFilter
+from metricbus._importers.csv import unescape_name
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segment_writer import SegmentWriter
 
@@ -69,19 +70,19 @@ def run(tmp_path: Path) -> RunFolder:
     return run_of(tmp_path, row(0, NUMBERS), row(7, {"tenth": 0.2}))
 
 
-def same(found: Any, expected: Number) -> bool:
-    """Equal, of one type, and with the same sign of zero."""
-    return type(found) is type(expected) and repr(found) == repr(expected)
+def same(actual: Any, expected: Number) -> bool:
+    """Check for equal values of the same type, with the same sign of zero."""
+    return type(actual) is type(expected) and repr(actual) == repr(expected)
 
 
 def cells(text: str) -> list[list[str]]:
     return list(csv.reader(text.splitlines(keepends=True)))
 
 
-def test_csv_has_a_line_a_value_and_reads_back_exactly(run: RunFolder) -> None:
-    done = export(run.path)
-    assert done.exit_code == 0, done.output
-    header, *lines = cells(done.stdout_bytes.decode())
+def test_csv_has_a_line_per_value_and_is_exact(run: RunFolder) -> None:
+    result = export(run.path)
+    assert result.exit_code == 0, result.output
+    header, *lines = cells(result.stdout_bytes.decode())
     assert header == ["step", "epoch", "time", "name", "value"]
     assert lines[0][:3] == ["0", "0", "1769869530.123456789"]
     assert lines[-1] == ["7", "0", "1769869530.123456796", "tenth", "0.2"]
@@ -99,29 +100,29 @@ def test_pandas_reads_the_csv(run: RunFolder, tmp_path: Path) -> None:
     assert frame["step"].tolist() == [0, 0, 7]
 
 
-def test_json_is_one_document_and_reads_back_exactly(run: RunFolder) -> None:
-    found = json.loads(export(run.path, "--format", "json").stdout)
-    assert [one["name"] for one in found] == [*NUMBERS, "tenth"]
-    assert found[-1] == {"step": 7, "epoch": 0, "time": TIME + 7, "name": "tenth", "value": 0.2}
-    for one, value in zip(found, NUMBERS.values(), strict=False):
-        spelled = isinstance(one["value"], str)
-        assert same(float(one["value"]) if spelled else one["value"], value)
+def test_json_is_one_document_and_is_exact(run: RunFolder) -> None:
+    values = json.loads(export(run.path, "--format", "json").stdout)
+    assert [item["name"] for item in values] == [*NUMBERS, "tenth"]
+    assert values[-1] == {"step": 7, "epoch": 0, "time": TIME + 7, "name": "tenth", "value": 0.2}
+    for item, value in zip(values, NUMBERS.values(), strict=False):
+        is_text = isinstance(item["value"], str)
+        assert same(float(item["value"]) if is_text else item["value"], value)
 
 
-def test_json_of_nothing_is_an_empty_array(tmp_path: Path) -> None:
+def test_json_without_values_is_an_empty_array(tmp_path: Path) -> None:
     assert json.loads(export(run_of(tmp_path).path, "--format", "json").stdout) == []
 
 
 @pytest.fixture
 def parquet(run: RunFolder, tmp_path: Path) -> Path:
     out = tmp_path / "out.parquet"
-    done = export(run.path, "--format", "parquet", "--out", out)
-    assert done.exit_code == 0, done.output
-    assert done.stdout == f"13 values of 12 series in {out}\n"
+    result = export(run.path, "--format", "parquet", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"Wrote 13 values of 12 series to {out}\n"
     return out
 
 
-def test_parquet_has_types_and_reads_back_exactly(parquet: Path) -> None:
+def test_parquet_has_column_types_and_is_exact(parquet: Path) -> None:
     table = pq.read_table(parquet)
     assert [(field.name, str(field.type)) for field in table.schema] == [
         ("step", "int64"),
@@ -132,10 +133,10 @@ def test_parquet_has_types_and_reads_back_exactly(parquet: Path) -> None:
         ("integer", "int64"),
     ]
     rows = table.to_pylist()
-    for one, (name, value) in zip(rows, NUMBERS.items(), strict=False):
-        assert one["name"] == name
-        assert same(one["value"], float(value))
-        assert one["integer"] == (value if type(value) is int else None)
+    for row, (name, value) in zip(rows, NUMBERS.items(), strict=False):
+        assert row["name"] == name
+        assert same(row["value"], float(value))
+        assert row["integer"] == (value if type(value) is int else None)
     assert table["time"].cast("int64").to_pylist()[-1] == TIME + 7
 
 
@@ -143,16 +144,14 @@ def test_pandas_and_polars_read_the_parquet(parquet: Path) -> None:
     frame = pd.read_parquet(parquet)
     assert frame.loc[frame["name"] == "tenth", "value"].tolist() == [0.1, 0.2]
     assert frame["time"].iloc[0].value == TIME
-    other = pl.read_parquet(parquet)
-    assert other.filter(pl.col("name").cast(pl.String) == "largest")["integer"].to_list() == [
-        2**63 - 1
-    ]
+    polars_frame = pl.read_parquet(parquet)
+    assert polars_frame.filter(pl.col("name").cast(pl.String) == "largest")[
+        "integer"
+    ].to_list() == [2**63 - 1]
 
 
-def test_parquet_of_many_values_is_written_in_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_export, "_BATCH", 100)
+def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "_BATCH_VALUES", 100)
     folder = run_of(tmp_path, *(row(step, {f"n{step}": step, "x": 0.5}) for step in range(500)))
     out = tmp_path / "out.parquet"
     assert export(folder.path, "--format", "parquet", "--out", out).exit_code == 0
@@ -164,7 +163,7 @@ def test_parquet_of_many_values_is_written_in_pieces(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(rows=st.lists(st.dictionaries(names, numbers, min_size=1, max_size=4), max_size=6))
-def test_whatever_was_logged_comes_out_of_csv_and_json(
+def test_csv_and_json_are_exact_for_any_values(
     rows: list[dict[str, Number]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root = tmp_path_factory.mktemp("run")
@@ -172,23 +171,18 @@ def test_whatever_was_logged_comes_out_of_csv_and_json(
     logged = [(name, value) for values in rows for name, value in values.items()]
     for format in (ExportFormat.CSV, ExportFormat.JSON):
         with open(root / "out", "wb") as file:
-            write(ScalarSource(folder, NameFilter()), format, file)
+            write_export(ScalarSource(folder, NameFilter()), format, file)
         if format is ExportFormat.JSON:
-            found = [(one["name"], one["value"]) for one in json.loads((root / "out").read_bytes())]
+            items = json.loads((root / "out").read_bytes())
+            exported = [(item["name"], item["value"]) for item in items]
         else:
-            with open(root / "out", newline="", encoding="utf-8") as file_:
-                lines = list(csv.reader(file_))[1:]
-            found = [(metricbus_name(line[3]), line[4]) for line in lines]
-        assert len(found) == len(logged)
-        for (found_name, found_value), (name, value) in zip(found, logged, strict=True):
-            assert found_name == name
-            assert same(type(value)(found_value), value)
-
-
-def metricbus_name(cell: str) -> str:
-    from metricbus._importers.csv import unescape_name
-
-    return unescape_name(cell)
+            with open(root / "out", newline="", encoding="utf-8") as text:
+                lines = list(csv.reader(text))[1:]
+            exported = [(unescape_name(line[3]), line[4]) for line in lines]
+        assert len(exported) == len(logged)
+        for (exported_name, exported_value), (name, value) in zip(exported, logged, strict=True):
+            assert exported_name == name
+            assert same(type(value)(exported_value), value)
 
 
 def wide(folder: RunFolder) -> list[list[str]]:
@@ -196,7 +190,7 @@ def wide(folder: RunFolder) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("last_step", [9, 0])
-def test_the_wide_csv_is_that_of_a_history(tmp_path: Path, last_step: int) -> None:
+def test_wide_csv_equals_the_wide_table_of_the_history(tmp_path: Path, last_step: int) -> None:
     folder = run_of(
         tmp_path,
         row(0, {"a": 1, "b": 0.5}),
@@ -210,7 +204,7 @@ def test_the_wide_csv_is_that_of_a_history(tmp_path: Path, last_step: int) -> No
     assert wide(folder) == [history.columns, *lines]
 
 
-def test_what_a_rewind_superseded_is_left_out_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_superseded_values_are_exported_only_on_request(tmp_path: Path) -> None:
     folder = run_of(
         tmp_path,
         *(row(step, {"x": step}) for step in range(4)),
@@ -218,74 +212,74 @@ def test_what_a_rewind_superseded_is_left_out_unless_it_is_asked_for(tmp_path: P
         row(2, {"x": 20}),
     )
     for arguments, expected in (([], [0, 1, 20]), (["--superseded"], [0, 1, 2, 3, 20])):
-        found = json.loads(export(folder.path, "--format", "json", *arguments).stdout)
-        assert [one["value"] for one in found] == expected
+        items = json.loads(export(folder.path, "--format", "json", *arguments).stdout)
+        assert [item["value"] for item in items] == expected
 
 
-def test_the_ranks_are_told_apart(tmp_path: Path) -> None:
+def test_names_have_rank_prefixes(tmp_path: Path) -> None:
     folder = run_of(tmp_path, row(0, {"x": 1}), row(0, {"x": 2}, rank=1))
-    found = json.loads(export(folder.path, "--format", "json", "--name", "x").stdout)
-    assert [one["name"] for one in found] == ["x", "rank1/x"]
+    values = json.loads(export(folder.path, "--format", "json", "--name", "x").stdout)
+    assert [item["name"] for item in values] == ["x", "rank1/x"]
 
 
-def test_a_live_run_comes_out_as_far_as_it_is(tmp_path: Path) -> None:
+def test_a_live_run_can_be_exported(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1.0)
         bus.flush()
         assert len(json.loads(export(tmp_path / "r", "--format", "json").stdout)) == 1
 
 
-def test_lines_that_cannot_be_read_are_told(run: RunFolder) -> None:
+def test_damaged_lines_are_reported(run: RunFolder) -> None:
     with open(run.journal / "0001.jsonl", "ab") as file:
-        file.write(b"no line\n{torn")
-    done = export(run.path)
-    assert done.exit_code == 0
-    assert done.stderr == "metricbus: lines of the journal that cannot be read: 1\n"
+        file.write(b"not a record\n{torn")
+    result = export(run.path)
+    assert result.exit_code == 0
+    assert result.stderr == "metricbus: Damaged journal lines skipped: 1\n"
 
 
-def test_a_name_that_never_came_leaves_the_file_as_it_was(run: RunFolder, tmp_path: Path) -> None:
+def test_an_unknown_name_fails_and_keeps_the_existing_file(run: RunFolder, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     out.write_text("mine")
-    done = export(run.path, "--name", "tent", "--out", out)
-    assert done.exit_code == 2
-    assert "no series is called 'tent'; did you mean tenth" in done.stderr
+    result = export(run.path, "--name", "tent", "--out", out)
+    assert result.exit_code == 2
+    assert "No series matches 'tent'. Did you mean 'tenth'" in result.stderr
     assert out.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_file_that_cannot_be_written_is_told(run: RunFolder, tmp_path: Path) -> None:
-    done = export(run.path, "--out", tmp_path / "no" / "folder.csv")
-    assert done.exit_code == 2
-    assert "No such file or directory" in done.stderr
+def test_an_unwritable_file_fails(run: RunFolder, tmp_path: Path) -> None:
+    result = export(run.path, "--out", tmp_path / "no" / "folder.csv")
+    assert result.exit_code == 2
+    assert "No such file or directory" in result.stderr
 
 
-def test_parquet_wants_a_file(run: RunFolder) -> None:
-    done = export(run.path, "--format", "parquet")
-    assert done.exit_code == 2
-    assert "--out run.parquet" in done.stderr
+def test_parquet_requires_an_output_file(run: RunFolder) -> None:
+    result = export(run.path, "--format", "parquet")
+    assert result.exit_code == 2
+    assert "--out run.parquet" in result.stderr
 
 
-def test_without_pyarrow_it_says_what_to_install(
+def test_parquet_without_pyarrow_fails_with_the_install_command(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_export, "find_spec", lambda name: None)
-    done = export(run.path, "--format", "parquet", "--out", tmp_path / "out.parquet")
-    assert done.exit_code == 2
-    assert "pip install pyarrow" in done.stderr
+    monkeypatch.setattr(export_module, "find_spec", lambda name: None)
+    result = export(run.path, "--format", "parquet", "--out", tmp_path / "out.parquet")
+    assert result.exit_code == 2
+    assert "pip install pyarrow" in result.stderr
 
 
-def test_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_export_quietly(tmp_path: Path) -> None:
     folder = run_of(tmp_path, *(row(step, {"a name": step}) for step in range(20_000)))
     command = f"{sys.executable} -m metricbus export {folder.path} | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("step,epoch,time,name,value\n", "")
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("step,epoch,time,name,value\n", "")
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
-    done = export(tmp_path)
-    assert done.exit_code == 2
-    assert "is no run" in done.stderr
+def test_a_folder_that_is_not_a_run_fails(tmp_path: Path) -> None:
+    result = export(tmp_path)
+    assert result.exit_code == 2
+    assert "is not a run" in result.stderr
 
 
-def test_the_help_has_an_example() -> None:
+def test_help_has_an_example() -> None:
     assert "Example: metricbus export" in export("--help").stdout

@@ -1,4 +1,4 @@
-"""Reading a run back, from the outside."""
+"""`metricbus.read` and `History`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "r"
 
 
-def test_series_are_numpy_columns_in_the_order_of_the_journal(folder: Path) -> None:
+def test_series_are_numpy_arrays_in_journal_order(folder: Path) -> None:
     history = metricbus.read(folder)
     assert history.names() == ["loss", "n", "big"]
     loss = history.series("loss")
@@ -41,23 +41,23 @@ def test_series_are_numpy_columns_in_the_order_of_the_journal(folder: Path) -> N
     assert len(loss) == 4
 
 
-def test_integers_stay_int64_and_mixed_columns_exact(folder: Path) -> None:
+def test_integers_are_int64_and_mixed_values_are_exact(folder: Path) -> None:
     history = metricbus.read(folder)
     assert history.series("n").value.dtype == np.int64
     assert history.series("big").value.tolist() == [2**53 + 1, 0.5]
 
 
-def test_an_unknown_name_lists_what_there_is(folder: Path) -> None:
-    with pytest.raises(KeyError, match="'los' was never logged; there are: loss, n, big"):
+def test_an_unknown_name_raises_with_the_available_names(folder: Path) -> None:
+    with pytest.raises(KeyError, match=r"No series matches 'los'.*Available: loss, n, big"):
         metricbus.read(folder).series("los")
 
 
-def test_the_run_comes_along(folder: Path) -> None:
+def test_history_has_the_run(folder: Path) -> None:
     run = metricbus.read(folder).run
     assert (run.id, run.status, run.config) == ("r", "finished", {"lr": 0.1})
 
 
-def test_a_wide_table_has_a_line_a_step_and_a_column_a_name(folder: Path, tmp_path: Path) -> None:
+def test_wide_table_has_a_line_per_step_and_a_column_per_name(folder: Path, tmp_path: Path) -> None:
     wide = metricbus.read(folder).wide()
     assert wide.columns == ["step", "epoch", "loss", "n", "big"]
     assert wide.rows[:2] == [[0, 2, None, None, 2**53 + 1], [0, 0, 0.0, 0, None]][::-1]
@@ -68,7 +68,7 @@ def test_a_wide_table_has_a_line_a_step_and_a_column_a_name(folder: Path, tmp_pa
     assert len(lines) == 1 + len(wide.rows)
 
 
-def test_in_a_wide_table_a_repeated_name_takes_a_further_line(tmp_path: Path) -> None:
+def test_wide_table_has_another_line_for_a_repeated_name(tmp_path: Path) -> None:
     with MetricBus(id="twice", sinks="", dir=tmp_path) as bus:
         for value in (1.0, 2.0):
             bus.log({"x": value, "y": value}, step=0)
@@ -84,22 +84,22 @@ def test_a_live_run_can_be_read(tmp_path: Path) -> None:
         assert history.run.status == "running"
 
 
-@pytest.mark.parametrize("where", ["nowhere", "."])
-def test_a_folder_that_is_no_run_is_told(where: str) -> None:
+@pytest.mark.parametrize("path", ["nowhere", "."])
+def test_a_folder_that_is_not_a_run_raises(path: str) -> None:
     with pytest.raises(JournalError, match=r"is not a run folder.*runs/<id>"):
-        metricbus.read(where)
+        metricbus.read(path)
 
 
-def test_a_run_json_that_cannot_be_read_is_told(folder: Path) -> None:
+def test_an_unreadable_run_json_raises(folder: Path) -> None:
     (folder / "run.json").write_text("{")
     with pytest.raises(JournalError, match=r"run\.json cannot be read"):
         metricbus.read(folder)
 
 
-def test_many_batches_and_changing_names_keep_the_order(
+def test_order_is_kept_across_batches_and_changing_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(columns, "_BATCH", 7)
+    monkeypatch.setattr(columns, "_BATCH_ROWS", 7)
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         for step in range(100):
             bus.log({"a": step, "b": step / 2} if step % 3 else {"b": -step}, step=step)
@@ -118,22 +118,22 @@ def test_many_batches_and_changing_names_keep_the_order(
     ),
     batch=st.integers(1, 9),
 )
-def test_every_number_comes_back_exactly(values: list[int | float], batch: int) -> None:
-    held = columns.ScalarColumns()
-    for place, value in enumerate(values):
-        held.add(place, Scalars(step=place, epoch=0, time=0, values={"x": value}))
-        if place % batch == 0:
-            held.pack()
-    held.pack()
-    rows = [row.values["x"] for row in held.rows()]
+def test_columns_store_every_number_exactly(values: list[int | float], batch: int) -> None:
+    stored = columns.ScalarColumns()
+    for step, value in enumerate(values):
+        stored.add(step, Scalars(step=step, epoch=0, time=0, values={"x": value}))
+        if step % batch == 0:
+            stored.pack()
+    stored.pack()
+    rows = [row.values["x"] for row in stored.rows()]
     assert list(map(repr, rows)) == list(map(repr, values))
-    series = held.series("x")
+    series = stored.series("x")
     assert series is not None
-    for found, value in zip(series.value.tolist(), values, strict=True):
-        assert found == value or (math.isnan(found) and math.isnan(value))
+    for actual, value in zip(series.value.tolist(), values, strict=True):
+        assert actual == value or (math.isnan(actual) and math.isnan(value))
 
 
-def test_an_integer_beyond_64_bits_of_a_foreign_writer_is_kept(tmp_path: Path) -> None:
+def test_an_integer_beyond_64_bits_from_another_program_is_kept(tmp_path: Path) -> None:
     MetricBus(id="r", sinks="", dir=tmp_path).close()
     with open(tmp_path / "r" / "journal" / "0001.jsonl", "a", encoding="utf-8") as file:
         row = '"kind":"scalars","epoch":0,"time":0,"values":{"x":18446744073709551615}'
@@ -141,14 +141,14 @@ def test_an_integer_beyond_64_bits_of_a_foreign_writer_is_kept(tmp_path: Path) -
     assert metricbus.read(tmp_path / "r").series("x").value.tolist() == [2**64 - 1]
 
 
-def test_the_span_is_from_the_first_row_to_the_last(folder: Path) -> None:
+def test_span_is_the_time_of_the_first_and_the_last_row(folder: Path) -> None:
     history = metricbus.read(folder)
     first, last = history.span
     times = history.series("loss").time
     assert history.run.started <= first == times.min() <= times.max() <= last
 
 
-def test_a_long_frame_has_a_line_a_value(folder: Path) -> None:
+def test_long_frame_has_a_line_per_value(folder: Path) -> None:
     frame = metricbus.read(folder).frame("pandas")
     assert list(frame.columns) == ["step", "epoch", "time", "name", "value"]
     assert str(frame.time.dtype) == "datetime64[ns, UTC]"
@@ -156,7 +156,7 @@ def test_a_long_frame_has_a_line_a_value(folder: Path) -> None:
     assert frame.value.tolist()[-2:] == [2**53 + 1, 0.5]
 
 
-def test_a_frame_of_one_kind_of_number_has_its_type(tmp_path: Path) -> None:
+def test_frame_of_integers_has_an_integer_type(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log({"a": 1, "b": 2**60})
     history = metricbus.read(tmp_path / "r")
@@ -164,7 +164,7 @@ def test_a_frame_of_one_kind_of_number_has_its_type(tmp_path: Path) -> None:
     assert history.frame("polars")["value"].to_list() == [1, 2**60]
 
 
-def test_a_polars_frame_has_the_same(folder: Path) -> None:
+def test_long_polars_frame_has_a_line_per_value(folder: Path) -> None:
     frame = metricbus.read(folder).frame("polars")
     assert frame.columns == ["step", "epoch", "time", "name", "value"]
     assert str(frame["time"].dtype) == "Datetime(time_unit='ns', time_zone='UTC')"
@@ -173,7 +173,7 @@ def test_a_polars_frame_has_the_same(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars"])
-def test_a_wide_frame_has_a_column_a_name(folder: Path, kind: Literal["pandas", "polars"]) -> None:
+def test_wide_frame_has_a_column_per_name(folder: Path, kind: Literal["pandas", "polars"]) -> None:
     frame = metricbus.read(folder).frame(kind, wide=True)
     assert list(frame.columns) == ["step", "epoch", "loss", "n", "big"]
     assert frame["step"].to_list() == [0, 0, 1, 1, 2]
@@ -185,7 +185,7 @@ def test_a_wide_frame_has_a_column_a_name(folder: Path, kind: Literal["pandas", 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars"])
 @pytest.mark.parametrize("wide", [False, True])
-def test_a_frame_of_nothing_has_its_columns(
+def test_frame_without_values_has_its_columns(
     tmp_path: Path, kind: Literal["pandas", "polars"], wide: bool
 ) -> None:
     MetricBus(id="r", sinks="", dir=tmp_path).close()
@@ -194,7 +194,7 @@ def test_a_frame_of_nothing_has_its_columns(
     assert list(frame.columns)[:2] == ["step", "epoch"]
 
 
-def test_without_pandas_and_polars_a_frame_says_what_to_install(
+def test_frame_without_pandas_and_polars_raises_with_the_install_command(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history = metricbus.read(folder)
@@ -206,6 +206,6 @@ def test_without_pandas_and_polars_a_frame_says_what_to_install(
         history.frame()
 
 
-def test_a_frame_of_another_kind_is_told(folder: Path) -> None:
+def test_frame_of_an_unknown_kind_raises(folder: Path) -> None:
     with pytest.raises(ValueError, match='must be "pandas" or "polars", not \'arrow\''):
         metricbus.read(folder).frame("arrow")  # type: ignore[arg-type]

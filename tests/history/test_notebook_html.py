@@ -1,4 +1,4 @@
-"""What a notebook shows of a history and of a bus."""
+"""The HTML that notebooks display for a history and for a bus."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import metricbus
 from metricbus import MetricBus
 from metricbus._bus.default_bus import DefaultBus
 from metricbus._history import notebook_html
-from metricbus._history.notebook_html import small_plot
+from metricbus._history.notebook_html import svg_sparkline
 
 
 class Cells(HTMLParser):
-    """The tables' cells as text, and all tags that there are."""
+    """The text of all table cells by row, and the names of all tags."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Cells(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_a_history_shows_its_series_and_its_sinks(tmp_path: Path) -> None:
+def test_history_shows_its_series_and_sinks(tmp_path: Path) -> None:
     with MetricBus("digits", id="r", sinks="csv", dir=tmp_path) as bus:
         for value in (3.0, 0.25, math.nan, 1.0):
             bus.log("loss", value)
@@ -51,13 +51,13 @@ def test_a_history_shows_its_series_and_its_sinks(tmp_path: Path) -> None:
     assert html.count("<svg") == 2
 
 
-def test_what_a_run_says_is_data_and_no_html(tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script>"
-    with MetricBus(evil, id="r", sinks="", dir=tmp_path) as bus:
-        bus.log({evil: 1.0, '" onload="x': 2.0})
+def test_text_from_a_run_is_escaped(tmp_path: Path) -> None:
+    malicious = "<script>alert(1)</script>"
+    with MetricBus(malicious, id="r", sinks="", dir=tmp_path) as bus:
+        bus.log({malicious: 1.0, '" onload="x': 2.0})
         bus.flush()
-        shown = [bus._repr_html_(), metricbus.read(tmp_path / "r")._repr_html_()]
-    for html in shown:
+        displays = [bus._repr_html_(), metricbus.read(tmp_path / "r")._repr_html_()]
+    for html in displays:
         cells = Cells(html)
         assert cells.tags == {
             "div",
@@ -71,11 +71,11 @@ def test_what_a_run_says_is_data_and_no_html(tmp_path: Path) -> None:
             "svg",
             "path",
         }
-        assert [evil, "1", "1", "1", "1", ""] in cells.rows
+        assert [malicious, "1", "1", "1", "1", ""] in cells.rows
         assert '" onload="' not in html
 
 
-def test_many_names_are_cut_and_counted(tmp_path: Path) -> None:
+def test_only_the_first_series_are_shown_and_the_others_counted(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log({f"n{index:03}": 1.0 for index in range(100)})
     html = metricbus.read(tmp_path / "r")._repr_html_()
@@ -85,14 +85,14 @@ def test_many_names_are_cut_and_counted(tmp_path: Path) -> None:
     assert len(html) < 60_000
 
 
-def test_a_run_without_numbers_has_no_table(tmp_path: Path) -> None:
+def test_run_without_scalars_has_no_table(tmp_path: Path) -> None:
     MetricBus(id="r", sinks="", dir=tmp_path).close()
     html = metricbus.read(tmp_path / "r")._repr_html_()
     assert "<table" not in html
     assert "finished, 0 rows" in html
 
 
-def test_a_live_bus_shows_where_it_stands_and_what_its_sinks_have(bus: MetricBus) -> None:
+def test_live_bus_shows_its_step_and_the_counts_of_its_sinks(bus: MetricBus) -> None:
     for _ in bus.steps(range(3)):
         bus.log("loss", 0.5)
     bus.flush()
@@ -103,35 +103,33 @@ def test_a_live_bus_shows_where_it_stands_and_what_its_sinks_have(bus: MetricBus
     assert rows[-1][1:] == ["3", "0", "0", "0", ""]
 
 
-def test_a_closed_bus_says_how_it_ended(tmp_path: Path) -> None:
+def test_closed_bus_shows_its_final_status(tmp_path: Path) -> None:
     bus = MetricBus(id="r", sinks="", dir=tmp_path)
     bus.log("x", 1)
     bus.close("failed")
     assert "<b>run (r)</b>: failed, " in bus._repr_html_()
 
 
-def test_a_large_journal_of_a_bus_is_not_read(
-    bus: MetricBus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notebook_html, "_LARGEST", 10)
+def test_bus_does_not_read_a_large_journal(bus: MetricBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebook_html, "_MAX_JOURNAL_BYTES", 10)
     html = bus._repr_html_()
-    assert "metricbus.read(bus.folder) reads it" in html
+    assert "To read it, call metricbus.read(bus.folder)" in html
 
 
-def test_a_bus_whose_folder_is_gone_is_still_shown(tmp_path: Path) -> None:
+def test_bus_without_a_readable_run_folder_is_shown(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1)
     (tmp_path / "r" / "run.json").unlink()
     assert "no run.json" in bus._repr_html_()
 
 
-def test_a_bus_without_a_run_is_shown_as_such() -> None:
+def test_bus_without_a_run_is_shown() -> None:
     assert repr(DefaultBus()) == "<DefaultBus without a run>"
     assert DefaultBus()._repr_html_() == "<div>&lt;DefaultBus without a run&gt;</div>"
     assert repr(MetricBus(disabled=True)) == "<MetricBus without a run>"
 
 
-def test_plain_text_says_which_run_it_is(tmp_path: Path) -> None:
+def test_repr_names_the_run(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log({"a": 1, "b": 2})
     assert repr(bus) == "<MetricBus of 'r'>"
@@ -142,23 +140,25 @@ def test_plain_text_says_which_run_it_is(tmp_path: Path) -> None:
     ("values", "moves"),
     [([1.0, 2.0, 3.0], 1), ([1.0, math.nan, 3.0, 4.0], 2), ([5.0], 1), ([5, 5, 2**60], 1)],
 )
-def test_a_small_plot_breaks_at_gaps(tmp_path: Path, values: list[float], moves: int) -> None:
+def test_sparkline_breaks_at_gaps(tmp_path: Path, values: list[float], moves: int) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         for value in values:
             bus.log("x", value)
-    svg = small_plot(metricbus.read(tmp_path / "r").series("x"))
+    svg = svg_sparkline(metricbus.read(tmp_path / "r").series("x"))
     assert svg.count("M") == moves
     assert "nan" not in svg
 
 
-def test_of_nothing_finite_there_is_no_plot(tmp_path: Path) -> None:
+def test_series_without_finite_values_has_no_sparkline(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", math.nan)
         bus.log("x", math.inf)
-    assert not small_plot(metricbus.read(tmp_path / "r").series("x"))
+    assert not svg_sparkline(metricbus.read(tmp_path / "r").series("x"))
 
 
-def test_no_matplotlib_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sparkline_does_not_need_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1.0)

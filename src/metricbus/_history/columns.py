@@ -1,8 +1,8 @@
-"""Rows of numbers as columns: eight bytes a value, and what all names of a row share once.
+"""Columnar storage for the scalar rows of a run.
 
-Rows are gathered and packed a batch at a time: all rows of a batch with the same names become a
-block of numpy columns. So a run of 10^7 values takes some hundred megabytes and not some gigabytes,
-and its reading costs little beyond decoding it.
+Rows are buffered and packed one batch at a time. The rows of a batch that have the same names
+become one block of numpy columns, so a value takes eight bytes, and the names of a row share its
+step, epoch and time. A run of 10^7 values takes some hundred megabytes instead of gigabytes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from numpy.typing import NDArray
 from metricbus._common.records import Number, Scalars, with_rank_prefix
 
 Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
 
-_EXACT = 2**53  # integers up to here are exact as float64
-_BATCH = 8192  # rows that are held as objects before they are packed
+MAX_EXACT_FLOAT = 2**53
+"""Float64 represents every integer up to this magnitude exactly."""
+
+_BATCH_ROWS = 8192
 
 
 class Series(NamedTuple):
-    """One name's values in the order of the journal, as columns of equal length.
+    """The values of one name in journal order, as numpy arrays of equal length.
 
-    `time` is in nanoseconds since 1970-01-01 UTC. `value` is int64 if all values are integers and
-    float64 otherwise; where that would change an integer, it holds Python's own numbers instead.
+    `time` is in nanoseconds since 1970-01-01 UTC. `value` is int64 if all values are integers, and
+    float64 otherwise. If float64 would change one of the integers, `value` is an object array of
+    Python numbers instead.
     """
 
     step: Ints
@@ -40,118 +44,129 @@ class Series(NamedTuple):
         return len(self.step)
 
 
-class PlainRow(NamedTuple):
-    """A row without what only sinks ask for; `place` is where it stands in the whole journal."""
+class ScalarRow(NamedTuple):
+    """One row of scalars, with names prefixed by rank.
 
-    place: int
+    `row_number` counts all rows of the journal, across segments.
+    """
+
+    row_number: int
     step: int
     epoch: int
     time: int
     values: dict[str, Number]
 
 
-class _Block(NamedTuple):
-    """The rows of one batch that have the same names."""
+class _ColumnBlock(NamedTuple):
+    """The rows of one batch that have the same names.
 
-    place: Ints
+    A column is int64, float64, or, if it mixes integers and floats, an object array.
+    """
+
+    row_number: Ints
     step: Ints
     epoch: Ints
     time: Ints
-    columns: dict[str, NDArray[Any]]  # int64, float64, or Python's own numbers where they are mixed
+    columns: dict[str, NDArray[Any]]
 
-    def rows(self) -> Iterator[PlainRow]:
+    def rows(self) -> Iterator[ScalarRow]:
         values = zip(*(column.tolist() for column in self.columns.values()), strict=True)
-        where = (column.tolist() for column in (self.place, self.step, self.epoch, self.time))
-        for place, step, epoch, time, row in zip(*where, values, strict=True):
-            yield PlainRow(place, step, epoch, time, dict(zip(self.columns, row, strict=True)))
+        positions = (column.tolist() for column in self[:4])
+        for number, step, epoch, time, row in zip(*positions, values, strict=True):
+            yield ScalarRow(number, step, epoch, time, dict(zip(self.columns, row, strict=True)))
 
-    def only(self, kept: NDArray[np.bool_]) -> _Block:
-        columns = {name: column[kept] for name, column in self.columns.items()}
-        return _Block(self.place[kept], self.step[kept], self.epoch[kept], self.time[kept], columns)
+    def masked(self, mask: NDArray[np.bool_]) -> _ColumnBlock:
+        columns = {name: column[mask] for name, column in self.columns.items()}
+        return _ColumnBlock(
+            self.row_number[mask], self.step[mask], self.epoch[mask], self.time[mask], columns
+        )
 
 
-class Columns:
-    """All rows of numbers of a run; `add` them in their order, then `pack`."""
+class ScalarColumns:
+    """All scalar rows of a run. `add` the rows in journal order, then call `pack`."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[object, ...], list[tuple[int, Scalars]]] = {}
-        self._n_waiting = 0
-        self._batches: list[list[_Block]] = []
+        self._buffer: dict[tuple[object, ...], list[tuple[int, Scalars]]] = {}
+        self._n_buffered = 0
+        self._batches: list[list[_ColumnBlock]] = []
 
     def __len__(self) -> int:
-        return sum(len(block.place) for block in self._blocks())
+        return sum(len(block.row_number) for block in self._blocks())
 
-    def add(self, place: int, row: Scalars) -> None:
-        """Takes the row that stands at this place, which is above all before."""
+    def add(self, row_number: int, row: Scalars) -> None:
+        """Add a row. `row_number` must be greater than that of every earlier row."""
         if row.values:
-            self._waiting.setdefault((row.rank, *row.values), []).append((place, row))
-            self._n_waiting += 1
-            if self._n_waiting >= _BATCH:
+            self._buffer.setdefault((row.rank, *row.values), []).append((row_number, row))
+            self._n_buffered += 1
+            if self._n_buffered >= _BATCH_ROWS:
                 self.pack()
 
     def pack(self) -> None:
-        """Turns what is held as objects into columns."""
-        if self._waiting:
-            self._batches.append([_packed(rows) for rows in self._waiting.values()])
-            self._waiting, self._n_waiting = {}, 0
+        """Pack the buffered rows into columns."""
+        if self._buffer:
+            self._batches.append([_pack_block(rows) for rows in self._buffer.values()])
+            self._buffer, self._n_buffered = {}, 0
 
-    def keep(self, wanted: Callable[[PlainRow], bool]) -> None:
-        """Lets go of all rows that are not wanted."""
+    def filter(self, predicate: Callable[[ScalarRow], bool]) -> None:
+        """Keep only the rows for which `predicate` returns true."""
         batches = []
         for batch in self._batches:
-            kept = [block.only(np.array([wanted(row) for row in block.rows()])) for block in batch]
-            left = [block for block in kept if len(block.place)]
-            batches.append(sorted(left, key=lambda block: int(block.place[0])))
+            blocks = [
+                block.masked(np.array([predicate(row) for row in block.rows()])) for block in batch
+            ]
+            non_empty = [block for block in blocks if len(block.row_number)]
+            batches.append(sorted(non_empty, key=lambda block: int(block.row_number[0])))
         self._batches = batches
 
     def names(self) -> list[str]:
-        """All names, in the order in which they first came."""
+        """Return all names in the order of their first values."""
         return list(dict.fromkeys(name for block in self._blocks() for name in block.columns))
 
     def span(self) -> tuple[int, int] | None:
-        """The least and the greatest time; None if there is no row."""
+        """Return the earliest and the latest time; None if there are no rows."""
         spans = [(int(block.time.min()), int(block.time.max())) for block in self._blocks()]
         return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else None
 
     def series(self, name: str) -> Series | None:
-        """One name's values; None if it has none."""
+        """Return the values of one name; None if it has none."""
         blocks = [block for block in self._blocks() if name in block.columns]
         if not blocks:
             return None
-        place, step, epoch, time = (
+        row_number, step, epoch, time = (
             np.concatenate([block[column] for block in blocks]) for column in range(4)
         )
-        value = joined([block.columns[name] for block in blocks])
-        if (np.diff(place) > 0).all():
+        value = concat_values([block.columns[name] for block in blocks])
+        if (np.diff(row_number) > 0).all():
             return Series(step, epoch, time, value)
-        order = np.argsort(place, kind="stable")
+        order = np.argsort(row_number, kind="stable")
         return Series(step[order], epoch[order], time[order], value[order])
 
-    def places(self, name: str) -> Ints:
-        """Where the values of a name stand in the journal, in their order."""
-        blocks = [block.place for block in self._blocks() if name in block.columns]
+    def row_numbers(self, name: str) -> Ints:
+        """Return the ascending numbers of the rows that have a value of `name`."""
+        blocks = [block.row_number for block in self._blocks() if name in block.columns]
         return np.sort(np.concatenate(blocks)) if blocks else np.zeros(0, dtype=np.int64)
 
-    def rows(self) -> Iterator[PlainRow]:
-        """All rows in their order; rows of different batches never stand among each other."""
+    def rows(self) -> Iterator[ScalarRow]:
+        """Yield all rows in journal order."""
+        # All rows of a batch precede those of the next one, so merging within batches is enough.
         for batch in self._batches:
             yield from merge(*(block.rows() for block in batch), key=itemgetter(0))
 
-    def _blocks(self) -> Iterator[_Block]:
+    def _blocks(self) -> Iterator[_ColumnBlock]:
         return chain.from_iterable(self._batches)
 
 
-def _packed(waiting: Sequence[tuple[int, Scalars]]) -> _Block:
-    """The columns of rows that all have the same names, in the same order."""
-    rows = [row for _, row in waiting]
+def _pack_block(buffered: Sequence[tuple[int, Scalars]]) -> _ColumnBlock:
+    """Pack rows that all have the same names in the same order."""
+    rows = [row for _, row in buffered]
     names = list(with_rank_prefix(rows[0]).values)
     flat = list(chain.from_iterable(row.values.values() for row in rows))
     if set(map(type, flat)) == {float}:
         columns = list(np.array(flat, dtype=np.float64).reshape(len(rows), len(names)).T)
     else:
-        columns = [_column(flat[index :: len(names)]) for index in range(len(names))]
-    return _Block(
-        np.array([place for place, _ in waiting], dtype=np.int64),
+        columns = [value_array(flat[index :: len(names)]) for index in range(len(names))]
+    return _ColumnBlock(
+        np.array([row_number for row_number, _ in buffered], dtype=np.int64),
         np.array([row.step for row in rows], dtype=np.int64),
         np.array([row.epoch for row in rows], dtype=np.int64),
         np.array([row.time for row in rows], dtype=np.int64),
@@ -159,31 +174,32 @@ def _packed(waiting: Sequence[tuple[int, Scalars]]) -> _Block:
     )
 
 
-def _column(values: Sequence[Number]) -> NDArray[Any]:
-    """The values as they are: int64, float64, or, where both are among them, Python's own."""
-    kinds = set(map(type, values))
-    if kinds == {float}:
+def value_array(values: Sequence[Number]) -> NDArray[Any]:
+    """Return the values as int64 or float64 if they have one type, and as objects otherwise."""
+    types = set(map(type, values))
+    if types == {float}:
         return np.array(values, dtype=np.float64)
-    if kinds == {int}:
+    if types == {int}:
         try:
             return np.array(values, dtype=np.int64)
-        except OverflowError:  # of a journal that somebody else wrote
-            pass
+        except OverflowError:
+            pass  # metricbus does not write such integers, but another program may
     return np.array(values, dtype=object)
 
 
-def joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """The parts as one column, by the rule of `Series`."""
+def concat_values(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Concatenate arrays of values; `Series` describes the resulting type."""
     if all(part.dtype == np.int64 for part in parts):
         return np.concatenate(parts)
-    if any(_has_large_integer(part) for part in parts):
+    if any(_has_inexact_integer(part) for part in parts):
         return np.concatenate([part.astype(object) for part in parts])
     return np.concatenate([part.astype(np.float64) for part in parts])
 
 
-def _has_large_integer(column: NDArray[Any]) -> bool:
+def _has_inexact_integer(column: NDArray[Any]) -> bool:
+    """Check whether float64 may be unable to represent one of the integers."""
     if column.dtype == np.int64:
-        return bool((column > _EXACT).any() or (column < -_EXACT).any())
+        return bool((column > MAX_EXACT_FLOAT).any() or (column < -MAX_EXACT_FLOAT).any())
     return column.dtype == object and any(
-        type(value) is int and abs(value) > _EXACT for value in column
+        type(value) is int and abs(value) > MAX_EXACT_FLOAT for value in column
     )

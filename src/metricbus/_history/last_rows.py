@@ -1,4 +1,4 @@
-"""The last rows of a journal, found from the ends of its segments, however long they are."""
+"""Reads the last rows of a journal from the ends of its segments, without reading the rest."""
 
 from __future__ import annotations
 
@@ -18,47 +18,53 @@ from metricbus._common.records import (
 )
 from metricbus._history.name_filter import NameFilter
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, Position
-from metricbus._journal.tail import end_of_lines, lines_backwards
+from metricbus._journal.tail import end_of_last_line, lines_backwards
 
 TailRecord: TypeAlias = Scalars | MediumRecord | Rewind
 
 
-def select_record(record: Record | None, wanted: NameFilter) -> TailRecord | None:
-    """What a reader is to see of a record: of rows and media what is wanted, and rewinds."""
+def select_record(record: Record | None, name_filter: NameFilter) -> TailRecord | None:
+    """Return the part of a record that matches the filter, or the whole record if it is a rewind.
+
+    Returns None for anything else.
+    """
     if isinstance(record, Scalars):
-        return wanted.part_of(with_rank_prefix(record))
+        return name_filter.filter_record(with_rank_prefix(record))
     if isinstance(record, MediumRecord):
-        return wanted.part_of(with_rank_prefix(record))
+        return name_filter.filter_record(with_rank_prefix(record))
     return record if isinstance(record, Rewind) else None
 
 
 def last_rows(
-    journal: Path, count: int, wanted: NameFilter
+    journal: Path, count: int, name_filter: NameFilter
 ) -> tuple[list[TailRecord], dict[str, Position]]:
-    """The last `count` rows of all segments by their times, those of each in its own order.
+    """Return the last `count` matching rows, and the position after them in each segment.
 
-    And where each segment is read up to: for a `JournalReader` to go on there. (It counts lines
-    from there, too: nothing before has been counted.)
+    Rows of different segments are ordered by time; rows of one segment keep their order. Pass the
+    positions to a `JournalReader` to read what is written later. Their line numbers start at 0,
+    because the earlier lines are not counted.
 
-    Raises `JournalError` if there is no journal, `OSError` if it cannot be read.
+    Raises `JournalError` if there is no journal, and `OSError` if it cannot be read.
     """
     positions: dict[str, Position] = {}
-    found: list[list[TailRecord]] = []
+    rows_by_segment: list[list[TailRecord]] = []
     for segment in JournalReader(journal).segments():
         with open(journal / (segment + SUFFIX), "rb") as file:
-            end = end_of_lines(file)
+            end = end_of_last_line(file)
             positions[segment] = Position(0, end)
-            found.append(_last_of(file, end, count, wanted))
-    rows = list(merge(*found, key=attrgetter("time")))
+            rows_by_segment.append(_last_rows_of_segment(file, end, count, name_filter))
+    rows = list(merge(*rows_by_segment, key=attrgetter("time")))
     return rows[len(rows) - min(count, len(rows)) :], positions
 
 
-def _last_of(file: BinaryIO, end: int, count: int, wanted: NameFilter) -> list[TailRecord]:
+def _last_rows_of_segment(
+    file: BinaryIO, end: int, count: int, name_filter: NameFilter
+) -> list[TailRecord]:
     rows: list[TailRecord] = []
     lines = lines_backwards(file, end)
     while len(rows) < count and (line := next(lines, None)) is not None:
         try:
-            row = select_record(decode(line), wanted)
+            row = select_record(decode(line), name_filter)
         except DECODE_ERRORS:
             continue
         if row is not None:

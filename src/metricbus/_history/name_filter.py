@@ -1,4 +1,4 @@
-"""Which series somebody wants to see: globs over names."""
+"""Selects series and media by name."""
 
 from __future__ import annotations
 
@@ -13,51 +13,62 @@ import msgspec
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import Number, Scalars
 
-_RANK = re.compile(r"^rank\d+/")
+_RANK_PREFIX = re.compile(r"^rank\d+/")
+_MAX_LISTED = 20
 
 R = TypeVar("R", Scalars, MediumRecord)
 
 
 class NameFilter:
-    """The names that one of the globs fits; without globs, all.
+    """A filter that accepts names matching any of `globs`, or every name if there are no globs.
 
-    A glob speaks of a name on all ranks, or with `rank1/` in front on that one, as for sinks.
+    `loss` matches the series on all ranks, and `rank1/loss` only that of rank 1, as in the options
+    of sinks.
     """
 
     def __init__(self, globs: Sequence[str] = ()) -> None:
         self.globs = globs
-        self._known: dict[str, bool] = {}
+        self._matches_by_name: dict[str, bool] = {}
 
-    def fits(self, name: str) -> bool:
-        """Whether the series is wanted."""
-        known = self._known.get(name)
-        if known is None:
-            names = {name, _RANK.sub("", name)}
-            known = not self.globs or any(
-                fnmatchcase(one, glob) for one in names for glob in self.globs
+    def matches(self, name: str) -> bool:
+        """Check whether `name`, with its rank prefix, matches."""
+        is_match = self._matches_by_name.get(name)
+        if is_match is None:
+            candidates = {name, _RANK_PREFIX.sub("", name)}
+            is_match = not self.globs or any(
+                fnmatchcase(candidate, glob) for candidate in candidates for glob in self.globs
             )
-            self._known[name] = known
-        return known
+            self._matches_by_name[name] = is_match
+        return is_match
 
-    def part_of(self, record: R) -> R | None:
-        """The record with the wanted names alone; None if it has none."""
+    def filter_record(self, record: R) -> R | None:
+        """Return the record reduced to the names that match; None if there are none."""
         if isinstance(record, MediumRecord):
-            return record if self.fits(record.name) else None
-        values: dict[str, Number] = {n: v for n, v in record.values.items() if self.fits(n)}
+            return record if self.matches(record.name) else None
+        values: dict[str, Number] = {n: v for n, v in record.values.items() if self.matches(n)}
         if len(values) == len(record.values):
             return record
         return msgspec.structs.replace(record, values=values) if values else None
 
-    def found(self) -> list[str]:
-        """The wanted names that came so far, in the order in which they first did."""
-        return [name for name, fits in self._known.items() if fits]
+    def matched_names(self) -> list[str]:
+        """Return the matching names among those checked so far, in the order of the checks."""
+        return [name for name, is_match in self._matches_by_name.items() if is_match]
 
-    def unfound(self) -> str:
-        """Of globs that no name has fitted so far: a sentence, with names that are near."""
-        near: list[str] = []
-        for glob in self.globs:
-            near += difflib.get_close_matches(glob, list(self._known), n=3, cutoff=0.5)
-        asked = " or ".join(repr(glob) for glob in self.globs)
-        there = list(dict.fromkeys(near)) or list(self._known)[:10]
-        more = "; did you mean " if near else "; there are: "
-        return f"no series is called {asked}" + (more + ", ".join(there) if there else "")
+    def no_match_message(self) -> str:
+        """Return an error message for globs that match none of the names checked so far."""
+        return no_match_message(self.globs, list(self._matches_by_name))
+
+
+def no_match_message(patterns: Sequence[str], names: Sequence[str]) -> str:
+    """Return an error message for patterns that match none of `names`, with similar names."""
+    similar: dict[str, None] = {}
+    for pattern in patterns:
+        similar |= dict.fromkeys(difflib.get_close_matches(pattern, names, n=3, cutoff=0.5))
+    message = f"No series matches {' or '.join(map(repr, patterns))}."
+    if not names:
+        return f"{message} Nothing has been logged yet."
+    if similar:
+        message += f" Did you mean {' or '.join(map(repr, similar))}?"
+    n_more = len(names) - _MAX_LISTED
+    more = f" and {n_more:,} more" if n_more > 0 else ""
+    return f"{message} Available: {', '.join(names[:_MAX_LISTED])}{more}"

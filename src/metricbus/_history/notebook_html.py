@@ -1,7 +1,6 @@
-"""What a notebook shows of a history and of a bus: a table with a small plot a series.
+"""Notebook displays of a history and of a bus: HTML tables with an SVG sparkline per series.
 
-It is HTML and SVG made by hand, so it needs no package. Everything that a run says of itself is
-data, and escaped.
+No package is needed. All text from a run is escaped.
 """
 
 from __future__ import annotations
@@ -10,28 +9,31 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from metricbus._delivery.cursor import DeliveryProgress, load_progress
-from metricbus._history.columns import Series
-from metricbus._history.plots.downsample import Floats, thinned
-from metricbus._history.plots.text_width import shown
+from metricbus._history.columns import Floats, Series
+from metricbus._history.plots.downsample import downsample
+from metricbus._history.plots.panels import nan_if_undrawable
+from metricbus._history.plots.text_width import shorten
 from metricbus._history.series_source import SeriesSource
 from metricbus._journal.run import Run
 from metricbus.errors import JournalError
 
-_MOST_ROWS = 30
-_LARGEST = 64 << 20  # bytes of a live run's journal that are read for a display
-_WIDTH, _HEIGHT = 120, 24  # pixels of a small plot
-_LONGEST = 80  # characters of a name that are shown
+_MAX_ROWS = 30
+_MAX_JOURNAL_BYTES = 64 << 20
+"""The display of a live bus does not read a journal that is larger than this."""
+_WIDTH, _HEIGHT = 120, 24  # pixels of a sparkline
+_MAX_TEXT_COLUMNS = 80
 _STYLE = "text-align:left;padding:2px 10px 2px 0;font-variant-numeric:tabular-nums"
-_HEADS = ("name", "last", "min", "max", "count", "")
+_SERIES_HEADERS = ("name", "last", "min", "max", "count", "")
+_SINK_HEADERS = ("sink", "delivered", "rejected", "filtered", "pending", "")
 
 
-def html_of_history(history: SeriesSource) -> str:
-    """The run's status, its series, and what its sinks have."""
+def history_html(history: SeriesSource) -> str:
+    """Return the status, the series, and the stored counts of each sink of a run."""
     run = history.run
     facts = [run.status, f"{len(history):,} rows"]
     if n_media := len(history.media()):
@@ -39,10 +41,10 @@ def html_of_history(history: SeriesSource) -> str:
     if history.damaged:
         facts.append(f"{history.damaged:,} damaged lines")
     return _page(
-        f"{run.name} ({run.id})" if run.name != run.id else run.id,
+        run,
         facts,
-        _table_of_series(history, "history.names()"),
-        _table_of_sinks(_delivered(history.folder / "offsets")),
+        _series_table(history, "history.names()"),
+        _sink_table(_stored_counts(history.folder / "offsets")),
     )
 
 
@@ -50,7 +52,7 @@ ReadRun: TypeAlias = Callable[[Path], SeriesSource]
 
 
 class BusState(Protocol):
-    """What the display of a bus needs: `MetricBus` satisfies it."""
+    """The part of a `MetricBus` that its display needs."""
 
     @property
     def folder(self) -> Path | None:
@@ -72,114 +74,105 @@ class BusState(Protocol):
         """The counts, as a `Report`."""
 
 
-def html_of_bus(bus: BusState, read: ReadRun) -> str:
-    """Current step and epoch, the series written to the journal so far, and each sink's counts."""
+def bus_html(bus: BusState, read: ReadRun) -> str:
+    """Return the current step and epoch, the series in the journal, and the counts of each sink."""
     if bus.folder is None or bus.run is None:
         return f"<div>{escape(repr(bus))}</div>"
     report = bus.stats()
     facts = [f"step {bus.step:,}", f"epoch {bus.epoch:,}", f"{report.logged:,} values logged"]
-    facts += [f"{n:,} {what}" for what, n in _not_zero(report)]
-    counts = {
+    counts = (("dropped", report.dropped), ("waiting", report.waiting))
+    facts += [f"{count:,} {label}" for label, count in counts if count]
+    sinks = {
         name: (sink.delivered, sink.rejected, sink.filtered, sink.pending, sink.error or "")
         for name, sink in report.sinks.items()
     }
-    series, status = _series_of_run(bus.folder, bus.run.status, read)
-    title = f"{bus.run.name} ({bus.run.id})" if bus.run.name != bus.run.id else bus.run.id
-    return _page(title, [status, *facts], series, _table_of_sinks(counts))
+    series, status = _series_and_status(bus.folder, bus.run.status, read)
+    return _page(bus.run, [status, *facts], series, _sink_table(sinks))
 
 
-def _not_zero(report: Any) -> list[tuple[str, int]]:
-    counts = [("dropped", report.dropped), ("waiting", report.waiting)]
-    return [(what, n) for what, n in counts if n]
-
-
-def _series_of_run(folder: Path, status: str, read: ReadRun) -> tuple[str, str]:
-    """The table of series and the status, from the run's folder."""
+def _series_and_status(folder: Path, status: str, read: ReadRun) -> tuple[str, str]:
+    """Return the table of series and the status that are stored in the run folder."""
     try:
         size = sum(path.stat().st_size for path in (folder / "journal").iterdir())
-        if size > _LARGEST:
-            note = f"The journal has {size >> 20:,} MiB; metricbus.read(bus.folder) reads it."
+        if size > _MAX_JOURNAL_BYTES:
+            size_mib = size >> 20
+            note = f"The journal has {size_mib:,} MiB. To read it, call metricbus.read(bus.folder)."
             return f"<div>{escape(note)}</div>", status
         history = read(folder)
     except (OSError, JournalError) as error:
         return f"<div>{escape(str(error))}</div>", status
-    return _table_of_series(history, "metricbus.read(bus.folder).names()"), history.run.status
+    return _series_table(history, "metricbus.read(bus.folder).names()"), history.run.status
 
 
-def _page(title: str, facts: Iterable[str], *tables: str) -> str:
-    said = escape(", ".join(facts))
-    return f"<div><div><b>{escape(_cut(title))}</b>: {said}</div>{''.join(tables)}</div>"
+def _page(run: Run, facts: Iterable[str], *tables: str) -> str:
+    title = f"{run.name} ({run.id})" if run.name != run.id else run.id
+    summary = escape(", ".join(facts))
+    return f"<div><div><b>{escape(_shorten(title))}</b>: {summary}</div>{''.join(tables)}</div>"
 
 
-class _Summary(NamedTuple):
-    last: object
-    least: object
-    greatest: object
-    n: int
-
-
-def _table_of_series(history: SeriesSource, all_names: str) -> str:
+def _series_table(history: SeriesSource, all_names: str) -> str:
+    """Return a table of the first series; `all_names` is the expression that lists all of them."""
     names = history.names()
     rows = []
-    for name in names[:_MOST_ROWS]:
+    for name in names[:_MAX_ROWS]:
         series = history.series(name)
-        summary = _summary_of(series)
-        cells = [_cut(name), *map(_number, summary[:3]), f"{summary.n:,}"]
-        rows.append([*map(escape, cells), small_plot(series)])
-    more = len(names) - _MOST_ROWS
-    note = f"<div>and {more:,} more: {escape(all_names)}</div>" if more > 0 else ""
-    return _table(_HEADS, rows) + note if rows else ""
+        value = series.value
+        # NaN can be the last value, but is neither the minimum nor the maximum. The comparison also
+        # finds NaN in object arrays, which np.isnan does not accept.
+        numbers = value[value == value]  # noqa: PLR0124
+        extremes = (numbers.min(), numbers.max()) if len(numbers) else (math.nan, math.nan)
+        cells = [_shorten(name), *map(_format, (value[-1], *extremes, len(value)))]
+        rows.append([*map(escape, cells), svg_sparkline(series)])
+    n_more = len(names) - _MAX_ROWS
+    note = f"<div>and {n_more:,} more: {escape(all_names)}</div>" if n_more > 0 else ""
+    return _table(_SERIES_HEADERS, rows) + note if rows else ""
 
 
-def _summary_of(series: Series) -> _Summary:
-    """NaN counts for neither the least nor the greatest value, but may be the last."""
-    value = series.value
-    there = value[value == value]  # noqa: PLR0124 - NaN alone is not itself, also among objects
-    least, greatest = (there.min(), there.max()) if len(there) else (math.nan, math.nan)
-    return _Summary(value[-1], least, greatest, len(value))
+def svg_sparkline(series: Series) -> str:
+    """Return a small line plot as SVG; empty if no value can be drawn.
 
-
-def small_plot(series: Series) -> str:
-    """An SVG of a few hundred bytes; gaps where values are not finite."""
+    Values that are not finite are gaps in the line.
+    """
     order = np.argsort(series.step, kind="stable")
-    x, y = series.step[order].astype(np.float64), series.value[order].astype(np.float64)
-    y = np.where(np.abs(y) < 1e150, y, np.nan)  # what lies beyond cannot be scaled
+    x = series.step[order].astype(np.float64)
+    y = nan_if_undrawable(series.value[order].astype(np.float64))
     if np.isnan(y).all():
         return ""
-    kept = thinned(x, y, _WIDTH // 2)
-    x, y = _scaled(x[kept], _WIDTH), _HEIGHT - _scaled(y[kept], _HEIGHT)
+    kept = downsample(x, y, _WIDTH // 2)
+    x, y = _scale(x[kept], _WIDTH), _HEIGHT - _scale(y[kept], _HEIGHT)
     return (
         f'<svg width="{_WIDTH}" height="{_HEIGHT}" viewBox="-2 -2 {_WIDTH + 4} {_HEIGHT + 4}" '
         f'fill="none" stroke="#1f77b4" stroke-width="1.5" stroke-linecap="round">'
-        f'<path d="{_path(x, y)}"/></svg>'
+        f'<path d="{_svg_path(x, y)}"/></svg>'
     )
 
 
-def _scaled(values: Floats, size: int) -> Floats:
-    least, greatest = np.nanmin(values), np.nanmax(values)
-    if greatest == least:
+def _scale(values: Floats, size: int) -> Floats:
+    low, high = np.nanmin(values), np.nanmax(values)
+    if high == low:
         return np.where(np.isnan(values), np.nan, size / 2)
-    scaled: Floats = (values - least) / (greatest - least) * size
+    scaled: Floats = (values - low) / (high - low) * size
     return scaled
 
 
-def _path(x: Floats, y: Floats) -> str:
-    """Moves to the first point after a gap, and draws to the others; a lone point is a dot."""
-    steps = []
-    pen_is_down = False
-    for across, down in zip(x.tolist(), y.tolist(), strict=True):
-        if math.isnan(down):
-            pen_is_down = False
+def _svg_path(x: Floats, y: Floats) -> str:
+    """Return SVG path commands that draw lines between points and lift the pen at gaps."""
+    commands = []
+    is_pen_down = False
+    for x_value, y_value in zip(x.tolist(), y.tolist(), strict=True):
+        if math.isnan(y_value):
+            is_pen_down = False
             continue
-        steps.append(f"{'L' if pen_is_down else 'M'}{across:.4g} {down:.4g}")
-        if not pen_is_down:
-            steps.append("h0")
-        pen_is_down = True
-    return "".join(steps)
+        commands.append(f"{'L' if is_pen_down else 'M'}{x_value:.4g} {y_value:.4g}")
+        if not is_pen_down:
+            # A line of length zero shows a point between two gaps as a dot.
+            commands.append("h0")
+        is_pen_down = True
+    return "".join(commands)
 
 
-def _delivered(offsets: Path) -> dict[str, tuple[object, ...]]:
-    """What each sink's progress says; one that was never delivered to is not there."""
+def _stored_counts(offsets: Path) -> dict[str, tuple[object, ...]]:
+    """Return the counts of each sink that has stored progress."""
     all_progress = [
         load_progress(path, DeliveryProgress(sink=path.stem)) for path in offsets.glob("*.json")
     ]
@@ -189,20 +182,17 @@ def _delivered(offsets: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
-def _table_of_sinks(counts: Mapping[str, Sequence[object]]) -> str:
-    if not counts:
-        return ""
-    heads = ("sink", "delivered", "rejected", "filtered", "pending", "")
+def _sink_table(counts: Mapping[str, Sequence[object]]) -> str:
     rows = [
-        [escape(_cut(sink)), *(escape(_number(count)) for count in row)]
+        [escape(_shorten(sink)), *(escape(_format(count)) for count in row)]
         for sink, row in counts.items()
     ]
-    return _table(heads[: len(rows[0])], rows)
+    return _table(_SINK_HEADERS[: len(rows[0])], rows) if rows else ""
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
-    head = "".join(f'<th style="{_STYLE}">{escape(text)}</th>' for text in heads)
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return an HTML table; the cells of `rows` are HTML already."""
+    head = "".join(f'<th style="{_STYLE}">{escape(text)}</th>' for text in headers)
     body = "".join(
         "<tr>" + "".join(f'<td style="{_STYLE}">{cell}</td>' for cell in row) + "</tr>"
         for row in rows
@@ -210,13 +200,13 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _number(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, int | np.integer):
         return f"{value:,}"
     if isinstance(value, float | np.floating):
         return f"{value:.5g}"
-    return _cut(str(value))
+    return _shorten(str(value))
 
 
-def _cut(text: str) -> str:
-    return shown(text, _LONGEST)
+def _shorten(text: str) -> str:
+    return shorten(text, _MAX_TEXT_COLUMNS)

@@ -1,12 +1,11 @@
-"""What can be told of a run at a glance: from run.json, progress files, and the segments' ends.
+"""Reads the status of a run quickly: from run.json, progress files, and the ends of the segments.
 
-However long a run is, a glance reads some 64 KiB of each of its segments. So the newest values are
-exact, and the number of all values is either known or an estimate that says so.
+About 64 KiB of each segment is read, however long the run is. The newest values are exact. The
+total number of values is exact or marked as an estimate.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,39 +23,39 @@ from metricbus._common.records import (
     Record,
     Rewind,
     Scalars,
-    decode,
     count_values,
+    decode,
     with_rank_prefix,
 )
 from metricbus._delivery.cursor import DeliveryProgress
 from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
 from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
-from metricbus._journal.recovery import endings
+from metricbus._journal.recovery import segment_states
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segment_reader import SUFFIX, Position
-from metricbus._journal.tail import end_of_lines, lines_backwards
-from metricbus.errors import JournalError
+from metricbus._journal.segment_reader import SUFFIX, JournalReader, Position
+from metricbus._journal.tail import end_of_last_line, lines_backwards
 
 CurrentStatus: TypeAlias = Literal["running", "silent", "finished", "failed", "killed"]
-"""A run's status as it is now, whatever run.json says: a dead process cannot correct that.
+"""The actual status of a run. It differs from run.json if the process died without updating it.
 
-`silent` is a run of another machine (or of an unknown writer) that has not ended and has written
-nothing for a minute: whether it lives cannot be seen from here.
+`silent` is a run on another host, or of an unknown writer, that has not ended and has written
+nothing for a minute. Whether its process is alive cannot be checked from here.
 """
 
-_ENOUGH = 60_000  # bytes of lines: what the first block that is read has
-_LONGEST_HEADER = 1 << 16
+_MIN_TAIL_BYTES = 60_000
+"""Slightly less than the first block that `lines_backwards` reads."""
+_MAX_HEADER_BYTES = 1 << 16
 _SILENT_SECS = 60.0
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a run without reading all of it.
+    """The status of a run, as far as it can be determined without reading the whole journal.
 
-    `step` and `epoch` are the largest near the ends of the segments, `last` has the newest value
-    of each name there; None or empty where nothing was logged. `values` counts what is in the
-    journal, superseded values too; it is an estimate unless `is_exact`. `modified` is when the
-    journal was written to last, in nanoseconds since 1970-01-01 UTC. Of a run that has not ended,
-    `dropped` is what was written down lately.
+    `step` and `epoch` are the largest near the ends of the segments, and `last` has the newest
+    value of each name there; they are None or empty if nothing was logged. `values` counts the
+    values in the journal, including superseded ones; it is an estimate unless `is_exact` is true.
+    `modified` is the time of the last write to the journal, in nanoseconds since 1970-01-01 UTC.
+    For a live run, `dropped` has the counts that were written last.
     """
 
     status: CurrentStatus
@@ -65,16 +64,13 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     values: int
     is_exact: bool
     last: dict[str, Number]
-    changed: int
+    modified: int
     dropped: RunDroppedCounts
     sinks: list[SinkStatus]
 
 
-class _Tail(NamedTuple):
-    """The last records of a segment, from its last `read` bytes.
-
-    `length` is that of all its whole lines.
-    """
+class _SegmentTail(NamedTuple):
+    """The records in the last `read` bytes of a segment's `length` bytes of complete lines."""
 
     header: Header | None
     records: list[Record]
@@ -83,132 +79,143 @@ class _Tail(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether those are all of its records."""
+        """Whether these are all records of the segment."""
         return self.read == self.length
 
     @property
     def values(self) -> int:
-        """In these records."""
         return sum(map(count_values, self.records))
 
     @property
     def attempt(self) -> int:
-        """At the run."""
         return self.header.attempt if self.header else 1
 
 
 def read_run_status(folder: RunFolder, run: Run) -> RunStatus:
-    """A look at the run; `JournalError` or `OSError` where its folder cannot be read."""
-    paths = _segments(folder)
+    """Read the status of a run.
+
+    Raises `JournalError` or `OSError` if the run folder cannot be read.
+    """
+    paths = _segment_paths(folder)
     tails = {path.stem: _read_tail(path) for path in paths}
-    changed = max((path.stat().st_mtime_ns for path in paths), default=run.started)
-    progress = read_all_progress(folder)
-    counts = [_count(segment, tail, progress) for segment, tail in tails.items()]
-    step, epoch, last = _newest(tails.values())
+    modified = max((path.stat().st_mtime_ns for path in paths), default=run.started)
+    all_progress = read_all_progress(folder)
+    counts = [_count_segment_values(name, tail, all_progress) for name, tail in tails.items()]
+    step, epoch, last = _latest_values(tails.values())
     lengths = {segment: tail.length for segment, tail in tails.items()}
     return RunStatus(
         status=current_status(folder, run),
         step=step,
         epoch=epoch,
         values=sum(values for values, _ in counts),
-        is_exact=all(exact for _, exact in counts),
+        is_exact=all(is_exact for _, is_exact in counts),
         last=last,
-        changed=changed,
+        modified=modified,
         dropped=total_dropped(SegmentDroppedCounts(tail.records) for tail in tails.values()),
-        sinks=sink_statuses(folder, run, progress, lengths),
+        sinks=sink_statuses(folder, run, all_progress, lengths),
     )
 
 
 def current_status(folder: RunFolder, run: Run) -> CurrentStatus:
-    """How it stands with the run now; writes nothing."""
+    """Determine the actual status of a run, without writing it to run.json."""
     if run.status != "running":
         return run.status
-    ends = endings(folder.journal)
-    if run.process.is_here:
+    ends = segment_states(folder.journal)
+    if run.process.is_local:
         if run.process.is_alive():
             return "running"
         ends = {name: end for name, end in ends.items() if end.writer == run.process}
-        said = [end.status for end in ends.values() if end.status]
-        return said[-1] if said else "killed"
+        recorded = [end.status for end in ends.values() if end.status]
+        return recorded[-1] if recorded else "killed"
     last = list(ends.values())[-1].status if ends else None
     if last and all(end.status for end in ends.values()):
         return last
-    newest = max((path.stat().st_mtime for path in _segments(folder)), default=0.0)
+    newest = max((path.stat().st_mtime for path in _segment_paths(folder)), default=0.0)
     return "silent" if time.time() - newest > _SILENT_SECS else "running"
 
 
-def _segments(folder: RunFolder) -> list[Path]:
-    try:
-        names = os.listdir(folder.journal)
-    except FileNotFoundError:
-        raise JournalError(f"the journal {folder.journal} is missing") from None
-    return [folder.journal / name for name in sorted(names) if name.endswith(SUFFIX)]
+def _segment_paths(folder: RunFolder) -> list[Path]:
+    segments = JournalReader(folder.journal).segments()
+    return [folder.journal / (segment + SUFFIX) for segment in segments]
 
 
-def _read_tail(path: Path) -> _Tail:
-    """At least one value, if there is any: a single row may be longer than what is enough."""
+def _read_tail(path: Path) -> _SegmentTail:
+    """Read the last records of a segment, with at least one value if it has any.
+
+    A single row can be longer than `_MIN_TAIL_BYTES`.
+    """
     records: list[Record] = []
     values = read = 0
     with open(path, "rb") as file:
-        length = end_of_lines(file)
+        length = end_of_last_line(file)
         for line in lines_backwards(file, length):
             read += len(line) + 1
-            if (record := _decoded(line)) is not None:
+            if (record := _decode_or_none(line)) is not None:
                 records.append(record)
                 values += count_values(record)
-            if values and read >= _ENOUGH:
+            if values and read >= _MIN_TAIL_BYTES:
                 break
         file.seek(0)
-        header = _decoded(file.readline(_LONGEST_HEADER))
-    return _Tail(header if isinstance(header, Header) else None, records[::-1], read, length)
+        header = _decode_or_none(file.readline(_MAX_HEADER_BYTES))
+    header = header if isinstance(header, Header) else None
+    return _SegmentTail(header, records[::-1], read, length)
 
 
-def _decoded(line: bytes) -> Record | None:
+def _decode_or_none(line: bytes) -> Record | None:
     try:
         return decode(line)
     except DECODE_ERRORS:
         return None
 
 
-def _count(segment: str, tail: _Tail, found: Sequence[DeliveryProgress]) -> tuple[int, bool]:
-    """A segment's values, and whether that is exact; the sink that is furthest has counted most."""
+def _count_segment_values(
+    segment: str, tail: _SegmentTail, all_progress: Sequence[DeliveryProgress]
+) -> tuple[int, bool]:
+    """Return the number of values in a segment, and whether it is exact.
+
+    The sink with the furthest cursor has counted the values before it. The values after it are
+    estimated from the density of values in the tail.
+    """
     if tail.is_whole:
         return tail.values, True
-    places = [
+    cursors = [
         (progress.positions.get(segment, Position()).offset, progress.values.get(segment, 0))
-        for progress in found
+        for progress in all_progress
     ]
-    offset, seen = max(places, default=(0, 0))
+    offset, counted = max(cursors, default=(0, 0))
     density = tail.values / tail.read
-    return round(seen + density * max(0, tail.length - offset)), offset >= tail.length
+    return round(counted + density * max(0, tail.length - offset)), offset >= tail.length
 
 
-def _newest(tails: Iterable[_Tail]) -> tuple[int | None, int | None, dict[str, Number]]:
-    """The largest step and epoch, and each name's newest value, among the last records.
+def _latest_values(
+    tails: Iterable[_SegmentTail],
+) -> tuple[int | None, int | None, dict[str, Number]]:
+    """Return the largest step and epoch, and the newest value of each name, in the last records.
 
-    The newest record need not have the largest step: what is measured of an earlier one comes late.
-    A rewind takes back what stands at greater steps.
+    The newest record need not have the largest step, because values of earlier steps may be logged
+    late. A rewind removes the values at later steps.
     """
-    records = [(tail.attempt, record) for tail in tails for record in tail.records]
-    placed = [
-        (attempt, r) for attempt, r in records if not isinstance(r, Header | PartialAggregates | Dropped | End)
+    records = [
+        (tail.attempt, record)
+        for tail in tails
+        for record in tail.records
+        if not isinstance(record, Header | PartialAggregates | Dropped | End)
     ]
-    placed.sort(key=lambda pair: (pair[0], pair[1].time))  # stable: a segment keeps its order
+    # The sort is stable: records of one segment with equal times keep their order.
+    records.sort(key=lambda pair: (pair[0], pair[1].time))
     last: dict[str, tuple[int, Number]] = {}
     step = epoch = None
-    for _, record in placed:
-        if isinstance(record, Rewind) and record.rank:
-            continue  # tells of its own place in the journal alone
+    for _, record in records:
         if isinstance(record, Rewind):
+            if record.rank:
+                # A rewind of another rank only supersedes rows after a position in one segment.
+                continue
             step, epoch = record.step, record.epoch
-            last = {name: at for name, at in last.items() if at[0] <= record.step}
+            last = {name: latest for name, latest in last.items() if latest[0] <= record.step}
             continue
-        step, epoch = _larger(step, record.step), _larger(epoch, record.epoch)
+        step = record.step if step is None else max(step, record.step)
+        epoch = record.epoch if epoch is None else max(epoch, record.epoch)
         if isinstance(record, Scalars):
             values = with_rank_prefix(record).values
             last.update({name: (record.step, value) for name, value in values.items()})
     return step, epoch, {name: value for name, (_, value) in last.items()}
-
-
-def _larger(so_far: int | None, other: int) -> int:
-    return other if so_far is None else max(so_far, other)

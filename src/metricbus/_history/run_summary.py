@@ -1,12 +1,11 @@
-"""What a run logged, in a few numbers a name: `summarize_run` reads the journal once and keeps no rows.
+"""Summarizes everything that a run logged, in one pass over its journal.
 
-Memory is bounded, by the names and not by the rows.
-What a rewind went back before is left out, as by `metricbus.read`.
+Rows are not kept, so memory is bounded by the number of names. Values that a rewind supersedes are
+left out, as in `metricbus.read`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,22 +16,22 @@ from metricbus._common.records import (
     DECODE_ERRORS,
     Epoch,
     Scalars,
-    decode,
     count_values,
+    decode,
     with_rank_prefix,
 )
-from metricbus._history.series_summary import AllSeries, SeriesSummary
+from metricbus._history.series_summary import SeriesSummarizer, SeriesSummary
 from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
-from metricbus._journal.recovery import endings, partial_rows
+from metricbus._journal.recovery import partial_rows, segment_states
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, OnProgress, Row
 
-_ROWS_A_REPORT = 5_000
+_ROWS_PER_REPORT = 5_000
 
 
 class MediumSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """The media of one kind under one name; `rows` are those of all parts of tables."""
+    """The media of one kind logged under one name; `rows` is the total row count of tables."""
 
     name: str
     count: int
@@ -43,13 +42,15 @@ class MediumSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run logged.
+    """Everything that a run logged, summarized.
 
-    `values` are those that count, media among them; `superseded` ones were left out after a rewind.
-    `partial_rows` were in reductions when their process died (or are, in a live run). `first_time` and
-    `last_time` are of the first and the last row, in nanoseconds since 1970-01-01 UTC. `lengths`
-    has the bytes of each segment's whole lines, `torn` is how many stand after those. `damaged`
-    lines could not be read.
+    `rows` and `values` exclude the values that a rewind supersedes; `superseded` counts these.
+    `values` includes media. `partial_rows` is the number of values in partial aggregates of
+    reductions that were pending when their process died, or that are pending in a live run.
+    `pending_partial` counts those of dead processes, which sinks receive after the run is over.
+    `first_time` and `last_time` are the earliest and the latest time of a row, in nanoseconds since
+    1970-01-01 UTC. `lengths` has the number of bytes in the complete lines of each segment; `torn`
+    counts the bytes after them. `damaged` is the number of lines that could not be decoded.
     """
 
     series: dict[str, SeriesSummary]
@@ -58,7 +59,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     values: int
     superseded: int
     partial_rows: int
-    pending_partial: int  # of what was left open: what only comes once the run is over
+    pending_partial: int
     last_step: int | None
     epochs: int
     first_time: int | None
@@ -70,86 +71,87 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def journal_values(self) -> int:
-        """All values in the journal's rows: what is delivered, superseded or not."""
+        """The number of values in the journal, including superseded ones: sinks receive both."""
         return self.values + self.superseded
 
 
 def summarize_run(folder: RunFolder, on_progress: OnProgress | None = None) -> RunSummary:
-    """Reads the whole journal once; `JournalError` or `OSError` where that cannot be done."""
-    return _SummaryPass(folder, on_progress or (lambda done, total: None)).summary()
+    """Read the whole journal and summarize it.
+
+    Raises `JournalError` or `OSError` if the journal cannot be read.
+    """
+    return _SummaryPass(folder, on_progress or (lambda done, total: None)).run()
 
 
 class _SummaryPass:
-    """One pass through the journal."""
+    """One pass over a journal."""
 
     def __init__(self, folder: RunFolder, on_progress: OnProgress) -> None:
         self._journal = folder.journal
         self._reader = JournalReader(folder.journal)
         self._on_progress = on_progress
         self._segments = self._reader.segments()
-        self._bytes = _bytes_in(folder.journal)  # of a live run: those that there are now
-        self._rewinds = Rewinds(_rewinds_and_headers(folder.journal, self._segments))
+        self._total_bytes = self._reader.unread_bytes()
+        self._rewinds = Rewinds(_headers_and_rewinds(folder.journal, self._segments))
         self._has_rewinds = bool(self._rewinds)
-        self._series = AllSeries()
+        self._series = SeriesSummarizer()
         self._media: dict[tuple[str, type[MediumRecord]], MediumSummary] = {}
         self._rows = self._values = self._superseded = 0
         self._last_step = self._last_epoch = -1
         self._first_time, self._last_time = 1 << 63, -1
         self._lengths: dict[str, int] = {}
-        self._drops = {segment: SegmentDroppedCounts() for segment in self._segments}
+        self._dropped = {segment: SegmentDroppedCounts() for segment in self._segments}
 
-    def summary(self) -> RunSummary:
-        """Reads everything."""
-        opened = partial_rows(self._read())
-        left = [
+    def run(self) -> RunSummary:
+        partial_counts = [
             (segment, len(row.values))
-            for segment, row in opened
-            if not self._rewinds.supersede_partial(segment, row)
+            for segment, row in partial_rows(self._read())
+            if not self._rewinds.supersedes_partial(segment, row)
         ]
-        broken = {name for name, end in endings(self._journal).items() if end.is_broken}
-        began = self._last_time >= 0
+        broken = {name for name, end in segment_states(self._journal).items() if end.is_broken}
+        has_rows = self._last_time >= 0
         return RunSummary(
             series=self._series.summaries(),
             media=list(self._media.values()),
             rows=self._rows,
             values=self._values,
             superseded=self._superseded,
-            partial_rows=sum(values for _, values in left),
-            pending_partial=sum(values for segment, values in left if segment in broken),
-            last_step=self._last_step if began else None,
+            partial_rows=sum(count for _, count in partial_counts),
+            pending_partial=sum(count for segment, count in partial_counts if segment in broken),
+            last_step=self._last_step if has_rows else None,
             epochs=self._last_epoch + 1,
-            first_time=self._first_time if began else None,
-            last_time=self._last_time if began else None,
-            dropped=total_dropped(self._drops.values()),
+            first_time=self._first_time if has_rows else None,
+            last_time=self._last_time if has_rows else None,
+            dropped=total_dropped(self._dropped.values()),
             damaged=self._reader.damaged,
-            torn=max(0, self._bytes - sum(self._lengths.values())),
+            torn=max(0, self._total_bytes - sum(self._lengths.values())),
             lengths=self._lengths,
         )
 
     def _read(self) -> Iterator[Row]:
-        """All rows; each is taken before it is passed on."""
-        before = 0
+        """Process each row, then yield it."""
+        earlier_bytes = 0
         for segment in self._segments:
             length = 0
             for row in self._reader.read_segment(segment):
-                self._take(row)
+                self._process(row)
                 yield row
                 length = row.end
-                if row.line % _ROWS_A_REPORT == 0:
-                    self._on_progress(before + length, self._bytes)
+                if row.line % _ROWS_PER_REPORT == 0:
+                    self._on_progress(earlier_bytes + length, self._total_bytes)
             self._lengths[segment] = length
-            before += length
-            self._on_progress(before, self._bytes)
+            earlier_bytes += length
+            self._on_progress(earlier_bytes, self._total_bytes)
 
-    def _take(self, row: Row) -> None:
+    def _process(self, row: Row) -> None:
         record = row.record
         if isinstance(record, Epoch):
             self._last_epoch = max(self._last_epoch, record.epoch)
         if not isinstance(record, Scalars | MediumRecord):
-            self._drops[row.segment].update(record)
+            self._dropped[row.segment].update(record)
             return
         values = count_values(record)
-        if self._has_rewinds and self._rewinds.supersede(row.segment, row.line, record):
+        if self._has_rewinds and self._rewinds.supersedes(row.segment, row.line, record):
             self._superseded += values
             return
         self._values += values
@@ -162,24 +164,24 @@ class _SummaryPass:
             self._rows += 1
             self._series.add(record)
         else:
-            self._take_medium(record)
+            self._add_medium(record)
 
-    def _take_medium(self, record: MediumRecord) -> None:
+    def _add_medium(self, record: MediumRecord) -> None:
         key = record.name, type(record)
         rows = record.rows if isinstance(record, TableRecord) else 0
-        so_far = self._media.get(key)
+        previous = self._media.get(key)
         self._media[key] = MediumSummary(
             name=record.name,
-            count=1 + (so_far.count if so_far else 0),
-            first_step=min(record.step, so_far.first_step if so_far else record.step),
-            last_step=max(record.step, so_far.last_step if so_far else record.step),
-            rows=rows + (so_far.rows if so_far else 0),
+            count=1 + (previous.count if previous else 0),
+            first_step=min(record.step, previous.first_step if previous else record.step),
+            last_step=max(record.step, previous.last_step if previous else record.step),
+            rows=rows + (previous.rows if previous else 0),
             newest=record,
         )
 
 
-def _rewinds_and_headers(journal: Path, segments: list[str]) -> Iterator[Row]:
-    """The lines from which `Rewinds` learns, and a few others; the rest is not decoded."""
+def _headers_and_rewinds(journal: Path, segments: list[str]) -> Iterator[Row]:
+    """Yield the rows that `Rewinds` needs, without decoding most of the others."""
     for segment in segments:
         with open(journal / (segment + SUFFIX), "rb") as file:
             for number, line in enumerate(file):
@@ -188,7 +190,3 @@ def _rewinds_and_headers(journal: Path, segments: list[str]) -> Iterator[Row]:
                         yield Row(segment, number, 0, decode(line))
                     except DECODE_ERRORS:
                         continue
-
-
-def _bytes_in(journal: Path) -> int:
-    return sum(entry.stat().st_size for entry in os.scandir(journal) if entry.name.endswith(SUFFIX))

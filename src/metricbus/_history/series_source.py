@@ -1,7 +1,7 @@
-"""What plots and notebook displays need from a run's history.
+"""The part of a run's history that plots and notebook displays need.
 
-`History` satisfies this protocol, and imports plots and displays only inside its methods. They depend
-on the protocol instead of on `History`, so the imports form no circle.
+`History` satisfies this protocol and imports plots and displays only inside its methods. Plots and
+displays depend on the protocol instead of on `History`, which avoids circular imports.
 """
 
 from __future__ import annotations

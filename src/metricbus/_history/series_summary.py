@@ -1,7 +1,7 @@
-"""Series in a few numbers each, from rows that come one after the other.
+"""Summarizes series (count, extremes, mean, ...) from a stream of rows.
 
-Rows are held until there are many and then taken in together, column by column: that costs a tenth
-of taking each value on its own. Memory is bounded by the names and by how many values are held.
+Rows are buffered and then processed together, column by column, which takes a tenth of the time of
+processing each value separately. Memory is bounded by the number of names and the buffer size.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from metricbus._aggregate.exact_sum import ExactSum
 from metricbus._common.records import Number, Scalars
-from metricbus._history.sparkline import Curve
+from metricbus._history.columns import MAX_EXACT_FLOAT, Floats, Ints
+from metricbus._history.sparkline import SparklineData
 
-_HELD_AT_MOST = 1 << 20  # values; of ten thousand names that is still a hundred of each
-_EXACT = 2**53  # integers up to here are exact as float64
+_MAX_BUFFERED_VALUES = 1 << 20
 
 
 class SeriesSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One name's values.
+    """Statistics of the values of one name.
 
-    `last` is the newest in the order of the journal. `min`, `max` and `mean` are over all values
-    but the `nan` ones, and None where there are no others; the sum behind the mean is compensated.
-    The steps are the least and the greatest.
+    `last` is the last value in journal order. `nan` counts the NaN values; `min`, `max` and `mean`
+    ignore them, and are None if there are no others. The mean is computed from a compensated sum.
+    `first_step` and `last_step` are the smallest and the largest step.
     """
 
     name: str
@@ -39,88 +38,90 @@ class SeriesSummary(msgspec.Struct, frozen=True, kw_only=True):
     mean: float | None
     first_step: int
     last_step: int
-    curve: Curve
+    sparkline: SparklineData
 
 
-class AllSeries:
-    """The series of a run that is being read."""
+class SeriesSummarizer:
+    """Summarizes all series of a run. `add` the rows in journal order."""
 
     def __init__(self) -> None:
-        self._series: dict[str, _Series] = {}  # in the order in which they first came
-        self._held: dict[tuple[str, ...], _Rows] = {}  # by their names
-        self._count = 0  # of rows, ever
-        self._values = 0  # that are held
+        self._accumulators: dict[str, _SeriesAccumulator] = {}  # in order of first values
+        self._buffer: dict[tuple[str, ...], _RowBuffer] = {}  # by the names of the rows
+        self._n_rows = 0
+        self._n_buffered_values = 0
 
     def add(self, record: Scalars) -> None:
-        """One row."""
+        """Add a row."""
         names = tuple(record.values)
-        rows = self._held.get(names)
+        rows = self._buffer.get(names)
         if rows is None:
-            rows = self._held[names] = _Rows([], [], [])
+            rows = self._buffer[names] = _RowBuffer([], [], [])
             for name in names:
-                if name not in self._series:
-                    self._series[name] = _Series(name)
-        rows.places.append(self._count)
+                if name not in self._accumulators:
+                    self._accumulators[name] = _SeriesAccumulator(name)
+        rows.row_numbers.append(self._n_rows)
         rows.steps.append(record.step)
         rows.values.extend(record.values.values())
-        self._count += 1
-        self._values += len(names)
-        if self._values >= _HELD_AT_MOST:
-            self._take_in()
+        self._n_rows += 1
+        self._n_buffered_values += len(names)
+        if self._n_buffered_values >= _MAX_BUFFERED_VALUES:
+            self._process_buffer()
 
     def summaries(self) -> dict[str, SeriesSummary]:
-        """What is known of each by now."""
-        self._take_in()
-        return {name: series.summary() for name, series in self._series.items()}
+        """Return the summaries of the rows added so far, by name."""
+        self._process_buffer()
+        return {name: series.summary() for name, series in self._accumulators.items()}
 
-    def _take_in(self) -> None:
-        columns: dict[str, list[_Column]] = {}
-        for names, rows in self._held.items():
-            places, steps = np.array(rows.places), np.array(rows.steps, dtype=np.int64)
-            for number, name in enumerate(names):
-                values = rows.values[number :: len(names)]
-                columns.setdefault(name, []).append(_Column(places, steps, values))
-        for name, parts in columns.items():
-            self._series[name].take_in(_joined(parts))
-        self._held.clear()
-        self._values = 0
+    def _process_buffer(self) -> None:
+        chunks: dict[str, list[_SeriesChunk]] = {}
+        for names, rows in self._buffer.items():
+            row_numbers, steps = np.array(rows.row_numbers), np.array(rows.steps, dtype=np.int64)
+            for index, name in enumerate(names):
+                values = rows.values[index :: len(names)]
+                chunks.setdefault(name, []).append(_SeriesChunk(row_numbers, steps, values))
+        for name, parts in chunks.items():
+            self._accumulators[name].add(_merge_chunks(parts))
+        self._buffer.clear()
+        self._n_buffered_values = 0
 
 
-class _Rows(NamedTuple):
-    """Rows with the same names: where they stand among all rows, their steps, and their values one
-    after the other (in rows of their own they would keep the garbage collector busy).
+class _RowBuffer(NamedTuple):
+    """Rows with the same names.
+
+    `values` is flat, row after row: a list per row would slow down the garbage collector.
     """
 
-    places: list[int]
+    row_numbers: list[int]
     steps: list[int]
     values: list[Number]
 
 
-class _Column(NamedTuple):
-    """The values of one name, as Python's own numbers: so integers are exact."""
+class _SeriesChunk(NamedTuple):
+    """Values of one name, as Python numbers to keep integers exact."""
 
-    places: NDArray[np.int64]
-    steps: NDArray[np.int64]
+    row_numbers: Ints
+    steps: Ints
     values: Sequence[Number]
 
 
-def _joined(parts: Sequence[_Column]) -> _Column:
-    """The values of one name in the order in which they came."""
+def _merge_chunks(parts: Sequence[_SeriesChunk]) -> _SeriesChunk:
+    """Merge chunks of one name, ordered by row number."""
     if len(parts) == 1:
         return parts[0]
-    places = np.concatenate([part.places for part in parts])
-    order = np.argsort(places)
+    row_numbers = np.concatenate([part.row_numbers for part in parts])
+    order = np.argsort(row_numbers)
     steps = np.concatenate([part.steps for part in parts])
     values = [value for part in parts for value in part.values]
-    return _Column(places[order], steps[order], [values[index] for index in order.tolist()])
+    ordered_values = [values[index] for index in order.tolist()]
+    return _SeriesChunk(row_numbers[order], steps[order], ordered_values)
 
 
-class _Series:
-    """One of them."""
+class _SeriesAccumulator:
+    """Running statistics of one series."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._curve = Curve()
+        self._sparkline = SparklineData()
         self._sum = ExactSum()
         self._count = self._nan = 0
         self._last: Number = math.nan
@@ -128,50 +129,50 @@ class _Series:
         self._max: Number = -math.inf
         self._first_step, self._last_step = 1 << 63, -1
 
-    def take_in(self, column: _Column) -> None:
-        """Goes on with these values."""
-        values = column.values
+    def add(self, chunk: _SeriesChunk) -> None:
+        values = chunk.values
         array = np.array(values, dtype=np.float64)
-        self._curve.add(array)
+        self._sparkline.add(array)
         self._count += len(values)
         self._last = values[-1]
-        self._first_step = min(self._first_step, int(column.steps.min()))
-        self._last_step = max(self._last_step, int(column.steps.max()))
-        missing = np.isnan(array)
-        if missing.any():
-            self._nan += int(missing.sum())
-            values = [value for value, nan in zip(values, missing, strict=True) if not nan]
-            array = array[~missing]
+        self._first_step = min(self._first_step, int(chunk.steps.min()))
+        self._last_step = max(self._last_step, int(chunk.steps.max()))
+        is_nan = np.isnan(array)
+        if is_nan.any():
+            self._nan += int(is_nan.sum())
+            values = [value for value, nan in zip(values, is_nan, strict=True) if not nan]
+            array = array[~is_nan]
         if values:
-            self._take_extremes(values, array)
-            self._add(values)
+            self._update_extremes(values, array)
+            self._add_to_sum(values)
 
-    def _take_extremes(self, values: Sequence[Number], array: NDArray[np.float64]) -> None:
-        low, high = int(array.argmin()), int(array.argmax())
-        least, greatest = values[low], values[high]
-        if array[low] <= -_EXACT or array[high] >= _EXACT:  # by Python's own, exact comparison
-            least, greatest = min(values), max(values)
-        self._min, self._max = min(self._min, least), max(self._max, greatest)
+    def _update_extremes(self, values: Sequence[Number], array: Floats) -> None:
+        low_index, high_index = int(array.argmin()), int(array.argmax())
+        low, high = values[low_index], values[high_index]
+        if array[low_index] <= -MAX_EXACT_FLOAT or array[high_index] >= MAX_EXACT_FLOAT:
+            # Different integers can be equal as float64. Python compares them exactly.
+            low, high = min(values), max(values)
+        self._min, self._max = min(self._min, low), max(self._max, high)
 
-    def _add(self, values: Sequence[Number]) -> None:
+    def _add_to_sum(self, values: Sequence[Number]) -> None:
         try:
             self._sum.add(math.fsum(values))
-        except (OverflowError, ValueError):  # beyond float64 on the way, or inf and -inf
+        except (OverflowError, ValueError):
+            # An intermediate sum overflows, or the values include both infinities.
             for value in values:
                 self._sum.add(float(value))
 
     def summary(self) -> SeriesSummary:
-        """What is known of it."""
-        known = self._count - self._nan
+        n_numbers = self._count - self._nan
         return SeriesSummary(
             name=self._name,
             count=self._count,
             nan=self._nan,
             last=self._last,
-            min=self._min if known else None,
-            max=self._max if known else None,
-            mean=self._sum.value() / known if known else None,
+            min=self._min if n_numbers else None,
+            max=self._max if n_numbers else None,
+            mean=self._sum.value() / n_numbers if n_numbers else None,
             first_step=self._first_step,
             last_step=self._last_step,
-            curve=self._curve,
+            sparkline=self._sparkline,
         )

@@ -1,4 +1,4 @@
-"""How far each sink of a run is, as told by its progress on disk."""
+"""Reports how much of a run each sink has received, from the progress files in the run folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _KIND = re.compile(r"[a-z0-9_-]*")
 
 
 class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One sink's share of a run; the counts are in values.
+    """The delivery status of one sink of a run; the counts are in values.
 
-    `sink` is its canonical URL, without secrets. `share` is how much of the journal it has dealt
-    with, from 0 to 1, by bytes. `deliverer` is the process that feeds it now, if one does. `error`
-    is the last failure in words, as far as it was written down. `closed` is the status with which
-    it was closed once it had everything.
+    `sink` is the canonical URL, without secrets. `share` is the share of the journal's bytes that
+    the sink has processed, from 0 to 1. `deliverer` is the live process that delivers to it, and
+    `error` the last recorded error. `closed` is the run status with which the sink was closed after
+    it had received everything. `where` is what it writes to, and `command` opens that.
     """
 
     sink: str
@@ -41,50 +41,56 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def processed(self) -> int:
-        """Values that have been dealt with, in one way or another."""
+        """The number of values delivered, rejected or filtered."""
         return self.delivered + self.rejected + self.filtered
 
     @property
     def is_complete(self) -> bool:
-        """Whether it has all there is, and refused nothing."""
+        """Whether the sink has processed the whole journal and rejected nothing."""
         return self.share == 1.0 and not self.rejected
 
 
 def read_all_progress(folder: RunFolder) -> list[DeliveryProgress]:
-    """The progress of every sink that has any; a file that cannot be read counts as none.
+    """Return the stored progress of all sinks.
 
-    It does for the next delivery too.
+    Unreadable files are skipped. The next delivery ignores them too and starts from the beginning.
     """
-    found = []
+    all_progress = []
     for path in sorted(folder.offsets.glob("*.json")):
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=DeliveryProgress))
+            all_progress.append(msgspec.json.decode(path.read_bytes(), type=DeliveryProgress))
         except (msgspec.DecodeError, UnicodeDecodeError, FileNotFoundError):
             continue
-    return found
+    return all_progress
 
 
 def sink_statuses(
-    folder: RunFolder, run: Run, found: Sequence[DeliveryProgress], lengths: Mapping[str, int]
+    folder: RunFolder,
+    run: Run,
+    all_progress: Sequence[DeliveryProgress],
+    lengths: Mapping[str, int],
 ) -> list[SinkStatus]:
-    """All sinks: those that the run was told to write to, and those it was delivered to since.
+    """Return the status of every sink that the run names, and of every other one delivered to.
 
-    `found` is their progress, `lengths` has the bytes of each segment's whole lines.
+    `all_progress` comes from `read_all_progress`. `lengths` has the number of bytes in the complete
+    lines of each segment.
     """
-    by_url = {progress.sink: progress for progress in found}
+    by_url = {progress.sink: progress for progress in all_progress}
     urls = [*run.sinks, *(url for url in by_url if url not in run.sinks)]
-    told = delivery_status_file(folder, run.attempt).read()
-    errors = _errors(urls, told.tallies if told else {})
+    delivery = delivery_status_file(folder, run.attempt).read()
+    errors = _errors_by_url(urls, delivery.tallies if delivery else {})
     return [
-        _standing(folder, by_url.get(url, DeliveryProgress(sink=url)), lengths, errors.get(url, ""))
+        _sink_status(
+            folder, by_url.get(url, DeliveryProgress(sink=url)), lengths, errors.get(url, "")
+        )
         for url in urls
     ]
 
 
-def _standing(
+def _sink_status(
     folder: RunFolder, progress: DeliveryProgress, lengths: Mapping[str, int], error: str
 ) -> SinkStatus:
-    whole = sum(lengths.values())
+    total = sum(lengths.values())
     read = sum(
         min(progress.positions.get(segment, Position()).offset, length)
         for segment, length in lengths.items()
@@ -94,8 +100,8 @@ def _standing(
         delivered=progress.delivered,
         rejected=progress.rejected,
         filtered=progress.filtered,
-        share=read / whole if whole else 1.0,
-        deliverer=_deliverer(folder.offsets, progress.place),
+        share=read / total if total else 1.0,
+        deliverer=_live_lease_holder(folder.offsets, progress.destination),
         error=error,
         closed=progress.closed,
         where=progress.where,
@@ -103,36 +109,37 @@ def _standing(
     )
 
 
-def _deliverer(offsets: Path, place: str) -> str:
-    """Who holds the lease of this place and lives."""
-    if not place:
+def _live_lease_holder(offsets: Path, target: str) -> str:
+    """Return the live process that holds a lease on `target`; empty if there is none."""
+    if not target:
         return ""
     for path in sorted(offsets.iterdir()):
-        if path.name.startswith(f"{place}.lease-"):
+        if path.name.startswith(f"{target}.lease-"):
             try:
                 holder = msgspec.json.decode(path.read_bytes(), type=ProcessId)
-            except (OSError, msgspec.DecodeError):  # given back, or being written
+            except (OSError, msgspec.DecodeError):
+                # The lease was released meanwhile, or its file is just being written.
                 continue
             if holder.is_alive():
                 return str(holder)
     return ""
 
 
-def _errors(urls: Sequence[str], tallies: Mapping[str, Tally]) -> dict[str, str]:
-    """What the delivery process last said of each sink.
+def _errors_by_url(urls: Sequence[str], tallies: Mapping[str, Tally]) -> dict[str, str]:
+    """Return the last error of each sink, as reported by the delivery process.
 
-    It names a sink as the user did (`tensorboard:logs`), which may be another spelling of its URL;
-    then the kind tells which is meant, if there is but one of it.
+    The delivery process uses the user's spelling of a sink (`tensorboard:logs`), which can differ
+    from its canonical URL. It is then assigned by its kind, if only one sink is of that kind.
     """
     errors = {}
     for name, tally in tallies.items():
-        same = [url for url in urls if url == name]
-        akin = same or [url for url in urls if _kind(url) == _kind(name)]
-        if tally.error and len(akin) == 1:
-            errors[akin[0]] = tally.error
+        exact = [url for url in urls if url == name]
+        candidates = exact or [url for url in urls if _kind(url) == _kind(name)]
+        if tally.error and len(candidates) == 1:
+            errors[candidates[0]] = tally.error
     return errors
 
 
 def _kind(url: str) -> str:
-    found = _KIND.match(url)
-    return found[0] if found else ""
+    match = _KIND.match(url)
+    return match[0] if match else ""

@@ -1,29 +1,28 @@
-"""Exponential smoothing as TensorBoard does it.
+"""Exponential smoothing as in TensorBoard.
 
-`last = weight * last + (1 - weight) * value`, divided by `1 - weight^n` after n values, so that the
-beginning does not lean towards zero (`resmoothDataset` in TensorBoard's
-`components/vz_line_chart2/line-chart.ts`).
+`last = weight * last + (1 - weight) * value`, divided by `1 - weight^n` after n values to correct
+the bias towards zero at the start. Source: `resmoothDataset` in TensorBoard's
+`components/vz_line_chart2/line-chart.ts`.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from metricbus._history.columns import Floats
 
-_BLOCK = 64  # values smoothed by one product of matrices
+_BLOCK_VALUES = 64
+"""The number of values smoothed by one matrix product."""
 
 
-def checked_weight(weight: float) -> float:
-    """The weight, from 0 (nothing is smoothed) to below 1; else `ValueError`."""
+def check_weight(weight: float) -> None:
+    """Raise `ValueError` unless the weight is in [0, 1). A weight of 0 does not smooth."""
     if not 0 <= weight < 1:
-        raise ValueError(f"smooth must be from 0 to below 1, such as 0.9, not {weight!r}")
-    return float(weight)
+        raise ValueError(f"smooth must be at least 0 and below 1, such as 0.9, not {weight!r}")
 
 
-def smoothed(values: Floats, weight: float) -> Floats:
-    """The smoothed values; what is not finite stays as it is and counts for nothing."""
+def smooth_values(values: Floats, weight: float) -> Floats:
+    """Return the smoothed values. Values that are not finite are unchanged and have no effect."""
     if weight == 0:
         return values
     finite = np.isfinite(values)
@@ -34,18 +33,18 @@ def smoothed(values: Floats, weight: float) -> Floats:
 
 
 def _biased_mean(values: Floats, weight: float) -> Floats:
-    """The recursion from zero; in blocks, since a loop over 10^7 values would take seconds."""
-    n_blocks = -(-len(values) // _BLOCK)
-    blocks = np.zeros((n_blocks, _BLOCK))
+    """Return the recursion from zero, in blocks: a Python loop over 10^7 values takes seconds."""
+    n_blocks = -(-len(values) // _BLOCK_VALUES)
+    blocks = np.zeros((n_blocks, _BLOCK_VALUES))
     blocks.flat[: len(values)] = values
-    ages = np.arange(_BLOCK)[:, None] - np.arange(_BLOCK)
+    ages = np.arange(_BLOCK_VALUES)[:, None] - np.arange(_BLOCK_VALUES)
     matrix = np.where(ages >= 0, (1 - weight) * weight ** np.maximum(ages, 0), 0.0)
     means = blocks @ matrix.T
-    carried = np.zeros(n_blocks)
+    carry = np.zeros(n_blocks)
     last = 0.0
-    for index, end in enumerate(means[:, -1].tolist()):
-        carried[index] = last
-        last = end + weight**_BLOCK * last
-    means += carried[:, None] * weight ** np.arange(1, _BLOCK + 1)
+    for index, block_mean in enumerate(means[:, -1].tolist()):
+        carry[index] = last
+        last = block_mean + weight**_BLOCK_VALUES * last
+    means += carry[:, None] * weight ** np.arange(1, _BLOCK_VALUES + 1)
     result: Floats = means.reshape(-1)[: len(values)]
     return result

@@ -1,4 +1,4 @@
-"""Names as they can be shown: what a run calls something is data of any length."""
+"""Makes names displayable: a run can use any text of any length as a name."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import unicodedata
 from collections.abc import Iterable
 
 
-def shown(text: str, longest: int = 60) -> str:
-    """On one line, and shortened in its middle: ids differ at their ends, names at both.
+def shorten(text: str, max_columns: int = 60) -> str:
+    """Return the text on one line, shortened in the middle to `max_columns` terminal columns.
 
-    `longest` is in columns of a terminal, of which Chinese, say, takes two a character.
+    Unprintable characters are replaced. Wide characters, such as Chinese ones, take two columns.
+    More of the end is kept than of the start, because ids differ at their ends.
     """
-    plain = "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    line = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )
-    if _columns(plain) <= longest:
-        return plain
-    tail = (longest - 1) * 2 // 3
-    return _first(plain, longest - 1 - tail) + "…" + _first(reversed(plain), tail)[::-1]
+    if _width(line) <= max_columns:
+        return line
+    end_columns = (max_columns - 1) * 2 // 3
+    start = _take_columns(line, max_columns - 1 - end_columns)
+    return start + "…" + _take_columns(reversed(line), end_columns)[::-1]
 
 
-def _first(letters: Iterable[str], columns: int) -> str:
-    """As many of the letters as there is room for."""
+def _take_columns(characters: Iterable[str], columns: int) -> str:
+    """Return as many of the first characters as fit into `columns`."""
     kept = ""
-    for letter in letters:
-        columns -= _columns(letter)
+    for character in characters:
+        columns -= _width(character)
         if columns < 0:
             break
-        kept += letter
+        kept += character
     return kept
 
 
-def _columns(text: str) -> int:
+def _width(text: str) -> int:
     if text.isascii():
         return len(text)
-    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
