@@ -339,7 +339,7 @@ def test_mapping_with_one_bad_value_logs_nothing(tmp_path: Path) -> None:
             bus.log({"a": 1.0, "b": "text", "c": 2.0})
         with pytest.raises(ValueError, match="empty"):
             bus.log({"a": 1.0, "": 2.0})
-        with pytest.raises(TypeError, match="must be text"):
+        with pytest.raises(TypeError, match="must be a string"):
             bus.log({"a": 1.0, 3: 2.0})  # type: ignore[dict-item]
         assert bus.last("a") is None
         bus.log({})
@@ -352,9 +352,9 @@ def test_mapping_with_one_bad_value_logs_nothing(tmp_path: Path) -> None:
     [
         (("x",), "has no value"),
         (({"x": 1.0}, 2.0), "only a mapping"),
-        ((3, 1.0), "must be text"),
-        (([("x", 1.0)],), "must be text"),
-        ((None,), "must be text"),
+        ((3, 1.0), "must be a string"),
+        (([("x", 1.0)],), "must be a string"),
+        ((None,), "must be a string"),
     ],
 )
 def test_incorrect_call_raises_an_explanation(

@@ -105,12 +105,7 @@ def doctor(
     problems = _find_problems(settings)
     if json:
         entries = [
-            {
-                "variable": setting.variable,
-                "value": value,
-                "from": source,
-                "meaning": setting.doc,
-            }
+            {"variable": setting.variable, "value": value, "from": source, "meaning": setting.doc}
             for setting, value, source in effective
         ]
         print_json({"settings": entries, "problems": problems})

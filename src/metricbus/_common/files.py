@@ -1,4 +1,4 @@
-"""Files that grow by whole pieces, and small files that are replaced as a whole."""
+"""Files that grow by atomic appends, and small files that are created or replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,79 +9,78 @@ from metricbus.errors import Lost
 
 
 class AppendFile:
-    """A file with one writer that holds whole pieces: `append` takes effect entirely or not at all.
+    """A file with one writer; each `append` takes effect as a whole or not at all.
 
-    When a write fails half-way (a full disk), what got in is cut off again, at once if that can be
-    done and before the next piece if not. Pieces go straight to the operating system, so they
-    survive the death of the process.
+    When a write fails halfway, for example because the disk is full, the partial data is truncated:
+    at once if possible, otherwise before the next append. Data goes straight to the operating
+    system, so it survives the death of the process.
     """
 
     def __init__(self, path: Path, *, new: bool = False, shared: bool = False) -> None:
-        """Opens `path` for appending; with `new` it must not be there (`FileExistsError`).
+        """Open `path` for appending; with `new`, raise `FileExistsError` if it exists.
 
-        A `shared` file may have been changed by another process that thought that it was the only
-        writer: then `append` raises `Lost`.
+        With `shared`, another process may wrongly believe that it is the only writer; `append` then
+        raises `Lost` if the file has been changed.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags | (os.O_EXCL if new else 0), 0o644)
-        self._torn = False
-        self._named = False  # whether the folder's entry is on the disk
+        self._is_torn = False
+        self._is_entry_synced = False  # whether the folder's entry for the file is on disk
         self._shared = shared
         self.path = path
         self.length = os.fstat(self._fd).st_size
 
-    def append(self, piece: bytes) -> None:
-        """Writes the piece at the end. `OSError`: nothing of it counts."""
-        if self._torn:
+    def append(self, data: bytes) -> None:
+        """Write the data at the end. If it raises `OSError`, none of the data counts."""
+        if self._is_torn:
             self.truncate(self.length)
         if self._shared and os.fstat(self._fd).st_size != self.length:
             raise Lost(f"{self.path} was changed by another process")
-        rest = memoryview(piece)
+        rest = memoryview(data)
         try:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError:
-            self._torn = True
+            self._is_torn = True
             try:
                 self.truncate(self.length)
             except OSError:
-                pass  # tried again before the next piece
+                pass  # retried before the next append
             raise
-        self.length += len(piece)
+        self.length += len(data)
 
     def sync(self) -> None:
-        """Forces all of it onto the disk, and its name in the folder."""
+        """Force the file, and its name in the folder, to disk."""
         os.fsync(self._fd)
-        if not self._named:
+        if not self._is_entry_synced:
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-            self._named = True
+            self._is_entry_synced = True
 
     def truncate(self, length: int) -> None:
-        """Cuts off what stands beyond `length`."""
+        """Truncate the file to `length` bytes."""
         os.ftruncate(self._fd, length)
         self.length = length
-        self._torn = False
+        self._is_torn = False
 
     def close(self) -> None:
-        """Lets go of the file; closing again does nothing."""
+        """Close the file; further calls do nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def create_file(path: Path, content: bytes) -> None:
-    """Makes a small file that nobody ever sees empty; `FileExistsError` if there is one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
+    """Create a small file that is never visible while empty; `FileExistsError` if it exists."""
+    temporary = _write_temporary(path, content)
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         with open(path, "xb") as file:
             file.write(content)
     finally:
@@ -89,7 +88,11 @@ def create_file(path: Path, content: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a small file so that a reader sees the old content or the new, never half of it."""
+    """Write a small file atomically: a reader sees either the old content or the new."""
+    os.replace(_write_temporary(path, content), path)
+
+
+def _write_temporary(path: Path, content: bytes) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
-    os.replace(temporary, path)
+    return temporary

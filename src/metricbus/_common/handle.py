@@ -1,4 +1,4 @@
-"""What a hook gives back, to take it away again."""
+"""The base class of the handles by which hooks and monitors are removed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Self
 
 
 class HookHandle(ABC):
-    """A hook that is on until `remove()`, or the end of its `with` block, takes it away."""
+    """An active hook; `remove()`, or leaving its `with` block, removes it."""
 
     def remove(self) -> None:
-        """Takes the hook away; a second call does nothing."""
+        """Remove the hook; further calls do nothing."""
         self._end(None)
 
     def __enter__(self) -> Self:
@@ -27,4 +27,4 @@ class HookHandle(ABC):
 
     @abstractmethod
     def _end(self, error: BaseException | None) -> None:
-        """Leaves everything as it was; `error` is what ended the `with` block."""
+        """Undo the hook; `error` is the exception that ended the `with` block, if any."""

@@ -1,6 +1,6 @@
-"""Which process is which, and whether it lives.
+"""Identity of processes, and whether they are alive.
 
-A process is known by its machine, its number and when it started: numbers come again.
+A process is identified by host, process id and start time, because process ids are reused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 
 
 class ProcessId(msgspec.Struct, frozen=True):
-    """One process of one machine; `started` is in ticks since that booted, 0 if unknown."""
+    """One process; `started` is its start time in clock ticks since boot, 0 if unknown."""
 
     host: str
     pid: int
@@ -20,41 +20,41 @@ class ProcessId(msgspec.Struct, frozen=True):
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a process of this machine."""
+        """Whether the process belongs to this machine."""
         return self.host == os.uname().nodename
 
     def is_alive(self) -> bool:
-        """Whether it runs; of another machine's process nobody knows, and it counts as alive."""
+        """Check whether the process runs; a process of another machine counts as alive."""
         if not self.is_local:
             return True
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # it is somebody else's
+        except PermissionError:  # it exists and belongs to another user
             pass
-        return self.started in (0, _started(self.pid)) and not _only_waits_to_be_reaped(self.pid)
+        return self.started in (0, _start_time(self.pid)) and not _is_zombie(self.pid)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
 def this_process() -> ProcessId:
-    """The process that asks."""
-    return ProcessId(os.uname().nodename, os.getpid(), _started(os.getpid()))
+    """Return the identity of the calling process."""
+    return ProcessId(os.uname().nodename, os.getpid(), _start_time(os.getpid()))
 
 
-def _started(pid: int) -> int:
-    fields = _stat(pid)
+def _start_time(pid: int) -> int:
+    fields = _proc_stat(pid)
     return int(fields[19]) if fields else 0
 
 
-def _only_waits_to_be_reaped(pid: int) -> bool:
-    return _stat(pid)[:1] in (["Z"], ["X"])
+def _is_zombie(pid: int) -> bool:
+    return _proc_stat(pid)[:1] in (["Z"], ["X"])
 
 
-def _stat(pid: int) -> list[str]:
-    """What Linux tells of a process (proc_pid_stat(5)) after its name; nothing elsewhere."""
+def _proc_stat(pid: int) -> list[str]:
+    """Return the fields after the process name (proc_pid_stat(5)); empty without /proc."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -108,7 +108,8 @@ class Rewind(_Record, frozen=True, tag="rewind"):
     Earlier rows are those before it in its segment and, in other segments, those that are not
     younger. If the run was resumed from a checkpoint, the record also supersedes the rows from
     `line` on in `segment`, where the checkpoint was taken, and all rows of the attempts between
-    `attempt` and its own. A `rank` other than 0 only supersedes the rows from `line` on in `segment`.
+    `attempt` and its own. The record of a `rank` other than 0 only supersedes the rows from `line`
+    on in `segment`.
     """
 
     step: int

@@ -1,8 +1,8 @@
-"""Every setting, declared once: its name, type, default and meaning.
+"""All settings, each declared once: name, type, default and meaning.
 
-`METRICBUS_<NAME>` in the environment, the argument of `MetricBus(<name>=…)`, docs/environment.md
-and `metricbus doctor` are all made from the fields of `Settings`. Arguments win over the
-environment, which wins over the defaults.
+The fields of `Settings` define the environment variables `METRICBUS_<NAME>`, the arguments of
+`MetricBus`, docs/environment.md and the output of `metricbus doctor`. Arguments override
+environment variables, which override defaults.
 """
 
 from __future__ import annotations
@@ -25,144 +25,152 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in force for one bus."""
+    """The settings of one bus."""
 
     sinks: Annotated[
         str,
-        Meta(
-            description="Where the metrics go: sink URLs, separated by commas. Empty: the journal "
-            "alone."
-        ),
+        Meta(description="Sink URLs, separated by commas. Empty: only the journal is written."),
     ] = "logging,csv"
-    dir: Annotated[
-        str, Meta(description="The folder under which each run gets a folder of its own.")
-    ] = "runs"
+    dir: Annotated[str, Meta(description="The folder in which run folders are created.")] = "runs"
     project: Annotated[
-        str | None, Meta(description="The project that runs are grouped by in the backends.")
+        str | None, Meta(description="The project under which backends group the run.")
     ] = None
     run: Annotated[
-        str | None, Meta(description="The run's name: a label, which may come again.")
+        str | None, Meta(description="The name of the run: a label that several runs may share.")
     ] = None
     run_id: Annotated[
         str | None,
         Meta(
-            description="The run's id, which is unique and names its folder. Made from name and "
-            "time if absent."
+            description="The id of the run, which is unique and names its folder. By default it "
+            "is made of the name and the time."
         ),
     ] = None
     resume: Annotated[
         Literal["never", "allow", "must"],
         Meta(
-            description="Whether to go on with the run of this id or name: never (a new one is "
-            'made), if there is one, or in any case. As an argument: `False`, `True`, `"must"`.'
+            description="Whether to resume the run with this id or name: never (create a new "
+            "run), if it exists, or always (it is an error if it does not exist). As an argument: "
+            '`False`, `True`, `"must"`.'
         ),
     ] = "never"
     flush_secs: Annotated[
         Seconds,
-        Meta(description="How long a logged value may wait before it is written to the journal."),
+        Meta(
+            description="How long a logged value may wait before it is written to the journal, in "
+            "seconds."
+        ),
     ] = 0.2
     batch_size: Annotated[
-        Positive, Meta(description="How many waiting calls have the journal written early.")
+        Positive,
+        Meta(description="The number of queued calls at which the journal is written early."),
     ] = 1024
     flush_bytes: Annotated[
         Positive,
         Meta(
-            description="How many bytes of waiting mappings (estimated) have the journal written "
-            "early."
+            description="The estimated size of queued mappings, in bytes, at which the journal is "
+            "written early."
         ),
     ] = 1 << 20
     flush_steps: Annotated[
         Positive | None,
-        Meta(description="The journal is written early whenever the step has moved by as many."),
+        Meta(description="The number of steps after which the journal is written early."),
     ] = None
     queue_size: Annotated[
-        Positive, Meta(description="How many calls may wait; beyond it, `overflow` decides.")
+        Positive,
+        Meta(description="The maximum number of queued calls; `overflow` applies beyond it."),
     ] = 65_536
     queue_bytes: Annotated[
         Positive,
-        Meta(description="How many bytes (estimated) may wait; beyond it, `overflow` decides."),
+        Meta(
+            description="The maximum estimated size of the queue, in bytes; `overflow` applies "
+            "beyond it."
+        ),
     ] = 64 << 20
     overflow: Annotated[
         Literal["block", "drop_newest", "drop_oldest"],
         Meta(
-            description="What a full queue does: wait (once, up to `block_secs`, then drop the "
-            "newest and count), or drop and count at once."
+            description="What a full queue does: wait for room (up to `block_secs` once, then "
+            "drop the newest call), or drop a call at once. Dropped values are counted."
         ),
     ] = "block"
     block_secs: Annotated[
-        Seconds, Meta(description="How long `overflow=block` waits for room in a full queue.")
+        Seconds,
+        Meta(description="How long `overflow=block` waits for room in a full queue, in seconds."),
     ] = 5.0
     close_timeout: Annotated[
         Seconds,
-        Meta(description="How many seconds `close()` (and the end of the script) may take."),
+        Meta(description="How long `close()`, or the end of the script, may take, in seconds."),
     ] = 30.0
     delivery: Annotated[
         Hosting,
         Meta(
-            description="Where the sinks work: in a process of their own if one of them is heavy "
-            "(TensorBoard, W&B, MLflow), always, never, or not at all: the journal alone."
+            description="Where sinks run: in a separate process if a sink prefers it "
+            "(TensorBoard, W&B, MLflow), always there, always in a thread, or nowhere (only the "
+            "journal is written)."
         ),
     ] = "auto"
     linger_secs: Annotated[
         Seconds,
-        Meta(description="How long the delivery process may go on after the run has ended."),
+        Meta(
+            description="How long the delivery process may run after the run has ended, in seconds."
+        ),
     ] = 3600.0
     fsync: Annotated[
         Fsync,
         Meta(
-            description="When the journal is forced onto the disk, against power cuts: never, at "
+            description="When the journal is forced to disk, to survive a power cut: never, at "
             "`flush()` and `close()`, or at every write."
         ),
     ] = "never"
     sigterm: Annotated[
         Literal["default", "flush"],
         Meta(
-            description="`flush`: SIGTERM has everything journalled first (2 s at most), then does "
-            "what it did before."
+            description="`flush`: on SIGTERM, write all queued values to the journal (within 2 s) "
+            "before the previous handling of the signal."
         ),
     ] = "default"
     ranks: Annotated[
         str,
         Meta(
             pattern=r"^(all|local0|\d+)$",
-            title="a rank's number | all | local0",
-            description="Which of several ranks write: the one of this number, `all` (each a "
-            "segment of its own in one run), or `local0` (one on each machine).",
+            title="rank number | all | local0",
+            description="Which ranks write, if there are several: the rank with this number, "
+            "`all` (each writes its own segment of one run), or `local0` (one per machine).",
         ),
     ] = "0"
     sync_secs: Annotated[
         Seconds,
-        Meta(description="How long ranks that meet wait for one that does not come."),
+        Meta(description="How long ranks wait for each other when they synchronize, in seconds."),
     ] = 300.0
     progress: Annotated[
         ProgressMode,
         Meta(
-            description="Whether `steps()` and `epochs()` show progress bars where their own "
-            "`progress=` is left out: in a terminal or a notebook if tqdm is installed, always, or "
-            "never. `off` wins over `progress=True`, too."
+            description="Whether `steps()` and `epochs()` show progress bars unless `progress=` "
+            "says so: in a terminal or notebook if tqdm is installed, always, or never. `off` "
+            "also overrides `progress=True`."
         ),
     ] = "auto"
     strict: Annotated[
         bool,
         Meta(
-            description="Whether `flush()` and `close()` raise when something was dropped, "
-            "rejected or left behind."
+            description="Whether `flush()` and `close()` raise an error if values were dropped, "
+            "rejected or not delivered."
         ),
     ] = False
     disabled: Annotated[
-        bool, Meta(description="Whether every bus is switched off: nothing is logged or written.")
+        bool, Meta(description="Disables every bus: nothing is logged or written.")
     ] = False
     run_dir: Annotated[
         str | None,
         Meta(
-            description="The folder of a run to join. Set by a run for the processes that it "
-            "starts; not for you to set, as a rule."
+            description="The folder of a run to join. A run sets it for its child processes; you "
+            "rarely need to set it."
         ),
     ] = None
 
 
 class SettingInfo(NamedTuple):
-    """One field of `Settings` as people see it."""
+    """The declaration of one setting, for display."""
 
     name: str
     variable: str
@@ -172,7 +180,7 @@ class SettingInfo(NamedTuple):
 
 
 class EffectiveSetting(NamedTuple):
-    """A setting's value and where it came from; secrets are masked."""
+    """The value of a setting, with secrets masked, and where it comes from."""
 
     setting: SettingInfo
     value: object
@@ -180,12 +188,12 @@ class EffectiveSetting(NamedTuple):
 
 
 def env_variable(name: str) -> str:
-    """The environment variable for a setting."""
+    """Return the name of the environment variable for a setting."""
     return f"METRICBUS_{name.upper()}"
 
 
 def list_settings() -> list[SettingInfo]:
-    """All settings in the order of their declaration."""
+    """Return all settings in the order of their declaration."""
     hints = get_type_hints(Settings, include_extras=True)
     return [
         SettingInfo(
@@ -202,14 +210,14 @@ def list_settings() -> list[SettingInfo]:
 def resolve_settings(
     arguments: Mapping[str, Any], environ: Mapping[str, str] = os.environ
 ) -> tuple[Settings, list[EffectiveSetting]]:
-    """The settings in force, and for each where it comes from.
+    """Return the settings in effect, and for each where its value comes from.
 
-    An argument of None counts as not given. Raises `ConfigError` for a value that a setting cannot
-    have, and names the argument or the variable.
+    An argument that is None counts as not given. Raises `ConfigError` for an invalid value, naming
+    the argument or the variable.
     """
     hints = get_type_hints(Settings, include_extras=True)
-    chosen: dict[str, Any] = {}
-    told: list[EffectiveSetting] = []
+    values: dict[str, Any] = {}
+    effective: list[EffectiveSetting] = []
     for setting in list_settings():
         name, value = setting.name, setting.default
         source: Literal["argument", "environment", "default"] = "default"
@@ -218,61 +226,31 @@ def resolve_settings(
         elif environ.get(setting.variable) or (name == "sinks" and setting.variable in environ):
             source = "environment"
             value = _convert(environ[setting.variable], hints[name], f"{setting.variable}=")
-        chosen[name] = value
-        told.append(EffectiveSetting(setting, redact(value) if isinstance(value, str) else value, source))
-    return Settings(**chosen), told
+        values[name] = value
+        shown = redact(value) if isinstance(value, str) else value
+        effective.append(EffectiveSetting(setting, shown, source))
+    return Settings(**values), effective
 
 
 def read_env_setting(name: str, environ: Mapping[str, str] = os.environ) -> Any:
-    """One setting as a bus that is given no arguments would have it; `ConfigError` as there."""
-    (setting,) = (one for one in list_settings() if one.name == name)
-    text = environ.get(setting.variable)
-    if not text:
-        return setting.default
+    """Return the value of one setting without any arguments; raise `ConfigError` if invalid."""
     hint = get_type_hints(Settings, include_extras=True)[name]
-    return _convert(text, hint, f"{setting.variable}=")
+    text = environ.get(env_variable(name))
+    return _convert(text, hint, f"{env_variable(name)}=") if text else getattr(Settings(), name)
 
 
-def reference() -> str:
-    """The text of docs/environment.md."""
-    lines = [
-        "# Environment",
-        "",
-        "Every setting can be given as an argument of `MetricBus(...)` and `metricbus.configure"
-        "(...)` or as an",
-        "environment variable. Arguments win over the environment, which wins over the defaults.",
-        "`metricbus doctor` prints what is in force and where it comes from. (`run_id` is the",
-        "argument `id`; `run_dir` has no argument.)",
-        "",
-        "This page is made from the declarations in `src/metricbus/config.py` by `make docs`.",
-        "",
-        "| variable | type | default | meaning |",
-        "|---|---|---|---|",
-    ]
-    for setting in list_settings():
-        default = "" if setting.default is None else f"`{setting.default}`"
-        kind = setting.type.replace("|", "\\|")
-        lines.append(f"| `{setting.variable}` | {kind} | {default} | {setting.doc} |")
-    lines += [
-        "",
-        "A variable that is set to the empty text counts as not set, but for `METRICBUS_SINKS`,",
-        "where it means that the journal alone is written. How to write a sink's URL is in",
-        "[sinks.md](sinks.md).",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _convert(value: object, hint: Any, what: str) -> Any:
+def _convert(value: object, hint: Any, label: str) -> Any:
     try:
         return msgspec.convert(value, hint, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
-        why = "" if "matching regex" in str(error) else f"{error}; "
-        raise ConfigError(f"{redact(f'{what}{value!r}')}: {why}expected {describe_type(hint)}") from None
+        reason = "" if "matching regex" in str(error) else f"{error}; "
+        raise ConfigError(
+            f"{redact(f'{label}{value!r}')}: {reason}expected {describe_type(hint)}"
+        ) from None
 
 
 def describe_type(hint: Any) -> str:
-    """A type as it is told to people."""
+    """Return a short description of a type, such as `auto | on | off`, for docs and messages."""
     for meta in getattr(hint, "__metadata__", ()):
         if isinstance(meta, Meta) and meta.title:
             return meta.title

@@ -1,4 +1,4 @@
-"""Sinks by URL: how they are written, taken apart, and shown without their secrets.
+"""Parses sink URLs, and shows them without secrets.
 
     name                      csv
     name:location             tensorboard:logs
@@ -6,7 +6,7 @@
     name+transport://host     mlflow+http://host:5000
     …?option=value&…          csv?include=train/*&include=val/*&every=10
 
-Commas separate sinks; a comma inside a URL is written `%2C`.
+Sinks are separated by commas; a comma inside a URL is written `%2C`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 
 from metricbus.errors import ConfigError
 
-_PACE = frozenset(("flush_secs", "batch_size"))
+_PACE_OPTIONS = frozenset(("flush_secs", "batch_size"))
 _URL = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(\+(?P<transport>[a-z0-9]+))?(:(?P<location>.+))?")
 _TRANSPORT = re.compile(r"[a-z0-9]+://")
 _USERINFO = re.compile(r"(?<=://)[^\s,?]*@")
@@ -29,7 +29,7 @@ _SECRET_OPTION = re.compile(
 
 
 class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
-    """One sink as the user named it. `location` keeps what stands between name and options."""
+    """A parsed sink URL; `location` is the part between name and options, `text` the original."""
 
     name: str
     location: str = ""
@@ -38,23 +38,23 @@ class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def canonical(self) -> str:
-        """The same for two spellings of one sink; free of secrets, so it can be written down.
+        """The URL in a form that is the same for all spellings of one sink, without secrets.
 
-        How fast it is fed makes no other sink of it.
+        Options that only set the pace of delivery are omitted: they do not make it another sink.
         """
         from urllib.parse import urlencode
 
-        lasting = sorted(item for item in self.options.items() if item[0] not in _PACE)
-        query = urlencode(lasting, doseq=True)
+        identifying = sorted(item for item in self.options.items() if item[0] not in _PACE_OPTIONS)
+        query = urlencode(identifying, doseq=True)
         location = _LEADING_USERINFO.sub("***@", self.location)
         for character in "%?,":
             location = location.replace(character, f"%{ord(character):02X}")
-        between = "" if not location else "+" if _TRANSPORT.match(location) else ":"
-        return redact(self.name + between + location + (query and f"?{query}"))
+        separator = "" if not location else "+" if _TRANSPORT.match(location) else ":"
+        return redact(self.name + separator + location + (query and f"?{query}"))
 
     @property
     def key(self) -> str:
-        """A file name for this sink's progress."""
+        """The name of the sink's offsets file."""
         return f"{self.name}-{short_hash(self.canonical)}"
 
     def __repr__(self) -> str:
@@ -62,34 +62,38 @@ class SinkURL(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_sinks(text: str) -> list[SinkURL]:
-    """The sinks in a comma-separated list; empty text means none."""
+    """Parse a comma-separated list of sink URLs; blank text means no sinks."""
     if not text.strip():
         return []
     parts = text.split(",")
     if not all(part.strip() for part in parts):
-        raise ConfigError(f"{redact(text)!r} has a comma too many: there is no sink beside it")
+        raise ConfigError(
+            f"{redact(text)!r} has an extra comma; write one comma between two sinks, such as "
+            '"logging,csv"'
+        )
     return [parse_sink(part) for part in parts]
 
 
 def parse_sink(text: str) -> SinkURL:
-    """One sink URL taken apart; `ConfigError` when it has not the form of one."""
+    """Parse one sink URL; raise `ConfigError` if it is malformed."""
     from urllib.parse import parse_qs, unquote
 
     address, _, query = text.strip().partition("?")
     match = _URL.fullmatch(address)
     if match is None:
-        lower = text.strip().lower()
+        is_lower = text.strip().lower() == text
         raise ConfigError(
-            f"{redact(text)!r} is no sink URL{'; names are lower case' if lower != text else ''}; "
-            f"write name, name:location or "
+            f"{redact(text)!r} is not a sink URL{'' if is_lower else '; names are lower case'}; "
+            "write name, name:location or "
             'name:location?option=value, such as "csv" or "tensorboard:logs?flush_secs=5"'
         )
     location = unquote(match["location"] or "")
     if match["transport"]:
+        prefix = f"{match['name']}+{match['transport']}"
         if not location.startswith("//"):
             raise ConfigError(
-                f"{redact(text)!r} is no sink URL: after {match['name']}+{match['transport']} "
-                f"comes an address, such as {match['name']}+{match['transport']}://host:5000"
+                f"{redact(text)!r} is not a sink URL: {prefix} must be followed by an address, "
+                f"such as {prefix}://host:5000"
             )
         location = f"{match['transport']}:{location}"
     else:
@@ -98,18 +102,18 @@ def parse_sink(text: str) -> SinkURL:
         options = parse_qs(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
         raise ConfigError(
-            f"{redact(text)!r} is no sink URL: its options must be written ?name=value&name=value"
+            f"{redact(text)!r} is not a sink URL: write its options as ?name=value&name=value"
         ) from None
     return SinkURL(name=match["name"], location=location, options=options, text=text.strip())
 
 
 def short_hash(text: str) -> str:
-    """A short name for a text."""
-    import hashlib  # it takes long, and not every process needs it
+    """Return the first 8 hexadecimal digits of the text's SHA-256."""
+    import hashlib  # slow to import, and not every process needs it
 
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def redact(text: str) -> str:
-    """The text with user names, passwords and secret options of the URLs in it masked."""
+    """Mask user names, passwords and secret options of all URLs in the text."""
     return _SECRET_OPTION.sub(r"\g<key>***", _USERINFO.sub("***@", text))

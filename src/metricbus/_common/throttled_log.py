@@ -1,28 +1,28 @@
-"""Warnings that do not flood: at most one a minute from each place that complains."""
+"""Rate-limited warnings."""
 
 from __future__ import annotations
 
 import logging
 import time
 
-_EVERY = 60.0
+_INTERVAL = 60.0  # seconds
 
 
 class ThrottledLogger:
-    """Warns on one logger, and keeps silent for a while after each warning."""
+    """Logs at most one warning per minute; create one for each kind of warning."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        self._last = -_EVERY
+        self._last = -_INTERVAL
 
     def warn(self, message: str, *args: object) -> bool:
-        """Warns, unless that was done a short while ago; whether it did."""
-        if time.monotonic() - self._last < _EVERY:
+        """Log a warning unless one was logged within the last minute; return whether it was."""
+        if time.monotonic() - self._last < _INTERVAL:
             return False
         self._last = time.monotonic()
         self._logger.warning(message, *args)
         return True
 
-    def forget(self) -> None:
-        """The next one is told at once: what was complained of is over."""
-        self._last = -_EVERY
+    def reset(self) -> None:
+        """Log the next warning without delay, because the previous problem is over."""
+        self._last = -_INTERVAL

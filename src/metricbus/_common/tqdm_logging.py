@@ -1,6 +1,6 @@
-"""Lines of text that go to the terminal where tqdm's progress bars are, above the bars.
+"""Writing lines to the terminal above tqdm's progress bars.
 
-Nothing here imports tqdm: where nobody has, there are no bars.
+Nothing here imports tqdm: if no other code has imported it, there are no bars.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, TextIO
 
 @contextmanager
 def bars_cleared(stream: object) -> Iterator[None]:
-    """Takes the bars off `stream` while something is written to it, and puts them back."""
+    """Clear the bars from `stream` while something is written to it, then redraw them."""
     std = sys.modules.get("tqdm.std")
     if std is None or not len(std.tqdm._instances):
         yield
         return
     with bar_lock(std):
-        if all(getattr(bar, "gui", True) for bar in std.tqdm._instances):  # a notebook's
+        if all(getattr(bar, "gui", True) for bar in std.tqdm._instances):  # bars of a notebook
             yield
         else:
             with std.tqdm.external_write_mode(file=stream, nolock=True):
@@ -29,82 +29,83 @@ def bars_cleared(stream: object) -> Iterator[None]:
 
 
 def bar_lock(std: Any) -> Any:
-    """What keeps threads from drawing at once, given the module `tqdm.std`.
+    """Return the lock that serializes drawing between threads; `std` is the module `tqdm.std`.
 
-    tqdm's own lock, as soon as it makes one, has this one in it, and also one between processes.
-    Making that would settle how multiprocessing starts its processes, which is the user's choice.
+    tqdm creates its own lock lazily; that one contains this one and a lock between processes.
+    Creating it here would fix the start method of multiprocessing, which is the user's choice.
     """
     return getattr(std.tqdm, "_lock", None) or std.TqdmDefaultWriteLock.th_lock
 
 
 def renew_lock_in_child() -> None:
-    """What a fork does: a thread that is not there may hold the lock."""
+    """Replace tqdm's thread lock after a fork: a thread missing in the child may have held it."""
     std = sys.modules.get("tqdm.std")
     if std is not None:
         std.TqdmDefaultWriteLock.th_lock = threading.RLock()
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether this stream, such as `sys.stderr`, is a terminal; it may be none, or closed."""
+    """Check whether a stream such as `sys.stderr` is a terminal; it may be None or closed."""
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError):
         return False
 
 
-_emit = logging.StreamHandler.emit
+_original_emit = logging.StreamHandler.emit
 
 
 class TqdmStreamHandler(logging.StreamHandler[TextIO]):
-    """Writes to stderr, above the progress bars if there are any."""
+    """Handler that writes to stderr, above any progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record's line."""
+        """Write the record as one line."""
         with bars_cleared(self.stream):
-            _emit(self, record)
+            _original_emit(self, record)
 
 
 class ConsoleHandlers:
-    """Has all logging handlers that write to the terminal write above the bars, for a while.
+    """Makes all logging handlers that write to the terminal write above the bars, temporarily.
 
-    It does not replace them, so that what is configured meanwhile stays: their `emit` is wrapped.
-    That of all `StreamHandler`s is, at their class: `logging.warning()` may make one and write to
-    it at once. Of others, those that there are.
+    The handlers stay in place, so logging can be configured meanwhile; only their `emit` is
+    wrapped. That of `StreamHandler` is wrapped in the class, because `logging.warning()` may create
+    such a handler and write to it at once. Other classes are wrapped per handler.
     """
 
     def __init__(self) -> None:
         self._wrapped: list[tuple[logging.Handler, Any]] = []
 
     def wrap(self) -> None:
-        """Wraps those that there are now and that are not wrapped yet."""
+        """Wrap all current handlers that are not wrapped yet."""
         logging.StreamHandler.emit = _emit_above_bars  # type: ignore[assignment,method-assign]
-        for handler in _handlers():
+        for handler in _terminal_handlers():
             if "emit" not in vars(handler) and type(handler).emit is not _emit_above_bars:
-                wrapper = _above_bars(handler)
-                self._wrapped.append((handler, wrapper))  # first: Ctrl-C may come in between
+                wrapper = _wrap_emit(handler)
+                # Registered first, because Ctrl-C may interrupt between the two statements.
+                self._wrapped.append((handler, wrapper))
                 vars(handler)["emit"] = wrapper
 
     def unwrap(self) -> None:
-        """Leaves all of them as they were."""
+        """Restore all handlers."""
         if logging.StreamHandler.emit is _emit_above_bars:
-            logging.StreamHandler.emit = _emit  # type: ignore[method-assign]
-        for one in list(self._wrapped):
-            handler, wrapper = one
+            logging.StreamHandler.emit = _original_emit  # type: ignore[method-assign]
+        for entry in list(self._wrapped):
+            handler, wrapper = entry
             if vars(handler).get("emit") is wrapper:
                 del vars(handler)["emit"]
-            with suppress(ValueError):  # another thread was faster
-                self._wrapped.remove(one)
+            with suppress(ValueError):  # another thread has removed it
+                self._wrapped.remove(entry)
 
 
 def _emit_above_bars(handler: logging.StreamHandler[Any], record: logging.LogRecord) -> None:
     if handler.stream in (sys.stderr, sys.stdout):
         with bars_cleared(handler.stream):
-            _emit(handler, record)
+            _original_emit(handler, record)
     else:
-        _emit(handler, record)
+        _original_emit(handler, record)
 
 
-def _above_bars(handler: logging.Handler) -> Any:
+def _wrap_emit(handler: logging.Handler) -> Any:
     emit = handler.emit
 
     def emit_above_bars(record: logging.LogRecord) -> None:
@@ -114,13 +115,13 @@ def _above_bars(handler: logging.Handler) -> Any:
     return emit_above_bars
 
 
-def _handlers() -> Iterator[logging.Handler]:
-    """Those that write to the terminal, as far as can be seen: logging's own, and Rich's."""
+def _terminal_handlers() -> Iterator[logging.Handler]:
+    """Yield the known handlers that write to the terminal: those of logging, and Rich's."""
     loggers: list[Any] = [logging.root, *list(logging.root.manager.loggerDict.values())]
-    found = [handler for one in loggers for handler in getattr(one, "handlers", ())]
+    handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
     if logging.lastResort is not None:
-        found.append(logging.lastResort)
-    for handler in dict.fromkeys(found):
+        handlers.append(logging.lastResort)
+    for handler in dict.fromkeys(handlers):
         stream = _stream_of(handler)
         if stream is not None and stream in (sys.stderr, sys.stdout):
             yield handler

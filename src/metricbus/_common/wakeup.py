@@ -1,4 +1,8 @@
-"""Waking a thread without a lock of ours, telling it of an end, and letting another one work."""
+"""Signals between threads that need no lock of their own, and yielding the GIL.
+
+A signal handler or Ctrl-C can interrupt the thread that sets a `threading.Event`, or waits for it,
+while it holds the event's lock. `SimpleQueue` has no lock that Python code could hold.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +11,54 @@ import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-_BREATH = 50e-6
+_YIELD_SECS = 50e-6
 
 
 def yield_gil() -> None:
-    """Hands the interpreter to the training; a `sleep(0)` may take it back before that wakes up."""
-    time.sleep(_BREATH)
+    """Let other threads run; after `sleep(0)` this thread could get the GIL back at once."""
+    time.sleep(_YIELD_SECS)
 
 
 class Wakeup:
-    """Wakes the one thread that waits for it.
-
-    It may be rung from anywhere, also from a signal handler that interrupts a ringing: unlike
-    `threading.Event`, a `SimpleQueue` holds no lock that the handler could meet.
-    """
+    """Wakes the one thread that waits for it; safe to call from a signal handler."""
 
     def __init__(self) -> None:
-        self._rings: SimpleQueue[None] = SimpleQueue()
+        self._signals: SimpleQueue[None] = SimpleQueue()
 
     def wake(self) -> None:
-        """Wakes the waiting thread, or lets its next wait end at once."""
-        self._rings.put(None)
+        """Wake the waiting thread, or let its next wait end at once."""
+        self._signals.put(None)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Waits for a ring or until the time is up; rings that came together count as one."""
+        """Wait for `wake()` or the timeout, in seconds; all calls so far count as one."""
         try:
-            self._rings.get(timeout=_possible(timeout))
+            self._signals.get(timeout=_valid_timeout(timeout))
             while True:
-                self._rings.get_nowait()
+                self._signals.get_nowait()
         except Empty:
             pass
 
 
 class Event:
-    """Tells who waits that something has come to its end.
-
-    Ctrl-C may end a wait at any point: unlike `threading.Event`, there is no lock that it could
-    leave held, at which `set` would hang.
-    """
+    """A flag that is set once, and that any number of threads can wait for."""
 
     def __init__(self) -> None:
         self._is_set = False
-        self._rings: SimpleQueue[None] = SimpleQueue()
+        self._signals: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
-        """It has; all waits end, now and later."""
+        """Set the flag; all current and later waits end."""
         self._is_set = True
-        self._rings.put(None)
+        self._signals.put(None)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until it has, or the time is up; whether it has."""
+        """Wait until the flag is set or the timeout, in seconds; return whether it is set."""
         if not self._is_set:
             with suppress(Empty):
-                self._rings.get(timeout=_possible(timeout))
-                self._rings.put(None)  # for others who wait
+                self._signals.get(timeout=_valid_timeout(timeout))
+                self._signals.put(None)  # for other waiting threads
         return self._is_set
 
 
-def _possible(timeout: float | None) -> float | None:
+def _valid_timeout(timeout: float | None) -> float | None:
     return None if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)

@@ -13,8 +13,8 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -62,7 +62,7 @@ class MediaFolder:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MediaError(f"{ref.path} is not a table: {error}") from error
 
-    def _open(self, ref: FileRef) -> BinaryIO:
+    def _open(self, ref: FileRef) -> BufferedReader:
         path = self._folder / ref.path
         # A journal from elsewhere may contain any path. Files logged without a copy are absolute.
         if not os.path.isabs(ref.path) and not path.resolve().is_relative_to(
@@ -145,5 +145,5 @@ def _verify(path: Path, size: int, sha256: str, ref: FileRef) -> None:
         )
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
