@@ -1,4 +1,4 @@
-"""`metricbus import`: foreign logs become runs."""
+"""`metricbus import`: TensorBoard event files and CSV files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ from metricbus._common.media_records import (
     VideoRecord,
 )
 from metricbus._common.records import Rewind, Scalars
-from metricbus._importers import ImportTarget, ImportResult, import_csv, import_tensorboard, tensorboard
+from metricbus._importers import (
+    ImportResult,
+    ImportTarget,
+    import_csv,
+    import_tensorboard,
+    tensorboard,
+)
 from metricbus._importers.cells import parse_number, parse_step, parse_time
 from metricbus._journal.segment_reader import JournalReader
 from metricbus.sinks.tensorboard.event_file import encode_tfrecord
@@ -48,17 +54,17 @@ def command(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def to(tmp_path: Path) -> ImportTarget:
+def target(tmp_path: Path) -> ImportTarget:
     return ImportTarget(tmp_path / "runs", "imported", id="i")
 
 
-def read(made: ImportResult) -> History:
-    return metricbus.read(made.folder)
+def read(result: ImportResult) -> History:
+    return metricbus.read(result.folder)
 
 
-def the_one(made: list[ImportResult]) -> ImportResult:
-    (one,) = made
-    return one
+def only(results: list[ImportResult]) -> ImportResult:
+    (result,) = results
+    return result
 
 
 def points(history: History, name: str) -> list[tuple[int, float]]:
@@ -80,11 +86,11 @@ def writer(logs: Path) -> Iterator[SummaryWriter]:
         yield writer
 
 
-def imported(writer: Any, logs: Path, to: ImportTarget) -> History:
+def imported(writer: Any, logs: Path, target: ImportTarget) -> History:
     writer.flush()
-    made = the_one(import_tensorboard(logs, to))
-    assert made.left_out == []
-    return read(made)
+    result = only(import_tensorboard(logs, target))
+    assert result.left_out == []
+    return read(result)
 
 
 def write_events(folder: Path, *events: Event, name: str = "events.out.tfevents.1") -> Path:
@@ -103,33 +109,35 @@ def scalar(tag: str, value: float, step: int, time: float = TIME) -> Event:
 
 
 @pytest.mark.parametrize("new_style", [False, True])
-def test_scalars_keep_their_steps_and_times_in_both_forms(
-    writer: Any, logs: Path, to: ImportTarget, new_style: bool
+def test_scalars_of_both_forms_keep_their_steps_and_times(
+    writer: Any, logs: Path, target: ImportTarget, new_style: bool
 ) -> None:
     for step in (3, 1, 2):
         writer.add_scalar("loss", step / 4, step, walltime=TIME + step, new_style=new_style)
     writer.add_scalar("loss", math.nan, 4, walltime=TIME + 4, new_style=new_style)
-    series = imported(writer, logs, to).series("loss")
+    series = imported(writer, logs, target).series("loss")
     assert series.step.tolist() == [3, 1, 2, 4]
     assert series.time.tolist() == [(TIME + step) * 10**9 for step in (3, 1, 2, 4)]
     np.testing.assert_array_equal(series.value, [0.75, 0.25, 0.5, math.nan])
 
 
-def test_the_run_has_ended_and_says_where_it_is_from(
-    writer: Any, logs: Path, to: ImportTarget
+def test_the_run_is_finished_and_names_its_source(
+    writer: Any, logs: Path, target: ImportTarget
 ) -> None:
     for step in range(2):
         writer.add_scalar("loss", 0.5, step, walltime=TIME + step)
-    run = imported(writer, logs, to).run
+    run = imported(writer, logs, target).run
     assert (run.id, run.name, run.status) == ("i", "imported", "finished")
     assert (run.started, run.ended) == (TIME * 10**9, (TIME + 1) * 10**9)
     assert run.notes == f"imported from {logs}"
 
 
-def test_a_histogram_keeps_its_bins_and_totals(writer: Any, logs: Path, to: ImportTarget) -> None:
+def test_histograms_keep_their_bins_and_statistics(
+    writer: Any, logs: Path, target: ImportTarget
+) -> None:
     values = np.random.default_rng(0).normal(size=1000)
     writer.add_histogram("weights", values, 7, bins="auto")
-    (record,) = imported(writer, logs, to).media("weights")
+    (record,) = imported(writer, logs, target).media("weights")
     assert isinstance(record, HistogramRecord)
     counts, _ = np.histogram(values, bins=record.edges)
     assert record.counts == counts.tolist()
@@ -145,13 +153,13 @@ def test_a_histogram_keeps_its_bins_and_totals(writer: Any, logs: Path, to: Impo
     [
         ([0.0, 1.0, 2.0], [0, 3, 4], [0.0, 1.0, 2.0], [3, 4]),
         ([1.0, 2.0], [3, 4], [0.0, 1.0, 2.0], [3, 4]),
-        ([1.0, 1.7e308], [3, 4], [0.0, 1.0, 2.0], [3, 4]),  # TensorFlow's last limit
+        ([1.0, 1.7e308], [3, 4], [0.0, 1.0, 2.0], [3, 4]),  # TensorFlow's limit of the last bucket
         ([], [], [], []),
     ],
 )
-def test_the_old_histograms_of_every_writer(
+def test_old_histograms_of_all_writers_are_imported(
     logs: Path,
-    to: ImportTarget,
+    target: ImportTarget,
     limits: list[float],
     buckets: list[float],
     edges: list[float],
@@ -160,13 +168,13 @@ def test_the_old_histograms_of_every_writer(
     histo = HistogramProto(min=0, max=2, num=7, sum=7, bucket_limit=limits, bucket=buckets)
     value = Summary.Value(tag="h", histo=histo)
     write_events(logs, Event(step=1, wall_time=TIME, summary=Summary(value=[value])))
-    (record,) = read(the_one(import_tensorboard(logs, to))).media("h")
+    (record,) = read(only(import_tensorboard(logs, target))).media("h")
     assert isinstance(record, HistogramRecord)
     assert (record.edges, record.counts) == (edges, counts)
 
 
 def tensors(tag: str, metadata: Any, *tensors: TensorProto) -> list[Event]:
-    """Values of which the first alone tells its plugin, as TensorFlow writes them."""
+    """Return events like those of TensorFlow: only the first value names its plugin."""
     return [
         Event(
             step=step,
@@ -179,12 +187,14 @@ def tensors(tag: str, metadata: Any, *tensors: TensorProto) -> list[Event]:
     ]
 
 
-def test_the_new_histograms_with_gaps_and_of_equal_values(logs: Path, to: ImportTarget) -> None:
+def test_new_histograms_with_gaps_or_equal_values_are_imported(
+    logs: Path, target: ImportTarget
+) -> None:
     metadata = histogram_metadata.create_summary_metadata(display_name="", description="")
-    gap = make_tensor_proto(np.array([[0, 1, 2], [2, 3, 4]], dtype=np.float64))
-    equal = make_tensor_proto(np.array([[5, 5, 0], [5, 5, 9]], dtype=np.float64))
-    write_events(logs, *tensors("h", metadata, gap, equal))
-    first, second = read(the_one(import_tensorboard(logs, to))).media("h")
+    with_gap = make_tensor_proto(np.array([[0, 1, 2], [2, 3, 4]], dtype=np.float64))
+    equal_values = make_tensor_proto(np.array([[5, 5, 0], [5, 5, 9]], dtype=np.float64))
+    write_events(logs, *tensors("h", metadata, with_gap, equal_values))
+    first, second = read(only(import_tensorboard(logs, target))).media("h")
     assert isinstance(first, HistogramRecord)
     assert (first.edges, first.counts) == ([0.0, 1.0, 2.0, 3.0], [2, 0, 4])
     assert isinstance(second, HistogramRecord)
@@ -192,15 +202,15 @@ def test_the_new_histograms_with_gaps_and_of_equal_values(logs: Path, to: Import
     assert second.mean == 5
 
 
-def test_pictures_come_back_pixel_for_pixel(writer: Any, logs: Path, to: ImportTarget) -> None:
+def test_images_keep_their_pixels(writer: Any, logs: Path, target: ImportTarget) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
     writer.add_image("picture", pixels, 2)
-    history = imported(writer, logs, to)
+    history = imported(writer, logs, target)
     (record,) = history.media("picture")
     assert isinstance(record, ImageRecord)
     assert (record.step, record.width, record.height, record.channels) == (2, 7, 5, 3)
-    found = np.asarray(Pil.open(io.BytesIO(history.files.read(record.file))))
-    np.testing.assert_array_equal(found, pixels.transpose(1, 2, 0))
+    actual = np.asarray(Pil.open(io.BytesIO(history.files.read(record.file))))
+    np.testing.assert_array_equal(actual, pixels.transpose(1, 2, 0))
 
 
 def encoded(format: str, mode: str = "L") -> bytes:
@@ -209,11 +219,13 @@ def encoded(format: str, mode: str = "L") -> bytes:
     return content.getvalue()
 
 
-def test_several_pictures_of_one_tensor_and_other_formats(logs: Path, to: ImportTarget) -> None:
+def test_a_tensor_of_several_images_in_different_formats_is_imported(
+    logs: Path, target: ImportTarget
+) -> None:
     metadata = image_metadata.create_summary_metadata(display_name="", description="")
     contents = [b"4", b"3", encoded("png"), encoded("jpeg"), encoded("png", "P"), encoded("gif")]
     write_events(logs, *tensors("p", metadata, make_tensor_proto(contents)))
-    records = read(the_one(import_tensorboard(logs, to))).media()
+    records = read(only(import_tensorboard(logs, target))).media()
     assert [record.name for record in records] == ["p/0", "p/1", "p/2", "p/3"]
     assert [type(record) for record in records] == [*[ImageRecord] * 3, VideoRecord]
     for record in records:
@@ -221,110 +233,116 @@ def test_several_pictures_of_one_tensor_and_other_formats(logs: Path, to: Import
         assert (record.width, record.height) == (4, 3)
 
 
-def test_texts_and_sounds_are_taken(writer: Any, logs: Path, to: ImportTarget) -> None:
-    writer.add_text("notes", "**bold** words", 1)
+def test_text_and_audio_are_imported(writer: Any, logs: Path, target: ImportTarget) -> None:
+    writer.add_text("notes", "**bold** text", 1)
     writer.add_audio("sound", np.zeros((1, 800), dtype=np.float32), 2, sample_rate=8000)
-    history = imported(writer, logs, to)
+    history = imported(writer, logs, target)
     text, sound = history.media()
     assert isinstance(text, TextRecord)
     assert (text.name, text.step) == ("notes/text_summary", 1)
-    assert history.files.text(text.file) == "**bold** words"
+    assert history.files.text(text.file) == "**bold** text"
     assert isinstance(sound, AudioRecord)
     assert (sound.sample_rate, sound.channels, sound.frames) == (8000, 1, 800)
-    with wave.open(io.BytesIO(history.files.read(sound.file))) as opened:
-        assert opened.getnframes() == 800
+    with wave.open(io.BytesIO(history.files.read(sound.file))) as clip:
+        assert clip.getnframes() == 800
 
 
-def test_hyperparameters_are_the_config(writer: Any, logs: Path, to: ImportTarget) -> None:
+def test_hyperparameters_become_the_config(writer: Any, logs: Path, target: ImportTarget) -> None:
     hparams = {"lr": 0.1, "optimizer": "adam", "amp": True}
     writer.add_hparams(hparams, {"hparam/accuracy": 0.9}, run_name="trial")
-    history = imported(writer, logs, to)
+    history = imported(writer, logs, target)
     assert history.run.config == hparams
     assert points(history, "trial/hparam/accuracy") == [(0, float(np.float32(0.9)))]
 
 
-def test_what_a_run_has_no_word_for_is_counted(writer: Any, logs: Path, to: ImportTarget) -> None:
+def test_data_without_an_equivalent_are_counted(
+    writer: Any, logs: Path, target: ImportTarget
+) -> None:
     writer.add_scalar("loss", 0.5, 0)
     writer.add_pr_curve("curve", np.array([0, 1, 1]), np.array([0.1, 0.5, 0.9]), 3)
     writer.add_scalar("late", 1.0, -5)
     writer.flush()
-    made = the_one(import_tensorboard(logs, to))
-    assert read(made).names() == ["loss"]
-    assert made.left_out == [
-        "values of the plugin pr_curves: 1, the first 'curve' at step 3",
-        "values at negative steps: 1, the first 'late' at step -5",
+    result = only(import_tensorboard(logs, target))
+    assert read(result).names() == ["loss"]
+    assert result.left_out == [
+        "values of plugin pr_curves: 1 (first: 'curve' at step 3)",
+        "values at negative steps: 1 (first: 'late' at step -5)",
     ]
 
 
-def test_folders_become_prefixes_and_are_read_side_by_side(logs: Path, to: ImportTarget) -> None:
+def test_folders_become_prefixes_and_are_merged_by_time(logs: Path, target: ImportTarget) -> None:
     for folder, offset in (("train", 0.0), ("val", 0.5), ("", 0.75)):
         events = [scalar("loss", step, step, TIME + step + offset) for step in range(3)]
         write_events(logs / folder, *events)
-    history = read(the_one(import_tensorboard(logs, to)))
+    history = read(only(import_tensorboard(logs, target)))
     assert history.names() == ["train/loss", "val/loss", "loss"]
     assert points(history, "val/loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
     records = [row.record for row in JournalReader(history.folder / "journal").read()]
-    names = [name for one in records if isinstance(one, Scalars) for name in one.values]
+    names = [name for row in records if isinstance(row, Scalars) for name in row.values]
     assert names == ["train/loss", "val/loss", "loss"] * 3
 
 
-def test_each_folder_can_be_a_run_of_its_own(logs: Path, tmp_path: Path) -> None:
+def test_each_folder_can_become_a_run(logs: Path, tmp_path: Path) -> None:
     for folder in ("a/train", "b"):
         write_events(logs / folder, scalar("loss", 0.5, 1))
-    done = command("tensorboard", logs, "--each", "--json", "--dir", tmp_path / "runs")
-    assert done.exit_code == 0, done.output
-    made = json.loads(done.stdout)
-    assert [one["name"] for one in made] == ["a/train", "b"]
-    for one in made:
-        assert points(metricbus.read(one["folder"]), "loss") == [(1, 0.5)]
+    result = command("tensorboard", logs, "--each", "--json", "--dir", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)
+    assert [result["name"] for result in results] == ["a/train", "b"]
+    for result in results:
+        assert points(metricbus.read(result["folder"]), "loss") == [(1, 0.5)]
 
 
-def test_the_files_of_a_folder_follow_each_other(logs: Path, to: ImportTarget) -> None:
+def test_files_of_a_folder_are_read_in_order(logs: Path, target: ImportTarget) -> None:
     write_events(logs, scalar("x", 2.0, 2), name="events.out.tfevents.2.host")
     write_events(logs, scalar("x", 1.0, 1), name="events.out.tfevents.1.host")
-    assert points(read(the_one(import_tensorboard(logs, to))), "x") == [(1, 1.0), (2, 2.0)]
+    assert points(read(only(import_tensorboard(logs, target))), "x") == [(1, 1.0), (2, 2.0)]
 
 
-def test_a_restart_supersedes_what_came_after_its_step(logs: Path, to: ImportTarget) -> None:
+def test_a_restart_supersedes_later_steps(logs: Path, target: ImportTarget) -> None:
     with SummaryWriter(str(logs)) as first:
         for step in range(4):
             first.add_scalar("x", step, step, walltime=TIME)
     with SummaryWriter(str(logs), purge_step=2, filename_suffix=".b") as second:
         second.add_scalar("x", 20, 2)
-    history = read(the_one(import_tensorboard(logs, to)))
+    history = read(only(import_tensorboard(logs, target)))
     assert points(history, "x") == [(0, 0.0), (1, 1.0), (2, 20.0)]
 
 
-def test_the_torn_end_of_a_file_is_told(logs: Path, to: ImportTarget) -> None:
+def test_the_torn_end_of_a_file_is_reported(logs: Path, target: ImportTarget) -> None:
     path = write_events(logs, scalar("x", 1.0, 1), scalar("x", 2.0, 2))
     path.write_bytes(path.read_bytes()[:-3])
-    made = the_one(import_tensorboard(path, to))
-    assert points(read(made), "x") == [(1, 1.0)]
-    (told,) = made.left_out
-    assert told.startswith("bytes of torn or damaged ends: ")
+    result = only(import_tensorboard(path, target))
+    assert points(read(result), "x") == [(1, 1.0)]
+    (line,) = result.left_out
+    assert line.startswith("bytes in the torn or damaged ends of files: ")
 
 
-def test_what_a_bus_wrote_to_tensorboard_comes_back(tmp_path: Path, to: ImportTarget) -> None:
+def test_the_output_of_the_tensorboard_sink_can_be_imported(
+    tmp_path: Path, target: ImportTarget
+) -> None:
     with MetricBus(id="r", sinks="tensorboard", dir=tmp_path, config={"lr": 0.5}) as bus:
         for step in range(3):
             bus.log({"a": step / 2, "b": step}, step=step)
         bus.log("h", Histogram(np.arange(100.0)), step=3)
         bus.log("p", Image(np.zeros((4, 4), dtype=np.uint8)), step=3)
-        bus.log("film", Video(np.zeros((2, 4, 4), dtype=np.uint8)), step=3)
-        bus.log("t", Text("words"), step=3)
-    ours = metricbus.read(tmp_path / "r")
-    theirs = read(the_one(import_tensorboard(tmp_path / "r" / "tensorboard", to)))
-    assert theirs.run.config == ours.run.config
-    assert theirs.names() == ours.names()
-    for name in ours.names():
-        assert points(theirs, name) == points(ours, name)
-        np.testing.assert_allclose(theirs.series(name).time, ours.series(name).time, atol=1000)
-    (old,), (new,) = ours.media("h"), theirs.media("h")
+        bus.log("video", Video(np.zeros((2, 4, 4), dtype=np.uint8)), step=3)
+        bus.log("t", Text("text"), step=3)
+    original = metricbus.read(tmp_path / "r")
+    imported_run = read(only(import_tensorboard(tmp_path / "r" / "tensorboard", target)))
+    assert imported_run.run.config == original.run.config
+    assert imported_run.names() == original.names()
+    for name in original.names():
+        assert points(imported_run, name) == points(original, name)
+        np.testing.assert_allclose(
+            imported_run.series(name).time, original.series(name).time, atol=1000
+        )
+    (old,), (new,) = original.media("h"), imported_run.media("h")
     assert isinstance(old, HistogramRecord)
     assert isinstance(new, HistogramRecord)
     assert (new.edges, new.counts, new.sum) == (old.edges, old.counts, old.sum)
-    kinds = [type(record) for record in theirs.media()]
-    assert kinds == [type(record) for record in ours.media()]
+    kinds = [type(record) for record in imported_run.media()]
+    assert kinds == [type(record) for record in original.media()]
 
 
 def test_an_imported_run_is_delivered_to_csv_and_mlflow(
@@ -334,69 +352,70 @@ def test_an_imported_run_is_delivered_to_csv_and_mlflow(
         writer.add_scalar("loss", 1 / (step + 1), step, walltime=TIME + step)
     writer.flush()
     root = tmp_path / "runs"
-    done = command("tensorboard", logs, "--dir", root, "--id", "i", "--project", "old")
-    assert done.exit_code == 0, done.output
+    result = command("tensorboard", logs, "--dir", root, "--id", "i", "--project", "old")
+    assert result.exit_code == 0, result.output
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     counts = metricbus.deliver(root / "i", f"csv,mlflow+{uri}", timeout=60)
-    assert [(one.delivered, one.pending) for one in counts.values()] == [(20, 0), (20, 0)]
+    assert [(sink.delivered, sink.pending) for sink in counts.values()] == [(20, 0), (20, 0)]
     expected = [(step, float(np.float32(1 / (step + 1)))) for step in range(20)]
     with open(root / "i" / "csv" / "metrics.csv", newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [(int(line["step"]), float(line["value"])) for line in lines] == expected
     client = MlflowClient(uri)
     experiments = client.search_experiments(filter_string="name = 'old'")
-    (run,) = client.search_runs([one.experiment_id for one in experiments])
+    (run,) = client.search_runs([experiment.experiment_id for experiment in experiments])
     metrics = client.get_metric_history(run.info.run_id, "loss")
-    assert sorted((one.step, one.value) for one in metrics) == expected
+    assert sorted((metric.step, metric.value) for metric in metrics) == expected
     assert run.info.status == "FINISHED"
 
 
-def test_a_folder_without_event_files_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_event_files_fails(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for path, words in ((tmp_path / "empty", "there is no event file"), ("none", "there is no")):
-        done = command("tensorboard", path, "--dir", tmp_path / "runs")
-        assert done.exit_code == 2
-        assert words in done.stderr
+    cases = ((tmp_path / "empty", "No event files"), ("none", "does not exist"))
+    for path, message in cases:
+        result = command("tensorboard", path, "--dir", tmp_path / "runs")
+        assert result.exit_code == 2
+        assert message in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_event_files_without_anything_make_no_run(logs: Path, tmp_path: Path) -> None:
+def test_event_files_without_values_create_no_run(logs: Path, tmp_path: Path) -> None:
     write_events(logs, Event(file_version="brain.Event:2"))
-    done = command("tensorboard", logs, "--dir", tmp_path / "runs")
-    assert done.exit_code == 2
-    assert "nothing to import" in done.stderr
+    result = command("tensorboard", logs, "--dir", tmp_path / "runs")
+    assert result.exit_code == 2
+    assert "Nothing to import" in result.stderr
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_without_tensorboard_it_says_what_to_install(
+def test_import_without_tensorboard_fails_with_the_install_command(
     logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
-    done = command("tensorboard", logs)
-    assert done.exit_code == 2
-    assert "pip install 'metricbus[tensorboard]'" in done.stderr
+    result = command("tensorboard", logs)
+    assert result.exit_code == 2
+    assert "pip install 'metricbus[tensorboard]'" in result.stderr
 
 
 # CSV
 
 
-def from_csv(tmp_path: Path, to: ImportTarget, text: str, **options: Any) -> ImportResult:
+def from_csv(tmp_path: Path, target: ImportTarget, text: str, **options: Any) -> ImportResult:
     path = tmp_path / "given.csv"
     path.write_text(text, encoding="utf-8")
-    return import_csv(path, to, **options)
+    return import_csv(path, target, **options)
 
 
-def test_the_long_form_has_a_line_a_value(tmp_path: Path, to: ImportTarget) -> None:
-    made = from_csv(
+def test_the_long_form_has_a_line_per_value(tmp_path: Path, target: ImportTarget) -> None:
+    result = from_csv(
         tmp_path,
-        to,
+        target,
         "step,name,value,epoch,time\n"
         "0,loss,0.5,0,1700000000.123456789\n"
         "0,n,9007199254740993,0,1700000000.123456789\n"
         "1,loss,nan,1,2023-11-14T22:13:21Z\n",
     )
-    history = read(made)
-    assert (made.rows, made.values, made.left_out) == (2, 3, [])
+    history = read(result)
+    assert (result.rows, result.values, result.left_out) == (2, 3, [])
     loss = history.series("loss")
     assert (loss.step.tolist(), loss.epoch.tolist()) == ([0, 1], [0, 1])
     assert loss.time.tolist() == [TIME * 10**9 + 123456789, (TIME + 1) * 10**9]
@@ -404,91 +423,99 @@ def test_the_long_form_has_a_line_a_value(tmp_path: Path, to: ImportTarget) -> N
     assert history.series("n").value.tolist() == [2**53 + 1]
 
 
-def test_the_wide_form_has_a_column_a_name(tmp_path: Path, to: ImportTarget) -> None:
-    made = from_csv(tmp_path, to, "loss,it,acc\n0.5,10,1\n0.25,20,2\n", step="it")
-    history = read(made)
+def test_the_wide_form_has_a_column_per_name(tmp_path: Path, target: ImportTarget) -> None:
+    result = from_csv(tmp_path, target, "loss,it,acc\n0.5,10,1\n0.25,20,2\n", step="it")
+    history = read(result)
     assert points(history, "loss") == [(10, 0.5), (20, 0.25)]
     assert points(history, "acc") == [(10, 1), (20, 2)]
     changed = (tmp_path / "given.csv").stat().st_mtime_ns
     assert history.series("acc").time.tolist() == [changed] * 2
 
 
-def test_lightnings_metrics_with_their_empty_cells(tmp_path: Path, to: ImportTarget) -> None:
-    made = from_csv(
+def test_empty_cells_in_the_metrics_of_lightning_are_skipped(
+    tmp_path: Path, target: ImportTarget
+) -> None:
+    result = from_csv(
         tmp_path,
-        to,
+        target,
         "epoch,step,train_loss,val_loss\n0,49,0.7,\n0,99,0.6,\n0,99,,0.65\n1,149,0.5,\n",
     )
-    history = read(made)
+    history = read(result)
     assert points(history, "train_loss") == [(49, 0.7), (99, 0.6), (149, 0.5)]
     assert points(history, "val_loss") == [(99, 0.65)]
     assert history.series("train_loss").epoch.tolist() == [0, 0, 1]
-    assert made.left_out == ["empty cells: 4, the first in line 2"]
+    assert result.left_out == ["empty cells: 4 (first: in line 2)"]
 
 
-def test_what_is_no_number_is_told_with_its_line(tmp_path: Path, to: ImportTarget) -> None:
-    made = from_csv(
-        tmp_path, to, "step,loss,model\n0,0.5,resnet\n1,n/a,resnet\nx,0.5,1\n-1,0.5,1\n2,1,2,3\n"
-    )
-    assert points(read(made), "loss") == [(0, 0.5), (2, 1.0)]
-    assert made.left_out == [
-        "cells of 'model' that are no number: 2, the first 'resnet' in line 2",
-        "cells of 'loss' that are no number: 1, the first 'n/a' in line 3",
-        "lines whose step is no whole number from 0 on: 2, the first 'x' in line 4",
-        "cells beyond the last column: 1, the first in line 6",
-    ]
-
-
-def test_of_the_long_form_unknown_columns_and_empty_values_are_told(
-    tmp_path: Path, to: ImportTarget
+def test_cells_that_are_not_numbers_are_reported_with_their_line(
+    tmp_path: Path, target: ImportTarget
 ) -> None:
-    made = from_csv(tmp_path, to, "step,name,value,host\n0,x,1,n7\n1,x,,n7\n2,x,abc,n7\n3,,1,n7\n")
-    assert points(read(made), "x") == [(0, 1)]
-    assert made.left_out == [
-        "columns that are not known ('host'): 1, the first in line 1",
-        "lines without a value: 1, the first in line 3",
-        "values that are no number: 1, the first 'abc' in line 4",
-        "values whose names no metric may have: 1, the first '' in line 5",
+    result = from_csv(
+        tmp_path,
+        target,
+        "step,loss,model\n0,0.5,resnet\n1,n/a,resnet\nx,0.5,1\n-1,0.5,1\n2,1,2,3\n",
+    )
+    assert points(read(result), "loss") == [(0, 0.5), (2, 1.0)]
+    assert result.left_out == [
+        "cells of column 'model' that are not numbers: 2 (first: 'resnet' in line 2)",
+        "cells of column 'loss' that are not numbers: 1 (first: 'n/a' in line 3)",
+        "lines whose step is not a non-negative integer: 2 (first: 'x' in line 4)",
+        "cells beyond the last column: 1 (first: in line 6)",
     ]
 
 
-def test_what_a_bus_wrote_to_csv_comes_back(tmp_path: Path, to: ImportTarget) -> None:
+def test_the_long_form_reports_unknown_columns_and_empty_values(
+    tmp_path: Path, target: ImportTarget
+) -> None:
+    result = from_csv(
+        tmp_path, target, "step,name,value,host\n0,x,1,n7\n1,x,,n7\n2,x,abc,n7\n3,,1,n7\n"
+    )
+    assert points(read(result), "x") == [(0, 1)]
+    assert result.left_out == [
+        "unknown columns ('host'): 1 (first: in line 1)",
+        "lines without a value: 1 (first: in line 3)",
+        "values that are not numbers: 1 (first: 'abc' in line 4)",
+        "values with invalid metric names: 1 (first: '' in line 5)",
+    ]
+
+
+def test_the_output_of_the_csv_sink_can_be_imported(tmp_path: Path, target: ImportTarget) -> None:
     with MetricBus(id="r", sinks="csv", dir=tmp_path) as bus:
         for step in range(6):
             bus.log({"x": step / 3, "=n, 'quoted'": 2**62 + step, "'": -0.0}, step=step)
         bus.rewind(3)
         bus.log({"x": math.inf}, step=4)
-        bus.log("t", Text("words"))
-    ours = metricbus.read(tmp_path / "r")
-    made = import_csv(tmp_path / "r" / "csv" / "metrics.csv", to)
-    theirs = read(made)
-    assert made.left_out == ["lines of the kind 'text': 1, the first in line 22"]
-    assert theirs.names() == ours.names()
-    for name in ours.names():
-        for one, other in zip(theirs.series(name), ours.series(name), strict=True):
-            np.testing.assert_array_equal(one, other)
+        bus.log("t", Text("text"))
+    original = metricbus.read(tmp_path / "r")
+    result = import_csv(tmp_path / "r" / "csv" / "metrics.csv", target)
+    imported_run = read(result)
+    assert result.left_out == ["lines of kind 'text': 1 (first: in line 22)"]
+    assert imported_run.names() == original.names()
+    for name in original.names():
+        for actual, expected in zip(imported_run.series(name), original.series(name), strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("format", ["csv", "csv-wide"])
-def test_what_was_exported_comes_back(tmp_path: Path, to: ImportTarget, format: str) -> None:
+def test_exported_files_can_be_imported(tmp_path: Path, target: ImportTarget, format: str) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         for step in range(6):
             bus.log({"a, b": step / 3, "=n": 2**62 + step}, step=step, epoch=step // 2)
     out = tmp_path / "out.csv"
     CliRunner().invoke(app, ["export", str(tmp_path / "r"), "--format", format, "--out", str(out)])
-    ours, theirs = metricbus.read(tmp_path / "r"), read(import_csv(out, to))
-    assert theirs.wide() == ours.wide()
+    original, imported_run = metricbus.read(tmp_path / "r"), read(import_csv(out, target))
+    assert imported_run.wide() == original.wide()
 
 
-def test_a_rewind_of_the_csv_is_one_of_the_journal(tmp_path: Path, to: ImportTarget) -> None:
-    made = from_csv(
+def test_rewinds_and_partial_values_are_imported(tmp_path: Path, target: ImportTarget) -> None:
+    result = from_csv(
         tmp_path,
-        to,
+        target,
         "step,epoch,time,name,value,kind\n"
         "5,0,1.0,x,1.0,scalar\n2,0,2.0,,,rewind\n3,0,3.0,x,2.0,scalar\n4,0,3.0,x,3.0,partial\n",
     )
-    assert points(read(made), "x") == [(3, 2.0), (4, 3.0)]
-    journal = (Path(made.folder) / "journal" / "0001.jsonl").read_text()
+    assert points(read(result), "x") == [(3, 2.0), (4, 3.0)]
+    journal = (Path(result.folder) / "journal" / "0001.jsonl").read_text()
     assert '"kind":"rewind","step":2' in journal
     assert '"partial":true' in journal
     assert Rewind.__struct_config__.tag == "rewind"
@@ -503,89 +530,93 @@ def test_a_rewind_of_the_csv_is_one_of_the_journal(tmp_path: Path, to: ImportTar
         "step, loss\n\n1, 0.5",
     ],
 )
-def test_other_spellings_of_csv(tmp_path: Path, to: ImportTarget, text: str) -> None:
-    assert points(read(from_csv(tmp_path, to, text)), "loss") == [(1, 0.5)]
+def test_variants_of_csv_are_accepted(tmp_path: Path, target: ImportTarget, text: str) -> None:
+    assert points(read(from_csv(tmp_path, target, text)), "loss") == [(1, 0.5)]
 
 
-def test_names_may_have_more_semicolons_than_there_are_commas(
-    tmp_path: Path, to: ImportTarget
+def test_names_can_contain_other_delimiters(tmp_path: Path, target: ImportTarget) -> None:
+    result = from_csv(tmp_path, target, "step,epoch,a;b;c;d\n1,0,0.5\n")
+    assert points(read(result), "a;b;c;d") == [(1, 0.5)]
+
+
+def test_the_wide_form_reads_times_from_the_given_column(
+    tmp_path: Path, target: ImportTarget
 ) -> None:
-    made = from_csv(tmp_path, to, "step,epoch,a;b;c;d\n1,0,0.5\n")
-    assert points(read(made), "a;b;c;d") == [(1, 0.5)]
-
-
-def test_times_of_a_wide_file_are_in_the_column_that_is_named(
-    tmp_path: Path, to: ImportTarget
-) -> None:
-    made = from_csv(tmp_path, to, "step,x,wall\n0,1.5,2\n1,2.5,bad\n", time="wall")
-    history = read(made)
+    result = from_csv(tmp_path, target, "step,x,wall\n0,1.5,2\n1,2.5,bad\n", time="wall")
+    history = read(result)
     assert history.names() == ["x"]
     assert history.series("x").time[0] == 2 * 10**9
-    assert made.left_out == [
-        "times that are none, taken for that of the file: 1, the first 'bad' in line 3"
+    assert result.left_out == [
+        "invalid times, replaced by the time of the file: 1 (first: 'bad' in line 3)"
     ]
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"", "is empty"),
-        (b"stp,loss\n1,2\n", r"has no column 'step' \(did you mean 'stp'\?\); name another by"),
-        (b"step,x,x\n1,2,3\n", "has the column 'x' twice"),
-        (b"step,x\n\xff,1\n", "is no text in UTF-8"),
-        (b'step,x\n1,"' + b"x" * 200_000 + b'"\n', "is no CSV after line 1: field larger"),
-        (b"step,x\n", "there is nothing to import"),
-        (b"step,x\n1,a\n", r"nothing to import \(cells of 'x' that are no number: 1"),
+        (
+            b"stp,loss\n1,2\n",
+            r"has no column 'step'. Did you mean 'stp'\? Name another column with --step",
+        ),
+        (b"step,x,x\n1,2,3\n", "has two columns named 'x'"),
+        (b"step,x\n\xff,1\n", "is not UTF-8 text"),
+        (b'step,x\n1,"' + b"x" * 200_000 + b'"\n', "is not valid CSV after line 1: field larger"),
+        (b"step,x\n", "Nothing to import"),
+        (
+            b"step,x\n1,a\n",
+            r"Nothing to import. Skipped: cells of column 'x' that are not numbers: 1",
+        ),
     ],
 )
-def test_what_is_no_such_csv_is_told_and_leaves_no_run(
-    tmp_path: Path, to: ImportTarget, content: bytes, words: str
+def test_an_invalid_csv_file_fails_and_leaves_no_run(
+    tmp_path: Path, target: ImportTarget, content: bytes, message: str
 ) -> None:
     path = tmp_path / "given.csv"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=words):
-        import_csv(path, to)
-    assert not to.root.exists() or list(to.root.iterdir()) == []
+    with pytest.raises(ConfigError, match=message):
+        import_csv(path, target)
+    assert not target.root.exists() or list(target.root.iterdir()) == []
 
 
-def test_the_command_tells_what_it_made_and_what_it_left_out(tmp_path: Path) -> None:
+def test_command_reports_what_was_imported_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "old run.csv").write_text("step,loss,model\n0,0.5,resnet\n")
-    done = command("csv", tmp_path / "old run.csv", "--dir", tmp_path / "runs", "--id", "i")
-    assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines() == [
+    result = command("csv", tmp_path / "old run.csv", "--dir", tmp_path / "runs", "--id", "i")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
         "old run: 1 values in 1 rows, 0 media, 1 series",
-        "  left out: cells of 'model' that are no number: 1, the first 'resnet' in line 2",
+        "  left out: cells of column 'model' that are not numbers: 1 (first: 'resnet' in line 2)",
         f"  {tmp_path}/runs/i",
     ]
 
 
-def test_an_id_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_an_existing_id_fails(tmp_path: Path) -> None:
     (tmp_path / "given.csv").write_text("step,loss\n0,0.5\n")
     arguments = ("csv", tmp_path / "given.csv", "--dir", tmp_path / "runs", "--id", "i")
     assert command(*arguments).exit_code == 0
-    done = command(*arguments)
-    assert done.exit_code == 2
-    assert "already has a run with the id 'i'" in done.stderr
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert "already has a run with the id 'i'" in result.stderr
     assert points(metricbus.read(tmp_path / "runs" / "i"), "loss") == [(0, 0.5)]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (("csv", "x.csv", "--each"), "--each is for tensorboard"),
-        (("tensorboard", "logs", "--step", "it"), "--step and --time are for csv"),
-        (("tensorboard", "logs", "--each", "--id", "i"), "leave one of them out"),
-        (("csv", "none.csv"), "there is no none.csv"),
+        (("csv", "x.csv", "--each"), "--each is an option for tensorboard"),
+        (("tensorboard", "logs", "--step", "it"), "--step and --time are options for csv"),
+        (("tensorboard", "logs", "--each", "--id", "i"), "Leave out one of them"),
+        (("csv", "none.csv"), "none.csv does not exist"),
         (("csv", "."), "is a folder"),
     ],
 )
-def test_misuse_is_told(arguments: tuple[str, ...], words: str) -> None:
-    done = command(*arguments)
-    assert done.exit_code == 2
-    assert words in done.stderr
+def test_misuse_fails_with_status_2(arguments: tuple[str, ...], message: str) -> None:
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
-def test_the_help_has_an_example() -> None:
+def test_help_has_an_example() -> None:
     assert "Example: metricbus import" in command("--help").stdout
 
 
@@ -596,25 +627,25 @@ def test_the_help_has_an_example() -> None:
     ("cell", "number"),
     [("1", 1), ("-3", -3), ("1.0", 1.0), ("1e3", 1000.0), ("inf", math.inf), ("True", 1)],
 )
-def test_a_cell_is_the_number_that_it_says(cell: str, number: float) -> None:
-    found = parse_number(cell)
-    assert (type(found), found) == (type(number), number)
+def test_parse_number_accepts_numbers(cell: str, number: float) -> None:
+    parsed = parse_number(cell)
+    assert (type(parsed), parsed) == (type(number), number)
 
 
 @pytest.mark.parametrize("cell", ["", "abc", "1_000", "1,5", "0x10", "9" * 400])
-def test_a_cell_that_is_no_number_is_refused(cell: str) -> None:
+def test_parse_number_rejects_other_text(cell: str) -> None:
     with pytest.raises(ValueError):
         parse_number(cell)
 
 
-def test_steps_are_whole_numbers_also_as_pandas_writes_them() -> None:
+def test_parse_step_accepts_integers_written_as_floats() -> None:
     assert [parse_step(cell) for cell in ("0", "12.0", "1e3")] == [0, 12, 1000]
     for cell in ("", "1.5", "-1", "nan", "inf", "x", str(2**63)):
         with pytest.raises(ValueError):
             parse_step(cell)
 
 
-def test_times_are_exact_to_the_nanosecond() -> None:
+def test_parse_time_is_exact_to_the_nanosecond() -> None:
     assert parse_time("1700000000.123456789") == TIME * 10**9 + 123456789
     assert parse_time("2023-11-14T23:13:20+01:00") == TIME * 10**9
     assert parse_time("2023-11-14 22:13:20.5") == TIME * 10**9 + 5 * 10**8

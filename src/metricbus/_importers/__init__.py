@@ -1,14 +1,20 @@
-"""Foreign logs become runs: event files of TensorBoard, and CSV files.
+"""Converts the logs of other tools to runs: TensorBoard event files and CSV files.
 
-What comes out is a run like any other: `metricbus.read` reads it, `metricbus.deliver` brings it to
-any sink. A source is read once, piece by piece, so it may be larger than memory. What a run has no
-word for is left out, counted and told; an import that fails leaves no run behind.
+In: a file or folder of another tool, and an `ImportTarget` (root folder and name of the new run).
+Out: a finished run folder like any other, which `metricbus.read` reads and `metricbus.deliver`
+sends to any sink; and an `ImportResult` with counts of what was imported and what was left out.
+Promises: a source is read once, in pieces, so it can be larger than memory. Data without an
+equivalent in a run are skipped and counted by reason. A failed import leaves no run folder.
+May not touch: the source, the bus, existing runs, sinks (except the cell format of the CSV sink).
+
+`csv` and `tensorboard` read the sources. `cells` parses CSV cells, and `tensorboard_values` decodes
+the values in summaries. Both readers write through `run_writer`.
 """
 
 from __future__ import annotations
 
 from metricbus._importers.csv import import_csv
-from metricbus._importers.run_writer import Destination, Imported
+from metricbus._importers.run_writer import ImportResult, ImportTarget
 from metricbus._importers.tensorboard import import_tensorboard
 
-__all__ = ["Destination", "Imported", "import_csv", "import_tensorboard"]
+__all__ = ["ImportResult", "ImportTarget", "import_csv", "import_tensorboard"]

@@ -1,8 +1,9 @@
-"""CSV files become runs: one line a value, or one line a step.
+"""Imports CSV files, in the long form or in the wide form.
 
-The header tells which of them it is. With the columns `name` and `value` it is the long form, that
-of `metricbus export` and of the sink `csv`; otherwise the wide one, with a column for each series,
-as of Lightning's `metrics.csv`. What is no number is left out and told with its line.
+A file is in the long form if it has the columns `name` and `value`: one line per value, as written
+by `metricbus export` and by the sink `csv`. Any other file is in the wide form: one line per step
+and one column per series, like Lightning's `metrics.csv`. Cells that are not numbers are skipped
+and reported with their line.
 """
 
 from __future__ import annotations
@@ -11,32 +12,32 @@ import csv
 import difflib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
 from metricbus._importers.cells import parse_number, parse_step, parse_time
-from metricbus._importers.run_writer import ImportTarget, ImportResult, SkipCounts, RunWriter, new_run
+from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter, new_run
 from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError
 from metricbus.sinks.csv.cells import safe_cell
 
 _DELIMITERS = ",;\t"
-_LONG = ("name", "value")
-_LINES_A_REPORT = 5_000
+_LONG_COLUMNS = ("name", "value")
+_LINES_PER_REPORT = 5_000
 
 
-class Line(NamedTuple):
-    """A line of the file: its number from 1, and its cells."""
+class CsvLine(NamedTuple):
+    """One line of the file; the first line has number 1."""
 
     number: int
     cells: Sequence[str]
 
 
-class Header(NamedTuple):
-    """Which cell of a line is what; -1 for a column that is not there."""
+class CsvLayout(NamedTuple):
+    """The column names, and the indices of the columns with a fixed meaning; -1 if missing."""
 
     names: list[str]
     step: int
@@ -48,262 +49,256 @@ class Header(NamedTuple):
 
 def import_csv(
     path: Path,
-    to: ImportTarget,
+    target: ImportTarget,
     *,
     step: str = "step",
     time: str | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> ImportResult:
-    """Makes a run of a CSV file, line by line.
+    """Create a run from a CSV file, which is read line by line.
 
-    `step` names the column of the steps. Times, in seconds since 1970-01-01 UTC or as ISO 8601,
-    are in the column `time`; in the wide form, where that may be a series, only if it is named
-    here. Without them, all rows have the time at which the file was changed last.
+    `step` names the column of steps. `time` names the column of times, which are seconds since
+    1970-01-01 UTC or in ISO 8601. By default it is `time` in the long form; in the wide form, where
+    `time` may be a series, there is no default. Rows without a time get the modification time of
+    the file.
 
-    Raises `ConfigError` for a file that is no such CSV, and `OSError` where it cannot be read.
+    Raises `ConfigError` if the file is not such a CSV file, and `OSError` if it cannot be read.
     """
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder; give one CSV file")
+        raise ConfigError(f"{path} is a folder; expected a CSV file")
     if not path.exists():
-        raise ConfigError(f"there is no {path}; give a CSV file")
+        raise ConfigError(f"{path} does not exist; expected a CSV file")
     with open(path, newline="", encoding="utf-8-sig") as file:
         lines = _lines(file, path, step)
-        header = _header(next(lines, Line(1, [])), path, step, time)
-        with new_run(to, path) as run:
-            about = path.stat()
-            changed = about.st_mtime_ns
-            reader = (_Long if header.is_long else _Wide)(header, run, changed)
+        layout = _layout(next(lines, CsvLine(1, [])), path, step, time)
+        with new_run(target, path) as run:
+            stat = path.stat()
+            importer = (_LongImporter if layout.is_long else _WideImporter)(
+                layout, run, stat.st_mtime_ns
+            )
             for line in lines:
-                reader.take(line)
-                if line.number % _LINES_A_REPORT == 0:
-                    on_progress(os.lseek(file.fileno(), 0, os.SEEK_CUR), about.st_size)
-            reader.finish()
-            return run.end()
+                importer.add(line)
+                if line.number % _LINES_PER_REPORT == 0:
+                    on_progress(os.lseek(file.fileno(), 0, os.SEEK_CUR), stat.st_size)
+            importer.flush()
+            return run.finish()
 
 
-def _lines(file: TextIO, path: Path, step: str) -> Iterator[Line]:
-    """The lines that have anything in them; `ConfigError` for what is no text or no CSV."""
+def _lines(file: TextIO, path: Path, step: str) -> Iterator[CsvLine]:
+    """Yield the lines that are not empty. Raises `ConfigError` if the file is not CSV in UTF-8."""
     number = 0
     try:
         reader = csv.reader(file, delimiter=_delimiter(file, step))
         for cells in reader:
             number = reader.line_num
             if any(cells):
-                yield Line(number, cells)
+                yield CsvLine(number, cells)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8: {error}") from error
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
     except csv.Error as error:
-        raise ConfigError(f"{path} is no CSV after line {number:,}: {error}") from error
+        raise ConfigError(f"{path} is not valid CSV after line {number:,}: {error}") from error
 
 
 def _delimiter(file: TextIO, step: str) -> str:
-    """The one that gives a column of steps, in a file at its start; of several, the most columns.
+    """Return the delimiter that yields a column of steps; if several do, that with most columns.
 
-    Names may have the others in them.
+    Names of columns may contain the other delimiters.
     """
 
-    def found(delimiter: str) -> tuple[bool, int]:
+    def rank(delimiter: str) -> tuple[bool, int]:
         names = next(csv.reader(file, delimiter=delimiter), [])
         file.seek(0)
         return step in map(str.strip, names), len(names)
 
-    return max(_DELIMITERS, key=found)
+    return max(_DELIMITERS, key=rank)
 
 
-def _header(first: Line, path: Path, step: str, time: str | None) -> Header:
+def _layout(first: CsvLine, path: Path, step: str, time: str | None) -> CsvLayout:
     names = [name.strip() for name in first.cells]
     if not names:
-        raise ConfigError(f"{path} is empty; its first line names its columns")
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"{path} has the column {twice[0]!r} twice; rename one of them")
-    is_long = all(name in names for name in _LONG)
-    wanted = {step: "--step"} | ({time: "--time"} if time else {})
-    for name, option in wanted.items():
+        raise ConfigError(f"{path} is empty; expected a line of column names")
+    duplicates = sorted({name for name in names if name and names.count(name) > 1})
+    if duplicates:
+        raise ConfigError(f"{path} has two columns named {duplicates[0]!r}; rename one of them")
+    is_long = all(name in names for name in _LONG_COLUMNS)
+    required = {step: "--step"} | ({time: "--time"} if time else {})
+    for name, option in required.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            similar = difflib.get_close_matches(name, names, n=1)
+            hint = f" Did you mean {similar[0]!r}?" if similar else ""
             raise ConfigError(
-                f"{path} has no column {name!r}{hint}; name another by {option}. "
-                f"It has: {', '.join(names)}"
+                f"{path} has no column {name!r}.{hint} Name another column with {option}. "
+                f"Available: {', '.join(names)}"
             )
 
-    def where(name: str) -> int:
+    def index(name: str) -> int:
         return names.index(name) if name in names else -1
 
-    return Header(
+    return CsvLayout(
         names,
-        step=where(step),
-        epoch=where("epoch"),
-        time=where(time or ("time" if is_long else "")),
-        kind=where("kind") if is_long else -1,
+        step=index(step),
+        epoch=index("epoch"),
+        time=index(time or ("time" if is_long else "")),
+        kind=index("kind") if is_long else -1,
         is_long=is_long,
     )
 
 
-class _Reader(ABC):
-    """Brings lines into a run. What stands where is the same in both forms."""
+class _Importer(ABC):
+    """Adds lines to a run. Base class of the importers of both forms."""
 
-    def __init__(self, header: Header, run: RunWriter, changed: int) -> None:
-        self._header = header
+    def __init__(self, layout: CsvLayout, run: RunWriter, default_time: int) -> None:
+        self._layout = layout
         self._run = run
-        self._changed = changed
-        self._known: dict[str, str | None] = {}
+        self._default_time = default_time
+        self._names_by_cell: dict[str, str | None] = {}
 
-    @property
-    def _left_out(self) -> SkipCounts:
-        return self._run.left_out
-
-    def take(self, line: Line) -> None:
-        """Brings one line into the run."""
-        if len(line.cells) > len(self._header.names):
-            self._left_out.add("cells beyond the last column", f"in line {line.number:,}")
-        place = self._place(line)
-        if place is not None:
-            self._take(line, *place)
+    def add(self, line: CsvLine) -> None:
+        """Add one line to the run."""
+        if len(line.cells) > len(self._layout.names):
+            self._skip("cells beyond the last column", line)
+        cell = self._cell(line, self._layout.step)
+        try:
+            step = parse_step(cell)
+        except ValueError:
+            self._skip("lines whose step is not a non-negative integer", line, cell)
+        else:
+            self._add(line, step, self._epoch(line), self._time(line))
 
     @abstractmethod
-    def _take(self, line: Line, step: int, epoch: int, time: int) -> None:
-        """The values of a line that stands at this place."""
+    def _add(self, line: CsvLine, step: int, epoch: int, time: int) -> None:
+        """Add the values of a line."""
 
-    def finish(self) -> None:
-        """There are no more lines."""
+    def flush(self) -> None:
+        """Add the values that are still buffered."""
 
-    def _place(self, line: Line) -> tuple[int, int, int] | None:
-        """Step, epoch and time; None, and a word of it, for a line that cannot be placed."""
-        step = self._cell(line, self._header.step)
-        try:
-            found = parse_step(step)
-        except ValueError:
-            where = f"{step!r:.40} in line {line.number:,}"
-            self._left_out.add("lines whose step is no whole number from 0 on", where)
-            return None
-        return found, self._epoch(line), self._time(line)
+    def _skip(self, reason: str, line: CsvLine, cell: str | None = None) -> None:
+        location = f"in line {line.number:,}"
+        self._run.skipped.add(reason, location if cell is None else f"{cell!r:.40} {location}")
 
-    def _epoch(self, line: Line) -> int:
-        cell = self._cell(line, self._header.epoch)
+    def _epoch(self, line: CsvLine) -> int:
+        cell = self._cell(line, self._layout.epoch)
         try:
             return parse_step(cell) if cell else 0
         except ValueError:
-            where = f"{cell!r:.40} in line {line.number:,}"
-            self._left_out.add("epochs that are no whole number from 0 on, taken for 0", where)
+            self._skip("epochs that are not non-negative integers, replaced by 0", line, cell)
             return 0
 
-    def _time(self, line: Line) -> int:
-        cell = self._cell(line, self._header.time)
+    def _time(self, line: CsvLine) -> int:
+        cell = self._cell(line, self._layout.time)
         try:
-            return parse_time(cell) if cell else self._changed
+            return parse_time(cell) if cell else self._default_time
         except ValueError:
-            where = f"{cell!r:.40} in line {line.number:,}"
-            self._left_out.add("times that are none, taken for that of the file", where)
-            return self._changed
+            self._skip("invalid times, replaced by the time of the file", line, cell)
+            return self._default_time
 
-    def _cell(self, line: Line, column: int) -> str:
+    def _cell(self, line: CsvLine, column: int) -> str:
         return line.cells[column].strip() if 0 <= column < len(line.cells) else ""
 
-    def _name(self, cell: str, line: Line) -> str | None:
-        """The name of a series in a cell; None if no metric may be called so."""
-        if cell not in self._known:
+    def _name(self, cell: str, line: CsvLine) -> str | None:
+        """Return the series name in a cell; None if it is not a valid metric name."""
+        if cell not in self._names_by_cell:
             try:
-                self._known[cell] = check_name(unescape_name(cell))
+                self._names_by_cell[cell] = check_name(unescape_name(cell))
             except ValueError:
-                self._known[cell] = None
-        name = self._known[cell]
+                self._names_by_cell[cell] = None
+        name = self._names_by_cell[cell]
         if name is None:
-            self._left_out.add(
-                "values whose names no metric may have", f"{cell!r:.40} in line {line.number:,}"
-            )
+            self._skip("values with invalid metric names", line, cell)
         return name
 
-    def _number(self, cell: str, what: str, line: Line) -> Number | None:
+    def _number(self, cell: str, reason: str, line: CsvLine) -> Number | None:
         try:
             return parse_number(cell)
         except ValueError:
-            self._left_out.add(what, f"{cell!r:.40} in line {line.number:,}")
+            self._skip(reason, line, cell)
             return None
 
 
-class _Wide(_Reader):
-    """One line a step: a row of all its cells that have a number."""
+class _WideImporter(_Importer):
+    """Adds one row per line, with all cells that are numbers."""
 
-    def __init__(self, header: Header, run: RunWriter, changed: int) -> None:
-        super().__init__(header, run, changed)
-        places = (header.step, header.epoch, header.time)
-        unnamed = Line(1, header.names)
+    def __init__(self, layout: CsvLayout, run: RunWriter, default_time: int) -> None:
+        super().__init__(layout, run, default_time)
+        header = CsvLine(1, layout.names)
         self._series = [
             (column, name)
-            for column, cell in enumerate(header.names)
-            if column not in places and (name := self._name(cell, unnamed)) is not None
+            for column, cell in enumerate(layout.names)
+            if column not in (layout.step, layout.epoch, layout.time)
+            and (name := self._name(cell, header)) is not None
         ]
 
-    def _take(self, line: Line, step: int, epoch: int, time: int) -> None:
+    def _add(self, line: CsvLine, step: int, epoch: int, time: int) -> None:
         row: dict[str, Number] = {}
         for column, name in self._series:
             cell = self._cell(line, column)
             if not cell:
-                self._left_out.add("empty cells", f"in line {line.number:,}")
+                self._skip("empty cells", line)
                 continue
-            number = self._number(cell, f"cells of {name!r:.60} that are no number", line)
+            number = self._number(cell, f"cells of column {name!r:.60} that are not numbers", line)
             if number is not None:
                 row[name] = number
         if row:
-            self._run.row(Scalars(step=step, epoch=epoch, time=time, values=row))
+            self._run.add_row(Scalars(step=step, epoch=epoch, time=time, values=row))
 
 
-class _Long(_Reader):
-    """One line a value: those of one place that follow each other become a row."""
+class _LongImporter(_Importer):
+    """Adds one row for consecutive lines with the same step, epoch and time."""
 
-    def __init__(self, header: Header, run: RunWriter, changed: int) -> None:
-        super().__init__(header, run, changed)
-        self._name_column, self._value_column = map(header.names.index, _LONG)
+    def __init__(self, layout: CsvLayout, run: RunWriter, default_time: int) -> None:
+        super().__init__(layout, run, default_time)
+        self._name_column, self._value_column = map(layout.names.index, _LONG_COLUMNS)
         self._row: Scalars | None = None
-        known = {*_LONG, "kind", *_named(header)}
-        for name in header.names:
+        header = CsvLine(1, layout.names)
+        columns = (layout.step, layout.epoch, layout.time)
+        known = {
+            *_LONG_COLUMNS,
+            "kind",
+            *(layout.names[column] for column in columns if column >= 0),
+        }
+        for name in layout.names:
             if name not in known:
-                self._left_out.add(f"columns that are not known ({name!r:.60})", "in line 1")
+                self._skip(f"unknown columns ({name!r:.60})", header)
 
-    def _take(self, line: Line, step: int, epoch: int, time: int) -> None:
-        kind = self._cell(line, self._header.kind) or "scalar"
+    def _add(self, line: CsvLine, step: int, epoch: int, time: int) -> None:
+        kind = self._cell(line, self._layout.kind) or "scalar"
         if kind == "rewind":
-            self.finish()
-            self._run.rewind(Rewind(step=step, epoch=epoch, time=time))
+            self.flush()
+            self._run.add_rewind(Rewind(step=step, epoch=epoch, time=time))
             return
         if kind not in ("scalar", "partial"):
-            self._left_out.add(f"lines of the kind {kind!r:.40}", f"in line {line.number:,}")
+            self._skip(f"lines of kind {kind!r:.40}", line)
             return
-        value = line.cells[self._value_column] if self._value_column < len(line.cells) else ""
-        if not value.strip():
-            self._left_out.add("lines without a value", f"in line {line.number:,}")
+        value = self._cell(line, self._value_column)
+        if not value:
+            self._skip("lines without a value", line)
             return
         name = self._name(line.cells[self._name_column], line)
-        number = self._number(value.strip(), "values that are no number", line)
+        number = self._number(value, "values that are not numbers", line)
         if name is not None and number is not None:
-            place = Scalars(step=step, epoch=epoch, time=time, values={}, partial=kind == "partial")
-            self._join(place, name, number)
+            is_partial = kind == "partial"
+            row = Scalars(step=step, epoch=epoch, time=time, values={}, partial=is_partial)
+            self._add_value(row, name, number)
 
-    def _join(self, place: Scalars, name: str, number: Number) -> None:
+    def _add_value(self, new_row: Scalars, name: str, number: Number) -> None:
+        """Add a value to the buffered row, or to `new_row` if it does not belong to the former."""
         row = self._row
-        if row is None or name in row.values or _place_of(row) != _place_of(place):
-            self.finish()
-            row = self._row = place
+        if row is None or name in row.values or _row_key(row) != _row_key(new_row):
+            self.flush()
+            row = self._row = new_row
         row.values[name] = number
 
-    def finish(self) -> None:
-        """The row that was gathered is whole."""
+    def flush(self) -> None:
+        """Add the buffered row to the run."""
         if self._row is not None:
-            self._run.row(self._row)
+            self._run.add_row(self._row)
             self._row = None
 
 
 def unescape_name(cell: str) -> str:
-    """The name in a cell, without the apostrophe by which it was made safe for spreadsheets."""
+    """Return the name in a cell, without the apostrophe that protects it from spreadsheets."""
     return cell[1:] if cell[:1] == "'" and safe_cell(cell[1:]) == cell else cell
 
 
-def _place_of(row: Scalars) -> tuple[int, int, int, bool]:
+def _row_key(row: Scalars) -> tuple[int, int, int, bool]:
     return row.step, row.epoch, row.time, row.partial
-
-
-def _named(header: Header) -> Iterable[str]:
-    """The columns that say where a line stands."""
-    return (header.names[i] for i in (header.step, header.epoch, header.time) if i >= 0)

@@ -1,4 +1,4 @@
-"""A run that is made of somebody else's log: whole, or not there at all."""
+"""Writes an imported run: completely, or not at all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from metricbus._journal.run import create_run, plain_config
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import ConfigError
 
-_BATCH = 1000  # records that are written at once
+_BATCH_RECORDS = 1000
 
 
 class ImportTarget(NamedTuple):
-    """The folder of the runs, and what the new run is called there."""
+    """The root folder of runs and the identity of the new run; by default its id is generated."""
 
     root: Path
     name: str
@@ -31,7 +31,7 @@ class ImportTarget(NamedTuple):
 
 
 class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What an import has made; `left_out` tells what was not taken, each in a sentence."""
+    """An imported run; `left_out` describes the data that could not be imported."""
 
     folder: str
     id: str
@@ -44,87 +44,89 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SkipCounts:
-    """What was not taken: how often for each reason, and where first."""
+    """Counts of the data that were not imported, by reason, with the first occurrence of each."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
+        self._by_reason: dict[str, tuple[int, str]] = {}
 
-    def add(self, what: str, where: str = "", times: int = 1) -> None:
-        """Counts it under `what`; `where` is told of the first alone."""
-        count, first = self._found.get(what, (0, where))
-        self._found[what] = count + times, first
+    def add(self, reason: str, location: str = "", count: int = 1) -> None:
+        """Count data under `reason`; only the first `location` of a reason is kept."""
+        previous, first = self._by_reason.get(reason, (0, location))
+        self._by_reason[reason] = previous + count, first
 
-    def told(self) -> list[str]:
-        """A line for each reason."""
+    def describe(self) -> list[str]:
+        """Return one line per reason."""
         return [
-            f"{what}: {count:,}" + (f", the first {first}" if first else "")
-            for what, (count, first) in self._found.items()
+            f"{reason}: {count:,}" + (f" (first: {first})" if first else "")
+            for reason, (count, first) in self._by_reason.items()
         ]
 
 
 class RunWriter:
-    """Writes one new run, in the order in which it is given rows and media.
+    """Writes one new run. `config` and `status` can be set until `finish` is called."""
 
-    `config` and `status` may be set until it ends.
-    """
-
-    def __init__(self, to: ImportTarget, source: Path) -> None:
-        """Makes the run's folder; `ConfigError` if that cannot be."""
+    def __init__(self, target: ImportTarget, source: Path) -> None:
+        """Create the run folder. Raises `ConfigError` if that fails."""
         notes = f"imported from {source.absolute()}"
         self._folder, self._run = create_run(
-            to.root, id=to.id, name=to.name, config={}, project=to.project, notes=notes
+            target.root,
+            id=target.id,
+            name=target.name,
+            config={},
+            project=target.project,
+            notes=notes,
         )
         self._journal = SegmentWriter(self._folder.journal, self._run.id)
-        self._media = MediaWriter(self._folder.path, self._journal.segment)
-        self._told: set[tuple[str, str]] = set()
+        self._media_writer = MediaWriter(self._folder.path, self._journal.segment)
+        self._warned: set[tuple[str, str]] = set()
         self._batch: list[Record] = []
-        self._rows = self._values = self._pictures = 0
+        self._rows = self._values = self._media = 0
         self._names: set[str] = set()
-        self._times: tuple[int, int] | None = None
-        self.left_out = SkipCounts()
+        self._time_span: tuple[int, int] | None = None
+        self.skipped = SkipCounts()
         self.config: Mapping[str, Any] = {}
         self.status: Status = "finished"
 
-    def row(self, row: Scalars) -> None:
-        """Takes a row of numbers."""
+    def add_row(self, row: Scalars) -> None:
+        """Append a row of scalars."""
         self._rows += 1
         self._values += len(row.values)
         self._names.update(row.values)
-        self._add(row)
+        self._append(row)
 
-    def rewind(self, rewind: Rewind) -> None:
-        """Takes a word that supersedes rows."""
-        self._add(rewind)
+    def add_rewind(self, rewind: Rewind) -> None:
+        """Append a rewind, which supersedes earlier rows."""
+        self._append(rewind)
 
-    def medium(self, record: Medium) -> None:
-        """Takes a medium, whose files `work` has written."""
-        self._pictures += 1
+    def add_medium(self, record: Medium) -> None:
+        """Append a medium, whose files were written with `encode_context`."""
+        self._media += 1
         self._names.add(record.name)
-        self._add(record)
+        self._append(record)
 
-    def work(self, stamp: LogContext) -> EncodeContext:
-        """What a medium's files are written with."""
-        return EncodeContext(stamp, self._media, self._told)
+    def encode_context(self, log_context: LogContext) -> EncodeContext:
+        """Return the context that writes the files of a medium into the run folder."""
+        return EncodeContext(log_context, self._media_writer, self._warned)
 
-    def _add(self, record: Scalars | Rewind | MediumRecord) -> None:
-        first, last = self._times or (record.time, record.time)
-        self._times = min(first, record.time), max(last, record.time)
+    def _append(self, record: Scalars | Rewind | MediumRecord) -> None:
+        first, last = self._time_span or (record.time, record.time)
+        self._time_span = min(first, record.time), max(last, record.time)
         self._batch.append(record)  # type: ignore[arg-type]  # the media are a closed set
-        if len(self._batch) >= _BATCH:
-            self._write()
+        if len(self._batch) >= _BATCH_RECORDS:
+            self._write_batch()
 
-    def _write(self) -> None:
+    def _write_batch(self) -> None:
         self._journal.append(self._batch)
         self._batch = []
 
-    def end(self) -> ImportResult:
-        """Ends the run, at the time of its last record; `ConfigError` if there was none."""
-        if self._times is None or not self._names:
-            told = "; ".join(self.left_out.told())
-            raise ConfigError(f"there is nothing to import{f' ({told})' if told else ''}")
-        self._write()
+    def finish(self) -> ImportResult:
+        """Finish the run at the time of its latest record. Raises `ConfigError` if it is empty."""
+        if self._time_span is None or not self._names:
+            skipped = "; ".join(self.skipped.describe())
+            raise ConfigError(f"Nothing to import{f'. Skipped: {skipped}' if skipped else ''}")
+        self._write_batch()
         self._journal.close(self.status, DroppedCounts())
-        started, ended = self._times
+        started, ended = self._time_span
         run = msgspec.structs.replace(
             self._run,
             config=plain_config(self.config),
@@ -140,20 +142,20 @@ class RunWriter:
             name=run.name,
             rows=self._rows,
             values=self._values,
-            media=self._pictures,
+            media=self._media,
             series=len(self._names),
-            left_out=self.left_out.told(),
+            left_out=self.skipped.describe(),
         )
 
     def discard(self) -> None:
-        """Takes the run away, as if it had never been begun."""
+        """Remove the run folder."""
         shutil.rmtree(self._folder.path, ignore_errors=True)
 
 
 @contextmanager
-def new_run(to: ImportTarget, source: Path) -> Iterator[RunWriter]:
-    """A run to write; whoever fails, or is interrupted, before it has ended leaves none."""
-    writer = RunWriter(to, source)
+def new_run(target: ImportTarget, source: Path) -> Iterator[RunWriter]:
+    """Provide the writer of a new run; the run is removed if an error or an interrupt occurs."""
+    writer = RunWriter(target, source)
     try:
         yield writer
     except BaseException:

@@ -1,8 +1,8 @@
-"""Event files of TensorBoard become runs: by TensorBoard's own loader, with steps and times.
+"""Imports TensorBoard event files with TensorBoard's own loader.
 
-A folder is a run to TensorBoard, and a prefix of the names here, as TensorBoard's page shows it:
-`train/events…` gives `train/loss`. Folders are read side by side, in the order of their events'
-times; within a folder the order is that of the files.
+TensorBoard shows each folder as a run. Here a folder becomes a prefix of names, as on TensorBoard's
+page: `train/events...` yields `train/loss`. The events of several folders are merged by time;
+within a folder they keep the order of the files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from metricbus._common.media_base import LogContext
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
-from metricbus._importers.run_writer import ImportTarget, ImportResult, RunWriter, new_run
+from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter, new_run
 from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError, MissingPackageError
 
@@ -27,251 +27,253 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-_PATTERN = "*tfevents*"
+_FILE_PATTERN = "*tfevents*"
 _DIGITS = re.compile(r"(\d+)", re.ASCII)
-_FRAME = 16  # bytes of a record beside its data
-_EVENTS_A_REPORT = 5_000
-_MEDIA = ("histograms", "images", "audio", "text")
-_QUIET = ("file_version", None)  # events that say nothing of a run
+_FRAME_BYTES = 16
+"""The length and checksums that a file stores with each event."""
+_EVENTS_PER_REPORT = 5_000
+_MEDIA_PLUGINS = ("histograms", "images", "audio", "text")
+_IGNORED_EVENTS = ("file_version", None)
 
 
 def import_tensorboard(
     path: Path,
-    to: ImportTarget,
+    target: ImportTarget,
     *,
     each: bool = False,
     on_progress: OnProgress = lambda done, total: None,
 ) -> list[ImportResult]:
-    """Makes a run of the event files in or below `path`; if `each`, one of every folder of them.
+    """Create one run from the event files in or below `path`, or one per folder if `each` is true.
 
-    Scalars, histograms, images, audio, texts and hyperparameters are taken.
+    Imports scalars, histograms, images, audio, text and hyperparameters.
 
-    Raises `ConfigError` if there are none or the run cannot be made, `MissingPackageError` without
-    tensorboard, and `OSError` for a file that cannot be read.
+    Raises `ConfigError` if there are no event files or the run cannot be created,
+    `MissingPackageError` without tensorboard, and `OSError` if a file cannot be read.
     """
     if find_spec("tensorboard") is None:
         raise MissingPackageError(
-            "event files are read by tensorboard, which is not installed: "
-            "pip install 'metricbus[tensorboard]'"
+            "Importing event files needs tensorboard: pip install 'metricbus[tensorboard]'"
         )
-    folders = event_files(path)
+    files_by_folder = event_files(path)
     root = path if path.is_dir() else path.parent
+    prefixes = {folder: _prefix(folder, root) for folder in files_by_folder}
     if not each:
-        by_prefix = {_prefix(one, root): files for one, files in folders.items()}
-        return [_import(by_prefix, to, path, on_progress)]
+        by_prefix = {prefixes[folder]: files for folder, files in files_by_folder.items()}
+        return [_import(by_prefix, target, path, on_progress)]
     return [
-        _import({"": files}, to._replace(name=_prefix(one, root)[:-1] or to.name), one, on_progress)
-        for one, files in folders.items()
+        _import(
+            {"": files},
+            target._replace(name=prefixes[folder][:-1] or target.name),
+            folder,
+            on_progress,
+        )
+        for folder, files in files_by_folder.items()
     ]
 
 
 def event_files(path: Path) -> dict[Path, list[Path]]:
-    """The event files in or below a folder, or the one given, by the folder that they are in."""
+    """Return the event files in or below a folder, or the given file, grouped by folder."""
     if not path.exists():
-        raise ConfigError(f"there is no {path}; give an event file or a folder of them")
+        raise ConfigError(f"{path} does not exist; expected an event file or a folder of them")
     folders: dict[Path, list[Path]] = {}
-    for file in sorted([path] if path.is_file() else _below(path), key=_by_numbers):
+    for file in sorted([path] if path.is_file() else _find_files(path), key=_natural_order):
         folders.setdefault(file.parent, []).append(file)
     if not folders:
-        raise ConfigError(f"there is no event file ({_PATTERN}) in {path} or below")
+        raise ConfigError(f"No event files ({_FILE_PATTERN}) in or below {path}")
     return folders
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for inner, _, files in os.walk(folder, onerror=_refuse):
-        yield from (Path(inner, file) for file in files if fnmatchcase(file, _PATTERN))
+def _find_files(root: Path) -> Iterator[Path]:
+    for folder, _, files in os.walk(root, onerror=_raise):
+        yield from (Path(folder, file) for file in files if fnmatchcase(file, _FILE_PATTERN))
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that cannot be read would otherwise count as empty."""
+def _raise(error: OSError) -> None:
+    """Raise the error; `os.walk` skips unreadable folders by default."""
     raise error
 
 
-def _by_numbers(path: Path) -> tuple[Path, list[str | int]]:
-    """Writers number the files of a process: the tenth comes after the ninth."""
+def _natural_order(path: Path) -> tuple[Path, list[str | int]]:
+    """Return a sort key that compares numbers by value: writers number their files."""
     parts = _DIGITS.split(path.name)
     return path.parent, [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _prefix(folder: Path, root: Path) -> str:
-    below = folder.relative_to(root).as_posix()
-    return "" if below == "." else f"{below}/"
+    relative = folder.relative_to(root).as_posix()
+    return "" if relative == "." else f"{relative}/"
 
 
 def _import(
-    folders: Mapping[str, list[Path]], to: ImportTarget, source: Path, on_progress: OnProgress
+    folders: Mapping[str, list[Path]], target: ImportTarget, source: Path, on_progress: OnProgress
 ) -> ImportResult:
     total = sum(file.stat().st_size for files in folders.values() for file in files)
-    with new_run(to, source) as run:
-        alone = len(folders) == 1
-        readers = [_Folder(prefix, run, alone=alone) for prefix in folders]
-        streams = map(_Folder.events, readers, folders.values())
+    with new_run(target, source) as run:
+        importers = [_FolderImporter(prefix, run, is_only=len(folders) == 1) for prefix in folders]
+        streams = map(_FolderImporter.events, importers, folders.values())
         merged = heapq.merge(*streams, key=lambda pair: pair[0].wall_time)
-        for number, (event, reader) in enumerate(merged):
-            reader.take(event)
-            if number % _EVENTS_A_REPORT == 0:
-                on_progress(sum(one.read for one in readers), total)
-        configs = {reader.prefix: reader.config for reader in readers if reader.config}
+        for number, (event, importer) in enumerate(merged):
+            importer.add(event)
+            if number % _EVENTS_PER_REPORT == 0:
+                on_progress(sum(importer.bytes_read for importer in importers), total)
+        configs = {importer.prefix: importer.config for importer in importers if importer.config}
         if len(configs) == 1:
             (run.config,) = configs.values()
         else:
             run.config = {prefix[:-1] or ".": config for prefix, config in configs.items()}
-        return run.end()
+        return run.finish()
 
 
-class _Folder:
-    """Brings the events of one folder into a run; `config` has its hyperparameters.
+class _FolderImporter:
+    """Adds the events of one folder to a run; `config` collects its hyperparameters.
 
-    Only one that is `alone` may supersede: a restart of its own is none of others.
+    Restarts and failures apply to the whole run, so they are imported only if `is_only` is true.
     """
 
-    def __init__(self, prefix: str, run: RunWriter, *, alone: bool) -> None:
+    def __init__(self, prefix: str, run: RunWriter, *, is_only: bool) -> None:
         self.prefix = prefix
         self.config: dict[str, Any] = {}
-        self.read = 0  # bytes
+        self.bytes_read = 0
         self._run = run
-        self._alone = alone
-        self._plugins: dict[str, str] = {}  # by tag: only its first value has to tell
+        self._is_only = is_only
+        self._plugins: dict[str, str] = {}  # by tag: only the first value of a tag names its plugin
 
-    def events(self, files: list[Path]) -> Iterator[tuple[Event, _Folder]]:
-        """The events in the order of the files, each with whose it is; of a file that is torn or
-        damaged, what stands before that.
+    def events(self, files: list[Path]) -> Iterator[tuple[Event, _FolderImporter]]:
+        """Yield the events of all files, each with this importer.
+
+        Of a torn or damaged file, the events before the damage are read.
         """
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.compat.proto.event_pb2 import Event
 
         for file in files:
-            with open(file, "rb") as opened:  # the loader's own error names no reason
+            # Opening the file first raises an OSError with a reason, unlike the loader.
+            with open(file, "rb") as opened:
                 size = os.fstat(opened.fileno()).st_size
             read = 0
             for data in RawEventFileLoader(str(file)).Load():
-                read += len(data) + _FRAME
-                self.read += len(data) + _FRAME
+                read += len(data) + _FRAME_BYTES
+                self.bytes_read += len(data) + _FRAME_BYTES
                 try:
                     yield Event.FromString(data), self
                 except DecodeError:
-                    self._run.left_out.add("events that cannot be read", f"in {file}")
+                    self._run.skipped.add("events that cannot be decoded", f"in {file}")
             if read < size:
-                self._run.left_out.add("bytes of torn or damaged ends", f"in {file}", size - read)
+                reason = "bytes in the torn or damaged ends of files"
+                self._run.skipped.add(reason, f"in {file}", size - read)
 
-    def take(self, event: Event) -> None:
-        """Brings one event into the run."""
-        what = event.WhichOneof("what")
-        if what == "summary":
-            self._take_summary(event)
-        elif what == "session_log":
-            self._take_session(event)
-        elif what not in _QUIET:
-            self._run.left_out.add(f"events of the kind {what}")
+    def add(self, event: Event) -> None:
+        """Add one event to the run."""
+        kind = event.WhichOneof("what")
+        if kind == "summary":
+            self._add_summary(event)
+        elif kind == "session_log":
+            self._add_restart(event)
+        elif kind not in _IGNORED_EVENTS:
+            self._run.skipped.add(f"events of kind {kind}")
 
-    def _take_session(self, event: Event) -> None:
-        """A writer that began again at a step has TensorBoard forget what stood from there on."""
+    def _add_restart(self, event: Event) -> None:
+        """Add a rewind if a writer restarted: TensorBoard then drops values from its step on."""
         if event.session_log.status != event.session_log.START or event.step <= 0:
             return
-        if self._alone:
-            self._run.rewind(Rewind(step=event.step - 1, epoch=0, time=_time(event)))
+        if self._is_only:
+            self._run.add_rewind(Rewind(step=event.step - 1, epoch=0, time=_time(event)))
         else:
-            self._run.left_out.add("restarts, of one folder beside others", f"in {self.prefix}")
+            self._run.skipped.add("restarts of one of several folders", f"in {self.prefix}")
 
-    def _take_summary(self, event: Event) -> None:
-        """One row of the event's numbers, and its media; a name that comes again, one row more."""
+    def _add_summary(self, event: Event) -> None:
+        """Add the media and the scalars of an event; a repeated name starts another row."""
         row: dict[str, Number] = {}
         for value in event.summary.value:
-            plugin = self._plugin_of(value)
+            plugin = self._plugin(value)
             if plugin == "hparams":
-                self._take_hparams(value)
+                self._add_hyperparameters(value)
                 continue
             name = self.prefix + value.tag
-            where = f"{name!r:.80} at step {event.step}"
-            if not self._is_taken(name, event.step, plugin, where):
+            location = f"{name!r:.80} at step {event.step}"
+            reason = _reason_to_skip(name, event.step, plugin)
+            if reason:
+                self._run.skipped.add(reason, location)
                 continue
-            if plugin in _MEDIA:
-                self._take_media(event, value, plugin, where)
+            if plugin in _MEDIA_PLUGINS:
+                self._add_media(event, value, plugin, location)
                 continue
-            number = self._number_of(value, where)
+            number = self._decode_scalar(value, location)
             if name in row:
-                self._add(event, row)
+                self._add_row(event, row)
                 row = {}
             if number is not None:
                 row[name] = number
-        self._add(event, row)
+        self._add_row(event, row)
 
-    def _is_taken(self, name: str, step: int, plugin: str, where: str) -> bool:
-        left_out = self._run.left_out
-        try:
-            check_name(name)
-        except ValueError:
-            left_out.add("values whose names no metric may have", where)
-            return False
-        if step < 0:
-            left_out.add("values at negative steps", where)
-        elif plugin not in ("scalars", *_MEDIA):
-            left_out.add(f"values of the plugin {plugin}" if plugin else "tensors", where)
-        else:
-            return True
-        return False
-
-    def _number_of(self, value: Summary.Value, where: str) -> Number | None:
-        from metricbus._importers.summaries import number_of
+    def _decode_scalar(self, value: Summary.Value, location: str) -> Number | None:
+        from metricbus._importers.tensorboard_values import decode_scalar
 
         try:
-            return number_of(value)
+            return decode_scalar(value)
         except (TypeError, ValueError):
-            self._run.left_out.add("scalars that are no number", where)
+            self._run.skipped.add("scalars that are not numbers", location)
             return None
 
-    def _add(self, event: Event, row: dict[str, Number]) -> None:
+    def _add_row(self, event: Event, row: dict[str, Number]) -> None:
         if row:
-            self._run.row(Scalars(step=event.step, epoch=0, time=_time(event), values=row))
+            self._run.add_row(Scalars(step=event.step, epoch=0, time=_time(event), values=row))
 
-    def _take_media(self, event: Event, value: Summary.Value, plugin: str, where: str) -> None:
-        from metricbus._importers.summaries import media_of
+    def _add_media(self, event: Event, value: Summary.Value, plugin: str, location: str) -> None:
+        from metricbus._importers.tensorboard_values import decode_media
 
-        stamp = LogContext(self.prefix + value.tag, event.step, 0, _time(event))
+        log_context = LogContext(self.prefix + value.tag, event.step, 0, _time(event))
         try:
-            for record in media_of(value, plugin, self._run.work(stamp)):
-                self._run.medium(record)
+            for record in decode_media(value, plugin, self._run.encode_context(log_context)):
+                self._run.add_medium(record)
         except (TypeError, ValueError) as error:
-            self._run.left_out.add(f"{plugin} that cannot be read", f"{where} ({error})")
+            self._run.skipped.add(f"{plugin} that cannot be read", f"{location}: {error}")
 
-    def _plugin_of(self, value: Summary.Value) -> str:
-        from metricbus._importers.summaries import OLD_FORMS
+    def _plugin(self, value: Summary.Value) -> str:
+        from metricbus._importers.tensorboard_values import PLUGINS_OF_OLD_FIELDS
 
-        form = value.WhichOneof("value")
-        if form in OLD_FORMS:
-            return OLD_FORMS[form]
-        named = value.metadata.plugin_data.plugin_name
-        return (
-            self._plugins.setdefault(value.tag, named)
-            if named
-            else self._plugins.get(value.tag, "")
-        )
+        field = value.WhichOneof("value")
+        if field in PLUGINS_OF_OLD_FIELDS:
+            return PLUGINS_OF_OLD_FIELDS[field]
+        name = value.metadata.plugin_data.plugin_name
+        if name:
+            return self._plugins.setdefault(value.tag, name)
+        return self._plugins.get(value.tag, "")
 
-    def _take_hparams(self, value: Summary.Value) -> None:
-        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+    def _add_hyperparameters(self, value: Summary.Value) -> None:
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
         data = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
         if value.tag == metadata.SESSION_START_INFO_TAG:
-            for name, found in data.session_start_info.hparams.items():
-                kind = found.WhichOneof("kind")
+            for name, parameter in data.session_start_info.hparams.items():
+                kind = parameter.WhichOneof("kind")
                 if kind is not None:
-                    self.config[name] = _plain(getattr(found, kind))
+                    self.config[name] = _to_json(getattr(parameter, kind))
         elif value.tag == metadata.SESSION_END_INFO_TAG:
-            self._take_end(data.session_end_info.status)
-
-    def _take_end(self, status: int) -> None:
-        from tensorboard.plugins.hparams import api_pb2
-
-        if status == api_pb2.STATUS_FAILURE and self._alone:
-            self._run.status = "failed"
+            has_failed = data.session_end_info.status == api_pb2.STATUS_FAILURE
+            if has_failed and self._is_only:
+                self._run.status = "failed"
 
 
-def _plain(value: Any) -> Any:
-    """A hyperparameter as JSON has it; a list of them is of a class of its own."""
+def _reason_to_skip(name: str, step: int, plugin: str) -> str:
+    """Return why a value cannot be imported; empty if it can."""
+    try:
+        check_name(name)
+    except ValueError:
+        return "values with invalid metric names"
+    if step < 0:
+        return "values at negative steps"
+    if plugin in ("scalars", *_MEDIA_PLUGINS):
+        return ""
+    return f"values of plugin {plugin}" if plugin else "tensors"
+
+
+def _to_json(value: Any) -> Any:
+    """Convert a hyperparameter to a JSON value: a protobuf list to a Python list."""
     return list(value.items()) if hasattr(value, "items") else value
 
 
 def _time(event: Event) -> int:
-    """The event's time in nanoseconds; 0 where it has none that a clock could show."""
+    """Return the time of the event in nanoseconds; 0 if it is not a plausible clock time."""
     return round(event.wall_time * 1e9) if 0 <= event.wall_time < 9e9 else 0
