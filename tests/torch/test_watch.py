@@ -53,11 +53,6 @@ def on_each_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def sink() -> MemorySink:
-    return MemorySink()
-
-
-@pytest.fixture
 def bus(sink: MemorySink, tmp_path: Path) -> Iterator[MetricBus]:
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         yield bus
@@ -605,15 +600,6 @@ def test_an_error_in_the_hook_logs_one_warning_and_training_continues(
 
 
 # Wrappers
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_rank")

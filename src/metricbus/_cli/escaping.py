@@ -42,7 +42,6 @@ class EscapingWriter(io.RawIOBase):
         self._terminal = terminal
 
     def writable(self) -> bool:
-        """Return True."""
         return True
 
     def write(self, data: Buffer) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -131,7 +131,7 @@ def ls(
     entries = _read_entries(folders)
     if status:
         entries = [entry for entry in entries if entry.status in status]
-    entries.sort(key=lambda entry: _sort_value(entry, sort), reverse=reverse)
+    entries.sort(key=_SORT_VALUES[sort], reverse=reverse)
     entries = entries[:limit]
     if json:
         print_json([_entry_json(entry) for entry in entries])
@@ -143,18 +143,14 @@ def ls(
         console(stderr=True).print(message, markup=False, soft_wrap=True)
 
 
-def _sort_value(entry: _Entry, key: SortKey) -> Any:
-    """Return the value to sort by; runs without a step or values come last."""
-    match key:
-        case SortKey.NAME:
-            return (entry.run.name if entry.run else "", entry.name)
-        case SortKey.STEPS:
-            return 1 if entry.step is None else -entry.step
-        case SortKey.VALUES:
-            return -entry.details.values if entry.details else 1
-        case SortKey.STATUS:
-            return (entry.status, -entry.started)
-    return -entry.started
+# Runs without a step or values come last.
+_SORT_VALUES: dict[SortKey, Callable[[_Entry], Any]] = {
+    SortKey.STARTED: lambda entry: -entry.started,
+    SortKey.NAME: lambda entry: (entry.run.name if entry.run else "", entry.name),
+    SortKey.STEPS: lambda entry: 1 if entry.step is None else -entry.step,
+    SortKey.VALUES: lambda entry: -entry.details.values if entry.details else 1,
+    SortKey.STATUS: lambda entry: (entry.status, -entry.started),
+}
 
 
 def _find_runs(root: Path) -> list[RunFolder]:

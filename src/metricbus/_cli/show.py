@@ -117,17 +117,19 @@ def _print(out: Console, *texts: Text, wrap: bool = True) -> None:
     out.print(Text.assemble(*texts), overflow="fold" if wrap else None, soft_wrap=not wrap)
 
 
-def _print_config(out: Console, config: Mapping[str, Any]) -> None:
-    if config:
-        values = [printable(value) for value in config.values()]
-        columns = [Column("config", list(config), 2, wrapped=True)]
+def _print_section(out: Console, columns: Sequence[Column]) -> None:
+    if columns[0].cells:
         out.print()
-        print_table(out, [*columns, Column("", values, 1, wrapped=True)])
+        print_table(out, columns)
+
+
+def _print_config(out: Console, config: Mapping[str, Any]) -> None:
+    values = [printable(value) for value in config.values()]
+    keys = Column("config", list(config), 2, wrapped=True)
+    _print_section(out, [keys, Column("", values, 1, wrapped=True)])
 
 
 def _print_series(out: Console, series: Sequence[SeriesSummary]) -> None:
-    if not series:
-        return
     width = _WIDE_TREND if out.width > _NARROW else _NARROW_TREND
     nans = [f"{item.nan:,}" if item.nan else "" for item in series]
     trends = [sparkline(item.sparkline.low, item.sparkline.high, width) for item in series]
@@ -142,13 +144,10 @@ def _print_series(out: Console, series: Sequence[SeriesSummary]) -> None:
         Column("steps", [f"{item.first_step}-{item.last_step}" for item in series], 1, right=True),
         Column("trend", trends, 7),
     ]
-    out.print()
-    print_table(out, columns)
+    _print_section(out, columns)
 
 
 def _print_media(out: Console, media: Sequence[MediumSummary]) -> None:
-    if not media:
-        return
     rows = [f"{item.rows:,}" if item.rows else "" for item in media]
     columns = [
         Column("media", [item.name for item in media], 9, wrapped=True),
@@ -158,14 +157,11 @@ def _print_media(out: Console, media: Sequence[MediumSummary]) -> None:
         Column("step", [str(item.last_step) for item in media], 3, right=True),
         Column("newest", [describe_medium(item.newest) for item in media], 5, wrapped=True),
     ]
-    out.print()
-    print_table(out, columns)
+    _print_section(out, columns)
 
 
 def _print_sinks(out: Console, details: RunDetails) -> None:
     sinks = details.sinks
-    if not sinks:
-        return
     counts = [
         SinkCounts(
             delivered=sink.delivered,
@@ -175,8 +171,7 @@ def _print_sinks(out: Console, details: RunDetails) -> None:
         )
         for sink in sinks
     ]
-    out.print()
-    print_table(out, count_columns([sink.sink for sink in sinks], counts))
+    _print_section(out, count_columns([sink.sink for sink in sinks], counts))
     for sink in sinks:
         for text in (details.explain(sink), sink.where, sink.command):
             if text:
