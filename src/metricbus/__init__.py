@@ -6,24 +6,23 @@
         for step in bus.steps(range(100)):
             bus.log("train/loss", 1 / (step + 1))
 
-The way of a record:
+The path of a record:
 
 1. `bus.log()` checks name and value and appends one tuple to a bounded queue
    (`_bus/bus.py`, `_ingest/recorder.py`, `_ingest/queue.py`).
 2. The collector thread takes calls from the queue, copies device values to the host, applies the
-   reductions of `bus.define()`, and joins neighbouring calls into rows (`_ingest/collector.py`,
+   reductions of `bus.define()`, and joins adjacent calls into rows (`_ingest/collector.py`,
    `_ingest/device_fetch.py`, `_aggregate/aggregator.py`, `_aggregate/row_builder.py`).
 3. It appends the rows to the journal: JSON lines in a segment that no other process writes
-   (`_journal/segment_writer.py`). Images and other media take a side path: a worker encodes them
-   into files first (`media/`, `_ingest/media_worker.py`, `_journal/media_files.py`).
+   (`_journal/segment_writer.py`). Another thread first encodes images and other media into files
+   (`media/`, `_ingest/media_worker.py`, `_journal/media_files.py`).
 4. For each sink, a consumer reads the journal in batches from its stored cursor, in a thread or in
    a delivery process (`_delivery/manager.py`, `_delivery/consumer.py`,
    `_delivery/batch_reader.py`, `_delivery/cursor.py`).
 5. The sink writes the batch to its backend. After a flush the consumer stores the new cursor
    (`sinks/base.py`, `sinks/csv/`, `sinks/tensorboard/`, ...).
 
-Reading back starts at the journal as well: `metricbus.read` and the command line
-(`_history/`, `_cli/`).
+`metricbus.read` (`_history/`) and the command line (`_cli/`) read the journal, too.
 """
 
 from importlib import import_module
@@ -112,7 +111,7 @@ __all__ = [
     "read",
 ]
 
-# Imported when they are first used: whoever logs numbers does not pay for pictures.
+# Imported on first use, so that logging numbers does not import what only media need.
 _FROM = {
     "metricbus.monitors.early_stopping": ("Best", "EarlyStopping"),
     "metricbus.errors": (
@@ -155,7 +154,7 @@ _FROM = {
 _MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
 
 
-if not TYPE_CHECKING:  # a checker that saw this would take any name for ours
+if not TYPE_CHECKING:  # with this function in view, a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _MODULE_OF:

@@ -1,55 +1,55 @@
-"""What can go wrong, in one hierarchy.
+"""The exceptions of metricbus.
 
-Misuse that shows at the call raises Python's own `TypeError` or `ValueError` in the caller's line.
-The classes here say what is particular to metricbus: a configuration that cannot work, files that
-cannot be read, and the words by which a sink tells its consumer what to do with a failure.
-(`DeliveryError` stands beside the report that it carries.)
+Incorrect calls raise Python's `TypeError` or `ValueError` in the caller's line. The classes here
+are specific to metricbus: an invalid configuration, files that cannot be read, and the exceptions
+by which a sink tells its consumer how to handle a failure. `DeliveryError` is defined next to the
+report that it carries, in `metricbus._delivery.report`.
 """
 
 from __future__ import annotations
 
 
 class MetricBusError(Exception):
-    """The base of every error that is metricbus's own."""
+    """Base class of the exceptions of metricbus."""
 
 
 class ConfigError(MetricBusError, ValueError):
-    """A setting, a sink URL or a run's folder that cannot work; raised when the bus is made."""
+    """A setting, a sink URL or a run folder is invalid; raised when the bus is created."""
 
 
 class MissingPackageError(ConfigError):
-    """A package that is needed is not installed; the message says how to install it."""
+    """A required package is not installed; the message contains the command to install it."""
 
 
 class RunExistsError(ConfigError):
-    """A run with this id is already there; a new bus never writes into somebody else's run."""
+    """A run with this id already exists; a new bus never writes into an existing run."""
 
 
 class ClosedError(MetricBusError, RuntimeError):
-    """The bus was used after `close()`, and `strict=True` asked to be told by an exception."""
+    """The bus was used after `close()`; only raised with `strict=True`."""
 
 
 class JournalError(MetricBusError):
-    """A run's folder or journal cannot be read: missing, foreign, or of a newer format."""
+    """A run folder or journal cannot be read: it is missing, invalid, or of a newer format."""
 
 
 class MediaError(MetricBusError):
-    """A file that was logged is missing, was changed, or is not what it should be."""
+    """A logged file is missing, has changed, or has the wrong format."""
 
 
 class DeviceError(MetricBusError, RuntimeError):
-    """A value that was logged could not be brought over from its device."""
+    """A logged value could not be copied from its device to the host."""
 
 
 class RankError(MetricBusError, RuntimeError):
-    """Ranks that were to meet did not: one has not come in time, or has died."""
+    """Ranks could not be synchronized: one did not arrive in time, or has died."""
 
 
 class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailable(...)`
-    """A sink raises this when its backend cannot be had right now; the batch comes again.
+    """Raised by a sink when its backend is temporarily unavailable; the batch is retried.
 
-    `OSError` (and so `ConnectionError` and `TimeoutError`) means the same.
-    `retry_after` is the number of seconds the backend asked for, if it did.
+    `OSError`, including `ConnectionError` and `TimeoutError`, has the same effect. `retry_after` is
+    the delay that the backend asked for, in seconds, or None.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -58,15 +58,15 @@ class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailab
 
 
 class Lost(Unavailable):
-    """A sink raises this when what it has taken since it last `acknowledged` is gone with its backend.
+    """Raised by a sink when its backend has lost what was written since the last `acknowledged`.
 
-    The consumer opens the sink again, and goes on from what was settled.
+    The consumer reopens the sink, and resumes after the last acknowledged record.
     """
 
 
 class Rejected(MetricBusError):  # noqa: N818 - a sink reads `raise Rejected(...)`
-    """A sink raises this when its backend will never take what was written.
+    """Raised by a sink when its backend permanently refuses what was written.
 
-    The consumer writes the batch again record by record, counts the ones that fail alone as
-    rejected, and goes on. Any other exception is treated the same way.
+    The consumer retries the batch in halves until it has isolated the records that fail, counts
+    these as rejected, and continues. Any exception other than those above has the same effect.
     """

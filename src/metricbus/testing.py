@@ -1,4 +1,4 @@
-"""For tests of code that logs: a sink that keeps everything in memory.
+"""A sink that keeps everything in memory, for tests of code that logs.
 
 sink = MemorySink()
 with MetricBus(sinks=[sink], dir=tmp_path) as bus:
@@ -22,7 +22,7 @@ __all__ = ["MemorySink", "Point"]
 
 
 class Point(NamedTuple):
-    """One value with where it stands; `time` in nanoseconds since 1970-01-01 UTC."""
+    """One value of a series; `time` is in nanoseconds since 1970-01-01 UTC."""
 
     step: int
     epoch: int
@@ -31,11 +31,11 @@ class Point(NamedTuple):
 
 
 class MemorySink(Sink):
-    """Keeps the rows in `records`, the run in `run`, and how it ended in `status`.
+    """Sink that keeps everything it receives in memory.
 
-    `media()` has the media, and `files` reads their files.
-
-    They are complete after `bus.flush()` or `bus.close()`.
+    `records` contains the rows, `media()` the media records, whose files `files` reads. `run` is
+    the run, and `status` its final status. All of this is complete after `bus.flush()` or
+    `bus.close()`.
     """
 
     kinds = (Scalars, *MEDIA_RECORD_TYPES)
@@ -48,12 +48,12 @@ class MemorySink(Sink):
         self._media: list[MediumRecord] = []
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        """Remembers the run."""
+        """Keep the run."""
         self.run = run
         self.files = MediaFolder(folder)
 
     def write(self, records: Sequence[Any]) -> None:
-        """Keeps the records."""
+        """Keep the records."""
         for record in records:
             if isinstance(record, Scalars):
                 self.records.append(record)
@@ -61,15 +61,15 @@ class MemorySink(Sink):
                 self._media.append(record)
 
     def close(self, status: Status) -> None:
-        """Remembers how the run ended."""
+        """Keep the final status."""
         self.status = status
 
     def names(self) -> list[str]:
-        """All names of numbers that came, in the order in which they first came."""
+        """Return the names of all series, in the order of their first values."""
         return list(dict.fromkeys(name for record in self.records for name in record.values))
 
     def series(self, name: str) -> list[Point]:
-        """The values of one name, in their order."""
+        """Return the values of one name, in the order in which they were received."""
         return [
             Point(record.step, record.epoch, record.time, record.values[name])
             for record in self.records
@@ -77,5 +77,5 @@ class MemorySink(Sink):
         ]
 
     def media(self, name: str | None = None) -> list[MediumRecord]:
-        """The media of one name, or of all, in their order."""
+        """Return the media records of one name, or of all, in the order of receipt."""
         return [record for record in self._media if name in (None, record.name)]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metricbus._common.validation import MAX_NAME_LENGTH, check_name, flatten, to_number
-from tests.helpers.param_ids import shown
+from tests.helpers.param_ids import repr_without_address
 
 
 class Level(enum.IntEnum):
@@ -137,7 +137,7 @@ def test_nan_and_infinities_are_accepted() -> None:
         object(),
         Decimal("sNaN"),
     ],
-    ids=shown,
+    ids=repr_without_address,
 )
 def test_other_values_raise_an_error_with_metric_and_type(value: Any) -> None:
     with pytest.raises(TypeError, match="'train/loss'") as caught:

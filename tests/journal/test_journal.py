@@ -1,4 +1,4 @@
-"""The journal: exact, whole or not at all, readable however it was cut."""
+"""Writing and reading the journal: exactness, atomic appends, torn and damaged lines."""
 
 from __future__ import annotations
 
@@ -46,28 +46,28 @@ def read(folder: Path) -> list[Scalars]:
 
 
 @given(rows)
-def test_every_row_comes_back_exactly(row: Scalars) -> None:
-    back = decode(encode([row]).rstrip(b"\n"))
-    assert isinstance(back, Scalars)
-    assert (back.step, back.epoch, back.time) == (row.step, row.epoch, row.time)
-    assert list(back.values) == list(row.values)
-    assert all(same(back.values[name], row.values[name]) for name in row.values)
+def test_decoding_an_encoded_row_returns_the_same_row(row: Scalars) -> None:
+    decoded = decode(encode([row]).rstrip(b"\n"))
+    assert isinstance(decoded, Scalars)
+    assert (decoded.step, decoded.epoch, decoded.time) == (row.step, row.epoch, row.time)
+    assert list(decoded.values) == list(row.values)
+    assert all(same(decoded.values[name], row.values[name]) for name in row.values)
 
 
 @given(st.lists(rows, min_size=1, max_size=5))
 def test_every_line_is_standard_json(batch: list[Scalars]) -> None:
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     lines = encode(batch).splitlines()
     assert len(lines) == len(batch)
     for line, row in zip(lines, batch, strict=True):
-        parsed = json.loads(line, parse_constant=refuse)
+        parsed = json.loads(line, parse_constant=reject)
         assert parsed["kind"] == "scalars"
         assert list(parsed["values"]) == list(row.values)
 
 
-def test_nan_and_infinities_are_spelled_as_text() -> None:
+def test_nan_and_infinities_are_encoded_as_strings() -> None:
     values = {"a": math.nan, "b": math.inf, "c": -math.inf, "null": 1.0}
     line = encode([Scalars(step=0, epoch=0, time=0, values=values)])
     assert json.loads(line)["values"] == {
@@ -78,7 +78,7 @@ def test_nan_and_infinities_are_spelled_as_text() -> None:
     }
 
 
-def test_a_segment_begins_with_a_header_and_ends_with_an_end(tmp_path: Path) -> None:
+def test_a_segment_starts_with_a_header_and_ends_with_an_end_record(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, run="r1", rank=3)
     writer.append([scalars(0)])
     writer.close("failed")
@@ -100,7 +100,7 @@ def test_two_writers_never_share_a_segment(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_cut_at_any_byte_the_whole_lines_before_the_cut_are_read(data: st.DataObject) -> None:
+def test_all_whole_lines_of_a_truncated_segment_are_read(data: st.DataObject) -> None:
     lines = [encode([scalars(step)]) for step in range(5)]
     whole = b"".join(lines)
     cut = data.draw(st.integers(0, len(whole)))
@@ -114,7 +114,7 @@ def test_cut_at_any_byte_the_whole_lines_before_the_cut_are_read(data: st.DataOb
     assert reader.unread_bytes() == cut - sum(map(len, lines[:complete]))
 
 
-def test_a_reader_goes_on_when_a_torn_line_is_completed(tmp_path: Path) -> None:
+def test_a_reader_continues_when_a_torn_line_is_completed(tmp_path: Path) -> None:
     path = tmp_path / "0001.jsonl"
     line = encode([scalars(1)])
     path.write_bytes(encode([scalars(0)]) + line[:10])
@@ -137,28 +137,28 @@ def test_a_reader_goes_on_when_a_torn_line_is_completed(tmp_path: Path) -> None:
         b'{"kind":"scalars","step":1,"epoch":0,"time":0,"values":{"a":"text"}}',
     ],
 )
-def test_a_damaged_line_is_counted_and_passed_over(tmp_path: Path, garbage: bytes) -> None:
+def test_a_damaged_line_is_counted_and_skipped(tmp_path: Path, garbage: bytes) -> None:
     whole = [encode([scalars(step)]) for step in range(2)]
     (tmp_path / "0001.jsonl").write_bytes(whole[0] + garbage + b"\n" + whole[1])
     reader = JournalReader(tmp_path)
-    found = [(row.line, row.record) for row in reader.read()]
-    assert found == [(0, scalars(0)), (1, None), (2, scalars(1))]
+    lines = [(row.line, row.record) for row in reader.read()]
+    assert lines == [(0, scalars(0)), (1, None), (2, scalars(1))]
     assert reader.damaged == 1
 
 
-def test_reading_goes_on_from_a_saved_position(tmp_path: Path) -> None:
+def test_reading_resumes_at_a_saved_position(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, run="r")
     writer.append([scalars(step) for step in range(10)])
     reader = JournalReader(tmp_path)
-    taken = list(reader.read(limit=4))
-    assert [row.line for row in taken] == [0, 1, 2, 3]
-    again = JournalReader(tmp_path, reader.positions)
-    assert [row.line for row in again.read()] == [4, 5, 6, 7, 8, 9, 10]
-    assert again.positions == {"0001": Position(11, writer.length)}
+    first = list(reader.read(limit=4))
+    assert [row.line for row in first] == [0, 1, 2, 3]
+    resumed = JournalReader(tmp_path, reader.positions)
+    assert [row.line for row in resumed.read()] == [4, 5, 6, 7, 8, 9, 10]
+    assert resumed.positions == {"0001": Position(11, writer.length)}
     writer.close()
 
 
-def test_a_line_longer_than_the_read_buffer_is_whole(tmp_path: Path) -> None:
+def test_a_line_longer_than_the_read_buffer_is_read_whole(tmp_path: Path) -> None:
     row = Scalars(
         step=0, epoch=0, time=0, values={f"name/{i:06}": float(i) for i in range(100_000)}
     )
@@ -168,14 +168,14 @@ def test_a_line_longer_than_the_read_buffer_is_whole(tmp_path: Path) -> None:
     assert read(tmp_path) == [scalars(7), row, scalars(8)]
 
 
-def test_a_newer_format_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_a_newer_format_raises_with_the_command_to_upgrade(tmp_path: Path) -> None:
     header = Header(format=99, run="r", segment="0001", host="h", pid=1, rank=0, time=0)
     (tmp_path / "0001.jsonl").write_bytes(encode([header]))
     with pytest.raises(JournalError, match=r"format 99.*pip install --upgrade metricbus"):
         list(JournalReader(tmp_path).read())
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=r"nowhere is missing"):
         list(JournalReader(tmp_path / "nowhere").read())
 
@@ -196,7 +196,7 @@ def _write_until_full(folder: Path, outcomes: multiprocessing.Queue[object]) -> 
     writer.close()
 
 
-def test_a_write_that_fails_half_way_is_taken_back(tmp_path: Path) -> None:
+def test_a_write_that_fails_halfway_is_truncated(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     outcomes: multiprocessing.Queue[object] = context.Queue()
     process = context.Process(target=_write_until_full, args=(tmp_path, outcomes))
@@ -213,7 +213,7 @@ def test_a_write_that_fails_half_way_is_taken_back(tmp_path: Path) -> None:
     assert reader.damaged == 0
 
 
-def test_a_scalar_costs_at_most_40_bytes_at_20_a_step(tmp_path: Path) -> None:
+def test_a_value_takes_at_most_40_bytes_with_20_values_per_step(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path, run="r")
     before = writer.length
     batch = [

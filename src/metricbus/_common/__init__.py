@@ -1,7 +1,7 @@
-"""Parts that several rooms share and that know nothing of runs in progress.
+"""Modules that several rooms share; none of them knows about runs in progress.
 
-Records (the vocabulary of the journal), settings, sink URLs, validation of names and values, the
-step clock, file helpers, wake-ups without locks, values on accelerators, the rank of this process.
-May not touch: anything above it. A module here imports only other modules of this package and
-`metricbus.errors`.
+Records and their encoding, the base of media values, settings, sink URLs, validation of names and
+values, the step clock, ranks, values on accelerators, processes, files, wake-ups of threads,
+rate-limited logging, and logging above progress bars.
+May not touch: any other room. Modules here import only each other and `metricbus.errors`.
 """

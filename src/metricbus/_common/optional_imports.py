@@ -1,4 +1,4 @@
-"""Packages that only some of the library's functions need."""
+"""Imports of packages that only some functions need."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 from metricbus.errors import MissingPackageError
 
 
-def import_optional(module: str, what: str, install: str) -> Any:
-    """The module; `MissingPackageError` says that `what` needs it, and how to `install` it."""
+def import_optional(module: str, feature: str, install: str) -> Any:
+    """Import and return a module.
+
+    Raises `MissingPackageError`, which says that `feature` needs it and to `pip install {install}`.
+    """
     try:
         return import_module(module)
     except ImportError as error:
-        raise MissingPackageError(f"{what} needs {module}: pip install {install}") from error
+        raise MissingPackageError(f"{feature} needs {module}: pip install {install}") from error
