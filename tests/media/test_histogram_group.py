@@ -450,7 +450,8 @@ def test_rejects_non_mapping() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "message"), [(1, "must be a string, not int"), ("", "not be empty"), ("x" * 1023, "1,024")]
+    ("key", "message"),
+    [(1, "must be a string, not int"), ("", "not be empty"), ("x" * 1023, "1,024")],
 )
 def test_rejects_invalid_names(key: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):

@@ -24,7 +24,7 @@ from metricbus import Box, Histogram, Image, MetricBus, Table
 from metricbus._common.media_records import Cell, ImageCell, TableRecord, decode_rows, encode_rows
 from metricbus._history.history import TableRows
 from metricbus.testing import MemorySink
-from tests.helpers.param_ids import shown
+from tests.helpers.param_ids import repr_without_address
 
 cells = st.one_of(
     st.none(),
@@ -126,7 +126,7 @@ TUESDAY = datetime.datetime(2024, 5, 7, 8, 9, 10, 11)
         (pd.NaT, None),
         (pd.NA, None),
     ],
-    ids=shown,
+    ids=repr_without_address,
 )
 def test_cell_is_converted(tmp_path: Path, cell: Any, expected: Cell) -> None:
     ((found,),) = rows_of(tmp_path, Table(["c"], [[cell]]))
@@ -378,7 +378,7 @@ def test_append_adds_no_rows_if_one_is_invalid() -> None:
         Histogram([1.0]),
         len,
     ],
-    ids=shown,
+    ids=repr_without_address,
 )
 def test_rejects_invalid_cells(cell: Any) -> None:
     message = (

@@ -10,7 +10,7 @@ import sys
 import urllib.request
 import warnings
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -72,11 +72,24 @@ def open_sink(
 
 
 def write_all(folder: Path, *records: Any) -> EventAccumulator:
-    sink = open_sink(folder)
-    sink.write(records)
-    sink.flush()
-    sink.close("finished")
+    deliver(folder, records)
     return read(folder)
+
+
+def deliver(
+    folder: Path,
+    saved: Sequence[Any],
+    unsaved: Sequence[Any] = (),
+    state: dict[str, Any] | None = None,
+    location: Path | str = "",
+) -> dict[str, Any]:
+    """Deliver records from one process, which saves its state after `saved`, and return it."""
+    sink = open_sink(folder, state, location)
+    sink.write(saved)
+    state = dict(sink.flush())
+    sink.write(unsaved)
+    sink.close("finished")
+    return state
 
 
 def read(folder: Path, lane: str = "") -> EventAccumulator:
@@ -273,13 +286,8 @@ def test_scalar_gets_another_tag_if_an_image_has_the_name(
 def test_tags_are_the_same_in_all_lanes_and_after_reopening(
     tmp_path: Path, writer: MediaWriter
 ) -> None:
-    sink = open_sink(tmp_path)
-    sink.write([row(0, x=1.0), image(writer, 0)])
-    state = dict(sink.flush())
-    sink.close("running")
-    sink = open_sink(tmp_path, state)
-    sink.write([image(writer, 0), image(writer, 1), row(0, x=2.0)])
-    sink.close("finished")
+    state = deliver(tmp_path, [row(0, x=1.0), image(writer, 0)])
+    deliver(tmp_path, [image(writer, 0), image(writer, 1), row(0, x=2.0)], state=state)
     assert tags(tmp_path) == [("x", 0), ("x (image)", 0), ("x (image)", 1)]
     assert tags(tmp_path, "late-1") == [("x (image)", 0), ("x", 0)]
 
@@ -305,11 +313,7 @@ def test_redelivery_from_an_old_state_duplicates_nothing(
     expected: list[Any] = []
     for unsaved in range(len(records) - 1):
         output = tmp_path / str(unsaved)
-        sink = open_sink(tmp_path, location=output)
-        sink.write(records[:2])
-        state = dict(sink.flush())
-        sink.write(records[2 : 2 + unsaved])
-        sink.close("running")
+        state = deliver(tmp_path, records[:2], records[2 : 2 + unsaved], location=output)
         reopened = open_sink(tmp_path, state, output)
         for record in records[2:]:
             reopened.write([record])
@@ -323,17 +327,9 @@ def test_state_saved_during_redelivery_covers_only_redelivered_records(
     tmp_path: Path, writer: MediaWriter
 ) -> None:
     records = [image(writer, step) for step in range(4)]
-    sink = open_sink(tmp_path)
-    state = dict(sink.flush())
-    sink.write(records)
-    sink.close("running")
-    sink = open_sink(tmp_path, state)
-    sink.write(records[:2])
-    state = dict(sink.flush())
-    sink.close("running")
-    sink = open_sink(tmp_path, state)
-    sink.write(records[2:])
-    sink.close("finished")
+    state = deliver(tmp_path, [], records)
+    state = deliver(tmp_path, records[:2], state=state)
+    deliver(tmp_path, records[2:], state=state)
     assert tags(tmp_path) == [("x", step) for step in range(4)]
     assert tags(tmp_path, "late-1") == []
 
@@ -359,14 +355,9 @@ def test_redelivery_does_not_need_the_files_of_written_media(
     tmp_path: Path, writer: MediaWriter
 ) -> None:
     records = [image(writer, step) for step in range(3)]
-    sink = open_sink(tmp_path)
-    state = dict(sink.flush())
-    sink.write(records)
-    sink.close("running")
+    state = deliver(tmp_path, [], records)
     (tmp_path / records[1].file.path).unlink()
-    sink = open_sink(tmp_path, state)
-    sink.write(records)
-    sink.close("finished")
+    deliver(tmp_path, records, state=state)
     assert tags(tmp_path) == [("x", 0), ("x", 1), ("x", 2)]
 
 

@@ -50,7 +50,6 @@ class Audio(MediaValue):
         self._caption = caption
 
     def _capture(self, name: str) -> EncodeJob:
-        """Validate and copy the samples."""
         check_text(name, "caption=", self._caption)
         path = media_path(name, self._data, "an audio file", _FORMATS)
         if path is not None:

@@ -75,7 +75,6 @@ class Chart(MediaValue):
         self._title = title
 
     def _capture(self, name: str) -> EncodeJob:
-        """Validate and copy the columns."""
         check_package(name, "matplotlib")
         if self._kind not in get_args(ChartKind):
             raise ValueError(

@@ -34,7 +34,6 @@ class File(MediaValue):
         self._copy = copy
 
     def _capture(self, name: str) -> EncodeJob:
-        """Check that the file exists."""
         path = as_path(self._path)
         if path is None:
             raise TypeError(f"metric {name!r}: File() requires a path, not {self._path!r:.80}")

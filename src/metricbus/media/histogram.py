@@ -61,7 +61,6 @@ class Histogram(MediaValue):
         self._edges = edges
 
     def _capture(self, name: str) -> EncodeJob:
-        """Validate and copy the values, or bin them if they are too large for a copy."""
         if self._values is None:
             return EncodeJob(0, partial(_record, self._from_counts(name)))
         hint = "; to log existing counts, call Histogram(counts=, edges=)"

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, compress, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,18 +55,6 @@ class _PaddedRows(NamedTuple):
     sizes: NDArray[np.int64]
     padding: NDArray[np.int64]
     first: Numbers
-
-
-class _BatchStats(NamedTuple):
-    """Statistics with one element per array, in the order of the fields of `HistogramData`."""
-
-    size: NDArray[np.int64]
-    minimum: Numbers
-    maximum: Numbers
-    mean: Numbers
-    std: Numbers
-    sum: Numbers
-    sum_squares: Numbers
 
 
 def bin_arrays(flat: Array, sizes: Sequence[int], bins: int) -> list[HistogramData]:
@@ -119,9 +107,10 @@ def _bin_group(
     with np.errstate(all="ignore"):
         rows = _pad_to_rows(flat, np.array([array.size for array in arrays]), buffers)
         stats = _stats(flat, rows)
-        edges = edges_of(stats.minimum, stats.maximum, bins)
+        _, minimum, maximum, *_, sum_squares = stats
+        edges = edges_of(minimum, maximum, bins)
         scale = _ROUND_UP * bins / (edges[:, -1] - edges[:, 0])
-        fits = np.isfinite(stats.sum_squares) & np.isfinite(scale)
+        fits = np.isfinite(sum_squares) & np.isfinite(scale)
         fits &= (np.diff(edges) > 0).all(axis=1)
         if fits.all():
             columns = _counts(rows, edges[:, 0], scale, bins), edges, *stats
@@ -178,8 +167,11 @@ def _pad_to_rows(flat: Array, sizes: NDArray[np.int64], buffers: Numbers) -> _Pa
     )
 
 
-def _stats(flat: Array, rows: _PaddedRows) -> _BatchStats:
-    """Return the statistics of the arrays in `rows`, which are adjacent in `flat`."""
+def _stats(flat: Array, rows: _PaddedRows) -> tuple[NDArray[Any], ...]:
+    """Return the fields of `HistogramData` from `count` to `sum_squares`, one element per array.
+
+    `flat` has the arrays in `rows` without padding.
+    """
     values, starts, first, padding = rows.values, rows.starts, rows.first, rows.padding
     begins = np.cumsum(rows.sizes) - rows.sizes
     minimum = np.minimum.reduceat(flat, begins).astype(np.float64)
@@ -189,15 +181,8 @@ def _stats(flat: Array, rows: _PaddedRows) -> _BatchStats:
     differences = np.subtract(values, mean[rows.owners, np.newaxis], out=rows.scratch)
     deviations = np.add.reduceat(np.einsum("ij,ij->i", differences, differences), starts)
     deviations = np.maximum(deviations - padding * (first - mean) ** 2, 0.0)
-    return _BatchStats(
-        size=rows.sizes,
-        minimum=minimum,
-        maximum=maximum,
-        mean=mean,
-        std=np.sqrt(deviations / rows.sizes),
-        sum=total,
-        sum_squares=deviations + rows.sizes * mean**2,
-    )
+    std = np.sqrt(deviations / rows.sizes)
+    return rows.sizes, minimum, maximum, mean, std, total, deviations + rows.sizes * mean**2
 
 
 def _counts(rows: _PaddedRows, low: Numbers, scale: Numbers, bins: int) -> NDArray[np.int64]:

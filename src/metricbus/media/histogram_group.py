@@ -66,7 +66,6 @@ class Histograms(MediaValue):
         self._bins = bins
 
     def _capture(self, name: str) -> EncodeJob | None:
-        """Validate and copy the values, or bin them if they are too large for a copy."""
         check_bins(name, self._bins)
         names = _names(name, tuple(self._tensors))
         if not names:
@@ -154,7 +153,8 @@ def _capture_arrays(
         for index, value in zip(group.indices, group.values, strict=True)
     ]
     if is_large:
-        return _finished(group.indices, [_bin_without_copy(view, bins) for view in views])
+        histograms = [_bin_without_copy(view, bins) for view in views]
+        return _CapturedGroup(group.indices, 0, lambda: histograms)
     copies = [snapshot(view) for view in views]
     nbytes = sum(copy.nbytes for copy in copies)
     return _CapturedGroup(group.indices, nbytes, partial(_bin_copies, copies, bins))
@@ -163,11 +163,13 @@ def _capture_arrays(
 def _capture_on_cpu(
     torch: Any, indices: list[int], tensors: list[Tensor], bins: int, is_large: bool
 ) -> _CapturedGroup:
-    if is_large and tensors[0].dtype == torch.bfloat16:  # numpy would need a wider copy
-        return _finished(indices, [bin_values(tensor, bins) for tensor in tensors])
     if is_large:
-        arrays = [tensor.resolve_neg().numpy() for tensor in tensors]
-        return _finished(indices, [_bin_without_copy(array, bins) for array in arrays])
+        if tensors[0].dtype == torch.bfloat16:  # numpy would need a wider copy
+            histograms = [bin_values(tensor, bins) for tensor in tensors]
+        else:
+            arrays = [tensor.resolve_neg().numpy() for tensor in tensors]
+            histograms = [_bin_without_copy(array, bins) for array in arrays]
+        return _CapturedGroup(indices, 0, lambda: histograms)
     flat, sizes = torch.cat(tensors), [tensor.numel() for tensor in tensors]
     return _CapturedGroup(indices, flat.nbytes, partial(_bin_on_cpu, flat, sizes, bins))
 
@@ -181,10 +183,6 @@ def _capture_on_device(
         return _CapturedGroup(indices, 0, start_binning(tensors, bins).wait)
     flat, sizes = torch.cat(tensors), [tensor.numel() for tensor in tensors]
     return _CapturedGroup(indices, flat.nbytes, partial(_bin_on_device, flat, sizes, bins, stream))
-
-
-def _finished(indices: list[int], histograms: list[HistogramData]) -> _CapturedGroup:
-    return _CapturedGroup(indices, 0, lambda: histograms)
 
 
 def _is_computable(tensor: Tensor) -> bool:

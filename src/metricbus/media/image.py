@@ -95,7 +95,6 @@ class Image(MediaValue):
         self._close = close
 
     def _capture(self, name: str) -> EncodeJob:
-        """Validate and copy the pixels and annotations."""
         sources, columns = self._sources(name)
         if self._annotations.has_any(name) and columns:
             raise ValueError(

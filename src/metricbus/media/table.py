@@ -93,7 +93,6 @@ class Table(MediaValue):
         self._rows.extend(rows)
 
     def _capture(self, name: str) -> EncodeJob | None:
-        """Validate and copy the rows not yet logged under this name."""
         return self._capture_for_run("", name)
 
     def _capture_for_run(self, run: str, name: str) -> EncodeJob | None:

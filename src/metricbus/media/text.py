@@ -21,7 +21,6 @@ class Text(MediaValue):
         self._markdown = markdown
 
     def _capture(self, name: str) -> EncodeJob:
-        """Validate the text."""
         text = check_text(name, "the argument of Text()", self._markdown)
         return EncodeJob(len(text), partial(_encode, text))
 

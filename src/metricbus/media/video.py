@@ -69,7 +69,6 @@ class Video(MediaValue):
         self._caption = caption
 
     def _capture(self, name: str) -> EncodeJob:
-        """Validate and copy the frames."""
         check_text(name, "caption=", self._caption)
         path = media_path(name, self._data, "a video file", _FORMATS)
         if path is not None:
