@@ -154,9 +154,7 @@ def test_close_restores_the_run_dir_variable(tmp_path: Path) -> None:
 
 def test_run_dir_without_a_run_raises(tmp_path: Path) -> None:
     done = run_script(
-        tmp_path,
-        "from metricbus import MetricBus\nMetricBus()",
-        METRICBUS_RUN_DIR=str(tmp_path),
+        tmp_path, "from metricbus import MetricBus\nMetricBus()", METRICBUS_RUN_DIR=str(tmp_path)
     )
     assert "is not a run folder" in done.stderr
 
@@ -189,9 +187,7 @@ def test_forked_children_join_the_run_and_the_parent_loses_nothing(tmp_path: Pat
     assert len((tmp_path / "runs/r/csv/metrics.csv").read_text().splitlines()) == 1 + 200 + 30
 
 
-def test_killed_run_is_readable_and_its_torn_tail_is_reported(
-    tmp_path: Path,
-) -> None:
+def test_killed_run_is_readable_and_its_torn_tail_is_reported(tmp_path: Path) -> None:
     done = run_script(
         tmp_path,
         """

@@ -34,9 +34,9 @@ from metricbus._common.device_values import ACCELERATORS
 from metricbus._common.tqdm_logging import ConsoleHandlers
 from metricbus.errors import ConfigError, MissingPackageError
 from tests.helpers.fake_accelerator import FakeAccelerator
-from tests.helpers.interrupts import interrupted
+from tests.helpers.interrupts import interrupt_at
 from tests.helpers.scripts import run_script
-from tests.helpers.terminals import Terminal, screen_of, start_in_terminal
+from tests.helpers.terminals import Terminal, render_screen, start_in_terminal
 from tests.ingest.test_hot_path import count_calls
 
 WaitFor = Callable[[Callable[[], bool]], None]
@@ -90,8 +90,7 @@ def no_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_terminal_has_a_bar(bus: MetricBus, terminal: Terminal) -> None:
-    for _ in bus.steps(range(3)):
-        pass
+    list(bus.steps(range(3)))
     (line,) = terminal.screen()
     assert line.startswith("100%|███")
     assert "| 3/3 [00:00<00:00" in line
@@ -99,21 +98,18 @@ def test_terminal_has_a_bar(bus: MetricBus, terminal: Terminal) -> None:
 
 def test_stream_that_is_no_terminal_has_no_bar(bus: MetricBus, stderr: io.StringIO) -> None:
     for _ in bus.epochs(2):
-        for _ in bus.steps(range(3)):
-            pass
+        list(bus.steps(range(3)))
     assert not stderr.getvalue()
 
 
 def test_progress_true_shows_a_bar_anywhere(bus: MetricBus, stderr: io.StringIO) -> None:
-    for _ in bus.steps(range(3), progress=True):
-        pass
+    list(bus.steps(range(3), progress=True))
     assert "3/3" in stderr.getvalue()
 
 
 def test_progress_false_shows_no_bar(bus: MetricBus, terminal: Terminal) -> None:
     for _ in bus.epochs(2, progress=False):
-        for _ in bus.steps(range(3), progress=False):
-            pass
+        list(bus.steps(range(3), progress=False))
     assert terminal.screen() == []
 
 
@@ -122,20 +118,16 @@ def test_setting_off_overrides_progress_true(
 ) -> None:
     monkeypatch.setenv("METRICBUS_PROGRESS", "off")
     with MetricBus(sinks="", dir=tmp_path) as bus:
-        for _ in bus.steps(range(3), progress=True):
-            pass
-    for _ in DefaultBus().steps(range(3), progress=True):
-        pass
+        list(bus.steps(range(3), progress=True))
+    list(DefaultBus().steps(range(3), progress=True))
     assert terminal.screen() == []
 
 
 def test_setting_on_shows_a_bar_anywhere(tmp_path: Path, stderr: io.StringIO) -> None:
     with MetricBus(sinks="", dir=tmp_path, progress="on") as bus:
-        for _ in bus.steps(range(3)):
-            pass
+        list(bus.steps(range(3)))
         assert "3/3" in stderr.getvalue()
-        for _ in bus.steps(range(4), progress=False):
-            pass
+        list(bus.steps(range(4), progress=False))
         assert "4/4" not in stderr.getvalue()
 
 
@@ -155,8 +147,7 @@ def test_wrong_progress_argument_raises_at_the_call(bus: MetricBus, given: Any) 
 @pytest.mark.usefixtures("no_tqdm")
 def test_without_tqdm_nothing_is_shown(bus: MetricBus, terminal: Terminal) -> None:
     for _ in bus.epochs(2):
-        for _ in bus.steps(range(3)):
-            pass
+        list(bus.steps(range(3)))
     assert terminal.screen() == []
 
 
@@ -176,8 +167,7 @@ def test_only_rank_0_has_a_bar(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for _ in bus.steps(range(3), progress=True):
-        pass
+    list(bus.steps(range(3), progress=True))
     assert terminal.screen() == []
 
 
@@ -187,11 +177,9 @@ def test_bus_that_is_off_has_a_bar_only_on_request(
 ) -> None:
     bus = make()
     for _ in bus.epochs(2):
-        for _ in bus.steps(range(3)):
-            pass
+        list(bus.steps(range(3)))
     assert not terminal.text
-    for _ in bus.steps(range(3), progress=True):
-        pass
+    list(bus.steps(range(3), progress=True))
     assert len(terminal.screen()) == 1
 
 
@@ -244,7 +232,7 @@ def test_each_bar_has_its_own_line(bus: MetricBus, terminal: Terminal, wait_for:
         for _ in bus.steps(range(3)):
             for _ in val.steps("ab", advance=False):
                 wait_for(lambda: "val:" in terminal.text)
-                epochs, steps, validation = screen_of(terminal.text)
+                epochs, steps, validation = render_screen(terminal.text)
                 assert epochs.startswith("epochs:   0%|")
                 assert steps.startswith("epoch 0:   0%|")
                 assert validation.startswith("val:   0%|")
@@ -253,8 +241,7 @@ def test_each_bar_has_its_own_line(bus: MetricBus, terminal: Terminal, wait_for:
 
 def test_each_loop_outside_epochs_leaves_a_line(bus: MetricBus, terminal: Terminal) -> None:
     for _ in range(2):
-        for _ in bus.steps(range(3)):
-            pass
+        list(bus.steps(range(3)))
     assert len(terminal.screen()) == 2
 
 
@@ -308,8 +295,7 @@ def test_break_closes_the_bars_and_keeps_the_step(bus: MetricBus, terminal: Term
                 break
         break
     assert _active_bars == []
-    for _ in bus.steps(range(2), progress=False):
-        pass
+    list(bus.steps(range(2), progress=False))
     assert bus.step == 6
     assert len(terminal.screen()) == 1
 
@@ -535,8 +521,8 @@ def test_values_of_epochs_are_shown_at_the_bar_of_epochs(
             bus.log({"loss": 0.5, "acc": 0.25 * epoch})
             time.sleep(0.11)  # longer than tqdm's interval between updates
             if epoch:
-                wait_for(lambda: "loss=0.5" in screen_of(terminal.text)[-1])
-                epochs, steps = screen_of(terminal.text)
+                wait_for(lambda: "loss=0.5" in render_screen(terminal.text)[-1])
+                epochs, steps = render_screen(terminal.text)
                 assert epochs.endswith("epoch/s, acc=0]")
                 assert steps.endswith("step/s, loss=0.5]")
     (last,) = terminal.screen()
@@ -673,8 +659,8 @@ def test_handlers_can_be_unwrapped_after_ctrl_c_at_any_point(
     handler = OwnHandler(terminal.stream)
     logger.addHandler(handler)
     point = 0
-    while interrupted((handlers := ConsoleHandlers()).wrap, point):
-        interrupted(handlers.unwrap, point)
+    while interrupt_at((handlers := ConsoleHandlers()).wrap, point):
+        interrupt_at(handlers.unwrap, point)
         handlers.unwrap()
         assert not is_wrapped(handler)
         point += 1

@@ -57,8 +57,9 @@ def tensorboard_events(folder: Path) -> list[Any]:
 
 def mlflow_run(folder: Path) -> tuple[MlflowClient, Any]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    (experiment,) = client.search_experiments(filter_string="name = 'metricbus'")
-    (run,) = client.search_runs([experiment.experiment_id])
+    experiments = client.search_experiments()
+    assert "metricbus" in [experiment.name for experiment in experiments]
+    (run,) = client.search_runs([experiment.experiment_id for experiment in experiments])
     return client, run
 
 

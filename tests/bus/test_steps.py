@@ -128,8 +128,7 @@ def test_progress_bar_does_not_change_steps_and_epochs(
     for _ in bus.epochs(2, progress=progress):
         for batch in bus.steps("abc", progress=progress):
             bus.log("x", 1.0)
-            for _ in bus.steps(range(2), progress=progress):
-                pass
+            list(bus.steps(range(2), progress=progress))
             if batch == "b":
                 break
     assert steps_of(bus, sink, "x") == [0, 1, 2, 3]
@@ -139,8 +138,7 @@ def test_progress_bar_does_not_change_steps_and_epochs(
 def test_loop_after_a_break_advances_the_step(bus: MetricBus) -> None:
     for _ in bus.steps(range(100)):
         break
-    for _ in bus.steps(range(2)):
-        pass
+    list(bus.steps(range(2)))
     assert bus.step == 2
 
 
@@ -148,8 +146,7 @@ def test_loop_after_an_exception_advances_the_step(bus: MetricBus) -> None:
     with pytest.raises(ZeroDivisionError):
         for _ in bus.steps(range(100)):
             raise ZeroDivisionError
-    for _ in bus.steps(range(2)):
-        pass
+    list(bus.steps(range(2)))
     assert bus.step == 2
 
 

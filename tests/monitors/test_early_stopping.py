@@ -213,10 +213,7 @@ def test_larger_patience_after_restoring_continues_after_a_stop(bus: MetricBus) 
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [
-        ({"name": "other"}, "the state belongs to 'other'"),
-        ({"mode": "max"}, "mode='max'"),
-    ],
+    [({"name": "other"}, "the state belongs to 'other'"), ({"mode": "max"}, "mode='max'")],
 )
 def test_state_of_another_name_or_mode_raises(
     bus: MetricBus, change: dict[str, str], match: str
@@ -255,14 +252,8 @@ def test_name_must_not_be_empty(bus: MetricBus) -> None:
 
 def test_best_returns_true_for_each_value_better_than_all_before(bus: MetricBus) -> None:
     best = Best(bus, "acc")
-    assert [best(value) for value in (0.1, 0.3, 0.3, math.nan, 0.2, 0.4)] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-        True,
-    ]
+    values = (0.1, 0.3, 0.3, math.nan, 0.2, 0.4)
+    assert [best(value) for value in values] == [True, True, False, False, False, True]
 
 
 def test_best_with_mode_min_is_the_smallest_value(bus: MetricBus) -> None:

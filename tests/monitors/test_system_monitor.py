@@ -118,12 +118,7 @@ def test_takes_the_first_sample_at_once(
     bus: MetricBus, sink: MemorySink, wait_for: WaitFor
 ) -> None:
     row = first_row(bus, sink, wait_for, gpus=False)
-    assert list(row) == [
-        "system/memory",
-        "system/memory_used",
-        "process/memory",
-        "process/threads",
-    ]
+    assert list(row) == ["system/memory", "system/memory_used", "process/memory", "process/threads"]
 
 
 def test_logs_rates_from_the_second_sample_on(

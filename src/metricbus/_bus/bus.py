@@ -94,7 +94,7 @@ class MetricBus(EpochSync):
             )
         self._config = MappingProxyType(dict(config or {}))
         given |= {
-            "sinks": None,  # may contain objects, and is passed to `open_session` as it is
+            "sinks": None,  # may contain objects; passed to `open_session` instead
             "dir": None if dir is None else os.fspath(dir),
             "resume": _RESUME.get(resume, resume),
             "ranks": None if ranks is None else str(ranks),
@@ -104,10 +104,12 @@ class MetricBus(EpochSync):
             self._switch_off()
             return
         # Imported here, because a bus that never opens a run should not pay for this import.
-        from metricbus._bus.open_run import RunArguments, open_session
+        from metricbus._bus.open_run import open_session
 
-        run_arguments = RunArguments(id, run, self._config, tags, group, notes)
-        self._session = open_session(self._settings, run_arguments, sinks)
+        fields = {"tags": list(tags), "group": group, "notes": notes}
+        self._session = open_session(
+            self._settings, sinks, id=id, name=run, config=self._config, **fields
+        )
         self._queue = self._session.queue
         if config is None and self._session.run is not None:
             # A resumed or joined run has a config already.
@@ -239,6 +241,7 @@ class MetricBus(EpochSync):
         return self._settings.progress
 
     def _will_log(self) -> bool:
+        """Check whether the bus is on, or will open at its first call."""
         return self.is_on
 
     def advance(self, n: int = 1) -> None:

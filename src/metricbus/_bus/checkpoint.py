@@ -137,13 +137,11 @@ def _line_after_epoch_end(session: Session, state: Mapping[str, Any]) -> int | N
             return row.line + 1 if has_ended else None
         if isinstance(record, End):  # the loop body ended the run after the checkpoint
             return row.line
-        if isinstance(record, MediumRecord | Rewind):
-            return None
-        if (
-            isinstance(record, Scalars)
-            and record.axis != "epoch"
-            and record.values.keys() - expected
-        ):
+        if isinstance(record, Scalars):
+            is_other_row = record.axis != "epoch" and not record.values.keys() <= expected
+        else:
+            is_other_row = isinstance(record, MediumRecord | Rewind)
+        if is_other_row:
             return None
     return None
 

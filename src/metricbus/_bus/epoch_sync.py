@@ -114,7 +114,7 @@ class EpochSync(Lifecycle):
             self._has_warned_of_early_start = True
             _log.warning(
                 "This bus was created before torch.distributed was initialized, and no launcher "
-                "set the rank, so each rank has created a run of its own. Create the bus after "
+                "set the rank, so each rank has created a separate run. Create the bus after "
                 "init_process_group()."
             )
 

@@ -124,7 +124,7 @@ class Lifecycle(ProcessCopies):
             shutdown.flush_at_sigterm()
 
     def _save_at_sigterm(self) -> None:
-        """Write everything to the journal, within two seconds. See `shutdown.OpenBus`."""
+        """Write everything to the journal within two seconds. The process is about to end."""
         if self._session is not None:
             self._session.save()
 

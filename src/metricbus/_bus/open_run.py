@@ -1,9 +1,9 @@
 """Opening a bus: it creates a run, resumes one, or joins one that is being written.
 
-A process started by a run finds that run in `METRICBUS_RUN_DIR` and joins it: it writes a segment
-of its own into the run's folder and has no sinks, because the owner's delivery also reads its
-segment. With several writing ranks, all but rank 0 join in the same way. A rank that does not write
-has no run.
+A process started by a run finds that run in `METRICBUS_RUN_DIR` and joins it: it writes its own
+segment into the run's folder and has no sinks, because the owner's delivery also reads its segment.
+With several writing ranks, all but rank 0 join in the same way. A rank that does not write has no
+run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from metricbus._bus.null_session import NullSession
 from metricbus._bus.session import Session
@@ -45,31 +45,27 @@ _joined_attempts: dict[Path, int] = {}
 _RANK_0_SECS = 60.0
 
 
-class RunArguments(NamedTuple):
-    """The arguments of `MetricBus()` that describe the run."""
-
-    id: str | None
-    name: str | None
-    config: Mapping[str, Any]
-    tags: Sequence[str]
-    group: str | None
-    notes: str | None
-
-
 def open_session(
-    settings: Settings, arguments: RunArguments, sinks: str | Sequence[str | Sink] | None
+    settings: Settings,
+    sinks: str | Sequence[str | Sink] | None,
+    *,
+    id: str | None,
+    name: str | None,
+    config: Mapping[str, Any],
+    **fields: Any,
 ) -> Session:
     """Open a run with its sinks, or join the run that started this process.
 
-    Raises `ConfigError` or a subclass of it if the configuration cannot work.
+    `fields` are further fields of `Run`. Raises `ConfigError` or a subclass of it if the
+    configuration cannot work.
     """
     rank = current_rank()
     if not is_writing_rank(settings.ranks, rank):
         return NullSession(settings, rank)
-    parent = _parent_run(settings, arguments)
+    parent = _parent_run(settings, id, name, config)
     if parent is not None:
         return _make_session(*parent, settings, rank)
-    id = arguments.id if arguments.id is not None else settings.run_id
+    id = id if id is not None else settings.run_id
     if _is_multi_writer(settings, rank):
         id = id or _launch_run_id(settings)
         if rank.number > 0:
@@ -78,17 +74,8 @@ def open_session(
             export_run_dir(folder.path)
             return _make_session(folder, run, settings, rank)
     specs = specs_of(settings.sinks if sinks is None else sinks)
-    folder, run = _resume_or_create(
-        settings,
-        id,
-        config=arguments.config,
-        project=settings.project,
-        tags=list(arguments.tags),
-        group=arguments.group,
-        notes=arguments.notes,
-        sinks=[spec.canonical for spec in specs],
-        launch=launch_key(),
-    )
+    fields |= {"sinks": [spec.canonical for spec in specs], "launch": launch_key()}
+    folder, run = _resume_or_create(settings, id, config=config, project=settings.project, **fields)
     return _make_session(folder, run, settings, rank, specs, owner=True)
 
 
@@ -204,21 +191,19 @@ def _wait_for_rank_0(path: Path, rank: Rank) -> tuple[RunFolder, Run]:
         time.sleep(0.05)
 
 
-def _resume_or_create(
-    settings: Settings, id: str | None, **description: Any
-) -> tuple[RunFolder, Run]:
+def _resume_or_create(settings: Settings, id: str | None, **fields: Any) -> tuple[RunFolder, Run]:
     root = Path(settings.dir).expanduser()
     if settings.resume != "never":
         folder = find_run(root, id, settings.run)
         if folder is not None:
-            return resume_run(folder, **description)
+            return resume_run(folder, **fields)
         if settings.resume == "must":
             wanted = f"the id {id!r}" if id is not None else f"the name {settings.run!r}"
             raise ConfigError(
                 f"resume='must': there is no run with {wanted} in {root}; use resume=True to "
                 "create it"
             )
-    return create_run(root, id=id, name=settings.run, **description)
+    return create_run(root, id=id, name=settings.run, **fields)
 
 
 def _belongs_to_this_launch(run: Run) -> bool:
@@ -226,7 +211,9 @@ def _belongs_to_this_launch(run: Run) -> bool:
     return run.status == "running" and run.launch == launch_key() and run.process.is_alive()
 
 
-def _parent_run(settings: Settings, arguments: RunArguments) -> tuple[RunFolder, Run] | None:
+def _parent_run(
+    settings: Settings, id: str | None, name: str | None, config: Mapping[str, Any]
+) -> tuple[RunFolder, Run] | None:
     """Return the run that started this process.
 
     Return None if there is none, if this process announced the run itself, or if the arguments name
@@ -236,12 +223,12 @@ def _parent_run(settings: Settings, arguments: RunArguments) -> tuple[RunFolder,
         return None
     folder = RunFolder(Path(settings.run_dir))
     run = folder.load()
-    if arguments.id not in (None, run.id) or arguments.name not in (None, run.name):
+    if id not in (None, run.id) or name not in (None, run.name):
         return None
     if run.status != "running":
         _log.warning("The run %s that started this process has ended; a new run is created", run.id)
         return None
-    if arguments.config and plain_config(arguments.config) != run.config:
+    if config and plain_config(config) != run.config:
         _log.warning(
             "Joined the run %s that started this process. Its config does not change. For a "
             "separate run, give it another name: MetricBus(run=...)",

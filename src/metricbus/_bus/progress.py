@@ -10,36 +10,17 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TypeVar
 
-from metricbus._bus.progress_postfix import MetricSource, Postfix
+from metricbus._bus.progress_postfix import Postfix, ProgressSource
 from metricbus._common.distributed import current_rank
-from metricbus._common.settings import ProgressMode
 from metricbus._common.tqdm_logging import bar_lock, is_terminal
 from metricbus.errors import MissingPackageError
 
 T = TypeVar("T")
 
 
-class _ActiveBar(NamedTuple):
-    """A bar that is being shown."""
-
-    bus: MetricSource
-    counts_epochs: bool
-    postfix: Postfix
-
-
-_active_bars: list[_ActiveBar] = []
-
-
-class ProgressSource(MetricSource, Protocol):
-    """What progress bars need of a bus."""
-
-    def _progress_setting(self) -> ProgressMode:
-        """Return the setting `progress`."""
-
-    def _will_log(self) -> bool:
-        """Check whether the bus is on, or will open at its first call."""
+_active_bars: list[Postfix] = []
 
 
 class ProgressBars:
@@ -59,8 +40,10 @@ class ProgressBars:
         """Return `range(n)`, with a progress bar if this `loop` should have one."""
         if not self._is_shown(None, loop):
             return nullcontext(range(n))
-        postfix = Postfix(self._bus, shows_epoch_values=True, shows_step_values=True)
-        return _bar(range(n), _ActiveBar(self._bus, True, postfix), "epochs", "epoch")
+        postfix = Postfix(
+            self._bus, counts_epochs=True, shows_epoch_values=True, shows_step_values=True
+        )
+        return _bar(range(n), postfix, "epochs", "epoch")
 
     def wrap_steps(
         self, iterable: Iterable[T], loop: object, desc: str, *, prefix: str, drives: bool
@@ -76,15 +59,15 @@ class ProgressBars:
         outer = [bar for bar in _active_bars if bar.bus is self._bus]
         epoch_bars = [bar for bar in outer if bar.counts_epochs]
         for bar in epoch_bars:
-            bar.postfix.shows_step_values = False
+            bar.shows_step_values = False
         postfix = Postfix(
             self._bus,
+            counts_epochs=False,
             shows_epoch_values=not outer,
             shows_step_values=len(outer) == len(epoch_bars) or bool(prefix),
             prefix=prefix,
         )
-        active_bar = _ActiveBar(self._bus, False, postfix)
-        return _bar(iterable, active_bar, desc, "step" if drives else "it")
+        return _bar(iterable, postfix, desc, "step" if drives else "it")
 
     def _is_shown(self, iterable: object, loop: object) -> bool:
         if current_rank().number != 0 or getattr(sys.stderr, "closed", sys.stderr is None):
@@ -108,17 +91,15 @@ class ProgressBars:
 
 
 @contextmanager
-def _bar(
-    iterable: Iterable[T], active_bar: _ActiveBar, desc: str, unit: str
-) -> Iterator[Iterable[T]]:
+def _bar(iterable: Iterable[T], postfix: Postfix, desc: str, unit: str) -> Iterator[Iterable[T]]:
     from metricbus._bus.tqdm_bar import wrap_in_bar  # imports tqdm
 
-    _active_bars.append(active_bar)
+    _active_bars.append(postfix)
     try:
-        with wrap_in_bar(iterable, active_bar.postfix.text, desc=desc, unit=unit) as items:
+        with wrap_in_bar(iterable, postfix.text, desc=desc, unit=unit) as items:
             yield items
     finally:
-        _active_bars.remove(active_bar)
+        _active_bars.remove(postfix)
 
 
 def _is_interactive() -> bool:

@@ -7,11 +7,14 @@ from a device, or the newest reduced value. `log()` does no additional work for 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from metricbus._aggregate.rules import Definitions, Rule
 from metricbus._common.device_values import DeviceValue
 from metricbus._common.records import Number
+from metricbus._common.settings import ProgressMode
+from metricbus.sinks.media_text import quote_name
 
 if TYPE_CHECKING:
     from metricbus._bus.session import Session
@@ -19,12 +22,15 @@ if TYPE_CHECKING:
 _MAX_CHARACTERS = 200  # wider than a terminal
 
 
-class MetricSource(Protocol):
-    """What the postfix needs of a bus."""
+class ProgressSource(Protocol):
+    """What progress bars need of a bus."""
 
     _newest: dict[str, Any]
     _definitions: Definitions
     _session: Session | None
+
+    def _progress_setting(self) -> ProgressMode: ...
+    def _will_log(self) -> bool: ...
 
 
 class _PostfixMetric(NamedTuple):
@@ -35,42 +41,34 @@ class _PostfixMetric(NamedTuple):
     is_per_epoch: bool
 
 
+@dataclass(eq=False)
 class Postfix:
     """The text with metrics at the end of one bar.
 
     It contains the metrics whose names start with `prefix`: those emitted once an epoch if
-    `shows_epoch_values`, and the others if `shows_step_values`.
+    `shows_epoch_values`, and the others if `shows_step_values`. `counts_epochs` is whether the bar
+    is that of an `epochs()` loop.
     """
 
-    def __init__(
-        self,
-        bus: MetricSource,
-        *,
-        shows_epoch_values: bool,
-        shows_step_values: bool,
-        prefix: str = "",
-    ) -> None:
-        self.shows_epoch_values = shows_epoch_values
-        self.shows_step_values = shows_step_values
-        self._bus = bus
-        self._prefix = prefix
-        self._seen: tuple[int, ...] = ()
-        self._selected: list[_PostfixMetric] = []
+    bus: ProgressSource
+    counts_epochs: bool
+    shows_epoch_values: bool
+    shows_step_values: bool
+    prefix: str = ""
+    _seen: tuple[int, ...] = ()
+    _selected: list[_PostfixMetric] = field(default_factory=list)
 
     def text(self, is_last: bool = False) -> str:
         """Return a text such as `train/loss=0.4812, val/acc=0.91`.
 
         When the bar is drawn for the last time (`is_last`), the text contains both kinds of values.
         """
-        # Imported here, because a run without progress bars does not need it.
-        from metricbus.sinks.media_text import quote_name
-
         text = ""
         for name, rule, is_per_epoch in self._metrics():
             is_shown = self.shows_epoch_values if is_per_epoch else self.shows_step_values
             if not (is_last or is_shown):
                 continue
-            value = newest_available(self._bus, name, rule)
+            value = newest_available(self.bus, name, rule)
             if value is not None:
                 text += f"{', ' if text else ''}{quote_name(name)}={format_value(value)}"
             if len(text) > _MAX_CHARACTERS:
@@ -79,7 +77,7 @@ class Postfix:
 
     def _metrics(self) -> list[_PostfixMetric]:
         """Return the metrics to show. The selection changes only with new names or definitions."""
-        bus = self._bus
+        bus = self.bus
         logged = list(bus._newest)  # a single call, because other threads may be logging
         reduced = bus._session.reduced_names() if bus._session is not None else []
         seen = (len(logged), len(reduced), bus._definitions.version)
@@ -91,12 +89,12 @@ class Postfix:
     def _select(self, logged: list[str], reduced: list[str]) -> Iterator[_PostfixMetric]:
         logged_names = set(logged)
         for name in dict.fromkeys([*logged, *reduced]):
-            rule = self._bus._definitions.rule(name)
-            if rule is not None and rule.progress and name.startswith(self._prefix):
+            rule = self.bus._definitions.rule(name)
+            if rule is not None and rule.progress and name.startswith(self.prefix):
                 yield _PostfixMetric(name, rule, name not in logged_names or rule.is_epoch_only)
 
 
-def newest_available(bus: MetricSource, name: str, rule: Rule) -> Number | None:
+def newest_available(bus: ProgressSource, name: str, rule: Rule) -> Number | None:
     """Return the newest value under a name that needs no waiting, or None if there is none yet."""
     session = bus._session
     value = bus._newest.get(name)

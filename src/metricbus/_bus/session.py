@@ -48,21 +48,17 @@ class MediaEncoder(JobQueue, Protocol):
     @property
     def waiting(self) -> int:
         """The number of media not yet passed to the collector."""
-        ...
 
     @property
     def dropped(self) -> int:
         """The number of media dropped so far."""
-        ...
 
     @property
     def error(self) -> str | None:
         """Why the last dropped medium was dropped."""
-        ...
 
     def drain(self, timeout: float) -> bool:
         """Wait until the media submitted so far are encoded. Return whether they are."""
-        ...
 
     def close(self, timeout: float) -> None:
         """Accept no more media, and drop those that are not encoded in time."""

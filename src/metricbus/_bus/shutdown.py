@@ -14,16 +14,11 @@ from metricbus._common.records import Status
 
 
 class OpenBus(Protocol):
-    """What this module calls on a registered bus."""
+    """What this module needs of a bus."""
 
-    def _close_at_exit(self, status: Status) -> None:
-        """Close the bus, because the script ends."""
-
-    def _save_at_sigterm(self) -> None:
-        """Write everything to the journal soon, because the process is about to be killed."""
-
-    def _after_fork_in_child(self) -> None:
-        """Turn the child's copy of the bus into one that joins the run."""
+    def _close_at_exit(self, status: Status) -> None: ...
+    def _save_at_sigterm(self) -> None: ...
+    def _after_fork_in_child(self) -> None: ...
 
 
 _log = logging.getLogger("metricbus")

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -77,10 +77,10 @@ class SystemMonitor(HookHandle):
             self._thread.join(_STOP_SECS)  # not for ever, because a sensor may hang
 
     def _run(self) -> None:
-        open_gpus: AbstractContextManager[list[NvmlGpu]]
-        open_gpus = opened_gpus() if self._has_gpus else nullcontext([])
-        with open_gpus as gpus:
-            sensors = host_sensors() | gpu_sensors(gpus)
+        opened: AbstractContextManager[dict[str, Sensor]]
+        opened = gpu_sensors() if self._has_gpus else nullcontext({})
+        with opened as of_gpus:
+            sensors = host_sensors() | of_gpus
             due = time.monotonic()
             while not self._stop.wait(max(0.0, due - time.monotonic())):
                 self._log_sample(sensors)
@@ -118,89 +118,53 @@ def host_sensors() -> dict[str, Sensor]:
     }
 
 
-def gpu_sensors(gpus: Sequence[NvmlGpu]) -> dict[str, Sensor]:
-    """Return the sensors of each GPU, by the name used in warnings."""
-    return {
-        f"gpu/{index}/{name}": partial(_read_gpu, f"gpu/{index}", read, gpu)
-        for index, gpu in enumerate(gpus)
-        for name, read in _GPU_SENSORS.items()
-    }
-
-
-class NvmlGpu:
-    """A GPU, read through NVIDIA's management library (nvidia-ml-py).
-
-    A method raises `NVMLError` if the GPU has no such sensor.
-    """
-
-    def __init__(self, nvml: Any, index: int) -> None:
-        self._nvml = nvml
-        self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
-
-    def utilization(self) -> float:
-        """Return the percentage of the driver's last sample period (1 s at most) with work."""
-        return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
-
-    def memory(self) -> tuple[int, int]:
-        """Return the memory used by all processes, and the total, in bytes."""
-        memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
-        return memory.used, memory.total
-
-    def power(self) -> float:
-        """Return the power in watts."""
-        return float(self._nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1000  # from milliwatts
-
-    def temperature(self) -> float:
-        """Return the temperature of the chip in degrees Celsius."""
-        chip = self._nvml.NVML_TEMPERATURE_GPU
-        return float(self._nvml.nvmlDeviceGetTemperature(self._handle, chip))
-
-    def process_memory(self) -> int | None:
-        """Return the memory used by this process in bytes.
-
-        None if the driver does not list the process: it uses no memory, or runs in a container,
-        where it has another process id.
-        """
-        listed = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        own = [process.usedGpuMemory for process in listed if process.pid == os.getpid()]
-        return sum(own) if own and None not in own else None
-
-
 @contextmanager
-def opened_gpus() -> Iterator[list[NvmlGpu]]:
-    """Provide the machine's NVIDIA GPUs; none if the driver is not available."""
+def gpu_sensors() -> Iterator[dict[str, Sensor]]:
+    """Provide the sensors of all NVIDIA GPUs; none if the driver is not available."""
     nvml = import_module("pynvml")
+    sensors: dict[str, Sensor] = {}
     try:
         nvml.nvmlInit()
-        gpus = [NvmlGpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        for index in range(nvml.nvmlDeviceGetCount()):
+            sensors |= _sensors_of_gpu(nvml, index)
     except nvml.NVMLError as error:
         _log.info("GPUs are not monitored: %s", error)
-        yield []
+        yield {}
         return
     try:
-        yield gpus
+        yield sensors
     finally:
         nvml.nvmlShutdown()
 
 
-def _gpu_memory(gpu: NvmlGpu) -> dict[str, float | None]:
-    used, total = gpu.memory()
-    return {"memory": used, "memory_share": used / total}
+def _sensors_of_gpu(nvml: Any, index: int) -> dict[str, Sensor]:
+    """Return the sensors of one GPU. A sensor raises `NVMLError` if the GPU does not have it."""
+    gpu, chip = nvml.nvmlDeviceGetHandleByIndex(index), nvml.NVML_TEMPERATURE_GPU
+
+    def memory() -> dict[str, float | None]:
+        info = nvml.nvmlDeviceGetMemoryInfo(gpu)
+        return {"memory": info.used, "memory_share": info.used / info.total}
+
+    def process_memory() -> dict[str, float | None]:
+        # The driver does not list a process that uses no memory, or that runs in a container, where
+        # it has another process id.
+        listed = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+        own = [process.usedGpuMemory for process in listed if process.pid == os.getpid()]
+        return {"process_memory": sum(own) if own and None not in own else None}
+
+    sensors: dict[str, Sensor] = {
+        "utilisation": lambda: {"utilisation": float(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu)},
+        "memory": memory,
+        "power": lambda: {"power": nvml.nvmlDeviceGetPowerUsage(gpu) / 1000},  # from mW to W
+        "temperature": lambda: {"temperature": float(nvml.nvmlDeviceGetTemperature(gpu, chip))},
+        "process_memory": process_memory,
+    }
+    prefix = f"gpu/{index}"
+    return {f"{prefix}/{name}": partial(_prefixed, prefix, read) for name, read in sensors.items()}
 
 
-_GPU_SENSORS: dict[str, Callable[[NvmlGpu], Mapping[str, float | None]]] = {
-    "utilisation": lambda gpu: {"utilisation": gpu.utilization()},
-    "memory": _gpu_memory,
-    "power": lambda gpu: {"power": gpu.power()},
-    "temperature": lambda gpu: {"temperature": gpu.temperature()},
-    "process_memory": lambda gpu: {"process_memory": gpu.process_memory()},
-}
-
-
-def _read_gpu(
-    prefix: str, read: Callable[[NvmlGpu], Mapping[str, float | None]], gpu: NvmlGpu
-) -> dict[str, float | None]:
-    return {f"{prefix}/{name}": value for name, value in read(gpu).items()}
+def _prefixed(prefix: str, sensor: Sensor) -> dict[str, float | None]:
+    return {f"{prefix}/{name}": value for name, value in sensor().items()}
 
 
 class _SkipFirst:
