@@ -1,4 +1,4 @@
-"""Ctrl-C wherever it may come."""
+"""Raises KeyboardInterrupt at any point of a function."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import FrameType
 from typing import Any
 
 
-def interrupted(work: Callable[[], object], point: int) -> bool:
-    """Does the work with Ctrl-C at one of its points; False if it has fewer."""
+def interrupt_at(work: Callable[[], object], point: int) -> bool:
+    """Call `work` and interrupt it at trace event number `point`; return False if it has fewer."""
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         nonlocal point
@@ -19,12 +19,12 @@ def interrupted(work: Callable[[], object], point: int) -> bool:
             raise KeyboardInterrupt
         return trace
 
-    before = sys.gettrace()
+    previous = sys.gettrace()
     sys.settrace(trace)
     try:
         work()
     except KeyboardInterrupt:
         return True
     finally:
-        sys.settrace(before)
+        sys.settrace(previous)
     return False

@@ -1,7 +1,7 @@
-"""Kills a training, and its delivery, at random instants, and looks for what is missing.
+"""Kills training and delivery processes at random moments, and checks what is missing.
 
-Each run is a process of its own that logs from several threads. It writes down in shared memory,
-which survives its death, when it logged what. All chance comes from the run's seed.
+Each run is a separate process that logs from several threads. It stores the time of each call in
+shared memory, which survives the kill. All randomness is derived from the run's seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from metricbus._journal.recovery import partial_rows
 from metricbus._journal.segment_reader import JournalReader
 
 THREADS = 3
-MOST = 100_000  # values a thread
+MAX_VALUES = 100_000  # per thread
 GRACE_SECS = 1.0
 CHECKPOINT_SECS = 0.3
 
@@ -41,74 +41,74 @@ collector._CHECKPOINT_EVERY = {CHECKPOINT_SECS}
 run, sinks, hosting, pause = sys.argv[1:]
 with open("times", "r+b") as file:
     shared = mmap.mmap(file.fileno(), 0)
-times = np.frombuffer(shared, dtype=np.float64).reshape({THREADS}, {MOST})
+times = np.frombuffer(shared, dtype=np.float64).reshape({THREADS}, {MAX_VALUES})
 bus = MetricBus(id=run, dir=".", sinks=sinks, flush_secs=0.2, delivery=hosting)
 bus.define("open/*", every=10**9, reduce="count")
 
 def log(thread):
-    mine = times[thread]
-    for number in range({MOST}):
+    own_times = times[thread]
+    for number in range({MAX_VALUES}):
         bus.log({{f"x/{{thread}}": float(number), f"open/{{thread}}": 1.0}}, step=number)
-        mine[number] = time.time()
+        own_times[number] = time.time()
         if number % 20 == 0:
             time.sleep(float(pause))
 
 for thread in range({THREADS}):
     threading.Thread(target=log, args=(thread,), daemon=True).start()
-print("begun", flush=True)
+print("started", flush=True)
 time.sleep(100)
 """
 
 
-class Killed(NamedTuple):
-    """A run that is dead: where, when, and what it had logged by then, by thread."""
+class KilledRun(NamedTuple):
+    """A killed run: its folder, the time of the kill, and the times of the calls of each thread."""
 
     folder: Path
-    at: float
+    killed_at: float
     times: list[np.ndarray[Any, np.dtype[np.float64]]]
 
 
 def run_and_kill(
-    place: Path, seed: int, sinks: str, *, longest: float, hosting: str, pause: float
-) -> Killed:
-    """Trains in `place`, and kills training and, under `process`, delivery too.
+    root: Path, seed: int, sinks: str, *, longest: float, hosting: str, pause: float
+) -> KilledRun:
+    """Run a training in `root`, and kill it and, with the process host, its delivery.
 
-    Each thread logs 20 times between two pauses, for `longest` seconds at most.
+    Each thread logs 20 times between two pauses. The run lives for up to `longest` seconds.
     """
-    chance = random.Random(seed)
-    folder = place / f"run{seed}"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "times").write_bytes(bytes(8 * THREADS * MOST))
-    with open(place / "log.txt", "wb") as log:
+    rng = random.Random(seed)
+    folder = root / f"run{seed}"
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "times").write_bytes(bytes(8 * THREADS * MAX_VALUES))
+    with open(root / "log.txt", "wb") as log:
         training = subprocess.Popen(
             [sys.executable, "-c", _TRAINING, folder.name, sinks, hosting, str(pause)],
-            cwd=place,
+            cwd=root,
             env={key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"},
             stdout=subprocess.PIPE,
             stderr=log,
         )
     assert training.stdout is not None
-    with training.stdout as said:
-        assert said.readline() == b"begun\n", (place / "log.txt").read_text()
-    end = time.time() + chance.uniform(0, longest)
+    with training.stdout as output:
+        assert output.readline() == b"started\n", (root / "log.txt").read_text()
+    end = time.time() + rng.uniform(0, longest)
     while time.time() < end:
-        time.sleep(min(max(0.0, end - time.time()), chance.uniform(0.1, 0.8)))
-        if hosting == "process" and chance.random() < 0.3:
+        time.sleep(min(max(0.0, end - time.time()), rng.uniform(0.1, 0.8)))
+        if hosting == "process" and rng.random() < 0.3:
             kill_delivery(folder)
-    at = time.time()
+    killed_at = time.time()
     os.kill(training.pid, signal.SIGKILL)
     training.wait()
-    if hosting == "process" and chance.random() < 0.5:
-        time.sleep(chance.uniform(0, 0.5))
+    if hosting == "process" and rng.random() < 0.5:
+        time.sleep(rng.uniform(0, 0.5))
         kill_delivery(folder)
-    with open(place / "times", "rb") as file:
+    with open(root / "times", "rb") as file:
         shared = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        columns = np.frombuffer(shared, dtype=np.float64).reshape(THREADS, MOST).copy()
-    return Killed(folder, at, [column[column > 0] for column in columns])
+        columns = np.frombuffer(shared, dtype=np.float64).reshape(THREADS, MAX_VALUES).copy()
+    return KilledRun(folder, killed_at, [column[column > 0] for column in columns])
 
 
 def kill_delivery(folder: Path) -> None:
-    """Kills the delivery process, if there is one."""
+    """Kill the delivery process, if there is one."""
     try:
         status = json.loads((folder / "delivery" / "status-1.json").read_bytes())
         os.kill(status["process"]["pid"], signal.SIGKILL)
@@ -116,8 +116,8 @@ def kill_delivery(folder: Path) -> None:
         pass
 
 
-def check_journal(run: Killed) -> list[Scalars]:
-    """The journal's records, partial ones too; none is missing that is older than the grace."""
+def check_journal(run: KilledRun) -> list[Scalars]:
+    """Check that the journal lacks no value older than `GRACE_SECS`; return all of its records."""
     reader = JournalReader(run.folder / "journal")
     rows = list(reader.read())
     assert reader.damaged == 0
@@ -130,17 +130,17 @@ def check_journal(run: Killed) -> list[Scalars]:
     partial = [record for _, record in partial_rows(rows)]
     counted = {name: value for record in partial for name, value in record.values.items()}
     for thread, times in enumerate(run.times):
-        found = values[f"x/{thread}"]
-        assert found == list(range(len(found))), "a value is missing in the midst, or doubled"
-        old = int((times < run.at - GRACE_SECS).sum())
-        assert len(found) >= old, f"{old - len(found)} values older than {GRACE_SECS} s are lost"
-        older = int((times < run.at - GRACE_SECS - CHECKPOINT_SECS).sum())
-        assert counted.get(f"open/{thread}", 0) >= older, "what was open is lost"
+        logged = values[f"x/{thread}"]
+        assert logged == list(range(len(logged))), "a value is missing or duplicated"
+        old = int((times < run.killed_at - GRACE_SECS).sum())
+        assert len(logged) >= old, f"{old - len(logged)} values older than {GRACE_SECS} s are lost"
+        older = int((times < run.killed_at - GRACE_SECS - CHECKPOINT_SECS).sum())
+        assert counted.get(f"open/{thread}", 0) >= older, "a partial aggregate is lost"
     return records + partial
 
 
-def expected(records: Sequence[Scalars], *, marked: bool) -> Counter[tuple[str, int, float]]:
-    """What a sink must have: name, step and value of each; partial ones by a name of their own."""
+def expected_points(records: Sequence[Scalars], *, marked: bool) -> Counter[tuple[str, int, float]]:
+    """Return the name, step and value of each point; `marked` adds a suffix to partial ones."""
     return Counter(
         (f"{name}_partial" if record.partial and marked else name, record.step, float(value))
         for record in records
@@ -148,15 +148,15 @@ def expected(records: Sequence[Scalars], *, marked: bool) -> Counter[tuple[str, 
     )
 
 
-def in_csv(folder: Path) -> Counter[tuple[str, int, float]]:
-    """What the CSV file has."""
+def csv_points(folder: Path) -> Counter[tuple[str, int, float]]:
+    """Return the points in the CSV file."""
     with open(folder / "csv" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return Counter((row["name"], int(row["step"]), float(row["value"])) for row in rows)
 
 
-def in_tensorboard(folder: Path) -> Counter[tuple[str, int, float]]:
-    """What the event files have, by TensorBoard's own reader."""
+def tensorboard_points(folder: Path) -> Counter[tuple[str, int, float]]:
+    """Return the points in the event files, read by TensorBoard."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     return Counter(
@@ -167,14 +167,14 @@ def in_tensorboard(folder: Path) -> Counter[tuple[str, int, float]]:
     )
 
 
-def in_mlflow(database: Path) -> Counter[tuple[str, int, float]]:
-    """What MLflow has, by its own client."""
+def mlflow_points(database: Path) -> Counter[tuple[str, int, float]]:
+    """Return the points in MLflow, read by its client."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{database}")
-    found = client.get_experiment_by_name("metricbus")
-    assert found is not None
-    (run,) = client.search_runs([found.experiment_id])
+    experiment = client.get_experiment_by_name("metricbus")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
     return Counter(
         (key, point.step, point.value)
         for key in run.data.metrics
@@ -182,8 +182,8 @@ def in_mlflow(database: Path) -> Counter[tuple[str, int, float]]:
     )
 
 
-def in_wandb(folder: Path) -> Counter[tuple[str, int, float]]:
-    """What W&B's files have."""
+def wandb_points(folder: Path) -> Counter[tuple[str, int, float]]:
+    """Return the points in W&B's files."""
     from tests.helpers.wandb_reader import wandb_rows
 
     return Counter(
@@ -194,8 +194,8 @@ def in_wandb(folder: Path) -> Counter[tuple[str, int, float]]:
     )
 
 
-def deliver_the_rest(folder: Path, sinks: str) -> None:
-    """What somebody does afterwards: delivers, as soon as nobody else does."""
+def deliver_pending(folder: Path, sinks: str) -> None:
+    """Deliver what is pending, after any other process has stopped delivering."""
     counts = metricbus.deliver(folder, sinks, timeout=60)
     for name, sink in counts.items():
         assert (sink.pending, sink.rejected) == (0, 0), f"{name}: {sink}"

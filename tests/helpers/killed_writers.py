@@ -1,13 +1,13 @@
-"""What a SIGKILL takes: known calls, a kill, and what each backend's own reader finds afterwards.
+"""Measures how many values a SIGKILL loses, for several writers.
 
-.venv/bin/python -m tests.helpers.killed_writers          # all of them: a Markdown table, in some minutes
+.venv/bin/python -m tests.helpers.killed_writers          # all: a Markdown table, takes minutes
 .venv/bin/python -m tests.helpers.killed_writers wandb    # one
 
-A child logs one value a call at a steady pace, with the defaults of each, and says when it is done.
-Then it is killed at once, and it alone: what a writer leaves behind (W&B's own process, metricbus's
-delivery) may go on, as it may when a training is out of memory. After a while the values are read.
-With `--everything`, all its processes are killed with it, as a container or a scheduler does.
-CLU and trackio run in their own environment (`make .venv/peers/installed`).
+A child process logs one value per call at a steady pace, with the writer's defaults, and reports
+its last call. Then the child alone is killed. Its own child processes (of W&B, or of metricbus's
+delivery) continue, as they do when a training runs out of memory. After a while the values are read
+with the backend's own reader. With `--everything`, all of the processes are killed, as containers
+and schedulers do. CLU and trackio run in a separate environment (`make .venv/peers/installed`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _tensorboardx(folder: Path) -> Log:
 
 
 def _lightning_csv(folder: Path) -> Log:
-    """As the trainer drives it, which saves each time that it has logged."""
+    """Save after each call, as the Trainer does."""
     logger = importlib.import_module("lightning.pytorch.loggers").CSVLogger(folder)
 
     def log(value: float, step: int) -> None:
@@ -64,7 +64,7 @@ def _lightning_csv(folder: Path) -> Log:
 
 
 def _fabric_csv(folder: Path) -> Log:
-    """As Fabric and scripts use it: the logger itself saves every 100th step."""
+    """Let the logger save every 100th step, as with Fabric and in scripts."""
     logger = importlib.import_module("lightning.fabric.loggers").CSVLogger(folder)
     return lambda value, step: logger.log_metrics({"loss": value}, step)
 
@@ -107,16 +107,16 @@ def _trackio(folder: Path) -> Log:
 
 
 def _trackio_values(folder: Path) -> int:
-    """By its own storage, in its own environment."""
+    """Count the values with trackio's own storage, in its environment."""
     code = (
         "from trackio.sqlite_storage import SQLiteStorage as s;"
         "print(sum('loss' in row for row in s.get_logs('killed', 'killed')))"
     )
     environment = os.environ | {"TRACKIO_DIR": str(folder)}
-    found = subprocess.run(
+    result = subprocess.run(
         [APART_PYTHON, "-c", code], env=environment, check=True, capture_output=True, text=True
     )
-    return int(found.stdout.split()[-1])
+    return int(result.stdout.split()[-1])
 
 
 def _metricbus(folder: Path) -> Log:
@@ -132,22 +132,22 @@ def _in_one_csv(folder: Path) -> int:
 
 
 def _in_journal_and_sinks(folder: Path) -> int:
-    """The journal's; the sinks must have the same, once they have been delivered."""
+    """Count the values in the journal, and check that the sinks have the same after delivery."""
     from metricbus import deliver
 
     (run,) = folder.glob("*/")
     deliver(run, timeout=20)
-    found = journal_values(run)
-    assert tidy_csv_values(run / "csv" / "metrics.csv") == tensorboard_values(run) == found
-    return found
+    count = journal_values(run)
+    assert tidy_csv_values(run / "csv" / "metrics.csv") == tensorboard_values(run) == count
+    return count
 
 
 class Writer(NamedTuple):
-    """How to open a writer with its defaults, how to read what it left, and where it runs."""
+    """How to open a writer with its defaults, how to count its values, and where it runs."""
 
     open: Callable[[Path], Log]
     count: Callable[[Path], int]
-    apart: bool = False
+    is_separate: bool = False  # runs in the environment of CLU and trackio
 
 
 WRITERS: dict[str, Writer] = {
@@ -155,19 +155,19 @@ WRITERS: dict[str, Writer] = {
     "SummaryWriter": Writer(_summary_writer, tensorboard_values),
     "tensorboardX": Writer(_tensorboardx, tensorboard_values),
     "Lightning TensorBoardLogger": Writer(_lightning_tensorboard, tensorboard_values),
-    "Lightning CSVLogger, by its Trainer": Writer(_lightning_csv, _in_one_csv),
-    "Lightning CSVLogger, by itself": Writer(_fabric_csv, _in_one_csv),
-    "CLU": Writer(_clu, tensorboard_values, apart=True),
+    "Lightning CSVLogger, with its Trainer": Writer(_lightning_csv, _in_one_csv),
+    "Lightning CSVLogger, alone": Writer(_fabric_csv, _in_one_csv),
+    "CLU": Writer(_clu, tensorboard_values, is_separate=True),
     "wandb": Writer(_wandb, wandb_values),
     "mlflow": Writer(_mlflow, lambda folder: mlflow_values(f"sqlite:///{folder}/mlflow.db")),
     "mlflow, synchronous=False": Writer(
         _mlflow_async, lambda folder: mlflow_values(f"sqlite:///{folder}/mlflow.db")
     ),
-    "trackio": Writer(_trackio, _trackio_values, apart=True),
+    "trackio": Writer(_trackio, _trackio_values, is_separate=True),
 }
 
 
-def kept(
+def count_kept_values(
     name: str,
     folder: Path,
     *,
@@ -176,13 +176,13 @@ def kept(
     patience: float = 30.0,
     everything: bool = False,
 ) -> int:
-    """How many of `calls` values, one every `pace` seconds, are there after the kill.
+    """Return how many of `calls` values, one every `pace` seconds, can be read after the kill.
 
-    They are counted `patience` seconds after it, or as soon as all are there; with `everything`,
-    which leaves nobody who could still write, at once.
+    They are counted up to `patience` seconds later; with `everything`, which leaves no process that
+    could still write, at once.
     """
     writer = WRITERS[name]
-    python = str(APART_PYTHON) if writer.apart else sys.executable
+    python = str(APART_PYTHON) if writer.is_separate else sys.executable
     command = [python, "-W", "ignore", "-m", "tests.helpers.killed_writers", "--write", name]
     child = subprocess.Popen(
         [*command, f"--into={folder}", f"--calls={calls}", f"--pace={pace}"],
@@ -194,25 +194,27 @@ def kept(
     assert child.stdout is not None
     victims = [child.pid]
     try:
-        told = child.stdout.read(5)
+        output = child.stdout.read(5)
         if everything:
             import psutil
 
-            victims += [one.pid for one in psutil.Process(child.pid).children(recursive=True)]
+            victims += [
+                process.pid for process in psutil.Process(child.pid).children(recursive=True)
+            ]
     finally:
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
         child.wait()
         child.stdout.close()
-    if told != b"done\n":
-        raise RuntimeError(f"{name}: the child did not get as far as its last call")
+    if output != b"done\n":
+        raise RuntimeError(f"{name}: the child process did not reach its last call")
     deadline = time.monotonic() + (0.0 if everything else patience)
-    found = _count(writer, folder)
-    while found < calls and time.monotonic() < deadline:
+    count = _count(writer, folder)
+    while count < calls and time.monotonic() < deadline:
         time.sleep(0.2)
-        found = _count(writer, folder)
-    return found
+        count = _count(writer, folder)
+    return count
 
 
 def _path() -> str:
@@ -220,52 +222,54 @@ def _path() -> str:
 
 
 def _count(writer: Writer, folder: Path) -> int:
-    """Zero while there is nothing that could be read."""
+    """Return the number of values; zero if no file can be read yet."""
     with contextlib.suppress(ValueError, AssertionError, FileNotFoundError):
         return writer.count(folder)
     return 0
 
 
 def _write(name: str, folder: Path, calls: int, pace: float) -> None:
-    """The child's part: logs at its pace, tells that it is done, and waits to be killed."""
+    """Log at a steady pace, report the last call, and wait for the kill (in the child process)."""
     with contextlib.redirect_stdout(sys.stderr):
         log = WRITERS[name].open(folder)
-        begin = time.monotonic()
+        started = time.monotonic()
         for step in range(calls):
-            time.sleep(max(0.0, begin + step * pace - time.monotonic()))
+            time.sleep(max(0.0, started + step * pace - time.monotonic()))
             log(1.0 / (step + 1), step)
     os.write(1, b"done\n")
     time.sleep(600)
 
 
 def main() -> None:
-    """Reads the command line; the parent's part, or the child's."""
+    """Parse the command line, and run the parent or the child process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WRITERS))
     parser.add_argument("--calls", type=int, default=1077)
-    parser.add_argument("--pace", type=float, default=0.02, help="seconds from call to call")
-    parser.add_argument("--patience", type=float, default=30.0, help="seconds until it is read")
-    parser.add_argument("--everything", action="store_true", help="kill all its processes")
+    parser.add_argument("--pace", type=float, default=0.02, help="seconds between calls")
+    parser.add_argument(
+        "--patience", type=float, default=30.0, help="maximum seconds from the kill to the count"
+    )
+    parser.add_argument("--everything", action="store_true", help="kill all processes of the child")
     parser.add_argument("--write", help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    told = parser.parse_args()
+    args = parser.parse_args()
     quiet()
-    if told.write:
-        _write(told.write, told.into, told.calls, told.pace)
+    if args.write:
+        _write(args.write, args.into, args.calls, args.pace)
         return
-    print(f"| {told.calls} calls, one every {told.pace * 1e3:g} ms | read back | lost |")
+    print(f"| {args.calls} calls, one every {args.pace * 1e3:g} ms | read back | lost |")
     print("|---|---:|---:|")
-    for name in told.names or WRITERS:
+    for name in args.names or WRITERS:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            found = kept(
+            count = count_kept_values(
                 name,
                 Path(folder),
-                calls=told.calls,
-                pace=told.pace,
-                patience=told.patience,
-                everything=told.everything,
+                calls=args.calls,
+                pace=args.pace,
+                patience=args.patience,
+                everything=args.everything,
             )
-        print(f"| {name} | {found} | {told.calls - found} |", flush=True)
+        print(f"| {name} | {count} | {args.calls - count} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Names for the cases of a test."""
+"""Ids for parametrized tests."""
 
 from __future__ import annotations
 
 import re
 
 
-def shown(value: object) -> str:
-    """The value's `repr` without its address, which is another in each process that collects."""
+def repr_without_address(value: object) -> str:
+    """Return the `repr` without addresses, which differ between the workers of pytest-xdist."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

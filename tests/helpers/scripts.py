@@ -1,4 +1,4 @@
-"""Runs trainings as users do: scripts, in processes of their own."""
+"""Runs training scripts in subprocesses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def run_script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Writes the code to `train.py` in the folder and runs it there."""
+    """Write the code to `train.py` in `folder`, and run it there."""
     (folder / "train.py").write_text(textwrap.dedent(code))
     return subprocess.run(
         [sys.executable, "train.py"],

@@ -1,4 +1,4 @@
-"""Reads W&B's own files, independently of the sink."""
+"""Reads W&B's files, independently of the sink."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 
 def wandb_records(file: Path) -> Iterator[Any]:
-    """The whole records of a `.wandb` file: a LevelDB log after 7 bytes."""
+    """Yield the complete records of a `.wandb` file: a LevelDB log after a header of 7 bytes."""
     data, at, record = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
@@ -29,58 +29,58 @@ def wandb_records(file: Path) -> Iterator[Any]:
 
 
 def wandb_files(folder: Path) -> list[Path]:
-    """The files of a run's folder, the oldest first."""
+    """Return the `.wandb` files in a run folder, oldest first."""
     return sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
 
 def wandb_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The history rows of all files of a run, as W&B would show them."""
+    """Yield the history rows of all files of a run, with nested keys as dictionaries."""
     for file in wandb_files(folder):
         for record in wandb_records(file):
             if record.HasField("history"):
                 row: dict[str, Any] = {}
-                _put(row, record.history.item)
+                _merge_items(row, record.history.item)
                 yield row
 
 
 def wandb_config(folder: Path) -> dict[str, Any]:
-    """The run's config as it becomes with all updates, W&B's own part among it."""
-    found: dict[str, Any] = {}
+    """Return the run's config after all updates, including W&B's own entries."""
+    config: dict[str, Any] = {}
     for file in wandb_files(folder):
         for record in wandb_records(file):
-            _put(found, record.run.config.update)
-            _put(found, record.config.update)
-    return found
+            _merge_items(config, record.run.config.update)
+            _merge_items(config, record.config.update)
+    return config
 
 
-def _put(held: dict[str, Any], items: Any) -> None:
+def _merge_items(target: dict[str, Any], items: Any) -> None:
     for item in items:
         value = json.loads(item.value_json)
         for key in reversed(item.nested_key or [item.key]):
             value = {key: value}
-        _merge(held, value)
+        _merge(target, value)
 
 
-def _merge(held: dict[str, Any], new: dict[str, Any]) -> None:
+def _merge(target: dict[str, Any], new: dict[str, Any]) -> None:
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(held.get(key), dict):
-            _merge(held[key], value)
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
         else:
-            held[key] = value
+            target[key] = value
 
 
 def wandb_path(folder: Path, path: str) -> Path:
-    """A file that W&B keeps for the run, by the path that a row has."""
-    (found,) = [
+    """Return the file in W&B's folder for a path in a history row."""
+    (existing,) = [
         file.parent / "files" / path
         for file in wandb_files(folder)
         if (file.parent / "files" / path).exists()
     ]
-    return found
+    return existing
 
 
 def wandb_artifacts(folder: Path) -> list[tuple[str, dict[str, Path]]]:
-    """The run's artifacts in order: their names, and where their files wait to be sent."""
+    """Return the names of the run's artifacts in order, and the paths of their staged files."""
     return [
         (
             record.artifact.name,

@@ -458,6 +458,7 @@ def test_a_server_that_starts_later_receives_everything(
     assert len(client.get_metric_history(run.info.run_id, "x")) == 100
 
 
+@pytest.mark.usefixtures("stops_consumers")
 def test_a_hanging_server_delays_neither_the_training_nor_its_end(
     forwarder: Forwarder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
