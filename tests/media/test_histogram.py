@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from metricbus import Histogram, MetricBus
+from metricbus import Histogram
 from metricbus._common.media_records import HistogramRecord
 from metricbus.media.histogram_bins import HistogramData, bin_on_device, bin_values
-from metricbus.testing import MemorySink
 from tests.helpers.media_logging import logged
 
 Array = NDArray[Any]
@@ -247,17 +246,11 @@ def test_bins_noncontiguous_arrays(view: Any) -> None:
     assert bin_values(array, 16).counts == bin_values(np.ascontiguousarray(array), 16).counts
 
 
-def test_values_are_copied_at_the_call(tmp_path: Path) -> None:
-    values, tensor = np.zeros(100), torch.zeros(100)
-    sink = MemorySink()
-    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        bus.log({"array": Histogram(values), "tensor": Histogram(tensor)})
-        values[:] = 9
-        tensor.fill_(9)
-    for name in ("array", "tensor"):
-        (record,) = sink.media(name)
-        assert isinstance(record, HistogramRecord)
-        assert record.maximum == 0
+@pytest.mark.parametrize("make", [np.zeros, torch.zeros], ids=["array", "tensor"])
+def test_values_are_copied_at_the_call(tmp_path: Path, make: Any) -> None:
+    values = make(100)
+    record, _ = logged(tmp_path, HistogramRecord, Histogram(values), lambda: values.__iadd__(9))
+    assert record.maximum == 0
 
 
 def test_default_is_64_bins(tmp_path: Path) -> None:
@@ -397,12 +390,6 @@ def test_values_and_counts_are_mutually_exclusive(given_values: dict[str, Any]) 
 
 
 # Bad input
-
-
-@pytest.mark.parametrize("bins", [0, -1, 4097, 2.0, True, "8", None])
-def test_rejects_invalid_bins(bins: Any) -> None:
-    with pytest.raises(ValueError, match=r"metric 'h': bins= must be .* 1 to 4,096, not "):
-        Histogram([1.0], bins)._capture("h")
 
 
 class Raises:

@@ -439,9 +439,10 @@ def test_media_logged_after_close_are_counted_as_dropped(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("bins", [0, -1, 4097, 2.0, True, "8", None])
-def test_rejects_invalid_bins(bins: Any) -> None:
+@pytest.mark.parametrize("medium", [Histogram, Histograms])
+def test_rejects_invalid_bins(medium: Any, bins: Any) -> None:
     with pytest.raises(ValueError, match=r"metric 'g': bins= must be .* 1 to 4,096, not "):
-        Histograms({"a": [1.0]}, bins)._capture("g")
+        medium({"a": [1.0]}, bins)._capture("g")
 
 
 def test_rejects_non_mapping() -> None:

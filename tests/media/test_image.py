@@ -91,21 +91,18 @@ def test_png_is_lossless(pixels: Array) -> None:
     np.testing.assert_array_equal(np.asarray(PIL.Image.open(io.BytesIO(png))), pixels)
 
 
-def test_ambiguous_tensor_is_channels_first(tmp_path: Path) -> None:
-    both = RANDOM.integers(0, 256, (3, 5, 4), dtype=np.uint8)
-    stored = LoggedImage(tmp_path, Image(torch.from_numpy(both)))
-    np.testing.assert_array_equal(stored.pixels, np.moveaxis(both, 0, -1))
-
-
-def test_ambiguous_array_is_channels_last(tmp_path: Path) -> None:
-    both = RANDOM.integers(0, 256, (3, 5, 4), dtype=np.uint8)
-    np.testing.assert_array_equal(LoggedImage(tmp_path, Image(both)).pixels, both)
-
-
-def test_layout_overrides_the_default(tmp_path: Path) -> None:
-    both = RANDOM.integers(0, 256, (3, 5, 4), dtype=np.uint8)
-    stored = LoggedImage(tmp_path, Image(both, layout="CHW"))
-    np.testing.assert_array_equal(stored.pixels, np.moveaxis(both, 0, -1))
+@pytest.mark.parametrize(
+    ("make", "layout", "is_channels_first"),
+    [(torch.from_numpy, None, True), (np.asarray, None, False), (np.asarray, "CHW", True)],
+    ids=["tensor", "array", "layout"],
+)
+def test_layout_of_an_ambiguous_shape(
+    tmp_path: Path, make: Any, layout: Any, is_channels_first: bool
+) -> None:
+    pixels = RANDOM.integers(0, 256, (3, 5, 4), dtype=np.uint8)
+    stored = LoggedImage(tmp_path, Image(make(pixels), layout=layout))
+    expected = np.moveaxis(pixels, 0, -1) if is_channels_first else pixels
+    np.testing.assert_array_equal(stored.pixels, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -168,21 +165,23 @@ def test_warns_once_about_repaired_pixels(
         assert pixels_of(sink, record.file).tolist() == expected
 
 
-def test_pixels_and_masks_are_copied_at_the_call(tmp_path: Path) -> None:
-    array, tensor = np.zeros((4, 5), np.uint8), torch.zeros(4, 5)
-    image, mask = PIL.Image.new("L", (5, 4)), np.zeros((4, 5), np.uint8)
-    sink = MemorySink()
-    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        images = Image(array, masks={"m": mask}), Image(tensor), Image(image)
-        bus.log({"array": images[0], "tensor": images[1], "pil": images[2]})
-        array[:] = mask[:] = 9
-        tensor.fill_(1)
-        image.putpixel((0, 0), 9)
-    for name in ("array", "tensor", "pil"):
-        (record,) = sink.media(name)
-        assert isinstance(record, ImageRecord)
-        for ref in (record.file, *record.masks.values()):
-            assert not pixels_of(sink, ref).any()
+@pytest.mark.parametrize("make", [np.zeros, torch.zeros], ids=["array", "tensor"])
+def test_pixels_and_masks_are_copied_at_the_call(tmp_path: Path, make: Any) -> None:
+    pixels, mask = make((4, 5)), np.zeros((4, 5), np.uint8)
+
+    def change() -> None:
+        pixels[:] = 1
+        mask[:] = 9
+
+    record, sink = logged(tmp_path, ImageRecord, Image(pixels, masks={"m": mask}), change)
+    assert not pixels_of(sink, record.file).any()
+    assert not pixels_of(sink, record.masks["m"]).any()
+
+
+def test_pil_image_is_copied_at_the_call(tmp_path: Path) -> None:
+    image = PIL.Image.new("L", (5, 4))
+    record, sink = logged(tmp_path, ImageRecord, Image(image), lambda: image.putpixel((0, 0), 9))
+    assert not pixels_of(sink, record.file).any()
 
 
 # PIL images and files

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import metricbus
 from metricbus import Box, Histogram, Image, MetricBus, Table
 from metricbus._common.media_records import Cell, ImageCell, TableRecord, decode_rows, encode_rows
-from metricbus._history.history import TableRows
+from metricbus._history.history import History, TableRows
 from metricbus.testing import MemorySink
 from tests.helpers.param_ids import repr_without_address
 
@@ -42,13 +42,17 @@ class Color(str, enum.Enum):  # noqa: UP042 - not a StrEnum, whose str() differs
     RED = "red"
 
 
+def read(bus: MetricBus) -> History:
+    assert bus.folder is not None
+    return metricbus.read(bus.folder)
+
+
 def tables_of(folder: Path, *calls: dict[str, Any]) -> dict[str, list[TableRows]]:
     """Log each of the mappings, and return the tables read back, by name."""
     with MetricBus(sinks=[], dir=folder) as bus:
         for call in calls:
             bus.log(call)
-    assert bus.folder is not None
-    history = metricbus.read(bus.folder)
+    history = read(bus)
     return {name: history.tables(name) for call in calls for name in call}
 
 
@@ -139,8 +143,7 @@ def test_images_in_cells_keep_their_pixels(tmp_path: Path) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         bus.log("a/b", table)
         pixels[:] = 0
-    assert bus.folder is not None
-    history = metricbus.read(bus.folder)
+    history = read(bus)
     single, grid = (row[1] for row in history.tables("a/b")[0].rows)
     assert isinstance(single, ImageCell)
     assert isinstance(grid, ImageCell)
@@ -219,8 +222,7 @@ def test_parts_of_a_growing_table_read_back_as_one_table(tmp_path: Path) -> None
         for number in range(5):
             table.append([number], [-number])
             bus.log("a/b", table, step=number)
-    assert bus.folder is not None
-    (found,) = metricbus.read(bus.folder).tables("a/b")
+    (found,) = read(bus).tables("a/b")
     assert found.rows == [[sign * number] for number in range(5) for sign in (1, -1)]
     assert found.step == 0
 
@@ -259,8 +261,7 @@ def test_table_under_two_names_is_complete_under_both(tmp_path: Path) -> None:
         bus.log("one", table)
         table.append([2])
         bus.log({"one": table, "two": table})
-    assert bus.folder is not None
-    history = metricbus.read(bus.folder)
+    history = read(bus)
     for name in ("one", "two"):
         (found,) = history.tables(name)
         assert found.rows == [[1], [2]]
@@ -278,8 +279,7 @@ def test_rows_are_copied_at_the_call(tmp_path: Path) -> None:
         bus.log("a/b", Table(["x", "y"], [row, array]))
         row[0] = 9
         array[:] = 9
-    assert bus.folder is not None
-    assert metricbus.read(bus.folder).tables("a/b")[0].rows == [[1, "a"], [2.0, 3.0]]
+    assert read(bus).tables("a/b")[0].rows == [[1, "a"], [2.0, 3.0]]
 
 
 def test_columns_and_rows_return_copies() -> None:
@@ -298,8 +298,7 @@ def test_rejected_mapping_does_not_mark_rows_as_logged(tmp_path: Path, invalid: 
         with pytest.raises((TypeError, ValueError), match="metric 'bad'"):
             bus.log({"good": table, "bad": invalid})
         bus.log("good", table)
-    assert bus.folder is not None
-    (found,) = metricbus.read(bus.folder).tables("good")
+    (found,) = read(bus).tables("good")
     assert found.rows == [[1]]
     assert bus.stats().logged == 1
 
@@ -312,8 +311,7 @@ def test_rows_can_be_logged_after_an_invalid_cell_is_fixed(tmp_path: Path) -> No
             bus.log("a/b", table)
         bad[0] = 2
         bus.log("a/b", table)
-    assert bus.folder is not None
-    assert metricbus.read(bus.folder).tables("a/b")[0].rows == [[1], [2]]
+    assert read(bus).tables("a/b")[0].rows == [[1], [2]]
 
 
 # Bad input
@@ -461,8 +459,7 @@ def test_rows_of_a_superseded_part_count_as_missing(tmp_path: Path) -> None:
             table.append([step + 2])
         bus.rewind(1)
         bus.log("a", table, step=2)
-    assert bus.folder is not None
-    (found,) = metricbus.read(bus.folder).tables("a")
+    (found,) = read(bus).tables("a")
     assert (found.rows, found.missing) == ([[1], [2], [4]], 1)
 
 

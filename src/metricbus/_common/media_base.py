@@ -138,16 +138,18 @@ def check_file(name: str, path: Path) -> os.stat_result:
     return status
 
 
-def media_path(name: str, data: object, kind: str, suffixes: Sequence[str]) -> Path | None:
+def media_path(
+    name: str, data: object, kind: str = "a file", suffixes: Sequence[str] = ()
+) -> Path | None:
     """Return `data` as an absolute path, or None if it is not a path.
 
-    Raises `ValueError` unless the path is a regular file with one of the `suffixes`; `kind` names
-    the expected file in the message.
+    Raises `ValueError` unless the path is a regular file with one of the `suffixes`, if there are
+    any; `kind` names the expected file in the message.
     """
     path = as_path(data)
     if path is not None:
         check_file(name, path)
-        if path.suffix.lower() not in suffixes:
+        if suffixes and path.suffix.lower() not in suffixes:
             raise ValueError(
                 f"metric {name!r}: {path} is not {kind}; supported: {', '.join(suffixes)}"
             )

@@ -48,17 +48,14 @@ def draw(plot: Plot) -> tuple[bytes, int, int]:
     return content.getvalue(), width, height
 
 
-def _line(axes: Axes, plot: Plot) -> None:
+def _line_or_scatter(axes: Axes, plot: Plot) -> None:
     x = _positions(axes, plot)
     for name in plot.y:
-        axes.plot(x, _floats(plot.columns[name]), label=_label(name), marker="." * (len(x) < 50))
-    _legend(axes, plot)
-
-
-def _scatter(axes: Axes, plot: Plot) -> None:
-    x = _positions(axes, plot)
-    for name in plot.y:
-        axes.scatter(x, _floats(plot.columns[name]), label=_label(name), s=12, alpha=0.7)
+        y, label = _floats(plot.columns[name]), _label(name)
+        if plot.kind == "line":
+            axes.plot(x, y, label=label, marker="." * (len(x) < 50))
+        else:
+            axes.scatter(x, y, label=label, s=12, alpha=0.7)
     _legend(axes, plot)
 
 
@@ -108,8 +105,8 @@ def _confusion(axes: Axes, plot: Plot) -> None:
 
 
 _KINDS = {
-    "line": _line,
-    "scatter": _scatter,
+    "line": _line_or_scatter,
+    "scatter": _line_or_scatter,
     "bar": _bar,
     "histogram": _histogram,
     "confusion": _confusion,

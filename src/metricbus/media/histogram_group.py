@@ -26,10 +26,6 @@ from metricbus.media.histogram_bins import (
     check_bins,
 )
 
-_NUMPY_DTYPES = frozenset(
-    ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-)
-
 Tensor: TypeAlias = Any
 
 
@@ -139,7 +135,8 @@ def _capture_group(
     torch = sys.modules["torch"]
     with torch.no_grad():
         tensors = [tensor.reshape(-1) for tensor in group.values]
-        if not _is_computable(tensors[0]):
+        # torch has no arithmetic for 8-bit floats.
+        if tensors[0].is_floating_point() and tensors[0].element_size() == 1:
             tensors = [tensor.float() for tensor in tensors]
         capture = _capture_on_device if group.location in ACCELERATORS else _capture_on_cpu
         return capture(torch, group.indices, tensors, bins, is_large)
@@ -183,12 +180,6 @@ def _capture_on_device(
         return _CapturedGroup(indices, 0, start_binning(tensors, bins).wait)
     flat, sizes = torch.cat(tensors), [tensor.numel() for tensor in tensors]
     return _CapturedGroup(indices, flat.nbytes, partial(_bin_on_device, flat, sizes, bins, stream))
-
-
-def _is_computable(tensor: Tensor) -> bool:
-    """Check whether torch implements arithmetic for the dtype; for 8-bit floats it does not."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return kind in _NUMPY_DTYPES or kind == "bfloat16" or not tensor.is_floating_point()
 
 
 def _bin_without_copy(array: Array, bins: int) -> HistogramData:

@@ -13,10 +13,9 @@ import numpy as np
 from metricbus._common.media_base import (
     EncodeJob,
     MediaValue,
-    as_path,
-    check_file,
     check_package,
     check_text,
+    media_path,
 )
 from metricbus._common.media_records import Box
 from metricbus.media.annotations import AnnotationArguments
@@ -147,9 +146,7 @@ class Image(MediaValue):
         return sources, min(self._columns, len(sources))
 
     def _source(self, name: str, data: Any) -> Source:
-        path = as_path(data)
-        if path is not None:
-            check_file(name, path)
+        if (path := media_path(name, data)) is not None:
             return path
         if _is_instance("PIL.Image", "Image", data):
             check_size(name, data.size)

@@ -57,6 +57,11 @@ _WAV = audio.create_summary_metadata(
     converted_to_tensor=True,
 )
 _WAV.data_class = DATA_CLASS_BLOB_SEQUENCE  # otherwise the data server drops the encoding
+_UNSUPPORTED = {
+    "file": "files",
+    "audio": "audio other than WAV up to 1 GiB",
+    "video": "videos other than GIFs up to 1 GiB",
+}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|>])")
 _WHITESPACE = re.compile(r"\s+")
 
@@ -149,14 +154,8 @@ class MediaEventBuilder:
             case TableRecord():
                 self._log_fallback("tables", "the first rows as text")
                 return _text(tag, self._first_rows(record))
-            case FileRecord():
-                self._log_fallback("files", "the path as text")
-                return _text(tag, self._path(record.file))
-            case AudioRecord():
-                self._log_fallback("audio other than WAV up to 1 GiB", "the path as text")
-                return _text(tag, self._path(record.file))
-            case VideoRecord():
-                self._log_fallback("videos other than GIFs up to 1 GiB", "the path as text")
+            case FileRecord() | AudioRecord() | VideoRecord():
+                self._log_fallback(_UNSUPPORTED[kind_of(record)], "the path as text")
                 return _text(tag, self._path(record.file))
         raise TypeError(
             f"the TensorBoard sink does not support media of the kind {kind_of(record)}"
