@@ -54,7 +54,7 @@ class EncodeJob(NamedTuple):
 class JobQueue(Protocol):
     """A queue of encode jobs, such as the media worker's."""
 
-    def put(self, stamp: LogContext, taken: EncodeJob) -> None:
+    def put(self, context: LogContext, job: EncodeJob) -> None:
         """Submit a job for encoding."""
 
 
