@@ -1,7 +1,13 @@
-"""From the journal to people: histories, summaries, plots, exports, notebook displays.
+"""Presents journals to people: histories, summaries, plots, exports, notebook displays.
 
 In: a run folder, live or finished.
-Out: `History` (`metricbus.read`), one-line and full summaries for the command line, figures, files.
-Promises: reading changes nothing in the run folder; a damaged line is skipped and counted.
-May not touch: the bus, the queue, sinks.
+Out: `History` (`metricbus.read`), run statuses and summaries for the command line, figures, files.
+Promises: reading never writes to the run folder. Damaged lines are skipped and counted. Values that
+a rewind supersedes are left out unless they are requested.
+May not touch: the bus, the queue, delivery (whose progress files it reads), backends.
+
+`history` reads a whole run; `columns`, `wide_table` and `dataframes` hold and convert its scalars.
+`run_status` reads only the ends of the journal, `run_summary` all of it in bounded memory, and
+`last_rows` the newest rows. `sink_status` reads how much each sink has received. `export` writes
+other formats, `plots/` draws, and `notebook_html` renders displays.
 """

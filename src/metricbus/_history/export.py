@@ -20,16 +20,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
 from metricbus._common.records import Number, Scalars, with_rank_prefix
+from metricbus._history.line_scan import find_rewinds
 from metricbus._history.name_filter import NameFilter
 from metricbus._history.wide_table import merge_rows, step_and_epoch
 from metricbus._journal.rewind import Rewinds
@@ -40,7 +40,6 @@ from metricbus.sinks.csv.cells import lines, safe_cell, seconds
 
 COLUMNS = ("step", "epoch", "time", "name", "value")
 _BATCH_VALUES = 1 << 16
-_BLOCK_BYTES = 1 << 20
 _ROWS_PER_REPORT = 5_000
 
 
@@ -75,8 +74,7 @@ class ScalarSource:
         self.name_filter = name_filter
         self.values = self.damaged = 0
         self._journal = folder.journal
-        has_rewinds = not superseded and _has_rewinds(folder.journal)
-        self._rewinds = Rewinds(JournalReader(folder.journal).read() if has_rewinds else ())
+        self._rewinds = Rewinds(()) if superseded else find_rewinds(folder.journal)
         self._sizes = {path.stem: path.stat().st_size for path in folder.journal.glob(f"*{SUFFIX}")}
 
     def __iter__(self) -> Iterator[Scalars]:
@@ -98,24 +96,6 @@ class ScalarSource:
             if matching is not None:
                 self.values += len(matching.values)
                 yield matching
-
-
-def _has_rewinds(journal: Path) -> bool:
-    """Check whether any segment may contain a rewind.
-
-    Searching for bytes is much faster than decoding every line.
-    """
-    return any(_contains(path, b'"rewind"') for path in journal.glob(f"*{SUFFIX}"))
-
-
-def _contains(path: Path, text: bytes) -> bool:
-    previous = b""
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            if text in previous + block:
-                return True
-            previous = block[-len(text) :]
-    return False
 
 
 def write_export(source: ScalarSource, format: ExportFormat, file: IO[bytes]) -> None:
@@ -205,8 +185,12 @@ def _write_parquet(source: ScalarSource, file: IO[bytes]) -> None:
         pa.int64(),
     )
     schema = pa.schema(list(zip((*COLUMNS, "integer"), types, strict=True)))
+    rows = (
+        (row.step, row.epoch, row.time, name, float(value), value if type(value) is int else None)
+        for row in source
+        for name, value in row.values.items()
+    )
     with pq.ParquetWriter(file, schema) as writer:
-        rows = _parquet_rows(source)
         while batch := list(islice(rows, _BATCH_VALUES)):
             columns: list[Any] = [
                 pa.array(column, type=pa.string()).dictionary_encode()
@@ -217,12 +201,3 @@ def _write_parquet(source: ScalarSource, file: IO[bytes]) -> None:
                 )
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-
-def _parquet_rows(
-    rows: Iterable[Scalars],
-) -> Iterator[tuple[int, int, int, str, float, int | None]]:
-    for row in rows:
-        for name, value in row.values.items():
-            integer = value if type(value) is int else None
-            yield row.step, row.epoch, row.time, name, float(value), integer

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import (
-    DECODE_ERRORS,
-    Record,
-    Rewind,
-    Scalars,
-    decode,
-    with_rank_prefix,
-)
+from metricbus._common.records import Record, Rewind, Scalars, with_rank_prefix
+from metricbus._history.line_scan import decode_or_none
 from metricbus._history.name_filter import NameFilter
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, Position
 from metricbus._journal.tail import end_of_last_line, lines_backwards
@@ -28,9 +22,7 @@ def select_record(record: Record | None, name_filter: NameFilter) -> TailRecord 
 
     Returns None for anything else.
     """
-    if isinstance(record, Scalars):
-        return name_filter.filter_record(with_rank_prefix(record))
-    if isinstance(record, MediumRecord):
+    if isinstance(record, Scalars | MediumRecord):
         return name_filter.filter_record(with_rank_prefix(record))
     return record if isinstance(record, Rewind) else None
 
@@ -63,10 +55,7 @@ def _last_rows_of_segment(
     rows: list[TailRecord] = []
     lines = lines_backwards(file, end)
     while len(rows) < count and (line := next(lines, None)) is not None:
-        try:
-            row = select_record(decode(line), name_filter)
-        except DECODE_ERRORS:
-            continue
+        row = select_record(decode_or_none(line), name_filter)
         if row is not None:
             rows.append(row)
     return rows[::-1]

@@ -16,7 +16,7 @@ from metricbus._common.records import Number, Scalars
 _RANK_PREFIX = re.compile(r"^rank\d+/")
 _MAX_LISTED = 20
 
-R = TypeVar("R", Scalars, MediumRecord)
+R = TypeVar("R", bound=Scalars | MediumRecord)
 
 
 class NameFilter:

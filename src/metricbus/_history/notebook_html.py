@@ -23,8 +23,7 @@ from metricbus._journal.run import Run
 from metricbus.errors import JournalError
 
 _MAX_ROWS = 30
-_MAX_JOURNAL_BYTES = 64 << 20
-"""The display of a live bus does not read a journal that is larger than this."""
+_MAX_JOURNAL_BYTES = 64 << 20  # for the display of a bus
 _WIDTH, _HEIGHT = 120, 24  # pixels of a sparkline
 _MAX_TEXT_COLUMNS = 80
 _STYLE = "text-align:left;padding:2px 10px 2px 0;font-variant-numeric:tabular-nums"
@@ -51,30 +50,21 @@ def history_html(history: SeriesSource) -> str:
 ReadRun: TypeAlias = Callable[[Path], SeriesSource]
 
 
-class BusState(Protocol):
+class _BusState(Protocol):
     """The part of a `MetricBus` that its display needs."""
 
     @property
-    def folder(self) -> Path | None:
-        """The run's folder; None if the bus has no run."""
-
+    def folder(self) -> Path | None: ...
     @property
-    def run(self) -> Run | None:
-        """The run; None before the bus opens one."""
-
+    def run(self) -> Run | None: ...
     @property
-    def step(self) -> int:
-        """The current step."""
-
+    def step(self) -> int: ...
     @property
-    def epoch(self) -> int:
-        """The current epoch."""
-
-    def stats(self) -> Any:
-        """The counts, as a `Report`."""
+    def epoch(self) -> int: ...
+    def stats(self) -> Any: ...
 
 
-def bus_html(bus: BusState, read: ReadRun) -> str:
+def bus_html(bus: _BusState, read: ReadRun) -> str:
     """Return the current step and epoch, the series in the journal, and the counts of each sink."""
     if bus.folder is None or bus.run is None:
         return f"<div>{escape(repr(bus))}</div>"

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 
 from metricbus._common.records import (
-    DECODE_ERRORS,
     Dropped,
     End,
     Header,
@@ -24,10 +23,10 @@ from metricbus._common.records import (
     Rewind,
     Scalars,
     count_values,
-    decode,
     with_rank_prefix,
 )
 from metricbus._delivery.cursor import DeliveryProgress
+from metricbus._history.line_scan import decode_or_none
 from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
 from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
 from metricbus._journal.recovery import segment_states
@@ -42,8 +41,7 @@ CurrentStatus: TypeAlias = Literal["running", "silent", "finished", "failed", "k
 nothing for a minute. Whether its process is alive cannot be checked from here.
 """
 
-_MIN_TAIL_BYTES = 60_000
-"""Slightly less than the first block that `lines_backwards` reads."""
+_MIN_TAIL_BYTES = 60_000  # about one block
 _MAX_HEADER_BYTES = 1 << 16
 _SILENT_SECS = 60.0
 
@@ -150,22 +148,15 @@ def _read_tail(path: Path) -> _SegmentTail:
         length = end_of_last_line(file)
         for line in lines_backwards(file, length):
             read += len(line) + 1
-            if (record := _decode_or_none(line)) is not None:
+            if (record := decode_or_none(line)) is not None:
                 records.append(record)
                 values += count_values(record)
             if values and read >= _MIN_TAIL_BYTES:
                 break
         file.seek(0)
-        header = _decode_or_none(file.readline(_MAX_HEADER_BYTES))
+        header = decode_or_none(file.readline(_MAX_HEADER_BYTES))
     header = header if isinstance(header, Header) else None
     return _SegmentTail(header, records[::-1], read, length)
-
-
-def _decode_or_none(line: bytes) -> Record | None:
-    try:
-        return decode(line)
-    except DECODE_ERRORS:
-        return None
 
 
 def _count_segment_values(

@@ -7,25 +7,17 @@ left out, as in `metricbus.read`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
 from metricbus._common.media_records import MediumRecord, TableRecord
-from metricbus._common.records import (
-    DECODE_ERRORS,
-    Epoch,
-    Scalars,
-    count_values,
-    decode,
-    with_rank_prefix,
-)
+from metricbus._common.records import Epoch, Scalars, count_values, with_rank_prefix
+from metricbus._history.line_scan import find_rewinds
 from metricbus._history.series_summary import SeriesSummarizer, SeriesSummary
 from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
 from metricbus._journal.recovery import partial_rows, segment_states
-from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
-from metricbus._journal.segment_reader import SUFFIX, JournalReader, OnProgress, Row
+from metricbus._journal.segment_reader import JournalReader, OnProgress, Row
 
 _ROWS_PER_REPORT = 5_000
 
@@ -92,7 +84,7 @@ class _SummaryPass:
         self._on_progress = on_progress
         self._segments = self._reader.segments()
         self._total_bytes = self._reader.unread_bytes()
-        self._rewinds = Rewinds(_headers_and_rewinds(folder.journal, self._segments))
+        self._rewinds = find_rewinds(folder.journal)
         self._has_rewinds = bool(self._rewinds)
         self._series = SeriesSummarizer()
         self._media: dict[tuple[str, type[MediumRecord]], MediumSummary] = {}
@@ -178,15 +170,3 @@ class _SummaryPass:
             rows=rows + (previous.rows if previous else 0),
             newest=record,
         )
-
-
-def _headers_and_rewinds(journal: Path, segments: list[str]) -> Iterator[Row]:
-    """Yield the rows that `Rewinds` needs, without decoding most of the others."""
-    for segment in segments:
-        with open(journal / (segment + SUFFIX), "rb") as file:
-            for number, line in enumerate(file):
-                if (number == 0 or b'"rewind"' in line) and line.endswith(b"\n"):
-                    try:
-                        yield Row(segment, number, 0, decode(line))
-                    except DECODE_ERRORS:
-                        continue

@@ -16,8 +16,6 @@ from metricbus._delivery.report import Tally
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import Position
 
-_KIND = re.compile(r"[a-z0-9_-]*")
-
 
 class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The delivery status of one sink of a run; the counts are in values.
@@ -141,5 +139,4 @@ def _errors_by_url(urls: Sequence[str], tallies: Mapping[str, Tally]) -> dict[st
 
 
 def _kind(url: str) -> str:
-    match = _KIND.match(url)
-    return match[0] if match else ""
+    return re.split(r"[^a-z0-9_-]", url, maxsplit=1)[0]

@@ -6,8 +6,7 @@ import numpy as np
 
 from metricbus._history.columns import Floats
 
-BUCKETS = 128
-"""The maximum number of buckets. Even, because buckets are merged in pairs."""
+BUCKETS = 128  # even: merged in pairs
 
 
 class SparklineData:

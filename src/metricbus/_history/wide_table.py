@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from metricbus._common.records import Number, Scalars
 from metricbus.sinks.csv.cells import safe_cell
 
 if TYPE_CHECKING:
     from metricbus._history.columns import ScalarRow
-
-WideLine: TypeAlias = tuple[tuple[int, int], dict[str, Number]]
-"""The step and epoch of a line, and its values by name."""
 
 
 class WideTable(NamedTuple):
@@ -42,8 +39,13 @@ def step_and_epoch(row: Scalars | ScalarRow) -> tuple[int, int]:
     return row.step, row.epoch
 
 
-def merge_rows(rows: Iterable[Scalars] | Iterable[ScalarRow]) -> Iterator[WideLine]:
-    """Merge adjacent rows of the same step and epoch; a repeated name starts another line."""
+def merge_rows(
+    rows: Iterable[Scalars | ScalarRow],
+) -> Iterator[tuple[tuple[int, int], dict[str, Number]]]:
+    """Merge adjacent rows of the same step and epoch; a repeated name starts another line.
+
+    Yields the step and epoch of each line, and its values by name.
+    """
     key: tuple[int, int] | None = None
     line: dict[str, Number] = {}
     for row in rows:

@@ -19,7 +19,7 @@ from typing import NamedTuple, TextIO
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
 from metricbus._importers.cells import parse_number, parse_step, parse_time
-from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter, new_run
+from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter
 from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError
 from metricbus.sinks.csv.cells import safe_cell
@@ -71,11 +71,10 @@ def import_csv(
     with open(path, newline="", encoding="utf-8-sig") as file:
         lines = _lines(file, path, step)
         layout = _layout(next(lines, CsvLine(1, [])), path, step, time)
-        with new_run(target, path) as run:
+        with RunWriter(target, path) as run:
             stat = path.stat()
-            importer = (_LongImporter if layout.is_long else _WideImporter)(
-                layout, run, stat.st_mtime_ns
-            )
+            importer_type = _LongImporter if layout.is_long else _WideImporter
+            importer = importer_type(layout, run, stat.st_mtime_ns)
             for line in lines:
                 importer.add(line)
                 if line.number % _LINES_PER_REPORT == 0:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,17 +146,10 @@ class RunWriter:
             left_out=self.skipped.describe(),
         )
 
-    def discard(self) -> None:
-        """Remove the run folder."""
-        shutil.rmtree(self._folder.path, ignore_errors=True)
+    def __enter__(self) -> RunWriter:
+        return self
 
-
-@contextmanager
-def new_run(target: ImportTarget, source: Path) -> Iterator[RunWriter]:
-    """Provide the writer of a new run; the run is removed if an error or an interrupt occurs."""
-    writer = RunWriter(target, source)
-    try:
-        yield writer
-    except BaseException:
-        writer.discard()
-        raise
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Remove the run folder after an error or an interrupt."""
+        if kind is not None:
+            shutil.rmtree(self._folder.path, ignore_errors=True)

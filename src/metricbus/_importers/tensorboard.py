@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from metricbus._common.media_base import LogContext
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
-from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter, new_run
+from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter
 from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError, MissingPackageError
 
@@ -108,7 +108,7 @@ def _import(
     folders: Mapping[str, list[Path]], target: ImportTarget, source: Path, on_progress: OnProgress
 ) -> ImportResult:
     total = sum(file.stat().st_size for files in folders.values() for file in files)
-    with new_run(target, source) as run:
+    with RunWriter(target, source) as run:
         importers = [_FolderImporter(prefix, run, is_only=len(folders) == 1) for prefix in folders]
         streams = map(_FolderImporter.events, importers, folders.values())
         merged = heapq.merge(*streams, key=lambda pair: pair[0].wall_time)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus._common.optional_imports import import_optional
 from metricbus._history.columns import Floats
+from metricbus._history.optional_imports import import_optional
 from metricbus._history.plots.downsample import downsample
 from metricbus._history.plots.panels import Panel, PlotLine, make_panels, match_names
 from metricbus._history.plots.text_width import shorten
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 
-_BUCKETS = 2000
-"""Downsampling buckets: more than the columns of pixels of a pair of axes."""
+_BUCKETS = 2000  # more than the pixel columns of axes
 _MAX_GRID_COLUMNS = 3
 _PANEL_INCHES = (5.2, 3.4)
 _DPI = 110
@@ -37,21 +36,12 @@ _MAX_LEGEND_LINES = 20
 
 
 def draw_on_axes(
-    history: SeriesSource,
-    names: Sequence[str],
-    *,
-    x: str,
-    smooth: float,
-    ax: Axes | None,
-    log: bool,
+    source: SeriesSource, names: Sequence[str], *, x: str, smooth: float, ax: Axes | None, log: bool
 ) -> Axes:
-    """Draw series of one run into `ax`, and return it.
-
-    Without `ax`, pyplot creates a figure, which notebooks display.
-    """
+    """Draw series of one run into `ax`; if None, into a pyplot figure, which notebooks display."""
     import_optional("matplotlib", "history.plot()", "matplotlib")
-    matching = match_names(history.names(), names)
-    panel = make_panels([history], matching, x=x, smooth=smooth, together=True)[0]
+    matching = match_names(source.names(), names)
+    panel = make_panels([source], matching, x=x, smooth=smooth, together=True)[0]
     if ax is None:
         from matplotlib import pyplot
 

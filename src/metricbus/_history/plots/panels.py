@@ -19,8 +19,7 @@ from metricbus._history.plots.epoch_axis import epoch_positions
 from metricbus._history.plots.smoothing import check_weight, smooth_values
 from metricbus._history.series_source import SeriesSource
 
-_MAX_DRAWABLE = 1e150
-"""The arithmetic of axes overflows for larger values."""
+_MAX_DRAWABLE = 1e150  # larger values overflow in axes
 _EPOCH_TIME = re.compile(rf"(rank\d+/)?{EPOCH_TIME}")
 _TIME_UNITS = ((86400.0, 172800.0, "days"), (3600.0, 7200.0, "hours"), (60.0, 120.0, "minutes"))
 """Seconds per unit, and the smallest duration in seconds that is shown in it."""
@@ -93,7 +92,7 @@ def make_panels(
     """Return one panel per name, with a line per run that has it; or, if `together`, one panel.
 
     `x` is `step`, `epoch`, `time` or the name of a series; `smooth` is a weight in [0, 1).
-    Raises `ValueError` for any other weight, and `KeyError` for an x axis that no run has.
+    Raises `ValueError` for another weight, and `KeyError` for an x axis that no run has.
     """
     check_weight(smooth)
     if x not in ("step", "epoch", "time"):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from metricbus._common.optional_imports import import_optional
 from metricbus._history.columns import Floats
+from metricbus._history.optional_imports import import_optional
 from metricbus._history.plots.downsample import downsample
 from metricbus._history.plots.panels import Panel, PlotLine
 from metricbus._history.plots.text_width import shorten
@@ -44,7 +44,10 @@ def _render(plotext: Any, panel: Panel, width: int, height: int, *, log: bool) -
         style: dict[str, Any] = {"color": _COLORS[index % len(_COLORS)]}
         style["label"] = shorten(line.label, width // 3) if n_lines > 1 else None
         if panel.bars:
-            _draw_bars(plotext, line, index, n_lines, style)
+            bar_width = 0.8 / n_lines
+            center = line.x + (index - (n_lines - 1) / 2) * bar_width
+            valid = ~np.isnan(line.y)
+            plotext.bar(center[valid].tolist(), line.y[valid].tolist(), width=bar_width, **style)
             plotext.xticks(_ticks(line.x))
         else:
             _draw_line(plotext, line, width, style, log=log)
@@ -62,16 +65,6 @@ def _draw_line(
     for x_part, y_part in _split_at_gaps(line.x[kept], y[kept]):
         plotext.plot(x_part.tolist(), y_part.tolist(), marker="braille", **style)
         style = style | {"label": None}
-
-
-def _draw_bars(
-    plotext: Any, line: PlotLine, index: int, n_lines: int, style: dict[str, Any]
-) -> None:
-    """Draw the bars of line `index` next to those of the other lines."""
-    width = 0.8 / n_lines
-    center = line.x + (index - (n_lines - 1) / 2) * width
-    valid = ~np.isnan(line.y)
-    plotext.bar(center[valid].tolist(), line.y[valid].tolist(), width=width, **style)
 
 
 def _ticks(epochs: Floats) -> list[int]:

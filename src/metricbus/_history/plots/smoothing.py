@@ -11,8 +11,7 @@ import numpy as np
 
 from metricbus._history.columns import Floats
 
-_BLOCK_VALUES = 64
-"""The number of values smoothed by one matrix product."""
+_BLOCK_VALUES = 64  # per matrix product
 
 
 def check_weight(weight: float) -> None:
