@@ -1,4 +1,4 @@
-"""A consumer: progress that survives, nothing doubled, needs the folder and the URL alone."""
+"""Consumers: saved progress, no repeated values, and restarts from the run folder alone."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def lines(folder: RunFolder) -> list[str]:
     return (folder.path / "csv" / "metrics.csv").read_text().splitlines()[1:]
 
 
-def test_a_folder_and_a_url_are_enough(folder: RunFolder) -> None:
+def test_needs_only_a_run_folder_and_a_url(folder: RunFolder) -> None:
     counts = deliver(folder, "csv").tally().counts(100)
     assert (counts.delivered, counts.pending) == (100, 0)
     assert len(lines(folder)) == 100
 
 
-def test_delivering_again_doubles_nothing(folder: RunFolder) -> None:
+def test_delivering_again_repeats_no_value(folder: RunFolder) -> None:
     deliver(folder, "csv")
     counts = deliver(folder, "csv").tally().counts(100)
     assert (counts.delivered, counts.pending) == (100, 0)
     assert len(lines(folder)) == 100
 
 
-class Measuring(Sink):
-    """Remembers how many values it got at a time."""
+class BatchSizes(Sink):
+    """Records the number of values in each batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,12 +64,12 @@ class Measuring(Sink):
         self.batches.append(sum(len(record.values) for record in records))
 
 
-def test_a_batch_of_very_wide_rows_is_no_larger_than_memory_bears(tmp_path: Path) -> None:
+def test_limits_the_values_of_a_batch_of_wide_rows(tmp_path: Path) -> None:
     row = {f"layer{i}/norm": 0.5 for i in range(10_000)}
     with MetricBus(id="wide", sinks="", dir=tmp_path) as bus:
         for step in range(12):
             bus.log(row, step=step)
-    sink = Measuring()
+    sink = BatchSizes()
     consumer = Consumer(RunFolder(tmp_path / "wide"), spec_of(sink))
     consumer.end("finished")
     consumer.run()
@@ -77,26 +77,27 @@ def test_a_batch_of_very_wide_rows_is_no_larger_than_memory_bears(tmp_path: Path
     assert max(sink.batches) == 50_000
 
 
-@pytest.mark.parametrize("killed_after", range(0, 101, 10))
-def test_after_a_kill_between_write_and_save_nothing_is_doubled_or_missing(
-    folder: RunFolder, killed_after: int
+@pytest.mark.parametrize("rows_before_kill", range(0, 101, 10))
+def test_a_kill_between_write_and_save_neither_repeats_nor_loses_rows(
+    folder: RunFolder, rows_before_kill: int
 ) -> None:
     url = parse_sink("csv?batch_size=10")
     first = Consumer(folder, spec_of(url))
     first.end("finished")
-    while len(lines(folder)) < killed_after if (folder.path / "csv").exists() else True:
+    while len(lines(folder)) < rows_before_kill if (folder.path / "csv").exists() else True:
         first._run_pass()
     path = folder.offsets / f"{url.key}.json"
     if path.exists():
         saved = path.read_bytes()
-        first._run_pass()  # writes a further batch …
-        path.write_bytes(saved)  # … whose progress is lost
-    first._lease.release()  # as its death would
+        # Write another batch, and lose the progress after it.
+        first._run_pass()
+        path.write_bytes(saved)
+    first._lease.release()
     deliver(folder, "csv?batch_size=10")
     assert [line.split(",")[0] for line in lines(folder)] == [str(step) for step in range(100)]
 
 
-def test_thinning_goes_on_after_a_restart_where_it_was(folder: RunFolder) -> None:
+def test_the_option_every_continues_its_count_after_a_restart(folder: RunFolder) -> None:
     url = parse_sink("csv?every=7&batch_size=10")
     first = Consumer(folder, spec_of(url))
     for _ in range(3):
@@ -106,7 +107,7 @@ def test_thinning_goes_on_after_a_restart_where_it_was(folder: RunFolder) -> Non
     assert [int(line.split(",")[0]) for line in lines(folder)] == list(range(0, 100, 7))
 
 
-def test_progress_is_saved_and_loaded_as_it_was(tmp_path: Path, folder: RunFolder) -> None:
+def test_saved_progress_loads_unchanged(tmp_path: Path, folder: RunFolder) -> None:
     reader = JournalReader(folder.journal)
     list(reader.read(limit=5))
     progress = DeliveryProgress(
@@ -119,23 +120,23 @@ def test_progress_is_saved_and_loaded_as_it_was(tmp_path: Path, folder: RunFolde
     assert load_progress(tmp_path / "p.json", DeliveryProgress(sink="csv:")) == progress
 
 
-class Slow(Sink):
-    """Its backend has what it was given `lag` records later, and may die."""
+class LaggingSink(Sink):
+    """A sink whose backend acknowledges records with a lag of `lag` records, and may die."""
 
     dedup = "position"
 
     def __init__(self) -> None:
         super().__init__()
-        self.backend: list[float] = []  # outlives the sink
+        self.backend: list[float] = []  # survives reopening the sink
         self.lag = 0
-        self.opened = 0
+        self.open_count = 0
         self.dies_at: set[float] = set()
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        self.opened += 1
+        self.open_count += 1
         self.base: int = state.get("count", 0)
-        self.taken: list[float] = []
-        self.skip = len(self.backend) - self.base
+        self.received: list[float] = []
+        self.repeated = len(self.backend) - self.base
 
     def write(self, records: Sequence[Scalars]) -> None:
         for record in records:
@@ -144,60 +145,60 @@ class Slow(Sink):
                 self.dies_at.remove(value)
                 del self.backend[self.base + (self.acknowledged() or 0) :]
                 raise Lost("the backend is gone")
-            self.taken.append(value)
-            if self.skip:
-                self.skip -= 1
+            self.received.append(value)
+            if self.repeated:
+                self.repeated -= 1
             else:
                 self.backend.append(value)
 
     def flush(self) -> Mapping[str, Any]:
-        return {"count": self.base + len(self.taken)}
+        return {"count": self.base + len(self.received)}
 
     def acknowledged(self) -> int:
-        return max(0, len(self.taken) - self.lag)
+        return max(0, len(self.received) - self.lag)
 
 
 def saved_lines(folder: RunFolder, consumer: Consumer) -> int:
     progress = load_progress(
-        folder.offsets / f"{consumer.spec.key}.json", DeliveryProgress(sink="object:Slow")
+        folder.offsets / f"{consumer.spec.key}.json", DeliveryProgress(sink="object:LaggingSink")
     )
     return sum(position.line for position in progress.positions.values())
 
 
-def test_only_what_is_settled_is_saved(folder: RunFolder) -> None:
-    sink = Slow()
+def test_saves_only_acknowledged_progress(folder: RunFolder) -> None:
+    sink = LaggingSink()
     sink.lag = 30
     spec = spec_of(sink)._replace(options=SinkOptions(batch_size=10))
     consumer = Consumer(folder, spec)
     for _ in range(6):
         consumer._run_pass()
-    assert consumer.tally().delivered == 59  # one line of each segment is its header
+    assert consumer.tally().delivered == 59  # the first line is the header of the segment
     assert saved_lines(folder, consumer) == 30
     consumer.end("finished")
     consumer.run()
     assert saved_lines(folder, consumer) == 102
 
 
-def test_after_a_loss_everything_that_was_not_settled_comes_again(folder: RunFolder) -> None:
-    sink = Slow()
+def test_repeats_unacknowledged_records_after_lost(folder: RunFolder) -> None:
+    sink = LaggingSink()
     sink.lag = 30
     sink.dies_at = {5.0, 63.0}
     consumer = Consumer(folder, spec_of(sink)._replace(options=SinkOptions(batch_size=10)))
     consumer.end("finished")
     consumer.run()
     assert sink.backend == [float(step) for step in range(100)]
-    assert sink.opened == 3
+    assert sink.open_count == 3
     assert consumer.tally().delivered == 100
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_rows_of_several_segments_come_again_in_the_order_in_which_they_came(
+def test_repeats_rows_of_several_segments_in_the_original_order(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder, _ = create_run(tmp_path_factory.mktemp("runs"), id="r", name="r", config={})
     writers = [SegmentWriter(folder.journal, "r") for _ in range(3)]
-    sink = Slow()
+    sink = LaggingSink()
     spec = spec_of(sink)._replace(options=SinkOptions(batch_size=5))
     consumer = Consumer(folder, spec)
     values = iter(range(10_000))
@@ -208,7 +209,7 @@ def test_rows_of_several_segments_come_again_in_the_order_in_which_they_came(
         sink.lag = data.draw(st.integers(0, 20), "lag")
         if data.draw(st.booleans(), "killed"):
             consumer._lease.release()
-            consumer = Consumer(folder, spec)  # knows what was saved, and nothing else
+            consumer = Consumer(folder, spec)  # knows only the saved progress
         if consumer._is_open:
             consumer._deliver_batch()
         else:
@@ -221,8 +222,8 @@ def test_rows_of_several_segments_come_again_in_the_order_in_which_they_came(
     assert sorted(sink.backend) == [float(value) for value in range(next(values))]
 
 
-def test_rows_that_were_read_before_a_failure_come_again(folder: RunFolder) -> None:
-    """A segment that cannot be read for a while stands in for any failing disk."""
+def test_repeats_rows_that_were_read_before_a_failure(folder: RunFolder) -> None:
+    """A segment that is temporarily unreadable represents any disk failure."""
     second = SegmentWriter(folder.journal, "r")
     second.append([Scalars(step=500, epoch=0, time=1, values={"x": 1.0})])
     second.close()

@@ -1,4 +1,4 @@
-"""Delivering later, and who may deliver."""
+"""`deliver()` for existing runs, and leases."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def csv_values(folder: Path) -> list[float]:
     return [float(line.split(",")[4]) for line in lines]
 
 
-def test_a_killed_run_is_delivered_to_its_own_sinks_and_marked_as_killed(killed: Path) -> None:
+def test_delivers_a_killed_run_to_its_configured_sinks_and_marks_it(killed: Path) -> None:
     counts = deliver(killed, timeout=30)
     assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 500}
     assert csv_values(killed) == [float(step) for step in range(500)]
@@ -67,7 +67,7 @@ def test_a_killed_run_is_delivered_to_its_own_sinks_and_marked_as_killed(killed:
     assert metricbus.read(killed).run.ended is not None
 
 
-def test_delivering_twice_doubles_nothing_in_any_sink(killed: Path) -> None:
+def test_delivering_twice_repeats_no_value_in_any_sink(killed: Path) -> None:
     sinks = "csv,tensorboard,wandb"
     for _ in range(2):
         counts = deliver(killed, sinks, timeout=50)
@@ -75,10 +75,10 @@ def test_delivering_twice_doubles_nothing_in_any_sink(killed: Path) -> None:
         assert all(sink.where for sink in counts.values())
     assert len(csv_values(killed)) == 500
     assert len(list(wandb_rows(killed))) == 500
-    assert len(wandb_files(killed)) == 1, "nothing was new, and yet a run was begun"
+    assert len(wandb_files(killed)) == 1, "a second run was created although nothing was new"
 
 
-def test_a_finished_run_reaches_sinks_that_were_not_configured_then(tmp_path: Path) -> None:
+def test_delivers_a_finished_run_to_other_sinks(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1.0)
     sink = MemorySink()
@@ -87,7 +87,7 @@ def test_a_finished_run_reaches_sinks_that_were_not_configured_then(tmp_path: Pa
     assert sink.status == "finished"
 
 
-def test_a_live_run_is_delivered_as_far_as_it_is_and_then_on(
+def test_delivers_a_live_run_incrementally(
     tmp_path: Path,
 ) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
@@ -100,7 +100,7 @@ def test_a_live_run_is_delivered_as_far_as_it_is_and_then_on(
     assert json.loads((tmp_path / "r" / "csv" / "run.json").read_bytes())["status"] == "finished"
 
 
-def test_following_a_run_ends_when_it_ends(
+def test_follow_ends_with_the_run(
     tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]
 ) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
@@ -110,25 +110,26 @@ def test_following_a_run_ends_when_it_ends(
         wait_for((tmp_path / "r" / "csv" / "metrics.csv").exists)
         wait_for(lambda: csv_values(tmp_path / "r") == [1.0])
         bus.log("x", 2.0)
-    said, _ = follower.communicate(timeout=30)
+    output, _ = follower.communicate(timeout=30)
     assert follower.returncode == 0
-    assert "csv" in said
+    assert "csv" in output
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
 
 
-def test_without_its_own_sinks_or_named_ones_there_is_nothing_to_do(tmp_path: Path) -> None:
+def test_raises_config_error_without_any_sink(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks=["logging", MemorySink()], dir=tmp_path) as bus:
         bus.log("x", 1.0)
     with pytest.raises(ConfigError, match="has no configured sink to deliver to"):
         deliver(tmp_path / "r")
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+def test_raises_journal_error_if_the_folder_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="is not a run folder"):
         deliver(tmp_path, "csv")
 
 
-def test_secrets_are_not_kept_and_have_to_be_named_again(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("stops_consumers")
+def test_requires_the_full_url_for_sinks_with_secrets(tmp_path: Path) -> None:
     bus = MetricBus(id="r", sinks="mlflow+http://me:hunter2@127.0.0.1:9", dir=tmp_path)
     bus.close(timeout=0.1)
     with pytest.raises(ConfigError, match="does not store secrets"):
@@ -138,7 +139,7 @@ def test_secrets_are_not_kept_and_have_to_be_named_again(tmp_path: Path) -> None
 # Leases
 
 
-def test_a_lease_is_one_processs_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_holds_a_lease(tmp_path: Path) -> None:
     first, second = Lease(tmp_path / "csv"), Lease(tmp_path / "csv")
     assert first.acquire() == 1
     with pytest.raises(LeaseHeld, match=f"already being delivered by process {os.getpid()} on"):
@@ -147,7 +148,7 @@ def test_a_lease_is_one_processs_at_a_time(tmp_path: Path) -> None:
     assert second.acquire(above=5) == 6
 
 
-def test_the_lease_of_a_dead_process_passes_on_with_a_higher_number(tmp_path: Path) -> None:
+def test_the_lease_of_a_dead_process_is_taken_over_with_a_higher_number(tmp_path: Path) -> None:
     code = """
         from pathlib import Path
         from metricbus._delivery.lease import Lease
@@ -157,7 +158,7 @@ def test_the_lease_of_a_dead_process_passes_on_with_a_higher_number(tmp_path: Pa
     assert Lease(tmp_path / "csv").acquire() == 9
 
 
-def test_a_lease_that_was_not_touched_for_long_passes_on_and_its_holder_finds_out(
+def test_a_stale_lease_is_taken_over_and_its_holder_notices(
     tmp_path: Path,
 ) -> None:
     first, second = Lease(tmp_path / "csv"), Lease(tmp_path / "csv")
@@ -170,14 +171,14 @@ def test_a_lease_that_was_not_touched_for_long_passes_on_and_its_holder_finds_ou
     second.check()
 
 
-def test_a_process_is_known_by_when_it_started_too() -> None:
+def test_a_process_id_includes_the_start_time() -> None:
     here = this_process()
     assert here.is_alive()
     assert not ProcessId(here.host, here.pid, here.started + 1).is_alive()
     assert ProcessId("elsewhere", here.pid).is_alive()
 
 
-def test_a_process_that_is_not_reaped_yet_is_dead(
+def test_a_zombie_process_counts_as_dead(
     wait_for: Callable[[Callable[[], bool]], None],
 ) -> None:
     child = subprocess.Popen(["true"])
@@ -185,21 +186,21 @@ def test_a_process_that_is_not_reaped_yet_is_dead(
     child.wait()
 
 
-def test_a_deliverer_that_was_frozen_does_not_write_after_another_took_over(
+def test_a_frozen_process_does_not_write_after_its_lease_was_taken_over(
     killed: Path, wait_for: Callable[[Callable[[], bool]], None]
 ) -> None:
-    """It is stopped in the midst of its work, overtaken a minute later, and woken."""
+    """The process is stopped while it delivers, loses its lease, and is continued."""
     slow = """
         import sys, time
         from pathlib import Path
         import metricbus
         from metricbus.sinks.csv.sink import CsvSink
         write = CsvSink.write
-        def slowly(self, records):
+        def write_slowly(self, records):
             write(self, records)
             Path("written").touch()
             time.sleep(0.2)
-        CsvSink.write = slowly
+        CsvSink.write = write_slowly
         metricbus.deliver("r", "csv?batch_size=20", timeout=40)
     """
     frozen = script(killed.parent, slow)
@@ -214,7 +215,7 @@ def test_a_deliverer_that_was_frozen_does_not_write_after_another_took_over(
     assert csv_values(killed) == [float(step) for step in range(500)]
 
 
-def test_a_servers_sink_is_one_of_the_runs_own(tmp_path: Path, mlflow_server: str) -> None:
+def test_delivers_to_a_configured_server(tmp_path: Path, mlflow_server: str) -> None:
     url = mlflow_server.replace("http://", "mlflow+http://") + "?experiment=later"
     bus = MetricBus(id="r", sinks=f"csv,{url}", dir=tmp_path, delivery="off")
     bus.log("x", 1.0)
@@ -223,7 +224,7 @@ def test_a_servers_sink_is_one_of_the_runs_own(tmp_path: Path, mlflow_server: st
     assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 1, url: 1}
 
 
-def test_other_rows_at_the_same_place_are_refused_and_what_is_there_stays(tmp_path: Path) -> None:
+def test_refuses_another_selection_of_rows_at_the_same_location(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="csv", dir=tmp_path) as bus:
         bus.log({"loss": 1.0, "acc": 2.0})
     counts = deliver(tmp_path / "r", "csv?include=loss", timeout=30)["csv?include=loss"]
@@ -232,7 +233,7 @@ def test_other_rows_at_the_same_place_are_refused_and_what_is_there_stays(tmp_pa
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
 
 
-def test_a_relative_location_is_kept_as_where_it_was(
+def test_a_relative_location_refers_to_the_original_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bus = MetricBus(id="r", sinks="csv:out,tensorboard:out", dir=tmp_path, delivery="off")
@@ -245,7 +246,7 @@ def test_a_relative_location_is_kept_as_where_it_was(
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_folder_of_another_run_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
+def test_does_not_write_to_the_folder_of_another_run_with_the_same_id(tmp_path: Path) -> None:
     for name in ("one", "two"):
         with MetricBus(id="r", sinks="csv:out", dir=tmp_path / name) as bus:
             bus.log(name, 1.0)
@@ -259,7 +260,7 @@ DIES = """
     bus = MetricBus()
     bus.define("c/*", on_step=False, on_epoch=True)
     bus.log({"c/a": 1.0, "c/b": 2.0})
-    bus._session._collector._checkpointed -= 60
+    bus._session._collector._partials_written_at -= 60
     bus.flush()
     while b'"open"' not in (bus.folder / "journal" / "0002.jsonl").read_bytes():
         pass
@@ -267,13 +268,13 @@ DIES = """
 """
 
 
-def test_what_a_worker_held_that_died_after_the_end_arrives_later(
+def test_delivers_the_partial_rows_of_a_worker_that_died_after_the_run_ended(
     tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]
 ) -> None:
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path)
     bus.log("x", 5.0)
-    lives = DIES.replace("os.kill(os.getpid(), signal.SIGKILL)", "signal.pause()")
-    worker = script(tmp_path, lives)
+    stays_alive = DIES.replace("os.kill(os.getpid(), signal.SIGKILL)", "signal.pause()")
+    worker = script(tmp_path, stays_alive)
     segment = tmp_path / "r" / "journal" / "0002.jsonl"
     wait_for(lambda: segment.exists() and b'"open"' in segment.read_bytes())
     bus.close()
@@ -284,8 +285,8 @@ def test_what_a_worker_held_that_died_after_the_end_arrives_later(
     assert csv_values(tmp_path / "r") == [5.0, 1.0, 2.0]
 
 
-def test_partial_rows_come_again_in_the_order_in_which_they_came(tmp_path: Path) -> None:
-    """A delivery is killed after it wrote them; then the run goes on."""
+def test_repeats_partial_rows_in_the_original_order(tmp_path: Path) -> None:
+    """A delivery is killed after it has written them, before the run continues."""
     first = MetricBus(id="r", sinks="", dir=tmp_path)
     first.log("x", 0.0, step=0)
     first.flush()
@@ -305,9 +306,9 @@ def test_partial_rows_come_again_in_the_order_in_which_they_came(tmp_path: Path)
         metricbus.deliver("r", "tensorboard", timeout=30)
     """
     assert script(tmp_path, killed).wait(50) == -signal.SIGKILL
-    with_more = SegmentWriter(tmp_path / "r" / "journal", "r")
-    with_more.append([Scalars(step=1, epoch=0, time=1, values={"x": 1.0})])
-    with_more.close()
+    segment_writer = SegmentWriter(tmp_path / "r" / "journal", "r")
+    segment_writer.append([Scalars(step=1, epoch=0, time=1, values={"x": 1.0})])
+    segment_writer.close()
     assert deliver(tmp_path / "r", "tensorboard", timeout=30)["tensorboard"].pending == 0
     accumulator = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
     accumulator.Reload()
@@ -318,7 +319,7 @@ def test_partial_rows_come_again_in_the_order_in_which_they_came(tmp_path: Path)
     assert found == {"x": [0.0, 1.0], "c/a_partial": [1.0], "c/b_partial": [2.0]}
 
 
-def test_who_has_lost_the_lease_does_not_even_open_the_sink(tmp_path: Path) -> None:
+def test_does_not_open_the_sink_after_losing_the_lease(tmp_path: Path) -> None:
     opened = []
 
     class Sink(MemorySink):
@@ -342,29 +343,29 @@ def test_who_has_lost_the_lease_does_not_even_open_the_sink(tmp_path: Path) -> N
     other.check()
 
 
-def test_of_two_that_claim_a_lease_at_once_one_gets_it(
+def test_one_of_two_concurrent_processes_acquires_the_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One was held up between looking and claiming; meanwhile others came, and one went."""
-    real = create_file
-    others = [Lease(tmp_path / "csv"), Lease(tmp_path / "csv")]
+    """Two other leases are acquired between the check and the creation of the lease file."""
+    original = create_file
+    competitors = [Lease(tmp_path / "csv"), Lease(tmp_path / "csv")]
 
-    def held_up(path: Path, content: bytes) -> None:
-        monkeypatch.setattr(lease, "create_file", real)
-        others[0].acquire()
-        others[0].release()
-        others[1].acquire(above=1)
-        real(path, content)
+    def create_late(path: Path, content: bytes) -> None:
+        monkeypatch.setattr(lease, "create_file", original)
+        competitors[0].acquire()
+        competitors[0].release()
+        competitors[1].acquire(above=1)
+        original(path, content)
 
-    monkeypatch.setattr(lease, "create_file", held_up)
-    late = Lease(tmp_path / "csv")
+    monkeypatch.setattr(lease, "create_file", create_late)
+    late_lease = Lease(tmp_path / "csv")
     with pytest.raises(LeaseHeld):
-        late.acquire()
-    others[1].check()
+        late_lease.acquire()
+    competitors[1].check()
     assert len(list(tmp_path.glob("csv.lease-*"))) == 1
 
 
-def test_a_file_that_another_has_changed_is_not_appended_to(tmp_path: Path) -> None:
+def test_does_not_append_to_a_file_that_another_process_has_changed(tmp_path: Path) -> None:
     file = AppendFile(tmp_path / "x", shared=True)
     file.append(b"one")
     with open(tmp_path / "x", "ab") as other:

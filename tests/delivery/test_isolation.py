@@ -1,4 +1,4 @@
-"""One sink that fails, crawls or hangs: the others have everything, and nobody waits for it."""
+"""A sink that fails, is slow or hangs delays neither the other sinks nor the training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +23,93 @@ N = 3000
 
 
 class Raises(Sink):
-    """Raises always, as a backend does that is broken for good."""
+    """Always raises, like a permanently broken backend."""
 
     def write(self, records: Sequence[Scalars]) -> None:
         raise KeyError("broken")
 
 
 class Unreachable(Sink):
-    """Cannot be had, as a server that is down."""
+    """Is always unavailable, like a server that is down."""
 
     def write(self, records: Sequence[Scalars]) -> None:
         raise Unavailable("down")
 
 
-class Crawls(Sink):
-    """Takes 5 seconds a batch."""
+class VerySlow(Sink):
+    """Takes 5 seconds for each batch."""
 
     def write(self, records: Sequence[Scalars]) -> None:
         threading.Event().wait(5)
 
 
 class Hangs(Sink):
-    """Blocks for ever, in the method that it is told."""
+    """Blocks in the given method until it is released."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, method: str) -> None:
         super().__init__()
-        self.hangs_in = where
+        self.hanging_method = method
+        self.released = threading.Event()
 
-    def _maybe(self, where: str) -> None:
-        if where == self.hangs_in:
-            threading.Event().wait()
+    def _maybe_hang(self, method: str) -> None:
+        if method == self.hanging_method:
+            self.released.wait()
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
-        self._maybe("open")
+        self._maybe_hang("open")
 
     def write(self, records: Sequence[Scalars]) -> None:
-        self._maybe("write")
+        self._maybe_hang("write")
 
     def flush(self) -> Mapping[str, Any]:
-        self._maybe("flush")
+        self._maybe_hang("flush")
         return {}
 
     def close(self, status: str) -> None:
-        self._maybe("close")
+        self._maybe_hang("close")
 
 
-def adds_up(report: Report) -> bool:
+def counts_add_up(report: Report) -> bool:
     return all(
         report.journalled == sink.delivered + sink.rejected + sink.filtered + sink.pending
         for sink in report.sinks.values()
     )
 
 
-@pytest.fixture(params=["raises", "unreachable", "crawls", "open", "write", "flush", "close"])
-def bad(request: pytest.FixtureRequest) -> Sink:
-    known: dict[str, Callable[[], Sink]] = {
-        "raises": Raises,
-        "unreachable": Unreachable,
-        "crawls": Crawls,
-    }
-    return known[request.param]() if request.param in known else Hangs(request.param)
+BAD_SINKS: dict[str, Callable[[], Sink]] = {
+    "raises": Raises,
+    "unreachable": Unreachable,
+    "very slow": VerySlow,
+    "hangs in open": lambda: Hangs("open"),
+    "hangs in write": lambda: Hangs("write"),
+    "hangs in flush": lambda: Hangs("flush"),
+    "hangs in close": lambda: Hangs("close"),
+}
 
 
-def test_beside_a_bad_sink_the_others_have_everything_and_close_is_in_time(
-    tmp_path: Path, bad: Sink
-) -> None:
-    good = MemorySink()
-    bus = MetricBus(sinks=[bad, good, "csv"], dir=tmp_path)
+@pytest.fixture(params=BAD_SINKS)
+def bad_sink(request: pytest.FixtureRequest, stops_consumers: None) -> Iterator[Sink]:
+    sink = BAD_SINKS[request.param]()
+    yield sink
+    if isinstance(sink, Hangs):
+        sink.released.set()
+
+
+def test_a_bad_sink_delays_neither_other_sinks_nor_close(tmp_path: Path, bad_sink: Sink) -> None:
+    good_sink = MemorySink()
+    bus = MetricBus(sinks=[bad_sink, good_sink, "csv"], dir=tmp_path)
     for step in range(N):
         bus.log("x", float(step), step=step)
     started = time.monotonic()
     report = bus.close(timeout=2)
-    assert time.monotonic() - started < 5, "the deadline was 2"
-    assert [point.value for point in good.series("x")] == list(range(N))
+    assert time.monotonic() - started < 5, "close took longer than its timeout"
+    assert [point.value for point in good_sink.series("x")] == list(range(N))
     assert report.logged == report.journalled == N
     assert report.sinks["csv"].delivered == report.sinks["MemorySink"].delivered == N
-    assert adds_up(report)
+    assert counts_add_up(report)
 
 
-def test_a_sink_that_always_raises_has_every_value_rejected_with_the_reason(
+def test_a_sink_that_always_raises_rejects_every_value_and_reports_the_error(
     tmp_path: Path,
 ) -> None:
     with MetricBus(sinks=[Raises()], dir=tmp_path) as bus:
@@ -112,26 +120,26 @@ def test_a_sink_that_always_raises_has_every_value_rejected_with_the_reason(
     assert counts.error == "KeyError: 'broken'"
 
 
-def test_one_bad_record_does_not_poison_its_batch(tmp_path: Path) -> None:
-    class Picky(MemorySink):
-        """Takes everything but negative numbers."""
+def test_rejects_only_the_bad_records_of_a_batch(tmp_path: Path) -> None:
+    class RejectsNegative(MemorySink):
+        """Rejects negative numbers."""
 
         def write(self, records: Sequence[Scalars]) -> None:
             if any(value < 0 for record in records for value in record.values.values()):
                 raise Rejected("negative")
             super().write(records)
 
-    sink = Picky()
+    sink = RejectsNegative()
     with MetricBus(sinks=[sink], dir=tmp_path, flush_secs=60) as bus:
         for step in range(1000):
             bus.log("x", -1.0 if step in (7, 8, 500, 999) else 1.0, step=step)
-    counts = bus.stats().sinks["Picky"]
+    counts = bus.stats().sinks["RejectsNegative"]
     assert (counts.delivered, counts.rejected, counts.pending) == (996, 4, 0)
     steps = [point.step for point in sink.series("x")]
     assert steps == [step for step in range(1000) if step not in (7, 8, 500, 999)]
 
 
-def test_an_outage_is_retried_told_once_and_its_end_too(
+def test_retries_during_an_outage_and_logs_its_start_and_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Flaky(MemorySink):
@@ -159,9 +167,9 @@ def test_an_outage_is_retried_told_once_and_its_end_too(
     ]
 
 
-def test_a_sink_that_cannot_be_opened_at_first_misses_nothing(tmp_path: Path) -> None:
+def test_a_sink_that_opens_late_receives_everything(tmp_path: Path) -> None:
     class LateOpener(MemorySink):
-        """Its server is there at the third attempt only."""
+        """Can be opened at the third attempt."""
 
         attempts = 0
 
@@ -178,9 +186,9 @@ def test_a_sink_that_cannot_be_opened_at_first_misses_nothing(tmp_path: Path) ->
         assert bus.flush().sinks["LateOpener"].delivered == 10
 
 
-def test_a_sink_gets_batches_not_single_records(tmp_path: Path) -> None:
+def test_writes_batches_instead_of_single_records(tmp_path: Path) -> None:
     class Counting(MemorySink):
-        """Counts how often it was written to."""
+        """Counts the calls of `write`."""
 
         writes = 0
 
@@ -196,11 +204,11 @@ def test_a_sink_gets_batches_not_single_records(tmp_path: Path) -> None:
     assert sink.writes <= 50
 
 
-def test_secrets_in_a_backends_errors_are_masked(
+def test_masks_secrets_in_the_errors_of_a_backend(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Leaky(Sink):
-        """Puts its whole address into its errors."""
+        """Includes its whole address in its errors."""
 
         def write(self, records: Sequence[Scalars]) -> None:
             raise Rejected("POST http://me:hunter2@host/api?token=hunter2 failed")
@@ -220,7 +228,8 @@ def test_an_idle_bus_uses_no_processor_time(tmp_path: Path) -> None:
         assert time.process_time() - before < 0.1
 
 
-def test_a_run_folder_that_is_deleted_is_told_in_a_line(
+@pytest.mark.usefixtures("stops_consumers")
+def test_a_deleted_run_folder_is_logged_in_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus = MetricBus(sinks="csv", dir=tmp_path)
@@ -235,7 +244,7 @@ def test_a_run_folder_that_is_deleted_is_told_in_a_line(
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_a_script_with_a_sink_that_hangs_ends_by_its_deadline(tmp_path: Path) -> None:
+def test_a_script_with_a_hanging_sink_ends_by_its_deadline(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
@@ -253,7 +262,7 @@ def test_a_script_with_a_sink_that_hangs_ends_by_its_deadline(tmp_path: Path) ->
         )
     )
     started = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script],
         cwd=tmp_path,
         check=True,
@@ -262,7 +271,7 @@ def test_a_script_with_a_sink_that_hangs_ends_by_its_deadline(tmp_path: Path) ->
         text=True,
     )
     assert time.monotonic() - started < 20
-    assert "Sink Hangs: 0 values rejected, 1 not delivered" in done.stderr
+    assert "Sink Hangs: 0 values rejected, 1 not delivered" in process.stderr
     assert "x,1.0" in (tmp_path / "runs" / "r" / "csv" / "metrics.csv").read_text()
 
 
@@ -291,7 +300,7 @@ def test_memory_does_not_grow_while_a_sink_is_down(tmp_path: Path) -> None:
         log(400_000)
         print(kilobytes() - before, bus.stats().sinks["Down"].pending)
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=tmp_path,
         capture_output=True,
@@ -299,15 +308,15 @@ def test_memory_does_not_grow_while_a_sink_is_down(tmp_path: Path) -> None:
         timeout=50,
         check=True,
     )
-    grown, pending = map(int, done.stdout.split())
+    growth, pending = map(int, process.stdout.split())
     assert pending == 450_000
-    assert grown < 16_000, f"{grown} KB for 400,000 values"
+    assert growth < 16_000, f"{growth} KB for 400,000 values"
 
 
-def test_all_threads_are_daemons_so_that_none_holds_up_the_end(tmp_path: Path) -> None:
+def test_all_threads_are_daemons(tmp_path: Path) -> None:
     with MetricBus(sinks="csv,logging", dir=tmp_path) as bus:
         bus.log("x", 1.0)
         bus.flush()
-        ours = [one for one in threading.enumerate() if one.name.startswith("metricbus")]
-        assert len(ours) >= 3
-        assert all(thread.daemon for thread in ours)
+        threads = [t for t in threading.enumerate() if t.name.startswith("metricbus")]
+        assert len(threads) >= 3
+        assert all(thread.daemon for thread in threads)

@@ -1,4 +1,4 @@
-"""Backends that are down, slow, lying or full: nothing raises, everything is counted."""
+"""Backends that are down, slow, broken or full: nothing raises, every value is counted."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from metricbus._common.settings import Hosting
 from metricbus.sinks.mlflow.store import retry_after
 
 WaitFor = Callable[[Callable[[], bool]], None]
-Answer = Callable[[socket.socket], None]
+Handler = Callable[[socket.socket], None]
 
 
 @contextlib.contextmanager
-def server_that(answer: Answer) -> Iterator[str]:
-    """A server on loopback that does this with each connection; its address."""
+def fake_server(handle: Handler) -> Iterator[str]:
+    """Handle each connection to a server on loopback; yield the address of the server."""
     listening = socket.create_server(("127.0.0.1", 0))
     connections: list[socket.socket] = []
 
@@ -40,7 +40,7 @@ def server_that(answer: Answer) -> Iterator[str]:
             while True:
                 connection, _ = listening.accept()
                 connections.append(connection)
-                answer(connection)
+                handle(connection)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -54,91 +54,96 @@ def server_that(answer: Answer) -> Iterator[str]:
             connection.close()
 
 
-def says(text: str) -> Answer:
-    def answer(connection: socket.socket) -> None:
+def respond_with(text: str) -> Handler:
+    def handle(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection.recv(65536)
             connection.sendall(text.replace("\n", "\r\n").encode())
             connection.close()
 
-    return answer
+    return handle
 
 
-def never(connection: socket.socket) -> None:
-    """Accepts, and says nothing."""
+def never_respond(connection: socket.socket) -> None:
+    """Accept the connection without ever responding."""
 
 
-def resets(connection: socket.socket) -> None:
-    """As a proxy does that loses its patience: closes with RST."""
+def reset_connection(connection: socket.socket) -> None:
+    """Close the connection with RST, like a proxy after its timeout."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
 HTML = "<html>Bad Gateway</html>"
-BAD: dict[str, Answer] = {
-    "never": never,
-    "reset": resets,
-    "429": says(f"HTTP/1.1 429 Too Many\nRetry-After: 1\nContent-Length: {len(HTML)}\n\n{HTML}"),
-    "500": says(f"HTTP/1.1 500 Oops\nContent-Length: {len(HTML)}\n\n{HTML}"),
-    "404 of a proxy": says(f"HTTP/1.1 404 Lost\nContent-Length: {len(HTML)}\n\n{HTML}"),
-    "html": says(f"HTTP/1.1 200 OK\nContent-Length: {len(HTML)}\n\n{HTML}"),
-    "garbage": says("\x00\x01\x02 this is no HTTP"),
+HANDLERS: dict[str, Handler] = {
+    "never responds": never_respond,
+    "reset": reset_connection,
+    "429": respond_with(
+        f"HTTP/1.1 429 Too Many\nRetry-After: 1\nContent-Length: {len(HTML)}\n\n{HTML}"
+    ),
+    "500": respond_with(f"HTTP/1.1 500 Oops\nContent-Length: {len(HTML)}\n\n{HTML}"),
+    "404 of a proxy": respond_with(f"HTTP/1.1 404 Lost\nContent-Length: {len(HTML)}\n\n{HTML}"),
+    "html": respond_with(f"HTTP/1.1 200 OK\nContent-Length: {len(HTML)}\n\n{HTML}"),
+    "garbage": respond_with("\x00\x01\x02 this is no HTTP"),
 }
 
 
-def log_to(url: str, folder: Path) -> tuple[Report, float]:
-    """What became of 20 values, and how long the run took in all."""
-    began = time.monotonic()
+def log_values(url: str, folder: Path) -> tuple[Report, float]:
+    """Log 20 values; return the report and the duration of the run in seconds."""
+    started = time.monotonic()
     bus = MetricBus(sinks=f"csv,{url}", dir=folder, close_timeout=1.5)
     for step in range(20):
         bus.log("x", float(step), step=step)
     report = bus.close()
-    return report, time.monotonic() - began
+    return report, time.monotonic() - started
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_a_server_that_is_of_no_use_costs_nobody_anything(kind: str, tmp_path: Path) -> None:
-    with server_that(BAD[kind]) as address:
+@pytest.mark.usefixtures("stops_consumers")
+@pytest.mark.parametrize("kind", HANDLERS)
+def test_a_useless_server_affects_nothing_else(kind: str, tmp_path: Path) -> None:
+    with fake_server(HANDLERS[kind]) as address:
         url = f"mlflow+{address}?timeout_secs=1"
-        report, took = log_to(url, tmp_path)
-    assert took < 15
+        report, elapsed = log_values(url, tmp_path)
+    assert elapsed < 15
     assert report.sinks["csv"].delivered == 20
     mlflow = report.sinks[url]
     assert (mlflow.delivered, mlflow.rejected, mlflow.pending) == (0, 0, 20)
     assert mlflow.error is not None
 
 
-def test_a_name_that_nobody_knows_costs_nobody_anything(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("stops_consumers")
+def test_an_unknown_host_name_affects_nothing_else(tmp_path: Path) -> None:
     url = "mlflow+http://no-such-host.invalid:5000?timeout_secs=1"
-    report, took = log_to(url, tmp_path)
-    assert took < 20
+    report, elapsed = log_values(url, tmp_path)
+    assert elapsed < 20
     assert (report.sinks["csv"].delivered, report.sinks[url].pending) == (20, 20)
 
 
-def test_who_asks_to_be_left_alone_for_a_while_is(tmp_path: Path) -> None:
-    came: list[float] = []
+@pytest.mark.usefixtures("stops_consumers")
+def test_waits_as_long_as_retry_after_requests(tmp_path: Path) -> None:
+    request_times: list[float] = []
 
     def busy(connection: socket.socket) -> None:
-        came.append(time.monotonic())
-        says("HTTP/1.1 429 Too Many\nRetry-After: 2\nContent-Length: 0\n\n")(connection)
+        request_times.append(time.monotonic())
+        respond_with("HTTP/1.1 429 Too Many\nRetry-After: 2\nContent-Length: 0\n\n")(connection)
 
-    with server_that(busy) as address:
+    with fake_server(busy) as address:
         bus = MetricBus(sinks=f"mlflow+{address}", dir=tmp_path)
         bus.log("x", 1.0)
         for _ in range(10):
-            bus.flush(timeout=0.5)  # in a hurry all the time
+            bus.flush(timeout=0.5)  # must not shorten the delay
         bus.close(timeout=0)
-    assert len(came) >= 2
-    gaps = [later - earlier for earlier, later in itertools.pairwise(came)]
+    assert len(request_times) >= 2
+    gaps = [later - earlier for earlier, later in itertools.pairwise(request_times)]
     assert min(gaps) > 1.9, gaps
 
 
 @pytest.mark.parametrize(("header", "seconds"), [("7", 7), ("0.5", 0.5), ("-3", 0)])
-def test_a_retry_after_in_seconds_is_understood(header: str, seconds: float) -> None:
+def test_parses_retry_after_in_seconds(header: str, seconds: float) -> None:
     assert retry_after(header) == seconds
 
 
-def test_a_retry_after_with_a_date_is_understood() -> None:
+def test_parses_retry_after_with_a_date() -> None:
     seconds = retry_after(email.utils.formatdate(time.time() + 60))
     assert seconds is not None
     assert 5 < seconds <= 61
@@ -146,7 +151,7 @@ def test_a_retry_after_with_a_date_is_understood() -> None:
 
 
 @pytest.mark.parametrize("header", [None, "", "soon"])
-def test_a_retry_after_that_makes_no_sense_is_none(header: str | None) -> None:
+def test_ignores_an_invalid_retry_after(header: str | None) -> None:
     assert retry_after(header) is None
 
 
@@ -154,11 +159,11 @@ def test_a_retry_after_that_makes_no_sense_is_none(header: str | None) -> None:
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
     with open(folder / "server.txt", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *where, *store],
+            [sys.executable, "-m", "mlflow", "server", *address, *store],
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -166,7 +171,7 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
         )
 
 
-def answers(port: int) -> bool:
+def is_listening(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1):
             return True
@@ -181,7 +186,7 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("hosting", ["thread", "process"])
-def test_a_server_that_dies_and_comes_back_has_every_metric_once(
+def test_a_restarted_server_has_every_metric_once(
     tmp_path: Path, wait_for: WaitFor, hosting: Hosting
 ) -> None:
     with socket.socket() as free:
@@ -190,7 +195,7 @@ def test_a_server_that_dies_and_comes_back_has_every_metric_once(
     server = start_server(tmp_path, port)
     try:
         deadline = time.monotonic() + 60
-        while not answers(port):
+        while not is_listening(port):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         url = f"mlflow+http://127.0.0.1:{port}"
@@ -199,9 +204,9 @@ def test_a_server_that_dies_and_comes_back_has_every_metric_once(
         for phase, steps in enumerate((range(2000), range(2000, 4000), range(4000, 6000))):
             worst = 0.0
             for step in steps:
-                began = time.perf_counter()
+                started = time.perf_counter()
                 bus.log("x", float(step), step=step)
-                worst = max(worst, time.perf_counter() - began)
+                worst = max(worst, time.perf_counter() - started)
                 if phase == 0 and step == 1000:
                     bus.flush(30)
                     kill(server)
@@ -215,7 +220,7 @@ def test_a_server_that_dies_and_comes_back_has_every_metric_once(
         (run,) = client.search_runs(["1"])
         found = [point.step for point in client.get_metric_history(run.info.run_id, "x")]
         assert found == list(range(6000))
-        assert max(slowest) < 1.0, "a server that is down is no reason to wait"
+        assert max(slowest) < 1.0, "log() waited for a server that is down"
     finally:
         kill(server)
 
@@ -223,8 +228,8 @@ def test_a_server_that_dies_and_comes_back_has_every_metric_once(
 # A journal that cannot be written
 
 
-def test_a_full_disk_costs_only_what_the_queue_cannot_hold(tmp_path: Path) -> None:
-    """A limit on the size of files is the full disk: EFBIG, as ENOSPC, in the midst of a line."""
+def test_a_full_disk_drops_only_what_exceeds_the_queue(tmp_path: Path) -> None:
+    """A limit on the file size simulates a full disk: a write fails in the middle of a line."""
     code = """
         import resource, signal, time
         from metricbus import MetricBus
@@ -264,33 +269,33 @@ def test_a_full_disk_costs_only_what_the_queue_cannot_hold(tmp_path: Path) -> No
     assert "the journal can be written again" in done.stderr
 
 
-def test_a_disk_that_hangs_costs_one_pause_and_then_drops_are_counted(
+def test_a_hanging_disk_pauses_once_and_then_counts_drops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metricbus._journal.segment_writer import SegmentWriter
 
-    hangs = threading.Event()
-    hangs.set()
+    disk_works = threading.Event()
+    disk_works.set()
     append = SegmentWriter.append
 
-    def held_up(self: SegmentWriter, records: object) -> None:
-        while not hangs.is_set():
+    def append_late(self: SegmentWriter, records: object) -> None:
+        while not disk_works.is_set():
             time.sleep(0.01)
         append(self, records)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(SegmentWriter, "append", held_up)
+    monkeypatch.setattr(SegmentWriter, "append", append_late)
     with MetricBus(sinks="csv", dir=tmp_path, queue_size=50, block_secs=0.5) as bus:
         bus.log("x", 0.0)
         bus.flush()
-        hangs.clear()
-        took = []
+        disk_works.clear()
+        elapsed = []
         for step in range(1000):
-            began = time.monotonic()
+            started = time.monotonic()
             bus.log("x", float(step), step=step)
-            took.append(time.monotonic() - began)
-        assert sum(each > 0.3 for each in took) == 1, "more than one pause"
+            elapsed.append(time.monotonic() - started)
+        assert sum(secs > 0.3 for secs in elapsed) == 1, "more than one pause"
         assert bus.stats().dropped > 0
-        hangs.set()
+        disk_works.set()
         bus.flush()
         before = bus.stats().dropped
         bus.log("y", 1.0)

@@ -1,4 +1,4 @@
-"""The delivery process: what it takes off the training, and what becomes of it when things die."""
+"""The delivery process: what runs in it, and what happens when a process dies."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ WaitFor = Callable[[Callable[[], bool]], None]
 
 
 @pytest.fixture(autouse=True)
-def in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def use_delivery_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("METRICBUS_DELIVERY")
 
 
-def made(bus: MetricBus) -> Path:
+def folder_of(bus: MetricBus) -> Path:
     assert bus.folder is not None
     return bus.folder
 
 
-def delivery_of(folder: Path) -> ProcessId | None:
-    """The process that delivers, or did last."""
+def delivery_process(folder: Path) -> ProcessId | None:
+    """Return the current or last delivery process."""
     status = delivery_status_file(RunFolder(folder), 1).read()
     return status.process if status else None
 
 
-def has_ended(folder: Path) -> bool:
-    process = delivery_of(folder)
+def delivery_has_ended(folder: Path) -> bool:
+    process = delivery_process(folder)
     return process is not None and not process.is_alive()
 
 
@@ -76,10 +76,10 @@ def run(folder: Path, code: str, **options: Any) -> subprocess.CompletedProcess[
     )
 
 
-# What it takes off the training
+# What runs in the process
 
 
-def test_heavy_backends_are_not_imported_by_the_training(tmp_path: Path) -> None:
+def test_the_training_does_not_import_large_backends(tmp_path: Path) -> None:
     code = """
         import sys
         from metricbus import MetricBus
@@ -96,7 +96,7 @@ def test_heavy_backends_are_not_imported_by_the_training(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("sinks", "hosting", "apart"),
+    ("sinks", "hosting", "uses_process"),
     [
         ("csv", None, False),
         ("csv,tensorboard", None, True),
@@ -105,34 +105,38 @@ def test_heavy_backends_are_not_imported_by_the_training(tmp_path: Path) -> None
         ("logging", "process", False),
     ],
 )
-def test_a_process_is_started_where_it_is_wanted(
-    tmp_path: Path, sinks: str, hosting: Any, apart: bool
+def test_starts_a_process_only_if_needed(
+    tmp_path: Path, sinks: str, hosting: Any, uses_process: bool
 ) -> None:
     with MetricBus(sinks=sinks, dir=tmp_path, delivery=hosting) as bus:
         log(bus, range(5))
         assert bus.flush().complete
-    assert (made(bus) / "delivery").exists() == apart
+    assert (folder_of(bus) / "delivery").exists() == uses_process
 
 
-def test_off_writes_the_journal_alone(tmp_path: Path) -> None:
+def test_delivery_off_writes_only_the_journal(tmp_path: Path) -> None:
     with MetricBus(sinks="csv,tensorboard", dir=tmp_path, delivery="off") as bus:
         log(bus, range(5))
         assert bus.flush().sinks == {}
-    assert sorted(path.name for path in made(bus).iterdir()) == ["journal", "offsets", "run.json"]
-    metricbus.deliver(made(bus), timeout=30)
-    assert csv_values(made(bus)) == [0, 1, 2, 3, 4]
+    assert sorted(path.name for path in folder_of(bus).iterdir()) == [
+        "journal",
+        "offsets",
+        "run.json",
+    ]
+    metricbus.deliver(folder_of(bus), timeout=30)
+    assert csv_values(folder_of(bus)) == [0, 1, 2, 3, 4]
 
 
-def test_an_object_stays_in_the_training_beside_the_process(tmp_path: Path) -> None:
+def test_a_sink_object_stays_in_the_training_process(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=["tensorboard", sink], dir=tmp_path) as bus:
         log(bus, range(5))
     assert [point.value for point in sink.series("x")] == [0, 1, 2, 3, 4]
-    assert tensorboard_values(made(bus)) == [0, 1, 2, 3, 4]
+    assert tensorboard_values(folder_of(bus)) == [0, 1, 2, 3, 4]
     assert list(bus.stats().sinks) == ["tensorboard", "MemorySink"]
 
 
-def test_what_it_warns_of_is_told_in_the_training(
+def test_relays_warnings_to_the_training_process(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path, tags=["t" * 100]) as bus:
@@ -141,7 +145,7 @@ def test_what_it_warns_of_is_told_in_the_training(
     assert caplog.text.count("is cut to 64 characters") == 1
 
 
-def test_a_relative_location_is_that_of_where_the_bus_was_made(
+def test_a_relative_location_refers_to_the_directory_in_which_the_bus_was_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bus = MetricBus(id="r", sinks="csv:here", dir=tmp_path, delivery="process")
@@ -152,16 +156,16 @@ def test_a_relative_location_is_that_of_where_the_bus_was_made(
     assert (tmp_path / "here" / "r" / "metrics.csv").exists()
 
 
-def test_secrets_reach_it_by_the_environment_alone(tmp_path: Path, wait_for: WaitFor) -> None:
+def test_passes_secrets_only_in_the_environment(tmp_path: Path, wait_for: WaitFor) -> None:
     bus = MetricBus(sinks="mlflow+http://me:hunter2@127.0.0.1:9", dir=tmp_path)
     bus.log("x", 1.0)
-    wait_for(lambda: delivery_of(made(bus)) is not None)
-    process = delivery_of(made(bus))
+    wait_for(lambda: delivery_process(folder_of(bus)) is not None)
+    process = delivery_process(folder_of(bus))
     assert process is not None
     assert b"hunter2" in Path(f"/proc/{process.pid}/environ").read_bytes()
     assert b"hunter2" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
     bus.close(timeout=0.5)
-    for path in made(bus).rglob("*"):
+    for path in folder_of(bus).rglob("*"):
         assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
     os.kill(process.pid, signal.SIGKILL)
 
@@ -169,25 +173,25 @@ def test_secrets_reach_it_by_the_environment_alone(tmp_path: Path, wait_for: Wai
 # Deaths
 
 
-def test_the_process_is_started_again_and_nothing_is_lost_or_doubled(
+def test_restarts_a_process_that_died_without_losing_or_repeating_values(
     tmp_path: Path, wait_for: WaitFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="csv,tensorboard", dir=tmp_path) as bus:
         log(bus, range(500))
         bus.flush()
-        process = delivery_of(made(bus))
+        process = delivery_process(folder_of(bus))
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
         log(bus, range(500, 1000))
-        wait_for(lambda: delivery_of(made(bus)) != process)
+        wait_for(lambda: delivery_process(folder_of(bus)) != process)
         log(bus, range(1000, 1500))
     assert bus.stats().complete, bus.stats()
-    assert csv_values(made(bus)) == list(range(1500))
-    assert tensorboard_values(made(bus)) == list(range(1500))
+    assert csv_values(folder_of(bus)) == list(range(1500))
+    assert tensorboard_values(folder_of(bus)) == list(range(1500))
     assert "the delivery process has died (signal 9); restarting it (start 2 of 5)" in caplog.text
 
 
-def test_a_process_that_dies_again_and_again_is_given_up_and_told(
+def test_gives_up_on_a_process_that_dies_repeatedly(
     tmp_path: Path,
     wait_for: WaitFor,
     monkeypatch: pytest.MonkeyPatch,
@@ -198,22 +202,22 @@ def test_a_process_that_dies_again_and_again_is_given_up_and_told(
     log(bus, range(5))
     bus.flush()
     for _ in range(2):
-        process = delivery_of(made(bus))
+        process = delivery_process(folder_of(bus))
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
-        was = process
-        wait_for(lambda: delivery_of(made(bus)) != was or "2 times" in caplog.text)  # noqa: B023
+        previous = process
+        wait_for(lambda: delivery_process(folder_of(bus)) != previous or "2 times" in caplog.text)  # noqa: B023
     log(bus, range(5, 10))
     report = bus.close()
     assert (report.sinks["csv"].delivered, report.sinks["csv"].pending) == (5, 5)
     assert "died repeatedly" in str(report.sinks["csv"].error)
-    assert f"metricbus deliver {made(bus)}" in caplog.text
-    metricbus.deliver(made(bus), timeout=30)
-    assert csv_values(made(bus)) == list(range(10))
+    assert f"metricbus deliver {folder_of(bus)}" in caplog.text
+    metricbus.deliver(folder_of(bus), timeout=30)
+    assert csv_values(folder_of(bus)) == list(range(10))
 
 
 @pytest.mark.parametrize("interpreter", ["/nonexistent/python", "/bin/false", ""])
-def test_threads_deliver_where_no_process_can_be_started(
+def test_threads_deliver_if_no_process_can_be_started(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -223,11 +227,11 @@ def test_threads_deliver_where_no_process_can_be_started(
     with MetricBus(sinks="csv", dir=tmp_path, delivery="process") as bus:
         log(bus, range(5))
     assert bus.stats().complete
-    assert csv_values(made(bus)) == [0, 1, 2, 3, 4]
+    assert csv_values(folder_of(bus)) == [0, 1, 2, 3, 4]
     assert "delivering from threads instead" in caplog.text
 
 
-def test_when_the_training_is_killed_the_rest_is_delivered_and_the_run_marked(
+def test_delivers_the_rest_of_a_killed_training_and_marks_the_run(
     tmp_path: Path, wait_for: WaitFor
 ) -> None:
     code = """
@@ -241,7 +245,7 @@ def test_when_the_training_is_killed_the_rest_is_delivered_and_the_run_marked(
         os.kill(os.getpid(), signal.SIGKILL)
     """
     assert run(tmp_path, code).returncode == -signal.SIGKILL
-    wait_for(lambda: has_ended(tmp_path / "r"))
+    wait_for(lambda: delivery_has_ended(tmp_path / "r"))
     assert csv_values(tmp_path / "r") == list(range(2000))
     assert tensorboard_values(tmp_path / "r") == list(range(2000))
     assert [row["x"] for row in wandb_rows(tmp_path / "r")] == list(range(2000))
@@ -252,37 +256,35 @@ def test_when_the_training_is_killed_the_rest_is_delivered_and_the_run_marked(
     assert not list((tmp_path / "r" / "offsets").glob("*.lease-*"))
 
 
-def test_close_returns_in_time_and_delivery_goes_on_by_itself(
-    tmp_path: Path, wait_for: WaitFor
-) -> None:
-    """W&B is not even imported when the script ends."""
+def test_close_returns_in_time_and_delivery_continues(tmp_path: Path, wait_for: WaitFor) -> None:
+    """The script ends before the delivery process has imported W&B."""
     code = """
         import time
         from metricbus import MetricBus
         bus = MetricBus(id="r", dir=".", sinks="wandb")
         bus.log("x", 1.0)
-        began = time.monotonic()
+        started = time.monotonic()
         report = bus.close(timeout=0.1)
-        print(report.sinks["wandb"].pending, time.monotonic() - began < 5)
+        print(report.sinks["wandb"].pending, time.monotonic() - started < 5)
     """
     done = run(tmp_path, code)
     assert done.stdout == "1 True\n"
     assert "1 not delivered" in done.stderr
-    wait_for(lambda: has_ended(tmp_path / "r"))
+    wait_for(lambda: delivery_has_ended(tmp_path / "r"))
     assert [row["x"] for row in wandb_rows(tmp_path / "r")] == [1]
 
 
-def test_delivery_lingers_as_long_as_it_may(tmp_path: Path, wait_for: WaitFor) -> None:
+def test_delivery_stops_after_linger_secs(tmp_path: Path, wait_for: WaitFor) -> None:
     bus = MetricBus(sinks="mlflow+http://127.0.0.1:9", dir=tmp_path, linger_secs=0.5)
     bus.log("x", 1.0)
     bus.close(timeout=0.1)
-    wait_for(lambda: has_ended(made(bus)))
-    said = (made(bus) / "delivery" / "delivery.log").read_text()
-    assert "stopped 0 s after the end of the run, with undelivered values for: mlflow" in said
-    assert f"metricbus deliver {made(bus)}" in said
+    wait_for(lambda: delivery_has_ended(folder_of(bus)))
+    output = (folder_of(bus) / "delivery" / "delivery.log").read_text()
+    assert "stopped 0 s after the end of the run, with undelivered values for: mlflow" in output
+    assert f"metricbus deliver {folder_of(bus)}" in output
 
 
-def test_who_waits_for_the_trainings_output_does_not_wait_for_delivery(
+def test_the_output_of_the_training_ends_before_delivery_does(
     tmp_path: Path, wait_for: WaitFor
 ) -> None:
     code = """
@@ -291,17 +293,17 @@ def test_who_waits_for_the_trainings_output_does_not_wait_for_delivery(
         bus.log("x", 1.0)
         bus.close(timeout=0.1)
     """
-    began = time.monotonic()
+    started = time.monotonic()
     run(tmp_path, code)
-    assert time.monotonic() - began < 10
-    wait_for(lambda: delivery_of(tmp_path / "r") is not None)
-    assert not has_ended(tmp_path / "r")
-    process = delivery_of(tmp_path / "r")
+    assert time.monotonic() - started < 10
+    wait_for(lambda: delivery_process(tmp_path / "r") is not None)
+    assert not delivery_has_ended(tmp_path / "r")
+    process = delivery_process(tmp_path / "r")
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
 
 
-def test_ctrl_c_in_a_terminal_ends_training_and_not_delivery(
+def test_ctrl_c_in_a_terminal_ends_the_training_but_not_the_delivery(
     tmp_path: Path, wait_for: WaitFor
 ) -> None:
     code = """
@@ -312,7 +314,7 @@ def test_ctrl_c_in_a_terminal_ends_training_and_not_delivery(
             bus.flush()
             bus.log("x", 2.0)
             print("ready", flush=True)
-            while True:  # a signal that comes just before a long sleep would wait for its end
+            while True:  # a long sleep would delay a signal that arrives just before it
                 time.sleep(0.01)
     """
     import pty
@@ -321,30 +323,28 @@ def test_ctrl_c_in_a_terminal_ends_training_and_not_delivery(
     if pid == 0:
         os.chdir(tmp_path)
         os.execv(sys.executable, [sys.executable, "-c", textwrap.dedent(code)])
-    said = b""
-    while b"ready" not in said:
-        said += os.read(terminal, 1024)
+    output = b""
+    while b"ready" not in output:
+        output += os.read(terminal, 1024)
     os.write(terminal, b"\x03")
     try:
         while select.select([terminal], [], [], 40)[0]:
-            said += os.read(terminal, 1024)
-        pytest.fail(f"it still runs; it has said {said.decode()}")
-    except OSError:  # the end of a terminal
+            output += os.read(terminal, 1024)
+        pytest.fail(f"the training still runs; its output: {output.decode()}")
+    except OSError:  # end of file on a terminal
         pass
     os.close(terminal)
-    assert b"KeyboardInterrupt" in said
+    assert b"KeyboardInterrupt" in output
     os.waitpid(pid, 0)
-    wait_for(lambda: has_ended(tmp_path / "r"))
+    wait_for(lambda: delivery_has_ended(tmp_path / "r"))
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
     assert metricbus.read(tmp_path / "r").run.status == "killed"
 
 
-# Others
+# Other processes and environments
 
 
-def test_a_worker_that_outlives_the_training_is_delivered_too(
-    tmp_path: Path, wait_for: WaitFor
-) -> None:
+def test_delivers_a_worker_that_outlives_the_training(tmp_path: Path, wait_for: WaitFor) -> None:
     worker = """
         import sys, time
         from pathlib import Path
@@ -361,39 +361,39 @@ def test_a_worker_that_outlives_the_training_is_delivered_too(
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(worker)])
     wait_for((tmp_path / "joined").exists)
-    began = time.monotonic()
+    started = time.monotonic()
     bus.close(timeout=30)
-    assert time.monotonic() - began < 15, "it waited for the worker"
+    assert time.monotonic() - started < 15, "close waited for the worker"
     assert csv_values(tmp_path / "r") == [1.0]
     (tmp_path / "go").touch()
     child.wait(30)
-    wait_for(lambda: has_ended(tmp_path / "r"))
+    wait_for(lambda: delivery_has_ended(tmp_path / "r"))
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
 
 
-def test_the_status_of_an_earlier_delivery_is_not_believed(tmp_path: Path) -> None:
+def test_ignores_the_status_of_an_earlier_delivery(tmp_path: Path) -> None:
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
-    other = DeliveryStatus(ProcessId(os.uname().nodename, 1), {}, finished=["csv"], is_exiting=True)
-    delivery_status_file(RunFolder(made(bus)), 1).write(other)
+    stale = DeliveryStatus(ProcessId(os.uname().nodename, 1), {}, finished=["csv"], is_exiting=True)
+    delivery_status_file(RunFolder(folder_of(bus)), 1).write(stale)
     bus.log("x", 1.0)
     assert bus.close().complete
-    assert csv_values(made(bus)) == [1.0]
+    assert csv_values(folder_of(bus)) == [1.0]
 
 
-def test_a_notice_that_is_hurt_leaves_what_was_known(tmp_path: Path) -> None:
-    notice = AtomicJsonFile(tmp_path / "status.json", DeliveryStatus)
-    assert notice.read() is None
+def test_a_damaged_json_file_keeps_its_last_content(tmp_path: Path) -> None:
+    file = AtomicJsonFile(tmp_path / "status.json", DeliveryStatus)
+    assert file.read() is None
     status = DeliveryStatus(ProcessId("here", 1), {})
-    notice.write(status)
-    assert notice.read() == status
+    file.write(status)
+    assert file.read() == status
     (tmp_path / "status.json").write_bytes(b"{")
-    assert notice.read() == status
+    assert file.read() == status
 
 
-def test_orders_that_cannot_be_written_do_not_hold_back_the_end(
+def test_ends_even_if_the_commands_cannot_be_written(
     tmp_path: Path, wait_for: WaitFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk, say; run.json has the end too."""
+    """For example with a full disk; run.json contains the final status too."""
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
     bus.log("x", 1.0)
     with monkeypatch.context() as full:
@@ -403,11 +403,11 @@ def test_orders_that_cannot_be_written_do_not_hold_back_the_end(
 
         full.setattr(AtomicJsonFile, "write", refuse)
         bus.close(timeout=0.2)
-    wait_for(lambda: has_ended(made(bus)))
-    assert csv_values(made(bus)) == [1.0]
+    wait_for(lambda: delivery_has_ended(folder_of(bus)))
+    assert csv_values(folder_of(bus)) == [1.0]
 
 
-def test_wandb_is_told_of_the_training_and_not_of_the_delivery(tmp_path: Path) -> None:
+def test_wandb_records_the_command_line_of_the_training(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(
         "from metricbus import MetricBus\n"
         "with MetricBus(id='r', dir='.', sinks='wandb') as bus:\n"
@@ -421,8 +421,8 @@ def test_wandb_is_told_of_the_training_and_not_of_the_delivery(tmp_path: Path) -
     assert list(first.args) == ["--lr", "0.1"]
 
 
-def test_a_training_that_uses_wandb_itself_does_not_share_its_process(tmp_path: Path) -> None:
-    """W&B's process would keep the run for a delivery process that has died."""
+def test_does_not_share_the_wandb_process_of_the_training(tmp_path: Path) -> None:
+    """That process would keep the run open for a delivery process that has died."""
     code = """
         import json, os, signal, time
         import wandb
@@ -443,7 +443,7 @@ def test_a_training_that_uses_wandb_itself_does_not_share_its_process(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["tensorboard.py", "wandb.py", "json.py"])
-def test_a_training_that_is_named_like_a_package_is_not_run_again(
+def test_does_not_import_a_training_script_that_is_named_like_a_package(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_text(
@@ -453,7 +453,7 @@ def test_a_training_that_is_named_like_a_package_is_not_run_again(
         "        bus.log('x', float(step), step=step)\n"
         "assert bus.stats().complete, bus.stats()\n"
     )
-    if name == "json.py":  # it is no use to the training either
+    if name == "json.py":  # the training script could not import json either
         (tmp_path / name).rename(tmp_path / "train.py")
         (tmp_path / "tensorboard.py").write_text("raise SystemExit(1)\n")
         name = "train.py"
@@ -470,18 +470,16 @@ def test_a_training_that_is_named_like_a_package_is_not_run_again(
 
 
 @pytest.mark.parametrize(
-    "oddity",
+    "setup",
     [
         "import sys; from pathlib import Path; sys.path.insert(0, Path('x'))",
         "import sys; sys.argv.append('\\udcff')",
         "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
     ],
 )
-def test_odd_circumstances_do_not_keep_the_training_from_its_bus(
-    tmp_path: Path, oddity: str
-) -> None:
+def test_the_bus_opens_in_unusual_environments(tmp_path: Path, setup: str) -> None:
     code = f"""
-        {oddity}
+        {setup}
         from metricbus import MetricBus
         with MetricBus(id="r", dir={str(tmp_path)!r}, sinks="csv,tensorboard") as bus:
             bus.log("x", 1.0)
@@ -492,43 +490,43 @@ def test_odd_circumstances_do_not_keep_the_training_from_its_bus(
     assert tensorboard_values(tmp_path / "r") == [1.0]
 
 
-def test_a_frozen_application_does_not_start_itself_again(
+def test_a_frozen_application_does_not_start_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     with MetricBus(sinks="csv", dir=tmp_path, delivery="process") as bus:
         log(bus, range(5))
-    assert csv_values(made(bus)) == [0, 1, 2, 3, 4]
+    assert csv_values(folder_of(bus)) == [0, 1, 2, 3, 4]
     assert "delivering from threads instead" in caplog.text
 
 
-def test_without_lingering_close_still_waits_for_delivery(tmp_path: Path) -> None:
+def test_close_waits_for_delivery_even_without_lingering(tmp_path: Path) -> None:
     bus = MetricBus(sinks="tensorboard", dir=tmp_path, linger_secs=0)
     log(bus, range(20_000))
     assert bus.close(timeout=40).complete
 
 
-def test_a_delivery_that_was_superseded_goes_on_when_the_other_has_gone(
+def test_resumes_when_the_process_that_took_over_the_lease_is_done(
     tmp_path: Path, wait_for: WaitFor
 ) -> None:
     bus = MetricBus(id="r", sinks="csv", dir=tmp_path, delivery="process")
     log(bus, range(10))
     bus.flush()
-    process = delivery_of(made(bus))
+    process = delivery_process(folder_of(bus))
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)
-    (file,) = (made(bus) / "offsets").glob("[!.]*.lease-*")
+    (file,) = (folder_of(bus) / "offsets").glob("[!.]*.lease-*")
     os.utime(file, (time.time() - 100, time.time() - 100))
     log(bus, range(10, 20))
     wait_for(lambda: bus.stats().journalled == 20)
-    assert metricbus.deliver(made(bus), "csv", timeout=30)["csv"].delivered == 20
+    assert metricbus.deliver(folder_of(bus), "csv", timeout=30)["csv"].delivered == 20
     os.kill(process.pid, signal.SIGCONT)
     log(bus, range(20, 30))
     assert bus.close().complete
-    assert csv_values(made(bus)) == list(range(30))
+    assert csv_values(folder_of(bus)) == list(range(30))
 
 
-def test_a_run_folder_that_is_deleted_does_not_keep_the_process_for_good(
+def test_the_process_exits_after_the_run_folder_is_deleted(
     tmp_path: Path, wait_for: WaitFor
 ) -> None:
     code = """

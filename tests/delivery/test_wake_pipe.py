@@ -1,4 +1,4 @@
-"""Waking the delivery process by a pipe."""
+"""Waking the delivery process through a pipe."""
 
 from __future__ import annotations
 
@@ -10,84 +10,84 @@ from collections.abc import Iterator
 
 import pytest
 
-from metricbus._delivery.wake_pipe import WakePipeReader, WakePipe
+from metricbus._delivery.wake_pipe import WakePipe, WakePipeReader
 
 
 @pytest.fixture
-def doorbell() -> Iterator[WakePipe]:
-    bell = WakePipe()
-    yield bell
-    bell.disconnect()
+def pipe() -> Iterator[WakePipe]:
+    pipe = WakePipe()
+    yield pipe
+    pipe.disconnect()
 
 
-def seconds_of_a_wait(listener: WakePipeReader, secs: float) -> float:
+def timed_wait(reader: WakePipeReader, secs: float) -> float:
     started = time.monotonic()
-    listener.wait(secs)
+    reader.wait(secs)
     return time.monotonic() - started
 
 
-def test_a_ring_before_the_wait_ends_it_at_once(doorbell: WakePipe) -> None:
-    listener = WakePipeReader(doorbell.connect())
-    doorbell.wake()
-    doorbell.wake()
-    assert seconds_of_a_wait(listener, 60) < 30
-    assert seconds_of_a_wait(listener, 0.01) >= 0.01  # both were heard
+def test_a_wakeup_before_the_wait_ends_it_immediately(pipe: WakePipe) -> None:
+    reader = WakePipeReader(pipe.connect())
+    pipe.wake()
+    pipe.wake()
+    assert timed_wait(reader, 60) < 30
+    assert timed_wait(reader, 0.01) >= 0.01  # one wait consumed both
 
 
-def test_a_ring_ends_a_wait(doorbell: WakePipe) -> None:
-    listener = WakePipeReader(doorbell.connect())
-    waits = threading.Thread(target=listener.wait, args=(60,))
-    waits.start()
-    doorbell.wake()
-    waits.join(30)
-    assert not waits.is_alive()
+def test_a_wakeup_ends_a_wait(pipe: WakePipe) -> None:
+    reader = WakePipeReader(pipe.connect())
+    thread = threading.Thread(target=reader.wait, args=(60,))
+    thread.start()
+    pipe.wake()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
-def test_when_nobody_can_ring_any_more_waits_take_their_time(doorbell: WakePipe) -> None:
-    listener = WakePipeReader(doorbell.connect())
-    doorbell.disconnect()
-    listener.wait(60)  # finds that out
-    assert seconds_of_a_wait(listener, 0.01) >= 0.01
+def test_waits_for_the_full_time_after_the_pipe_is_closed(pipe: WakePipe) -> None:
+    reader = WakePipeReader(pipe.connect())
+    pipe.disconnect()
+    reader.wait(60)  # detects the closed pipe
+    assert timed_wait(reader, 0.01) >= 0.01
 
 
-def test_ringing_where_nobody_listens_raises_nothing(doorbell: WakePipe) -> None:
-    doorbell.wake()
-    os.close(doorbell.connect())
-    doorbell.wake()
-    doorbell.disconnect()
-    doorbell.wake()
+def test_waking_without_a_reader_raises_no_error(pipe: WakePipe) -> None:
+    pipe.wake()
+    os.close(pipe.connect())
+    pipe.wake()
+    pipe.disconnect()
+    pipe.wake()
 
 
-def test_ringing_where_nobody_listens_raises_no_signal(doorbell: WakePipe) -> None:
+def test_waking_without_a_reader_raises_no_signal(pipe: WakePipe) -> None:
     raised: list[int] = []
     before = signal.signal(signal.SIGPIPE, lambda number, _: raised.append(number))
     try:
-        os.close(doorbell.connect())
-        doorbell.wake()
+        os.close(pipe.connect())
+        pipe.wake()
     finally:
         signal.signal(signal.SIGPIPE, before)
     assert not raised
 
 
-def test_ringing_does_not_wait_for_who_does_not_listen(doorbell: WakePipe) -> None:
-    end = doorbell.connect()
-    for _ in range(100_000):  # more than a pipe holds
-        doorbell.wake()
+def test_waking_does_not_block_on_a_full_pipe(pipe: WakePipe) -> None:
+    end = pipe.connect()
+    for _ in range(100_000):  # more than the pipe buffer holds
+        pipe.wake()
     os.close(end)
 
 
-def test_connecting_again_closes_the_first_pipe(doorbell: WakePipe) -> None:
-    first = doorbell.connect()
-    second = doorbell.connect()
+def test_connecting_again_closes_the_first_pipe(pipe: WakePipe) -> None:
+    first = pipe.connect()
+    second = pipe.connect()
     assert os.read(first, 1) == b""
-    doorbell.wake()
+    pipe.wake()
     assert os.read(second, 1) == b"!"
 
 
-def test_a_standard_input_that_is_closed_is_no_bell() -> None:
+def test_waits_for_the_full_time_if_standard_input_is_closed() -> None:
     read, write = os.pipe()
     os.close(read)
     os.close(write)
-    listener = WakePipeReader(read)
-    listener.wait(60)
-    assert seconds_of_a_wait(listener, 0.01) >= 0.01
+    reader = WakePipeReader(read)
+    reader.wait(60)
+    assert timed_wait(reader, 0.01) >= 0.01

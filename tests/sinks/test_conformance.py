@@ -1,7 +1,7 @@
-"""The same calls through every sink, read back with that backend's own reader.
+"""The same calls through every sink, read back with the backend's own reader.
 
-A sink joins with one line in `BACKENDS`: its URL, a reader that gives back points, and what the
-backend makes of a point (its projection of step, epoch and time, its precision).
+To add a sink, add a line to `BACKENDS`: its URL, a function that reads its points, and a projection
+that turns a logged point into what the backend can represent.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ NAMES = [
 
 
 class Point(NamedTuple):
-    """A value where it stands; `epoch` is None where a backend has no place for it."""
+    """A value at its step; `epoch` is None for backends that do not store it."""
 
     name: str
     step: int
@@ -69,8 +69,8 @@ class Point(NamedTuple):
     value: float
 
 
-class Keeping(logging.Handler):
-    """Keeps the log records that it is given."""
+class RecordingHandler(logging.Handler):
+    """Stores the log records that it handles."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class Keeping(logging.Handler):
         self.records.append(record)
 
 
-class Logged:
-    """What a run logged, by way of each place where it can be found."""
+class LoggedRun:
+    """The places at which the values of a run can be read."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Logged:
         self.log_records = log_records
 
 
-def read_journal(logged: Logged) -> Iterator[Point]:
+def read_journal(logged: LoggedRun) -> Iterator[Point]:
     history = metricbus.read(logged.folder)
     for name in history.names():
         series = history.series(name)
@@ -104,19 +104,19 @@ def read_journal(logged: Logged) -> Iterator[Point]:
             yield Point(name, int(step), int(epoch), value)
 
 
-def read_memory(logged: Logged) -> Iterator[Point]:
+def read_memory(logged: LoggedRun) -> Iterator[Point]:
     for name in logged.memory.names():
         for point in logged.memory.series(name):
             yield Point(name, point.step, point.epoch, point.value)
 
 
-def read_logging(logged: Logged) -> Iterator[Point]:
+def read_logging(logged: LoggedRun) -> Iterator[Point]:
     for record in logged.log_records:
         for name, value in getattr(record, "metrics", {}).items():
             yield Point(name, record.step, record.epoch, value)  # type: ignore[attr-defined]
 
 
-def read_csv(logged: Logged) -> Iterator[Point]:
+def read_csv(logged: LoggedRun) -> Iterator[Point]:
     with open(logged.folder / "csv" / "metrics.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             assert row["kind"] == "scalar"
@@ -126,7 +126,7 @@ def read_csv(logged: Logged) -> Iterator[Point]:
             yield Point(name, int(row["step"]), int(row["epoch"]), value)
 
 
-def read_tensorboard(logged: Logged) -> Iterator[Point]:
+def read_tensorboard(logged: LoggedRun) -> Iterator[Point]:
     lanes = {file.parent for file in logged.folder.glob("tensorboard/**/*tfevents*")}
     for lane in lanes:
         events = EventAccumulator(str(lane), size_guidance={"scalars": 0})
@@ -136,19 +136,19 @@ def read_tensorboard(logged: Logged) -> Iterator[Point]:
                 yield Point(tag, event.step, None, event.value)
 
 
-def read_wandb(logged: Logged) -> Iterator[Point]:
+def read_wandb(logged: LoggedRun) -> Iterator[Point]:
     for columns in wandb_rows(logged.folder):
-        where = int(columns["metricbus/step"]), int(columns["metricbus/epoch"])
+        position = int(columns["metricbus/step"]), int(columns["metricbus/epoch"])
         for key, value in columns.items():
             if not key.startswith(("_", "metricbus/")):
-                yield Point(key.removeprefix("logged/"), *where, value)
+                yield Point(key.removeprefix("logged/"), *position, value)
 
 
-def read_mlflow_file(logged: Logged) -> Iterator[Point]:
+def read_mlflow_file(logged: LoggedRun) -> Iterator[Point]:
     return read_mlflow(f"sqlite:///{logged.folder.parent}/mlflow.db", logged.folder.name)
 
 
-def read_mlflow_server(logged: Logged) -> Iterator[Point]:
+def read_mlflow_server(logged: LoggedRun) -> Iterator[Point]:
     return read_mlflow(logged.server, logged.folder.name)
 
 
@@ -156,20 +156,20 @@ def read_mlflow(uri: str, id: str, experiment_name: str = "conformance") -> Iter
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(experiment_name)
     assert experiment is not None
-    ours = f"tags.`metricbus.run_id` = '{id}'"
-    (run,) = client.search_runs([experiment.experiment_id], ours)
+    filter_string = f"tags.`metricbus.run_id` = '{id}'"
+    (run,) = client.search_runs([experiment.experiment_id], filter_string)
     for key in run.data.metrics:
         name = run.data.tags.get(f"metricbus.name.{key}", key)
         for metric in client.get_metric_history(run.info.run_id, key):
             yield Point(name, metric.step, None, metric.value)
 
 
-def exactly(point: Point) -> Point:
+def unchanged(point: Point) -> Point:
     return point
 
 
 def as_json_number(point: Point) -> Point:
-    """W&B writes 2.0 and 2 alike."""
+    """W&B does not distinguish 2.0 from 2."""
     value = point.value
     if not math.isfinite(value) or not float(value).is_integer():
         return point
@@ -180,7 +180,7 @@ def as_float64_at_step(point: Point) -> Point:
     value = float(point.value)
     if math.isinf(value):
         value = math.copysign(sys.float_info.max, value)
-    return point._replace(epoch=None, value=value + 0.0)  # there is no -0.0 in SQL
+    return point._replace(epoch=None, value=value + 0.0)  # SQL has no -0.0
 
 
 def as_float32_at_step(point: Point) -> Point:
@@ -195,15 +195,15 @@ def as_float32_at_step(point: Point) -> Point:
 
 class Backend(NamedTuple):
     url: str | None
-    read: Callable[[Logged], Iterator[Point]]
+    read: Callable[[LoggedRun], Iterator[Point]]
     projection: Callable[[Point], Point]
 
 
 BACKENDS = {
-    "journal": Backend(None, read_journal, exactly),
-    "memory": Backend(None, read_memory, exactly),
-    "logging": Backend("logging", read_logging, exactly),
-    "csv": Backend("csv", read_csv, exactly),
+    "journal": Backend(None, read_journal, unchanged),
+    "memory": Backend(None, read_memory, unchanged),
+    "logging": Backend("logging", read_logging, unchanged),
+    "csv": Backend("csv", read_csv, unchanged),
     "tensorboard": Backend("tensorboard", read_tensorboard, as_float32_at_step),
     "wandb": Backend("wandb", read_wandb, as_json_number),
     "mlflow": Backend("mlflow?experiment=conformance", read_mlflow_file, as_float64_at_step),
@@ -214,7 +214,7 @@ BACKENDS = {
 
 
 class Script:
-    """Logs, and remembers what every sink must have."""
+    """Logs values and records what every sink must contain."""
 
     def __init__(self, bus: MetricBus) -> None:
         self.bus = bus
@@ -231,7 +231,7 @@ class Script:
             if step == 50:
                 self.log("val/acc", 0.5, 50, 0)
         self.log("val/acc", 0.25, 10, 0)  # a late evaluation
-        self.log("val/acc", 0.125, 5, 0)  # and one that is later still
+        self.log("val/acc", 0.125, 5, 0)  # an even later one
         for value in (1.0, 2.0, 2.0, 3.0):  # a step that repeats
             self.log("train/loss", value, 100, 2)
         for step, value in enumerate((math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.8e308 / 2)):
@@ -247,26 +247,26 @@ class Script:
 @pytest.fixture(scope="module", params=["thread", "process"])
 def logged(
     tmp_path_factory: pytest.TempPathFactory, mlflow_server: str, request: pytest.FixtureRequest
-) -> tuple[Logged, list[Point]]:
-    memory, handler = MemorySink(), Keeping()
+) -> tuple[LoggedRun, list[Point]]:
+    memory, handler = MemorySink(), RecordingHandler()
     logger = logging.getLogger("metricbus")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     urls = [
         backend.url.format(server=mlflow_server) for backend in BACKENDS.values() if backend.url
     ]
-    place = tmp_path_factory.mktemp("runs")
-    with MetricBus(sinks=[memory, *urls], dir=place, delivery=request.param) as bus:
+    folder_of_runs = tmp_path_factory.mktemp("runs")
+    with MetricBus(sinks=[memory, *urls], dir=folder_of_runs, delivery=request.param) as bus:
         script = Script(bus)
         script.run()
         folder = bus.folder
     assert folder is not None
     assert bus.stats().complete, str(bus.stats())
-    return Logged(folder, memory, handler.records, mlflow_server), script.points
+    return LoggedRun(folder, memory, handler.records, mlflow_server), script.points
 
 
-def told(point: Point) -> tuple[str, int, int | None, str]:
-    """The point as text: integers without a dot, floats exactly, one NaN like any other."""
+def comparable(point: Point) -> tuple[str, int, int | None, str]:
+    """Return the point with its value as text, so that NaN equals NaN and 2 differs from 2.0."""
     is_integer = isinstance(point.value, int | np.integer)
     value = str(int(point.value)) if is_integer else repr(float(point.value))
     return (point.name, point.step, point.epoch, value)
@@ -274,25 +274,23 @@ def told(point: Point) -> tuple[str, int, int | None, str]:
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 def test_every_backend_has_every_value_exactly_once(
-    backend: Backend, logged: tuple[Logged, list[Point]]
+    backend: Backend, logged: tuple[LoggedRun, list[Point]]
 ) -> None:
-    expected = Counter(told(backend.projection(point)) for point in logged[1])
+    expected = Counter(comparable(backend.projection(point)) for point in logged[1])
     found = map(backend.projection, backend.read(logged[0]))
-    assert Counter(map(told, found)) == expected
+    assert Counter(map(comparable, found)) == expected
 
 
 @pytest.mark.parametrize("name", ["journal", "memory", "logging", "csv", "wandb"])
-def test_the_order_of_late_and_repeated_values_is_kept(
-    name: str, logged: tuple[Logged, list[Point]]
+def test_backends_keep_the_order_of_late_and_repeated_values(
+    name: str, logged: tuple[LoggedRun, list[Point]]
 ) -> None:
     values = [point.value for point in BACKENDS[name].read(logged[0]) if point.name == "val/acc"]
     assert values[:3] == [0.5, 0.25, 0.125]
 
 
-def test_every_backend_marks_what_was_open_when_a_process_died(
-    tmp_path: Path, mlflow_server: str
-) -> None:
-    """A process joins the run, writes down its open reductions, and dies of SIGKILL."""
+def test_every_backend_marks_partial_rows(tmp_path: Path, mlflow_server: str) -> None:
+    """A process joins the run, writes its partial aggregates, and is killed."""
     code = """
         import os, signal, sys
         from pathlib import Path
@@ -304,7 +302,7 @@ def test_every_backend_marks_what_was_open_when_a_process_died(
         journal.append([PartialAggregates(time=3 * 10**9, rows=[row])])
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    memory, handler = MemorySink(), Keeping()
+    memory, handler = MemorySink(), RecordingHandler()
     logging.getLogger("metricbus").addHandler(handler)
     logging.getLogger("metricbus").setLevel(logging.INFO)
     urls = ["logging", "csv", "tensorboard", "wandb", f"mlflow+{mlflow_server}?experiment=partial"]
@@ -316,7 +314,7 @@ def test_every_backend_marks_what_was_open_when_a_process_died(
     report = bus.stats()
     assert report.complete, str(report)
     assert {sink.delivered for sink in report.sinks.values()} == {2}
-    logged = Logged(folder, memory, handler.records, mlflow_server)
+    logged = LoggedRun(folder, memory, handler.records, mlflow_server)
     assert [(record.values, record.partial) for record in memory.records] == [
         ({"whole": 1.0}, False),
         ({"loss": 0.5}, True),

@@ -1,4 +1,4 @@
-"""What media become in CSV files, read back by the csv module."""
+"""Media in the CSV sink, read back with the csv module."""
 
 from __future__ import annotations
 
@@ -49,91 +49,89 @@ def writer(tmp_path: Path) -> MediaWriter:
     return MediaWriter(tmp_path, "0-1")
 
 
-def opened(folder: Path, state: dict[str, Any] | None = None, location: str = "") -> CsvSink:
+def open_sink(folder: Path, state: dict[str, Any] | None = None, location: str = "") -> CsvSink:
     sink = CsvSink(location)
     sink.open(RUN, folder, state or {})
     return sink
 
 
-def written(folder: Path, *records: Any, location: str = "") -> list[dict[str, str]]:
-    sink = opened(folder, location=location)
+def write_and_read(folder: Path, *records: Any, location: str = "") -> list[dict[str, str]]:
+    sink = open_sink(folder, location=location)
     sink.write(records)
     sink.flush()
     sink.close("finished")
-    return rows_of((Path(location) / "r" if location else folder / "csv") / "metrics.csv")
+    return read_rows((Path(location) / "r" if location else folder / "csv") / "metrics.csv")
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """The files that grow."""
+def read_csv_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of the append-only files by path."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*.csv"))
     }
 
 
-def test_an_image_is_a_line_with_the_path_of_its_pixels(
-    tmp_path: Path, writer: MediaWriter
-) -> None:
-    (line,) = written(tmp_path, image(writer, 7))
+def test_an_image_line_has_the_path_of_its_file(tmp_path: Path, writer: MediaWriter) -> None:
+    (line,) = write_and_read(tmp_path, image(writer, 7))
     assert (line["step"], line["epoch"], line["time"]) == ("7", "0", "7.000000000")
     assert (line["name"], line["kind"]) == ("x", "image")
     assert line["value"].startswith("../media/")
     assert Image.open(tmp_path / "csv" / line["value"]).tobytes() == PIXELS
 
 
-def test_a_caption_is_a_line_of_its_own(tmp_path: Path, writer: MediaWriter) -> None:
-    _, line = written(tmp_path, image(writer, 7, caption="=a, seven"))
+def test_a_caption_has_its_own_line(tmp_path: Path, writer: MediaWriter) -> None:
+    _, line = write_and_read(tmp_path, image(writer, 7, caption="=a, seven"))
     assert (line["name"], line["value"], line["kind"]) == ("x", "'=a, seven", "caption")
 
 
-def test_an_image_with_boxes_is_the_one_where_they_are_drawn(
+def test_an_image_with_boxes_refers_to_the_annotated_image(
     tmp_path: Path, writer: MediaWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     drawn = writer.save("image", "x", 0, ".png", png(bytes(12)))
     boxes = [Box(left=0, top=0, right=1, bottom=1)]
-    (line,) = written(tmp_path, image(writer, 0, boxes=boxes, annotated=drawn))
+    (line,) = write_and_read(tmp_path, image(writer, 0, boxes=boxes, annotated=drawn))
     assert Image.open(tmp_path / "csv" / line["value"]).tobytes() == bytes(12)
     assert "logging images with these drawn onto them instead" in caplog.text
 
 
-def test_a_text_is_its_file(tmp_path: Path, writer: MediaWriter) -> None:
-    (line,) = written(tmp_path, text(writer, 0, "# Über\n"))
+def test_a_text_line_has_the_path_of_its_file(tmp_path: Path, writer: MediaWriter) -> None:
+    (line,) = write_and_read(tmp_path, text(writer, 0, "# Über\n"))
     assert line["kind"] == "text"
     assert (tmp_path / "csv" / line["value"]).read_text(encoding="utf-8") == "# Über\n"
 
 
-def test_a_sound_is_its_file(tmp_path: Path, writer: MediaWriter) -> None:
+def test_an_audio_line_has_the_path_of_its_file(tmp_path: Path, writer: MediaWriter) -> None:
     frames = bytes(range(40))
-    (line,) = written(tmp_path, audio(writer, 0, frames))
+    (line,) = write_and_read(tmp_path, audio(writer, 0, frames))
     with wave.open(str(tmp_path / "csv" / line["value"])) as heard:
         assert heard.readframes(10) == frames
     assert line["kind"] == "audio"
 
 
-def test_a_video_is_its_file(tmp_path: Path, writer: MediaWriter) -> None:
+def test_a_video_line_has_the_path_of_its_file(tmp_path: Path, writer: MediaWriter) -> None:
     ref = writer.save("video", "x", 0, ".mp4", b"ftyp")
-    (line,) = written(tmp_path, video(ref, "mp4"))
+    (line,) = write_and_read(tmp_path, video(ref, "mp4"))
     assert line["kind"] == "video"
     assert (tmp_path / "csv" / line["value"]).read_bytes() == b"ftyp"
 
 
-def test_a_file_that_was_left_where_it_was_is_its_path(tmp_path: Path) -> None:
+def test_a_file_that_was_not_copied_keeps_its_path(tmp_path: Path) -> None:
     ref = FileRef("/elsewhere/model.pt", 3, "0" * 64)
-    (line,) = written(tmp_path, FileRecord(**log_fields(0), file=ref, origin="model.pt"))
+    (line,) = write_and_read(tmp_path, FileRecord(**log_fields(0), file=ref, origin="model.pt"))
     assert (line["value"], line["kind"]) == ("/elsewhere/model.pt", "file")
 
 
-def test_a_chart_is_its_picture_and_its_data(tmp_path: Path, writer: MediaWriter) -> None:
-    picture, data = written(tmp_path, chart(writer, [[1, 0.1], [2, float("nan")]]))
+def test_a_chart_has_an_image_and_data(tmp_path: Path, writer: MediaWriter) -> None:
+    picture, data = write_and_read(tmp_path, chart(writer, [[1, 0.1], [2, float("nan")]]))
     assert (picture["kind"], data["kind"]) == ("chart", "chart_data")
     assert (tmp_path / "csv" / picture["value"]).read_bytes() == png()
     assert data["value"].startswith("charts/")
-    assert rows_of(tmp_path / "csv" / data["value"]) == [
+    assert read_rows(tmp_path / "csv" / data["value"]) == [
         {"a": "1", "b": "0.1"},
         {"a": "2", "b": "nan"},
     ]
@@ -141,7 +139,7 @@ def test_a_chart_is_its_picture_and_its_data(tmp_path: Path, writer: MediaWriter
 
 def read_histograms(path: Path) -> list[HistogramRecord]:
     found: list[HistogramRecord] = []
-    for line in rows_of(path):
+    for line in read_rows(path):
         if line["count"]:
             numbers: dict[str, Any] = {
                 field: float(line[key]) if line[key] else None for field, key in KEYS.items()
@@ -176,18 +174,18 @@ KEYS = {
 
 def test_histograms_read_back_exactly(tmp_path: Path) -> None:
     empty = HistogramRecord(**log_fields(4), counts=[], edges=[], count=0, nan=4, minus_infinite=1)
-    (line, _) = written(tmp_path, HISTOGRAM, empty)
+    (line, _) = write_and_read(tmp_path, HISTOGRAM, empty)
     assert (line["value"], line["kind"]) == ("histograms.csv", "histogram")
     assert read_histograms(tmp_path / "csv" / "histograms.csv") == [HISTOGRAM, empty]
 
 
-def test_a_table_is_a_csv_of_its_own(tmp_path: Path, writer: MediaWriter) -> None:
+def test_a_table_has_its_own_csv_file(tmp_path: Path, writer: MediaWriter) -> None:
     file = writer.save("table", "x", 0, ".png", png())
     rows: list[list[Cell]] = [
         ["=1+1", -1, 0.1, True],
         [None, 2**60, float("inf"), ImageCell(file, 2, 2, 3)],
     ]
-    (line,) = written(tmp_path, table(writer, rows, ["a", "-b", "c", "d"]))
+    (line,) = write_and_read(tmp_path, table(writer, rows, ["a", "-b", "c", "d"]))
     assert line["kind"] == "table"
     with open(tmp_path / "csv" / line["value"], newline="", encoding="utf-8") as found:
         assert list(csv.reader(found)) == [
@@ -197,44 +195,44 @@ def test_a_table_is_a_csv_of_its_own(tmp_path: Path, writer: MediaWriter) -> Non
         ]
 
 
-def test_parts_of_a_table_are_appended_and_told_apart(tmp_path: Path, writer: MediaWriter) -> None:
+def test_parts_of_a_table_are_appended_and_listed(tmp_path: Path, writer: MediaWriter) -> None:
     parts = [table(writer, [[0], [1]], ["a"]), table(writer, [[2]], ["a"], first_row=2)]
-    first, second = written(tmp_path, *parts, table(writer, [[9]], ["a"], id="u"))[:2]
+    first, second = write_and_read(tmp_path, *parts, table(writer, [[9]], ["a"], id="u"))[:2]
     assert first["value"] == second["value"]
-    assert [line["a"] for line in rows_of(tmp_path / "csv" / first["value"])] == ["0", "1", "2"]
-    told = rows_of(tmp_path / "csv" / "tables.csv")
-    assert [(line["first_row"], line["rows"]) for line in told] == [
+    assert [line["a"] for line in read_rows(tmp_path / "csv" / first["value"])] == ["0", "1", "2"]
+    parts_listed = read_rows(tmp_path / "csv" / "tables.csv")
+    assert [(line["first_row"], line["rows"]) for line in parts_listed] == [
         ("0", "2"),
         ("2", "1"),
         ("0", "1"),
     ]
 
 
-def test_a_tables_id_leads_nowhere_else(tmp_path: Path, writer: MediaWriter) -> None:
-    (line,) = written(tmp_path, table(writer, [[0]], ["a"], id="../../../x"))
+def test_the_id_of_a_table_cannot_escape_its_folder(tmp_path: Path, writer: MediaWriter) -> None:
+    (line,) = write_and_read(tmp_path, table(writer, [[0]], ["a"], id="../../../x"))
     path = (tmp_path / "csv" / line["value"]).resolve()
     assert path.parent == tmp_path / "csv" / "tables"
 
 
-def test_a_location_of_its_own_has_copies(tmp_path: Path, writer: MediaWriter) -> None:
+def test_copies_media_to_a_location(tmp_path: Path, writer: MediaWriter) -> None:
     file = writer.save("table", "x", 0, ".png", png())
     records = [image(writer, 0), table(writer, [[ImageCell(file, 2, 2, 3)]], ["a"])]
-    lines = written(tmp_path, *records, location=str(tmp_path / "own"))
+    lines = write_and_read(tmp_path, *records, location=str(tmp_path / "own"))
     own = tmp_path / "own" / "r"
     assert lines[0]["value"].startswith("media/")
     assert Image.open(own / lines[0]["value"]).tobytes() == PIXELS
-    (cells,) = rows_of(own / lines[1]["value"])
+    (cells,) = read_rows(own / lines[1]["value"])
     assert (own / cells["a"]).read_bytes() == png()
 
 
-def test_nothing_is_copied_over_the_sinks_own_files(tmp_path: Path) -> None:
+def test_does_not_overwrite_its_own_files_with_copies(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_bytes(b"forged")
     ref = make_file_ref(tmp_path / "metrics.csv", "metrics.csv")
     with pytest.raises(MediaError, match="media/"):
-        written(tmp_path, video(ref, "mp4"), location=str(tmp_path / "own"))
+        write_and_read(tmp_path, video(ref, "mp4"), location=str(tmp_path / "own"))
 
 
-def everything(writer: MediaWriter) -> list[Any]:
+def all_kinds(writer: MediaWriter) -> list[Any]:
     return [
         row(0, y=1.0),
         table(writer, [[0], [1]], ["a"]),
@@ -248,52 +246,52 @@ def everything(writer: MediaWriter) -> list[Any]:
 
 
 @pytest.mark.parametrize("saved", range(9))
-def test_written_again_from_an_old_state_nothing_is_doubled(
+def test_writing_again_from_an_old_state_repeats_nothing(
     tmp_path: Path, writer: MediaWriter, saved: int
 ) -> None:
-    records = everything(writer)
-    written(tmp_path, *records, location=str(tmp_path / "once"))
-    again = str(tmp_path / "again")
-    sink = opened(tmp_path, location=again)
+    records = all_kinds(writer)
+    write_and_read(tmp_path, *records, location=str(tmp_path / "once"))
+    repeated = str(tmp_path / "repeated")
+    sink = open_sink(tmp_path, location=repeated)
     sink.write(records[:saved])
     state = dict(sink.flush())
     sink.write(records[saved:])
     sink.close("running")
-    sink = opened(tmp_path, state, again)
+    sink = open_sink(tmp_path, state, repeated)
     sink.write(records[saved:])
     sink.close("finished")
-    assert content(tmp_path / "again") == content(tmp_path / "once")
+    assert read_csv_files(tmp_path / "repeated") == read_csv_files(tmp_path / "once")
 
 
 @pytest.mark.parametrize("change", [None, b"changed"])
-def test_a_file_that_is_not_what_was_logged_leaves_nothing_written(
+def test_writes_nothing_if_a_file_is_missing_or_changed(
     tmp_path: Path, writer: MediaWriter, change: bytes | None
 ) -> None:
-    records = everything(writer)
+    records = all_kinds(writer)
     bad = image(writer, 9)
     (tmp_path / bad.file.path).unlink()
     if change is not None:
         (tmp_path / bad.file.path).write_bytes(change)
-    sink = opened(tmp_path)
+    sink = open_sink(tmp_path)
     sink.write(records[:2])
-    before = content(tmp_path / "csv")
+    before = read_csv_files(tmp_path / "csv")
     with pytest.raises(MediaError, match=r"missing|changed"):
         sink.write([*records[2:6], table(writer, [[9]], ["a"], id="new"), bad])
-    assert content(tmp_path / "csv") == before
+    assert read_csv_files(tmp_path / "csv") == before
     sink.write(records[2:])
     sink.close("finished")
-    written(tmp_path, *records, location=str(tmp_path / "once"))
-    found, once = content(tmp_path / "csv"), content(tmp_path / "once" / "r")
+    write_and_read(tmp_path, *records, location=str(tmp_path / "once"))
+    found, once = read_csv_files(tmp_path / "csv"), read_csv_files(tmp_path / "once" / "r")
     assert found["tables.csv"] == once["tables.csv"]
     assert found["histograms.csv"] == once["histograms.csv"]
 
 
-def test_a_full_disk_leaves_nothing_written(
+def test_writes_nothing_on_a_full_disk(
     tmp_path: Path, writer: MediaWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = everything(writer)
-    sink = opened(tmp_path)
-    before = content(tmp_path / "csv")
+    records = all_kinds(writer)
+    sink = open_sink(tmp_path)
+    before = read_csv_files(tmp_path / "csv")
     append = AppendFile.append
 
     def fail(file: AppendFile, piece: bytes) -> None:
@@ -305,16 +303,16 @@ def test_a_full_disk_leaves_nothing_written(
         patch.setattr(AppendFile, "append", fail)
         with pytest.raises(OSError, match="full"):
             sink.write(records[:6])
-    assert content(tmp_path / "csv") == before
+    assert read_csv_files(tmp_path / "csv") == before
     sink.write(records[:6])
     sink.close("finished")
-    assert len(rows_of(tmp_path / "csv" / "tables.csv")) == 3
+    assert len(read_rows(tmp_path / "csv" / "tables.csv")) == 3
 
 
-def test_what_cannot_be_cut_again_is_lost_and_comes_from_the_saved_state(
+def test_raises_lost_if_a_file_cannot_be_truncated(
     tmp_path: Path, writer: MediaWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sink = opened(tmp_path)
+    sink = open_sink(tmp_path)
     state = dict(sink.flush())
     good = table(writer, [[0]], ["a"])
     bad = image(writer, 1)
@@ -327,15 +325,15 @@ def test_what_cannot_be_cut_again_is_lost_and_comes_from_the_saved_state(
         patch.setattr(os, "truncate", fail)
         with pytest.raises(Lost):
             sink.write([good, bad])
-    sink = opened(tmp_path, state)
+    sink = open_sink(tmp_path, state)
     sink.write([good])
     sink.close("finished")
-    (line,) = rows_of(tmp_path / "csv" / "metrics.csv")
-    assert [cells["a"] for cells in rows_of(tmp_path / "csv" / line["value"])] == ["0"]
+    (line,) = read_rows(tmp_path / "csv" / "metrics.csv")
+    assert [cells["a"] for cells in read_rows(tmp_path / "csv" / line["value"])] == ["0"]
 
 
-def test_many_tables_keep_few_files_open(tmp_path: Path, writer: MediaWriter) -> None:
-    sink = opened(tmp_path)
+def test_keeps_few_files_open_for_many_tables(tmp_path: Path, writer: MediaWriter) -> None:
+    sink = open_sink(tmp_path)
     before = len(os.listdir("/dev/fd"))
     for first in range(2):
         for number in range(40):
@@ -343,23 +341,23 @@ def test_many_tables_keep_few_files_open(tmp_path: Path, writer: MediaWriter) ->
     assert len(os.listdir("/dev/fd")) <= before + 16
     sink.close("finished")
     for path in (tmp_path / "csv" / "tables").iterdir():
-        assert [line["a"] for line in rows_of(path)] == ["0", "1"]
+        assert [line["a"] for line in read_rows(path)] == ["0", "1"]
 
 
-def test_the_state_stays_small_however_many_tables_there_are(
+def test_the_state_does_not_grow_with_the_number_of_tables(
     tmp_path: Path, writer: MediaWriter
 ) -> None:
-    sink = opened(tmp_path)
+    sink = open_sink(tmp_path)
     sink.write([table(writer, [[0]], ["a"], id=f"t{number}") for number in range(100)])
     assert set(sink.flush()) == {"length", "tables"}
     sink.close("finished")
 
 
 @pytest.mark.parametrize("others", [0, 40])
-def test_a_table_that_another_process_changed_is_lost(
+def test_raises_lost_if_another_process_has_changed_a_table(
     tmp_path: Path, writer: MediaWriter, others: int
 ) -> None:
-    sink = opened(tmp_path)
+    sink = open_sink(tmp_path)
     sink.write([table(writer, [[0]], ["a"])])
     (path,) = (tmp_path / "csv" / "tables").iterdir()
     sink.write([table(writer, [[0]], ["a"], id=f"t{number}") for number in range(others)])
@@ -375,5 +373,5 @@ def test_a_gif_keeps_its_frames(tmp_path: Path, writer: MediaWriter) -> None:
     frames = [Image.new("RGB", (2, 2), color) for color in ("red", "blue")]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     ref = writer.save("video", "x", 0, ".gif", file.getvalue())
-    (line,) = written(tmp_path, video(ref, "gif"))
+    (line,) = write_and_read(tmp_path, video(ref, "gif"))
     assert (tmp_path / "csv" / line["value"]).read_bytes() == file.getvalue()

@@ -1,7 +1,7 @@
-"""The same media through every sink, by the bus, read back with that backend's own reader.
+"""The same media through every sink, read back with the backend's own reader.
 
-What is compared is the content: pixels, counts and edges, samples, texts, frames, cells. Every
-backend must have it once, at its step.
+The tests compare the content: pixels, counts and edges, samples, texts, frames and cells. Every
+backend must have each medium once, at its step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from metricbus._common.media_records import (
 )
 from tests.helpers.wandb_reader import wandb_path, wandb_rows
 
-STEPS = [0, 1, 5, 2, 2]  # the last ones late, and again
+STEPS = [0, 1, 5, 2, 2]  # the last ones are late, one step repeats
 RNG = np.random.default_rng(7)
 PIXELS = [RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8) for _ in STEPS]
 VALUES = [RNG.normal(size=500) for _ in STEPS]
@@ -44,15 +44,15 @@ ROWS = [[number, f"row {number}, with a comma"] for number in range(len(STEPS))]
 
 
 class Item(NamedTuple):
-    """One medium where it stands, with its content as something that can be compared."""
+    """One medium at its step, with content that can be compared."""
 
     name: str
     step: int
     content: Any
 
 
-class Logged(NamedTuple):
-    """A run's folder, where MLflow is, and the items that were logged."""
+class LoggedRun(NamedTuple):
+    """The folder of a run, the address of MLflow, and the logged items."""
 
     folder: Path
     server: str
@@ -95,11 +95,11 @@ CONTENT: dict[str, Callable[[bytes], bytes]] = {
 @pytest.fixture(scope="module", params=["thread", "process"])
 def logged(
     tmp_path_factory: pytest.TempPathFactory, mlflow_server: str, request: pytest.FixtureRequest
-) -> Logged:
+) -> LoggedRun:
     items: list[Item] = []
     sinks = f"csv,tensorboard,wandb?mode=offline,mlflow+{mlflow_server}?experiment=media"
-    place = tmp_path_factory.mktemp("runs")
-    with MetricBus(sinks=sinks, dir=place, delivery=request.param) as bus:
+    folder = tmp_path_factory.mktemp("runs")
+    with MetricBus(sinks=sinks, dir=folder, delivery=request.param) as bus:
         table = Table(columns=["number", "text"])
         for number, step in enumerate(STEPS):
             bus.log("loss", 0.5, step=step)
@@ -119,10 +119,10 @@ def logged(
             ]
     assert bus.folder is not None
     assert bus.stats().complete, str(bus.stats())
-    return Logged(bus.folder, mlflow_server, items)
+    return LoggedRun(bus.folder, mlflow_server, items)
 
 
-def read_journal(logged: Logged) -> Iterator[Item]:
+def read_journal(logged: LoggedRun) -> Iterator[Item]:
     history = metricbus.read(logged.folder)
     for record in history.media():
         if isinstance(record, HistogramRecord):
@@ -132,15 +132,15 @@ def read_journal(logged: Logged) -> Iterator[Item]:
             yield Item(record.name, record.step, content)
 
 
-def read_csv(logged: Logged) -> Iterator[Item]:
-    place = logged.folder / "csv"
-    with open(place / "metrics.csv", newline="", encoding="utf-8") as file:
+def read_csv(logged: LoggedRun) -> Iterator[Item]:
+    folder = logged.folder / "csv"
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["name"] in CONTENT and row["kind"] != "caption":
-                content = CONTENT[row["name"]]((place / row["value"]).read_bytes())
+                content = CONTENT[row["name"]]((folder / row["value"]).read_bytes())
                 yield Item(row["name"], int(row["step"]), content)
     histograms: list[tuple[int, list[int], list[float]]] = []
-    with open(place / "histograms.csv", newline="", encoding="utf-8") as file:
+    with open(folder / "histograms.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["count"]:
                 histograms.append((int(row["step"]), [], []))
@@ -152,10 +152,10 @@ def read_csv(logged: Logged) -> Iterator[Item]:
         yield Item("weights", step, bins(counts, edges))
 
 
-def read_tensorboard(logged: Logged) -> Iterator[Item]:
-    everything = dict.fromkeys(("images", "audio", "histograms", "tensors"), 0)
+def read_tensorboard(logged: LoggedRun) -> Iterator[Item]:
+    size_guidance = dict.fromkeys(("images", "audio", "histograms", "tensors"), 0)
     for lane in {file.parent for file in logged.folder.glob("tensorboard/**/*tfevents*")}:
-        found = EventAccumulator(str(lane), size_guidance=everything)
+        found = EventAccumulator(str(lane), size_guidance=size_guidance)
         found.Reload()
         for name in {"pictures", "film"} & set(found.Tags()["images"]):
             for image in found.Images(name):
@@ -170,7 +170,7 @@ def read_tensorboard(logged: Logged) -> Iterator[Item]:
             yield Item("notes", event.step, text)
 
 
-def read_wandb(logged: Logged) -> Iterator[Item]:
+def read_wandb(logged: LoggedRun) -> Iterator[Item]:
     for row in wandb_rows(logged.folder):
         step = int(row["metricbus/step"])
         for name in CONTENT.keys() & row.keys():
@@ -183,14 +183,14 @@ def read_wandb(logged: Logged) -> Iterator[Item]:
 
 
 class Mlflow:
-    """The run's artefacts on the server."""
+    """The run's artifacts on the server."""
 
-    def __init__(self, logged: Logged) -> None:
+    def __init__(self, logged: LoggedRun) -> None:
         self.client = MlflowClient(logged.server)
         experiment = self.client.get_experiment_by_name("media")
         assert experiment is not None
-        ours = f"tags.`metricbus.run_id` = '{logged.folder.name}'"
-        (run,) = self.client.search_runs([experiment.experiment_id], ours)
+        filter_string = f"tags.`metricbus.run_id` = '{logged.folder.name}'"
+        (run,) = self.client.search_runs([experiment.experiment_id], filter_string)
         self.id: str = run.info.run_id
 
     def files(self, path: str) -> Iterator[str]:
@@ -201,7 +201,7 @@ class Mlflow:
         return Path(self.client.download_artifacts(self.id, path)).read_bytes()
 
 
-def read_mlflow(logged: Logged) -> Iterator[Item]:
+def read_mlflow(logged: LoggedRun) -> Iterator[Item]:
     run = Mlflow(logged)
     for path in run.files("images"):
         if path.endswith(".png"):
@@ -230,16 +230,16 @@ READERS = {
 
 
 @pytest.mark.parametrize("backend", READERS)
-def test_every_backend_has_every_medium_exactly_once(backend: str, logged: Logged) -> None:
+def test_every_backend_has_every_medium_exactly_once(backend: str, logged: LoggedRun) -> None:
     assert Counter(READERS[backend](logged)) == Counter(logged.items)
 
 
-def rows_in_journal(logged: Logged) -> list[Any]:
+def rows_in_journal(logged: LoggedRun) -> list[Any]:
     (table,) = metricbus.read(logged.folder).tables("errors")
     return table.rows
 
 
-def rows_in_csv(logged: Logged) -> list[Any]:
+def rows_in_csv(logged: LoggedRun) -> list[Any]:
     (path,) = logged.folder.glob("csv/tables/errors-*.csv")
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
@@ -247,29 +247,29 @@ def rows_in_csv(logged: Logged) -> list[Any]:
     return [[int(number), text] for number, text in rows]
 
 
-def rows_in_wandb(logged: Logged) -> list[Any]:
+def rows_in_wandb(logged: LoggedRun) -> list[Any]:
     paths = [row["errors"]["path"] for row in wandb_rows(logged.folder) if "errors" in row]
     parts = [json.loads(wandb_path(logged.folder, path).read_text()) for path in paths]
     return [row for part in parts for row in part["data"]]
 
 
-def rows_in_mlflow(logged: Logged) -> list[Any]:
+def rows_in_mlflow(logged: LoggedRun) -> list[Any]:
     run = Mlflow(logged)
     parts = sorted(run.files("tables"))
     return [row for part in parts for row in json.loads(run.read(part))["data"]]
 
 
 @pytest.mark.parametrize("rows_in", [rows_in_journal, rows_in_csv, rows_in_wandb, rows_in_mlflow])
-def test_every_backend_has_every_row_of_a_table_that_grows_once(
-    rows_in: Callable[[Logged], list[Any]], logged: Logged
+def test_every_backend_has_every_row_of_a_growing_table_once(
+    rows_in: Callable[[LoggedRun], list[Any]], logged: LoggedRun
 ) -> None:
     assert rows_in(logged) == ROWS
 
 
-def test_media_do_not_double_when_they_are_delivered_again(logged: Logged) -> None:
+def test_delivering_media_again_repeats_nothing(logged: LoggedRun) -> None:
     for name in ("csv", "tensorboard"):
         for file in (logged.folder / "offsets").glob(f"{name}-*.json"):
-            file.unlink()  # as if the progress had been lost: the files themselves must tell
+            file.unlink()  # without saved progress, the sink must recognize what its files contain
     metricbus.deliver(logged.folder, sinks="csv,tensorboard")
     assert Counter(read_csv(logged)) == Counter(logged.items)
     assert Counter(read_tensorboard(logged)) == Counter(logged.items)

@@ -1,4 +1,4 @@
-"""What each file and log sink promises beyond the conformance suite."""
+"""The guarantees of the file and logging sinks beyond the conformance suite."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def row(step: int, **values: float) -> Scalars:
         unique_by=lambda pair: pair[0],
     )
 )
-def test_csv_gives_back_any_name_and_any_number_exactly(
+def test_csv_preserves_any_name_and_number_exactly(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, float]]
 ) -> None:
     folder = tmp_path_factory.mktemp("csv")
@@ -70,11 +70,11 @@ def test_csv_gives_back_any_name_and_any_number_exactly(
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "＝x", "'x"])
-def test_csv_text_that_a_spreadsheet_would_run_is_neutralised(text: str) -> None:
+def test_csv_escapes_text_that_a_spreadsheet_would_evaluate(text: str) -> None:
     assert safe_cell(text) == "'" + text
 
 
-def test_csv_numbers_are_never_touched(tmp_path: Path) -> None:
+def test_csv_never_changes_numbers(tmp_path: Path) -> None:
     sink = CsvSink()
     sink.open(RUN, tmp_path, {})
     sink.write([row(0, x=-0.5)])
@@ -82,7 +82,7 @@ def test_csv_numbers_are_never_touched(tmp_path: Path) -> None:
     assert b",x,-0.5,scalar\r\n" in (tmp_path / "csv" / "metrics.csv").read_bytes()
 
 
-def test_csv_is_read_by_pandas(tmp_path: Path) -> None:
+def test_pandas_reads_csv(tmp_path: Path) -> None:
     with MetricBus(sinks="csv", dir=tmp_path) as bus:
         for step in range(10):
             bus.log({"a": step / 3, "b": float("nan")}, step=step)
@@ -93,7 +93,7 @@ def test_csv_is_read_by_pandas(tmp_path: Path) -> None:
     assert frame[frame["name"] == "b"]["value"].isna().all()
 
 
-def test_csv_new_names_only_append(tmp_path: Path) -> None:
+def test_csv_only_appends_for_new_names(tmp_path: Path) -> None:
     sink = CsvSink()
     sink.open(RUN, tmp_path, {})
     path = tmp_path / "csv" / "metrics.csv"
@@ -105,7 +105,7 @@ def test_csv_new_names_only_append(tmp_path: Path) -> None:
     sink.close("finished")
 
 
-def test_csv_cuts_what_stands_beyond_the_state(tmp_path: Path) -> None:
+def test_csv_truncates_lines_beyond_the_state(tmp_path: Path) -> None:
     sink = CsvSink()
     sink.open(RUN, tmp_path, {})
     sink.write([row(0, x=1.0)])
@@ -114,15 +114,15 @@ def test_csv_cuts_what_stands_beyond_the_state(tmp_path: Path) -> None:
     sink.close("failed")
     with open(tmp_path / "csv" / "metrics.csv", "ab") as file:
         file.write(b"1,0,torn")
-    again = CsvSink()
-    again.open(RUN, tmp_path, state)
-    again.write([row(1, x=2.0)])
-    again.close("finished")
+    reopened = CsvSink()
+    reopened.open(RUN, tmp_path, state)
+    reopened.write([row(1, x=2.0)])
+    reopened.close("finished")
     lines = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "0", "1"]
 
 
-def test_csv_has_the_config_beside_it(tmp_path: Path) -> None:
+def test_csv_writes_config_and_run_json(tmp_path: Path) -> None:
     with MetricBus(sinks=f"csv:{tmp_path}/out", config={"lr": 0.1}, id="r", dir=tmp_path) as bus:
         bus.log("x", 1.0)
     assert json.loads((tmp_path / "out" / "r" / "config.json").read_text()) == {"lr": 0.1}
@@ -131,7 +131,7 @@ def test_csv_has_the_config_beside_it(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "r" / "metrics.csv").exists()
 
 
-def test_a_relative_location_stays_where_it_was_when_the_bus_was_made(
+def test_a_relative_location_refers_to_the_directory_in_which_the_bus_was_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -147,13 +147,13 @@ def test_a_relative_location_stays_where_it_was_when_the_bus_was_made(
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_no_name_can_forge_a_log_line(name: str) -> None:
+def test_no_name_can_inject_a_log_line(name: str) -> None:
     line = line_of(Scalars(step=0, epoch=0, time=0, values={name: 1.0}))
     assert line.isprintable()
     assert len(line.splitlines()) == 1
 
 
-def test_a_row_is_one_log_record_with_the_time_and_values_of_the_row(
+def test_a_row_is_one_log_record_with_its_time_and_values(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = time.time()
@@ -170,7 +170,7 @@ def test_a_row_is_one_log_record_with_the_time_and_values_of_the_row(
     assert [r.getMessage() for r in caplog.records][-1] == "run finished"
 
 
-def test_logging_tells_the_runs_name_config_and_end(
+def test_logging_logs_the_name_config_and_status_of_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
@@ -182,7 +182,7 @@ def test_logging_tells_the_runs_name_config_and_end(
     assert lines == [f'run "my\\nrun" (r) in {tmp_path}/r', 'config {"lr":0.1}', "run finished"]
 
 
-def test_every_leaves_what_is_given_once_an_epoch(
+def test_every_does_not_apply_to_values_logged_once_per_epoch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
@@ -196,7 +196,7 @@ def test_every_leaves_what_is_given_once_an_epoch(
     assert len([record for record in caplog.records if "val=" in record.getMessage()]) == 3
 
 
-def test_logging_thins_by_every(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_logging_applies_every(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.INFO, "metricbus"),
         MetricBus(sinks="logging?every=10", dir=tmp_path) as bus,
@@ -208,7 +208,7 @@ def test_logging_thins_by_every(tmp_path: Path, caplog: pytest.LogCaptureFixture
     ]
 
 
-def test_a_configured_handler_is_used_and_none_is_added(
+def test_adds_no_handler_if_one_is_configured(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="logging", dir=tmp_path) as bus:
@@ -227,7 +227,7 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*tfevents*"))
 
 
-def test_a_run_is_one_event_file_and_a_step_one_event(tmp_path: Path) -> None:
+def test_a_run_is_one_event_file_and_a_step_is_one_event(tmp_path: Path) -> None:
     with MetricBus(sinks="tensorboard", dir=tmp_path, config={"lr": 0.1}) as bus:
         for step in bus.steps(range(5)):
             bus.log("a", 1.0)
@@ -238,7 +238,7 @@ def test_a_run_is_one_event_file_and_a_step_one_event(tmp_path: Path) -> None:
     assert [value.tag for value in rows[0].summary.value] == ["a", "b", "c"]
 
 
-def test_hyperparameters_and_status_are_in_the_same_file(tmp_path: Path) -> None:
+def test_the_event_file_has_hyperparameters_and_status(tmp_path: Path) -> None:
     config = {"lr": 0.1, "net": {"depth": 3}, "adam": True, "name": "x", "list": [1, 2]}
     with (
         pytest.raises(ZeroDivisionError),
@@ -263,8 +263,8 @@ def test_hyperparameters_and_status_are_in_the_same_file(tmp_path: Path) -> None
     assert end.status == 2  # STATUS_FAILURE
 
 
-def test_written_again_from_an_old_state_nothing_is_doubled(tmp_path: Path) -> None:
-    rows = [row(step, x=float(step)) for step in (0, 1, 5, 2, 3, 3, 6)]  # with late ones
+def test_writing_again_from_an_old_state_repeats_nothing(tmp_path: Path) -> None:
+    rows = [row(step, x=float(step)) for step in (0, 1, 5, 2, 3, 3, 6)]  # some of them late
     for lost in range(len(rows) + 1):
         folder = tmp_path / str(lost)
         sink = TensorBoardSink()
@@ -274,10 +274,10 @@ def test_written_again_from_an_old_state_nothing_is_doubled(tmp_path: Path) -> N
         sink.write(rows[2 : 2 + lost])
         for lane in sink._lanes.values():
             lane.close()
-        again = TensorBoardSink()
-        again.open(RUN, folder, state)
-        again.write(rows[2:])
-        again.close("finished")
+        reopened = TensorBoardSink()
+        reopened.open(RUN, folder, state)
+        reopened.write(rows[2:])
+        reopened.close("finished")
         found = [
             (event.step, event.summary.value[0].simple_value)
             for file in event_files(folder)
@@ -288,7 +288,7 @@ def test_written_again_from_an_old_state_nothing_is_doubled(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("torn", [1, 5, 12, 20, 30])
-def test_a_torn_event_is_cut_off_and_whole_ones_stay(tmp_path: Path, torn: int) -> None:
+def test_truncates_a_torn_event_and_keeps_complete_ones(tmp_path: Path, torn: int) -> None:
     sink = TensorBoardSink()
     sink.open(RUN, tmp_path, {})
     sink.write([row(0, x=0.0)])
@@ -298,14 +298,14 @@ def test_a_torn_event_is_cut_off_and_whole_ones_stay(tmp_path: Path, torn: int) 
     (file,) = event_files(tmp_path)
     content = file.read_bytes()
     file.write_bytes(content[:-torn])
-    again = TensorBoardSink()
-    again.open(RUN, tmp_path, state)
-    again.write([row(1, x=1.0), row(2, x=2.0)])
-    again.close("finished")
+    reopened = TensorBoardSink()
+    reopened.open(RUN, tmp_path, state)
+    reopened.write([row(1, x=1.0), row(2, x=2.0)])
+    reopened.close("finished")
     assert [event.step for event in events_in(file)[1:]] == [0, 1, 2]
 
 
-def test_every_crc_is_right(tmp_path: Path) -> None:
+def test_every_crc_is_correct(tmp_path: Path) -> None:
     with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
         bus.log("a", 1.0)
     (file,) = event_files(tmp_path)
@@ -316,15 +316,17 @@ def test_every_crc_is_right(tmp_path: Path) -> None:
     assert content[12 + size : 16 + size] == masked.to_bytes(4, "little")
 
 
-def test_a_location_holds_a_folder_for_each_run(tmp_path: Path) -> None:
+def test_a_location_has_a_folder_for_each_run(tmp_path: Path) -> None:
     for id in ("one", "two"):
         with MetricBus(sinks=f"tensorboard:{tmp_path}/logs", id=id, dir=tmp_path / "runs") as bus:
             bus.log("a", 1.0)
     assert [file.parent.name for file in event_files(tmp_path / "logs")] == ["one", "two"]
 
 
-def served(logdir: Path, wait_for: Callable[[Callable[[], bool]], None], tag: str) -> set[Any]:
-    """The points that TensorBoard's page is given, by its own server with its data server."""
+def points_from_server(
+    logdir: Path, wait_for: Callable[[Callable[[], bool]], None], tag: str
+) -> set[Any]:
+    """Return the points that TensorBoard's own server sends to its web page."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0"]
     log = logdir.parent / "tensorboard.log"
     with log.open("w") as output:
@@ -338,8 +340,8 @@ def served(logdir: Path, wait_for: Callable[[Callable[[], bool]], None], tag: st
         base = f"http://127.0.0.1:{found[1]}/data/plugin/scalars"
 
         def get(path: str) -> Any:
-            with urllib.request.urlopen(base + path, timeout=30) as answer:
-                return json.load(answer)
+            with urllib.request.urlopen(base + path, timeout=30) as response:
+                return json.load(response)
 
         wait_for(lambda: bool(get("/tags")))
         points: set[Any] = set()
@@ -353,17 +355,17 @@ def served(logdir: Path, wait_for: Callable[[Callable[[], bool]], None], tag: st
         process.wait(30)
 
 
-def test_the_page_itself_shows_late_and_repeated_values(
+def test_the_tensorboard_server_returns_late_and_repeated_values(
     tmp_path: Path, wait_for: Callable[[Callable[[], bool]], None]
 ) -> None:
     logged = [(0, 0.0), (50, 1.0), (10, 2.0), (10, 3.0), (5, 4.0), (60, 5.0)]
     with MetricBus(sinks=f"tensorboard:{tmp_path}/logs", dir=tmp_path) as bus:
         for step, value in logged:
             bus.log("val/acc", value, step=step)
-    assert served(tmp_path / "logs", wait_for, "val/acc") == set(logged)
+    assert points_from_server(tmp_path / "logs", wait_for, "val/acc") == set(logged)
 
 
-def test_more_repeats_than_the_page_can_show_are_in_the_file_and_told(
+def test_writes_and_warns_about_more_repeats_than_tensorboard_can_show(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
@@ -378,7 +380,7 @@ def test_more_repeats_than_the_page_can_show_are_in_the_file_and_told(
     assert "--load_fast=false" in caplog.text
 
 
-def test_an_axis_may_be_negative_or_beyond_64_bits(tmp_path: Path) -> None:
+def test_an_axis_may_be_negative_or_exceed_64_bits(tmp_path: Path) -> None:
     with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
         bus.define("x", axis="below")
         bus.define("y", axis="above")
