@@ -188,34 +188,29 @@ def fetch(copies: Iterable[DeviceCopy]) -> None:
             if copy.numbers is None and copy.error is None:
                 by_device.setdefault(copy.part.device, []).append(copy)
         for device, outstanding in by_device.items():
-            if not _try_to_fetch(device, outstanding) and len(outstanding) > 1:
+            if not _fetch_from(device, outstanding) and len(outstanding) > 1:
                 for copy in outstanding:  # one at a time, to isolate the copies that fail
-                    _try_to_fetch(device, [copy])
+                    _fetch_from(device, [copy])
             for copy in outstanding:
                 copy.part = copy.stream = None
 
 
-def _try_to_fetch(device: Any, copies: Sequence[DeviceCopy]) -> bool:
+def _fetch_from(device: Any, copies: Sequence[DeviceCopy]) -> bool:
     try:
-        _fetch(device, copies)
+        parts = [copy.part for copy in copies]
+        streams = dict.fromkeys(copy.stream for copy in copies)
+        numbers = ACCELERATORS[device.type].fetch(device, parts, streams)
+        start = 0
+        for copy, part in zip(copies, parts, strict=True):
+            bits = numbers[start : start + part.numel()]
+            start += part.numel()
+            copy.numbers = (bits.view("float64") if part.is_floating_point() else bits).tolist()
+            copy.error = None
     except Exception as error:  # a device may raise anything, and the collector must survive it
         for copy in copies:
             copy.error = error
         return False
-    for copy in copies:
-        copy.error = None
     return True
-
-
-def _fetch(device: Any, copies: Sequence[DeviceCopy]) -> None:
-    parts = [copy.part for copy in copies]
-    streams = dict.fromkeys(copy.stream for copy in copies)
-    numbers = ACCELERATORS[device.type].fetch(device, parts, streams)
-    start = 0
-    for copy, part in zip(copies, parts, strict=True):
-        bits = numbers[start : start + part.numel()]
-        start += part.numel()
-        copy.numbers = (bits.view("float64") if part.is_floating_point() else bits).tolist()
 
 
 def as_64_bits(part: Tensor) -> Tensor:

@@ -24,108 +24,102 @@ Positive = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
 
+def _doc(text: str) -> Meta:
+    return Meta(description=text)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one bus."""
 
     sinks: Annotated[
         str,
-        Meta(description="Sink URLs, separated by commas. Empty: only the journal is written."),
+        _doc("Sink URLs, separated by commas. Empty: only the journal is written."),
     ] = "logging,csv"
-    dir: Annotated[str, Meta(description="The folder in which run folders are created.")] = "runs"
-    project: Annotated[
-        str | None, Meta(description="The project under which backends group the run.")
-    ] = None
+    dir: Annotated[str, _doc("The folder in which run folders are created.")] = "runs"
+    project: Annotated[str | None, _doc("The project under which backends group the run.")] = None
     run: Annotated[
-        str | None, Meta(description="The name of the run: a label that several runs may share.")
+        str | None, _doc("The name of the run: a label that several runs may share.")
     ] = None
     run_id: Annotated[
         str | None,
-        Meta(
-            description="The id of the run, which is unique and names its folder. By default it "
+        _doc(
+            "The id of the run, which is unique and names its folder. By default it "
             "is made of the name and the time."
         ),
     ] = None
     resume: Annotated[
         Literal["never", "allow", "must"],
-        Meta(
-            description="Whether to resume the run with this id or name: never (create a new "
+        _doc(
+            "Whether to resume the run with this id or name: never (create a new "
             "run), if it exists, or always (it is an error if it does not exist). As an argument: "
             '`False`, `True`, `"must"`.'
         ),
     ] = "never"
     flush_secs: Annotated[
         Seconds,
-        Meta(
-            description="How long a logged value may wait before it is written to the journal, in "
-            "seconds."
-        ),
+        _doc("How long a logged value may wait before it is written to the journal, in seconds."),
     ] = 0.2
     batch_size: Annotated[
         Positive,
-        Meta(description="The number of queued calls at which the journal is written early."),
+        _doc("The number of queued calls at which the journal is written early."),
     ] = 1024
     flush_bytes: Annotated[
         Positive,
-        Meta(
-            description="The estimated size of queued mappings, in bytes, at which the journal is "
+        _doc(
+            "The estimated size of queued mappings, in bytes, at which the journal is "
             "written early."
         ),
     ] = 1 << 20
     flush_steps: Annotated[
         Positive | None,
-        Meta(description="The number of steps after which the journal is written early."),
+        _doc("The number of steps after which the journal is written early."),
     ] = None
     queue_size: Annotated[
         Positive,
-        Meta(description="The maximum number of queued calls; `overflow` applies beyond it."),
+        _doc("The maximum number of queued calls; `overflow` applies beyond it."),
     ] = 65_536
     queue_bytes: Annotated[
         Positive,
-        Meta(
-            description="The maximum estimated size of the queue, in bytes; `overflow` applies "
-            "beyond it."
-        ),
+        _doc("The maximum estimated size of the queue, in bytes; `overflow` applies beyond it."),
     ] = 64 << 20
     overflow: Annotated[
         Literal["block", "drop_newest", "drop_oldest"],
-        Meta(
-            description="What a full queue does: wait for room (up to `block_secs` once, then "
+        _doc(
+            "What a full queue does: wait for room (up to `block_secs` once, then "
             "drop the newest call), or drop a call at once. Dropped values are counted."
         ),
     ] = "block"
     block_secs: Annotated[
         Seconds,
-        Meta(description="How long `overflow=block` waits for room in a full queue, in seconds."),
+        _doc("How long `overflow=block` waits for room in a full queue, in seconds."),
     ] = 5.0
     close_timeout: Annotated[
         Seconds,
-        Meta(description="How long `close()`, or the end of the script, may take, in seconds."),
+        _doc("How long `close()`, or the end of the script, may take, in seconds."),
     ] = 30.0
     delivery: Annotated[
         Hosting,
-        Meta(
-            description="Where sinks run: in a separate process if a sink prefers it "
+        _doc(
+            "Where sinks run: in a separate process if a sink prefers it "
             "(TensorBoard, W&B, MLflow), always there, always in a thread, or nowhere (only the "
             "journal is written)."
         ),
     ] = "auto"
     linger_secs: Annotated[
         Seconds,
-        Meta(
-            description="How long the delivery process may run after the run has ended, in seconds."
-        ),
+        _doc("How long the delivery process may run after the run has ended, in seconds."),
     ] = 3600.0
     fsync: Annotated[
         Fsync,
-        Meta(
-            description="When the journal is forced to disk, to survive a power cut: never, at "
+        _doc(
+            "When the journal is forced to disk, to survive a power cut: never, at "
             "`flush()` and `close()`, or at every write."
         ),
     ] = "never"
     sigterm: Annotated[
         Literal["default", "flush"],
-        Meta(
-            description="`flush`: on SIGTERM, write all queued values to the journal (within 2 s) "
+        _doc(
+            "`flush`: on SIGTERM, write all queued values to the journal (within 2 s) "
             "before the previous handling of the signal."
         ),
     ] = "default"
@@ -140,30 +134,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "0"
     sync_secs: Annotated[
         Seconds,
-        Meta(description="How long ranks wait for each other when they synchronize, in seconds."),
+        _doc("How long ranks wait for each other when they synchronize, in seconds."),
     ] = 300.0
     progress: Annotated[
         ProgressMode,
-        Meta(
-            description="Whether `steps()` and `epochs()` show progress bars unless `progress=` "
+        _doc(
+            "Whether `steps()` and `epochs()` show progress bars unless `progress=` "
             "says so: in a terminal or notebook if tqdm is installed, always, or never. `off` "
             "also overrides `progress=True`."
         ),
     ] = "auto"
     strict: Annotated[
         bool,
-        Meta(
-            description="Whether `flush()` and `close()` raise an error if values were dropped, "
+        _doc(
+            "Whether `flush()` and `close()` raise an error if values were dropped, "
             "rejected or not delivered."
         ),
     ] = False
-    disabled: Annotated[
-        bool, Meta(description="Disables every bus: nothing is logged or written.")
-    ] = False
+    disabled: Annotated[bool, _doc("Disables every bus: nothing is logged or written.")] = False
     run_dir: Annotated[
         str | None,
-        Meta(
-            description="The folder of a run to join. A run sets it for its child processes; you "
+        _doc(
+            "The folder of a run to join. A run sets it for its child processes; you "
             "rarely need to set it."
         ),
     ] = None

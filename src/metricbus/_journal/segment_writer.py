@@ -37,22 +37,14 @@ _log = logging.getLogger("metricbus.journal")
 
 
 class Journal(Protocol):
-    """The segment to which the collector appends its records."""
+    """The segment to which the collector appends its records.
 
-    @property
-    def segment(self) -> str:
-        """The segment's name."""
-        ...
+    `lines` and `length` are the numbers of lines and bytes written in whole batches.
+    """
 
-    @property
-    def lines(self) -> int:
-        """The number of lines written so far."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """The number of bytes written in whole batches."""
-        ...
+    segment: str
+    lines: int
+    length: int
 
     def append(self, records: Sequence[Record]) -> None:
         """Append all records or, if `OSError` is raised, none of them."""
@@ -81,7 +73,7 @@ class SegmentWriter:
         (`"always"`), on each `sync` (`"flush"`), or never.
         """
         self._file, self.segment = _create_segment(folder)
-        self.lines = 0
+        self.lines = self.length = 0
         self._fsync = fsync
         self._warnings = ThrottledLogger(_log)
         writer = this_process()
@@ -102,6 +94,7 @@ class SegmentWriter:
         """Append all records or, if `OSError` is raised, none of them."""
         self._file.append(encode(records))
         self.lines += len(records)
+        self.length = self._file.length
         if self._fsync == "always":
             self._force_to_disk()
 
@@ -116,11 +109,6 @@ class SegmentWriter:
         except OSError as error:
             # The data is written; only a power cut could lose it.
             self._warnings.warn("the journal may not survive a power cut: %s", error)
-
-    @property
-    def length(self) -> int:
-        """The number of bytes written in whole batches; a reader that has read all is here."""
-        return self._file.length
 
     def close(self, status: Status = "finished", dropped: DroppedCounts | None = None) -> None:
         """Write the end record, if that is possible, and close the file."""
