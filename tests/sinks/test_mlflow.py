@@ -43,14 +43,6 @@ from metricbus.sinks.mlflow.sink import MlflowSink
 from metricbus.sinks.mlflow.store import in_batches
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a database once, because that takes MLflow seconds."""
-    file = tmp_path_factory.mktemp("mlflow") / "shared.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
 def url(database: Path, request: pytest.FixtureRequest) -> str:
     """Return a sink URL with a separate experiment in the shared database."""
@@ -191,9 +183,7 @@ def test_processes_can_create_the_same_database_at_once(tmp_path: Path) -> None:
 # Metrics
 
 
-def test_metrics_are_sent_in_few_requests(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_are_batched(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     log_batch = MlflowClient.log_batch
 
@@ -223,9 +213,7 @@ def test_batches_stay_within_both_limits(sizes: list[int], max_items: int) -> No
     assert all(batch and len(batch) <= max_items and sum(batch) <= 1_000_000 for batch in batches)
 
 
-def test_many_long_names_stay_within_the_request_limits_of_a_server(
-    mlflow_server: str, tmp_path: Path
-) -> None:
+def test_many_long_names_fit_into_a_servers_requests(mlflow_server: str, tmp_path: Path) -> None:
     url = f"mlflow+{mlflow_server}?experiment=long"
     with MetricBus(sinks=url, dir=tmp_path) as bus:
         for step in range(3):
@@ -256,9 +244,7 @@ def test_only_the_value_that_mlflow_refuses_is_rejected(url: str, tmp_path: Path
     assert "Timestamp must be a nonnegative long" in str(consumer.tally().error)
 
 
-def test_warns_about_infinities_once(
-    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_infinity_warns_once(url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with MetricBus(sinks=url, dir=tmp_path) as bus:
         for step in range(20):
             bus.log("x", math.inf, step=step)
@@ -482,9 +468,7 @@ def test_a_file_name_that_looks_like_a_server_is_an_error(tmp_path: Path) -> Non
         MetricBus(sinks="mlflow://127.0.0.1:5000", dir=tmp_path)
 
 
-def test_another_programs_database_is_not_changed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_foreign_database_is_not_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "other.db"
     with contextlib.closing(sqlite3.connect(file)) as database:
         database.execute("CREATE TABLE runs (id INTEGER)")

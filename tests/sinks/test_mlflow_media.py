@@ -70,14 +70,6 @@ ODD_NAMES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a database once, because that takes MLflow seconds."""
-    file = tmp_path_factory.mktemp("mlflow") / "shared.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 class Backend:
     """A run with media, an open sink, and access to what MLflow has stored."""
 
@@ -321,9 +313,7 @@ def test_images_of_all_modes_have_a_thumbnail(backend: Backend, mode: str) -> No
         assert image.size == (256, 170)
 
 
-def test_without_pillow_only_the_png_is_logged(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pillow_logs_only_png(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     records = backend.image(), backend.table([[backend.picture()]])
     monkeypatch.setitem(sys.modules, "PIL", None)
     backend.write(*records)
@@ -399,9 +389,7 @@ def test_a_second_file_distinguishes_nonfinite_numbers_from_strings(backend: Bac
     assert repr(decode_rows(backend.read(backend.only("tables", ".exact.jsonl")))) == repr(rows)
 
 
-def test_each_part_of_a_table_is_uploaded_once(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_table_parts_are_uploaded_once(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
 
     def counting(client: Any, run_id: str, file: Path, folder: str) -> None:
@@ -501,9 +489,7 @@ def test_a_file_keeps_its_name(backend: Backend) -> None:
     assert {backend.read(path) for path in backend.artifacts("files")} == {b"weights"}
 
 
-def test_a_file_that_was_not_copied_is_uploaded_from_its_original_path(
-    backend: Backend, tmp_path: Path
-) -> None:
+def test_uncopied_file_is_uploaded_from_its_original_path(backend: Backend, tmp_path: Path) -> None:
     file = tmp_path / "elsewhere.bin"
     file.write_bytes(b"content")
     record = FileRecord(
@@ -618,9 +604,7 @@ def test_media_are_rejected_without_an_artifact_folder_and_scalars_are_delivered
     assert len(backend.history("a")) == 5
 
 
-def test_a_retry_uploads_only_what_is_missing(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retry_uploads_what_is_missing(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[str] = []
 
     def failing_once(client: Any, run_id: str, file: Path, folder: str) -> None:
@@ -638,9 +622,7 @@ def test_a_retry_uploads_only_what_is_missing(
     assert [path.split("/")[0] for path in backend.artifacts()] == ["audio", "texts", "videos"]
 
 
-def test_a_large_file_has_a_longer_timeout(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_file_has_a_longer_timeout(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     timeouts: list[str] = []
     monkeypatch.setattr(
         media,

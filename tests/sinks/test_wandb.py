@@ -218,9 +218,7 @@ def test_an_invalid_project_in_the_url_raises(project: str) -> None:
         MetricBus(sinks=f"wandb?project={project}")
 
 
-def test_an_invalid_project_of_the_bus_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_invalid_bus_project_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bus = MetricBus(sinks="csv,wandb", dir=tmp_path, project="a/b")
     bus.log("x", 1.0)
     report = bus.close(timeout=3)

@@ -101,7 +101,7 @@ def valid_key(name: str) -> str:
     """Return the name with everything replaced that MLflow refuses in a key."""
     parts = _INVALID.sub("_", name).split("/")
     key = "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
-    if key.startswith(".."):  # MLflow takes it for a path to a parent folder
+    if key.startswith(".."):  # MLflow treats it as a path to a parent folder
         key = "__" + key[2:]
     return key if len(key) <= _MAX_KEY_LENGTH else _with_hash(key, name)
 
@@ -141,7 +141,7 @@ class TimestampAllocator:
         while (following := self._next.get((identity, ms))) is not None:
             passed.append((identity, ms))
             ms = following
-        # all passed slots point behind the new one, so the next search takes one step
+        # all passed slots lead past the new one, so the next search needs one step
         for slot in (*passed, (identity, ms)):
             self._undo.append((slot, self._next.get(slot)))
             self._next[slot] = ms + 1

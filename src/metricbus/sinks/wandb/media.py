@@ -186,7 +186,7 @@ class MediaConverter:
 
     def _table(self, record: TableRecord, column: str, _: int) -> dict[str, Any]:
         part = {f"{PREFIX}table": record.table, f"{PREFIX}first_row": record.first_row}
-        return {column: self._tables.table(record)} | part
+        return {column: self._tables.table(record.columns, self._folder.rows(record))} | part
 
     def _text(self, record: TextRecord, column: str, _: int) -> dict[str, Any]:
         return {column: self._folder.text(record.file)}

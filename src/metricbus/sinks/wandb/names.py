@@ -25,7 +25,7 @@ _MAX_RUN_ID_LENGTH = 64
 _MAX_TAG_LENGTH = 64
 _INVALID_IN_PROJECT = "/\\#?%:"
 _CRASHES_WANDB = "\\"  # a column with this name ends wandb-core 0.31
-# characters that some file systems forbid, or that W&B takes for patterns
+# characters that some file systems forbid, or that W&B treats as patterns
 _INVALID_IN_FILE_NAME = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]#%]')
 _FIRST_TEXT_CLASS, _TEXT_CLASSES = 1000, 1_000_000
 _UNLABELED = "unlabelled"

@@ -163,7 +163,7 @@ class WandbSink(Sink):
         if self._axes.get(column, STEP) == axis:
             return
         self._axes[column] = axis
-        if "*" not in column:  # W&B takes it for a pattern
+        if "*" not in column:  # W&B treats it as a pattern
             self._run.define_metric(column, step_metric=axis)
 
     def flush(self) -> Mapping[str, Any]:

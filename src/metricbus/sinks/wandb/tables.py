@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from metricbus._common.media_records import Cell, ChartRecord, FileRef, ImageCell, TableRecord
+from metricbus._common.media_records import Cell, ChartRecord, FileRef, ImageCell
 from metricbus._journal.media_files import MediaFolder
 
 if TYPE_CHECKING:
@@ -24,9 +24,22 @@ class TableBuilder:
         self._folder = folder
         self._to_image = to_image
 
-    def table(self, record: TableRecord) -> wandb.Table:
-        """Return a table with the rows of one part."""
-        return self._table(record.columns, self._folder.rows(record))
+    def table(self, columns: Sequence[str], rows: list[list[Cell]]) -> wandb.Table:
+        """Return a table with these rows, with its image cells converted."""
+        import wandb
+
+        data: list[Iterable[Any]] = [
+            [
+                self._to_image(cell.file, cell.caption) if isinstance(cell, ImageCell) else cell
+                for cell in row
+            ]
+            for row in rows
+        ]
+        _raise_row_limits(len(data))
+        try:
+            return wandb.Table(columns=[*columns], data=data)
+        except TypeError:
+            return wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
 
     def chart(self, record: ChartRecord) -> CustomChart | None:
         """Return the chart; None if W&B cannot draw it."""
@@ -43,7 +56,7 @@ class TableBuilder:
         x, ys = record.x_column, record.y_columns
         if record.chart == "histogram":
             value = x if x in record.columns else ys[0]
-            return wandb.plot.histogram(self._table(record.columns, rows), value, **options)
+            return wandb.plot.histogram(self.table(record.columns, rows), value, **options)
         if record.chart == "line" and len(ys) > 1 and rows:
             columns = dict(zip(record.columns, zip(*rows, strict=True), strict=True))
             series = [columns[y] for y in ys]
@@ -55,24 +68,8 @@ class TableBuilder:
             index = record.columns.index
             return _confusion([(row[index(x)], row[index(ys[0])]) for row in rows], options)
         plot = getattr(wandb.plot, record.chart)  # line, scatter or bar
-        chart: CustomChart = plot(self._table(record.columns, rows), x, ys[0], **options)
+        chart: CustomChart = plot(self.table(record.columns, rows), x, ys[0], **options)
         return chart
-
-    def _table(self, columns: Sequence[str], rows: list[list[Cell]]) -> wandb.Table:
-        import wandb
-
-        data: list[Iterable[Any]] = [
-            [
-                self._to_image(cell.file, cell.caption) if isinstance(cell, ImageCell) else cell
-                for cell in row
-            ]
-            for row in rows
-        ]
-        _raise_row_limits(len(data))
-        try:
-            return wandb.Table(columns=[*columns], data=data)
-        except TypeError:
-            return wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
 
 
 def _confusion(pairs: list[tuple[Cell, Cell]], options: dict[str, Any]) -> CustomChart | None:
