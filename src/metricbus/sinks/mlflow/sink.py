@@ -194,11 +194,7 @@ class MlflowSink(Sink):
         """Return what MLflow stores for NaN or an infinity, as part of the metric's identity."""
         if math.isnan(number):
             return "NaN"
-        self._warn_once(
-            "%r is infinite; MLflow stores infinities as the largest float, %r",
-            name,
-            sys.float_info.max,
-        )
+        self._warn_once("%r is infinite; MLflow stores infinities as the largest float", name)
         return math.copysign(sys.float_info.max, number)
 
     def _tag_new_names(self, rows: Sequence[Scalars]) -> None:
@@ -213,12 +209,7 @@ class MlflowSink(Sink):
             if key != name:
                 tags.append(RunTag(METRIC_NAME_TAG + key, name))
             if key not in (name, valid_key(name)):
-                _log.warning(
-                    "MLflow key %r belongs to another metric; %r is logged as %r",
-                    key[:-9],
-                    name,
-                    key,
-                )
+                _log.warning("MLflow key %r is taken; %r is logged as %r", key[:-9], name, key)
         try:
             self._log_tags(tags)
         except BaseException:

@@ -134,11 +134,9 @@ def find_experiment(client: MlflowClient, name: str, folder: Path | None) -> str
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        artifacts = None
-        if folder is not None:
-            artifacts = (folder / "mlflow-artifacts" / quote(name, safe="")).as_uri()
+        artifacts = folder and folder / "mlflow-artifacts" / quote(name, safe="")
         try:
-            return str(client.create_experiment(name, artifacts))
+            return str(client.create_experiment(name, artifacts and artifacts.as_uri()))
         except MlflowException:
             # another run may have created it in the meantime
             experiment = client.get_experiment_by_name(name)
