@@ -134,9 +134,11 @@ def find_experiment(client: MlflowClient, name: str, folder: Path | None) -> str
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        artifacts = folder and folder / "mlflow-artifacts" / quote(name, safe="")
+        artifacts = None
+        if folder is not None:
+            artifacts = (folder / "mlflow-artifacts" / quote(name, safe="")).as_uri()
         try:
-            return str(client.create_experiment(name, artifacts and artifacts.as_uri()))
+            return str(client.create_experiment(name, artifacts))
         except MlflowException:
             # another run may have created it in the meantime
             experiment = client.get_experiment_by_name(name)
