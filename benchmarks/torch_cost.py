@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from metricbus import MetricBus
-from metricbus.torch._watch import watch
+from metricbus.torch._watch_gradients import watch
 
 ROUNDS = 11
 STEPS = 40

@@ -144,7 +144,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)  # includes its workers
-        server.wait(30)
+        server.wait(HANG_SECS)
 
 
 def _answers(port: int) -> bool:

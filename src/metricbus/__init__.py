@@ -113,45 +113,24 @@ __all__ = [
 
 # Imported on first use, so that logging numbers does not import what only media need.
 _FROM = {
-    "metricbus.monitors.early_stopping": ("Best", "EarlyStopping"),
+    "metricbus.monitors.early_stopping": "Best EarlyStopping",
     "metricbus.errors": (
-        "ClosedError",
-        "ConfigError",
-        "DeviceError",
-        "JournalError",
-        "Lost",
-        "MediaError",
-        "MetricBusError",
-        "MissingPackageError",
-        "RankError",
-        "Rejected",
-        "RunExistsError",
-        "Unavailable",
+        "ClosedError ConfigError DeviceError JournalError Lost MediaError MetricBusError "
+        "MissingPackageError RankError Rejected RunExistsError Unavailable"
     ),
-    "metricbus._history.history": ("History", "Series", "read"),
-    "metricbus.media": (
-        "Audio",
-        "Box",
-        "Chart",
-        "File",
-        "Histogram",
-        "Histograms",
-        "Image",
-        "Table",
-        "Text",
-        "Video",
-    ),
-    "metricbus._delivery.deliver": ("deliver",),
-    "metricbus._bus.bus": ("MetricBus",),
-    "metricbus._bus.default_bus": ("bus", "configure"),
-    "metricbus._common.distributed": ("agree",),
-    "metricbus._common.records": ("Scalars",),
-    "metricbus._delivery.report": ("DeliveryError", "Report", "SinkCounts"),
-    "metricbus._journal.run": ("Run",),
-    "metricbus.sinks": ("Sink",),
-    "metricbus.monitors.system": ("SystemMonitor",),
+    "metricbus._history.history": "History Series read",
+    "metricbus.media": "Audio Box Chart File Histogram Histograms Image Table Text Video",
+    "metricbus._delivery.deliver": "deliver",
+    "metricbus._bus.bus": "MetricBus",
+    "metricbus._bus.default_bus": "bus configure",
+    "metricbus._common.distributed": "agree",
+    "metricbus._common.records": "Scalars",
+    "metricbus._delivery.report": "DeliveryError Report SinkCounts",
+    "metricbus._journal.run": "Run",
+    "metricbus.sinks": "Sink",
+    "metricbus.monitors.system": "SystemMonitor",
 }
-_MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
+_MODULE_OF = {name: module for module, names in _FROM.items() for name in names.split()}
 
 
 if not TYPE_CHECKING:  # with this function in view, a type checker would accept any name

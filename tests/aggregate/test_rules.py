@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import metricbus
 from metricbus import ConfigError, MetricBus
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 
 
 @pytest.fixture
@@ -319,7 +320,11 @@ def test_partial_aggregates_of_a_killed_process_are_read_as_partial_rows(tmp_pat
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, check=False, timeout=60, env=dict(os.environ)
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        check=False,
+        timeout=HANG_SECS,
+        env=dict(os.environ),
     )
     assert done.returncode == -9
     history = metricbus.read(tmp_path / "runs" / "r")

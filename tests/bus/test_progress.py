@@ -35,6 +35,7 @@ from metricbus._common.tqdm_logging import ConsoleHandlers
 from metricbus.errors import ConfigError, MissingPackageError
 from tests.helpers.fake_accelerator import FakeAccelerator
 from tests.helpers.interrupts import interrupt_at
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.scripts import run_script
 from tests.helpers.terminals import Terminal, render_screen, start_in_terminal
 from tests.ingest.test_hot_path import count_calls
@@ -311,7 +312,7 @@ def test_exception_closes_the_bars_before_the_traceback(tmp_path: Path, wait_for
     """
     terminal = Terminal()
     process = start_in_terminal(terminal, tmp_path, code)
-    assert process.wait(60) == 1
+    assert process.wait(HANG_SECS) == 1
     first, second, *_, last = terminal.screen()
     assert first.startswith("epochs:   0%|")
     assert second == "Traceback (most recent call last):"
@@ -332,7 +333,7 @@ def test_ctrl_c_closes_the_bars_before_the_traceback(tmp_path: Path, wait_for: W
     process = start_in_terminal(terminal, tmp_path, code)
     wait_for(lambda: "epoch 0:" in terminal.text)
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    process.wait(HANG_SECS)
     first, second, *_, last = terminal.screen()
     assert first.startswith("epochs:   0%|")
     assert second == "Traceback (most recent call last):"
@@ -387,7 +388,7 @@ def test_forked_child_leaves_the_bars_to_its_parent(tmp_path: Path) -> None:
             os._exit(0)
     """
     terminal = Terminal()
-    assert start_in_terminal(terminal, tmp_path, code).wait(60) == 0
+    assert start_in_terminal(terminal, tmp_path, code).wait(HANG_SECS) == 0
     *_, last = terminal.screen()
     assert last.startswith("100%")
     assert terminal.text.count("3/3") == 1

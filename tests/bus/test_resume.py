@@ -24,6 +24,7 @@ from metricbus._journal.run import Run
 from metricbus.sinks.tensorboard.event_file import read_events
 from metricbus.sinks.tensorboard.sink import TensorBoardSink
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.scripts import run_script
 from tests.helpers.wandb_reader import wandb_files, wandb_records, wandb_rows
 
@@ -232,10 +233,10 @@ def test_older_rows_of_other_processes_are_superseded(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         for step in ("7", "2"):
             command = [sys.executable, "-c", textwrap.dedent(worker), step]
-            subprocess.run(command, check=True, timeout=50)
+            subprocess.run(command, check=True, timeout=HANG_SECS)
         bus.rewind(5)
         command = [sys.executable, "-c", textwrap.dedent(worker), "9"]
-        subprocess.run(command, check=True, timeout=50)
+        subprocess.run(command, check=True, timeout=HANG_SECS)
     assert sorted(steps_of(folder_of(bus))) == [2, 9]
 
 

@@ -15,6 +15,7 @@ import pytest
 import metricbus
 from metricbus import MetricBus
 from metricbus._common.settings import Fsync
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.scripts import run_script
 
 WaitFor = Callable[[Callable[[], bool]], None]
@@ -197,7 +198,7 @@ def test_sink_that_blocks_for_ever_does_not_delay_the_end_beyond_its_deadline(
         (tmp_path / "train.py").write_text(textwrap.dedent(notebook))
         command = [sys.executable, "-W", "ignore", "train.py"]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECS, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "r/csv/metrics.csv").read_text().splitlines()

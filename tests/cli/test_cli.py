@@ -13,6 +13,7 @@ import pytest
 import metricbus
 from metricbus import MetricBus
 from metricbus._common.media_records import MEDIA_RECORD_TYPES
+from tests.helpers.limits import HANG_SECS
 
 
 def metricbus_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -21,7 +22,7 @@ def metricbus_command(*arguments: str, cwd: Path | None = None) -> subprocess.Co
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECS,
         check=False,
     )
 
@@ -150,7 +151,7 @@ def test_names_the_extra_if_typer_is_missing(tmp_path: Path) -> None:
         "cli.main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECS, check=False
     )
     assert done.returncode == 2
     assert "needs typer: pip install 'metricbus[cli]'" in done.stderr

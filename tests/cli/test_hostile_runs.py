@@ -19,6 +19,7 @@ from tests.helpers.cli_runs import (
     change_run_json,
     run_command,
 )
+from tests.helpers.limits import HANG_SECS
 
 Lines = list[bytes]
 JOURNALS: dict[str, Callable[[Lines], Lines]] = {
@@ -170,7 +171,7 @@ def test_writes_directly_into_a_device_or_pipe(shared_run: Path) -> None:
     os.mkfifo("pipe")
     with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE) as reader:
         assert_handled(run_command("export csv", shared_run, "--out", "pipe"), 0)
-        output, _ = reader.communicate(timeout=30)
+        output, _ = reader.communicate(timeout=HANG_SECS)
     assert output.startswith(b"step,epoch,time,name,value\r\n0,0,")
     assert Path("pipe").is_fifo()
 

@@ -15,6 +15,7 @@ from typer.testing import Result
 from metricbus import Histogram, MetricBus
 from metricbus.testing import MemorySink
 from tests.helpers.cli_runs import invoke, invoke_json
+from tests.helpers.limits import HANG_SECS
 
 
 def ls(*arguments: str) -> Result:
@@ -239,7 +240,7 @@ def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="pipes")
 def test_exits_quietly_when_the_pipe_is_closed(runs: Path) -> None:
     command = f"{sys.executable} -m metricbus ls {runs} | true"
-    done = subprocess.run(command, shell=True, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, shell=True, capture_output=True, timeout=HANG_SECS, check=False)
     assert done.stderr == b""
 
 

@@ -29,6 +29,7 @@ from metricbus._journal.segment_reader import JournalReader
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus._journal.tail import lines_backwards
 from tests.helpers.cli_runs import invoke
+from tests.helpers.limits import HANG_SECS
 
 WaitFor = Callable[[Callable[[], bool]], None]
 
@@ -194,7 +195,7 @@ def test_follow_prints_new_rows_until_the_run_ends(tmp_path: Path, wait_for: Wai
             second_segment.close()
             bus.log("x", 4.0, step=4)
             bus.close()
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=HANG_SECS)
             assert (process.returncode, errors) == (0, "")
             assert steps(out.read_text()) == [1, 2, 3, 4]
 
@@ -230,7 +231,7 @@ def test_follow_exits_quietly_on_ctrl_c(tmp_path: Path, wait_for: WaitFor) -> No
         with following(tmp_path) as (process, out):
             wait_for(lambda: steps(out.read_text()) == [1])
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=HANG_SECS)
             assert (process.returncode, errors) == (130, "")
 
 

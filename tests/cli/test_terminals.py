@@ -22,6 +22,7 @@ from tests.helpers.cli_runs import (
     command_arguments,
     run_command,
 )
+from tests.helpers.limits import HANG_SECS
 
 HOSTILE_NAMES = {
     "markup": "[red]n[/red] [/] [link=x]",
@@ -44,7 +45,7 @@ def test_reports_a_folder_without_permission(command: str, run_copy: Path) -> No
         [*_without_capabilities(), sys.executable, "-m", "metricbus", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECS,
         check=False,
     )
     assert "Traceback" not in done.stderr
@@ -145,7 +146,7 @@ def test_exits_quietly_when_the_pipe_is_closed(
         assert process.stderr
         process.stdout.close()
         errors = process.stderr.read().decode()
-        assert process.wait(60) in (0, 1)
+        assert process.wait(HANG_SECS) in (0, 1)
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
     assert "Broken pipe" not in errors
@@ -184,7 +185,7 @@ def run_on_terminal(*arguments: str) -> str:
                 output += part
         except OSError:  # the terminal has been closed
             pass
-        process.wait(30)
+        process.wait(HANG_SECS)
     os.close(controller)
     return output.decode()
 
@@ -211,7 +212,7 @@ def test_exits_quietly_with_130_on_ctrl_c(
         wait_for(lambda: _bytes_read(process.pid) > _MORE_THAN_IMPORTS)
         process.send_signal(signal.SIGINT)
         errors = process.stderr.read()
-        assert (process.wait(30), errors) == (130, "")
+        assert (process.wait(HANG_SECS), errors) == (130, "")
 
 
 _MORE_THAN_IMPORTS = 20 << 20  # bytes

@@ -27,6 +27,7 @@ from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.wandb_reader import wandb_files, wandb_rows
 
 
@@ -50,7 +51,7 @@ KILLED = """
 @pytest.fixture
 def killed(tmp_path: Path) -> Path:
     """A run whose process was killed after 500 values."""
-    assert script(tmp_path, KILLED).wait(50) == -signal.SIGKILL
+    assert script(tmp_path, KILLED).wait(HANG_SECS) == -signal.SIGKILL
     return tmp_path / "r"
 
 
@@ -110,7 +111,7 @@ def test_follow_ends_with_the_run(
         wait_for((tmp_path / "r" / "csv" / "metrics.csv").exists)
         wait_for(lambda: csv_values(tmp_path / "r") == [1.0])
         bus.log("x", 2.0)
-    output, _ = follower.communicate(timeout=30)
+    output, _ = follower.communicate(timeout=HANG_SECS)
     assert follower.returncode == 0
     assert "csv" in output
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
@@ -154,7 +155,7 @@ def test_the_lease_of_a_dead_process_is_taken_over_with_a_higher_number(tmp_path
         from metricbus._delivery.lease import Lease
         Lease(Path("csv")).acquire(above=7)
     """
-    assert script(tmp_path, code).wait(30) == 0
+    assert script(tmp_path, code).wait(HANG_SECS) == 0
     assert Lease(tmp_path / "csv").acquire() == 9
 
 
@@ -211,7 +212,7 @@ def test_a_frozen_process_does_not_write_after_its_lease_was_taken_over(
     counts = deliver(killed, "csv?batch_size=20", timeout=40)
     assert next(iter(counts.values())).delivered == 500
     os.kill(frozen.pid, signal.SIGCONT)
-    assert frozen.wait(50) == 0
+    assert frozen.wait(HANG_SECS) == 0
     assert csv_values(killed) == [float(step) for step in range(500)]
 
 
@@ -279,7 +280,7 @@ def test_delivers_the_partial_rows_of_a_worker_that_died_after_the_run_ended(
     wait_for(lambda: segment.exists() and b'"open"' in segment.read_bytes())
     bus.close()
     worker.kill()
-    worker.wait(30)
+    worker.wait(HANG_SECS)
     counts = deliver(tmp_path / "r", timeout=30)["csv"]
     assert (counts.delivered, counts.pending) == (3, 0)
     assert csv_values(tmp_path / "r") == [5.0, 1.0, 2.0]
@@ -291,7 +292,7 @@ def test_repeats_partial_rows_in_the_original_order(tmp_path: Path) -> None:
     first.log("x", 0.0, step=0)
     first.flush()
     command = [sys.executable, "-c", textwrap.dedent(DIES)]
-    subprocess.run(command, cwd=tmp_path, timeout=50, check=False)
+    subprocess.run(command, cwd=tmp_path, timeout=HANG_SECS, check=False)
     first.close()
     killed = """
         import os, signal
@@ -305,7 +306,7 @@ def test_repeats_partial_rows_in_the_original_order(tmp_path: Path) -> None:
         BatchReader.commit = die
         metricbus.deliver("r", "tensorboard", timeout=30)
     """
-    assert script(tmp_path, killed).wait(50) == -signal.SIGKILL
+    assert script(tmp_path, killed).wait(HANG_SECS) == -signal.SIGKILL
     segment_writer = SegmentWriter(tmp_path / "r" / "journal", "r")
     segment_writer.append([Scalars(step=1, epoch=0, time=1, values={"x": 1.0})])
     segment_writer.close()

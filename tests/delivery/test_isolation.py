@@ -18,6 +18,7 @@ import pytest
 from metricbus import MetricBus, Rejected, Report, Scalars, Sink, Unavailable
 from metricbus._journal.run import Run
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 
 N = 3000
 
@@ -266,7 +267,7 @@ def test_a_script_with_a_hanging_sink_ends_by_its_deadline(tmp_path: Path) -> No
         [sys.executable, script],
         cwd=tmp_path,
         check=True,
-        timeout=60,
+        timeout=HANG_SECS,
         capture_output=True,
         text=True,
     )
@@ -305,7 +306,7 @@ def test_memory_does_not_grow_while_a_sink_is_down(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=HANG_SECS,
         check=True,
     )
     growth, pending = map(int, process.stdout.split())

@@ -24,6 +24,7 @@ import metricbus
 from metricbus import MetricBus, Report
 from metricbus._common.settings import Hosting
 from metricbus.sinks.mlflow.store import retry_after
+from tests.helpers.limits import HANG_SECS
 
 WaitFor = Callable[[Callable[[], bool]], None]
 Handler = Callable[[socket.socket], None]
@@ -181,10 +182,9 @@ def is_listening(port: int) -> bool:
 
 def kill(server: subprocess.Popen[bytes]) -> None:
     os.killpg(server.pid, signal.SIGKILL)
-    server.wait(30)
+    server.wait(HANG_SECS)
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("hosting", ["thread", "process"])
 def test_a_restarted_server_has_every_metric_once(
     tmp_path: Path, wait_for: WaitFor, hosting: Hosting
@@ -259,7 +259,7 @@ def test_a_full_disk_drops_only_what_exceeds_the_queue(tmp_path: Path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECS, check=False
     )
     assert done.returncode == 0, done.stderr
     dropped, journalled = map(int, done.stdout.split())

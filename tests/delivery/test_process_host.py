@@ -22,6 +22,7 @@ from metricbus._delivery import process_host
 from metricbus._delivery.control_files import AtomicJsonFile, DeliveryStatus, delivery_status_file
 from metricbus._journal.run import RunFolder
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.wandb_reader import wandb_files, wandb_records, wandb_rows
 
 WaitFor = Callable[[Callable[[], bool]], None]
@@ -72,7 +73,13 @@ def log(bus: MetricBus, steps: range) -> None:
 def run(folder: Path, code: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=50, check=False, **options
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECS,
+        check=False,
+        **options,
     )
 
 
@@ -366,7 +373,7 @@ def test_delivers_a_worker_that_outlives_the_training(tmp_path: Path, wait_for: 
     assert time.monotonic() - started < 15, "close waited for the worker"
     assert csv_values(tmp_path / "r") == [1.0]
     (tmp_path / "go").touch()
-    child.wait(30)
+    child.wait(HANG_SECS)
     wait_for(lambda: delivery_has_ended(tmp_path / "r"))
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
 
@@ -414,7 +421,7 @@ def test_wandb_records_the_command_line_of_the_training(tmp_path: Path) -> None:
         "    bus.log('x', 1.0)\n"
     )
     command = [sys.executable, "train.py", "--lr", "0.1"]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=50)
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=HANG_SECS)
     (file,) = wandb_files(tmp_path / "r")
     first, *_ = [r.environment for r in wandb_records(file) if r.HasField("environment")]
     assert first.program == str(tmp_path / "train.py")
@@ -462,7 +469,7 @@ def test_does_not_import_a_training_script_that_is_named_like_a_package(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=HANG_SECS,
         check=False,
     )
     assert csv_values(tmp_path / "r") == list(range(5)), done.stderr

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from metricbus._delivery.wake_pipe import WakePipe, WakePipeReader
+from tests.helpers.limits import HANG_SECS
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_a_wakeup_ends_a_wait(pipe: WakePipe) -> None:
 def test_waits_for_the_full_time_after_the_pipe_is_closed(pipe: WakePipe) -> None:
     reader = WakePipeReader(pipe.connect())
     pipe.disconnect()
-    reader.wait(60)  # detects the closed pipe
+    reader.wait(HANG_SECS)  # detects the closed pipe
     assert timed_wait(reader, 0.01) >= 0.01
 
 
@@ -89,5 +90,5 @@ def test_waits_for_the_full_time_if_standard_input_is_closed() -> None:
     os.close(read)
     os.close(write)
     reader = WakePipeReader(read)
-    reader.wait(60)
+    reader.wait(HANG_SECS)
     assert timed_wait(reader, 0.01) >= 0.01

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from metricbus._common.device_values import as_64_bits
+from tests.helpers.limits import HANG_SECS
 
 
 class FakeAccelerator:
@@ -26,6 +27,6 @@ class FakeAccelerator:
     def fetch(
         self, device: Any, parts: Sequence[torch.Tensor], streams: Iterable[Any]
     ) -> NDArray[Any]:
-        assert self.released.wait(30)
+        assert self.released.wait(HANG_SECS)
         values: NDArray[Any] = torch.cat([as_64_bits(part) for part in parts]).numpy().copy()
         return values

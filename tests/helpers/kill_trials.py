@@ -24,7 +24,7 @@ import numpy as np
 
 import metricbus
 from metricbus._common.records import Header, Scalars
-from metricbus._journal.recovery import partial_rows
+from metricbus._journal.crash_recovery import partial_rows
 from metricbus._journal.segment_reader import JournalReader
 
 THREADS = 3

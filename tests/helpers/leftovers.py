@@ -47,7 +47,7 @@ def stop_consumers() -> None:
         run = getattr(thread, "_target", None)  # deleted when the thread ends
         consumer = getattr(run, "__self__", None)
         if isinstance(consumer, Consumer):
-            consumer._turn = _give_up  # type: ignore[method-assign]
+            consumer._run_pass = _give_up  # type: ignore[method-assign]
             consumer._lease.check = _interrupt_wait  # type: ignore[method-assign]
             consumer.request_flush()
 

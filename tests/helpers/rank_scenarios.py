@@ -20,6 +20,7 @@ import torch.distributed as dist
 import metricbus
 from metricbus import EarlyStopping, MetricBus, RankError
 from metricbus._common.distributed import Rank, agree
+from tests.helpers.limits import HANG_SECS
 
 _FORKSERVER = get_context("forkserver")
 # These modules are imported once, instead of by each rank.
@@ -49,7 +50,7 @@ def run_ranks(
     ]
     for process in ranks:
         process.start()
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + HANG_SECS
     for process in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
         assert process.exitcode is not None, "a rank hangs"

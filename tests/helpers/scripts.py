@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from tests.helpers.limits import HANG_SECS
+
 
 def run_script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Write the code to `train.py` in `folder`, and run it there."""
@@ -17,7 +19,7 @@ def run_script(folder: Path, code: str, **environment: str) -> subprocess.Comple
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG_SECS,
         check=False,
         env=os.environ | environment,
     )

@@ -26,6 +26,7 @@ from metricbus._history.plots.epoch_axis import epoch_positions
 from metricbus._history.plots.matplotlib_figure import make_figure
 from metricbus._history.plots.panels import make_panels, match_names
 from metricbus._history.plots.smoothing import smooth_values
+from tests.helpers.limits import HANG_SECS
 
 PNG = b"\x89PNG\r\n"
 
@@ -269,7 +270,7 @@ def test_partial_aggregates_are_hollow_points(tmp_path: Path) -> None:
         "bus._session.save()\n"
         "os._exit(9)\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=HANG_SECS, check=False)
     (panel,) = make_panels([metricbus.read(tmp_path / "dead")], ["x"])
     assert panel.lines[0].partial == [(12.0, 11.0)]
     (ax,) = make_figure([panel], title="").axes
@@ -362,7 +363,7 @@ def test_no_display_or_working_backend_is_needed(run: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECS,
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
@@ -400,7 +401,7 @@ def test_extreme_values_can_be_drawn(tmp_path: Path, values: list[float]) -> Non
 def test_a_closed_pipe_ends_the_plot_quietly(run: Path) -> None:
     command = f"{sys.executable} -m metricbus plot {run} --term | head -n 1"
     result = subprocess.run(
-        command, shell=True, capture_output=True, text=True, timeout=60, check=False
+        command, shell=True, capture_output=True, text=True, timeout=HANG_SECS, check=False
     )
     assert result.stderr == ""
 
@@ -408,7 +409,7 @@ def test_a_closed_pipe_ends_the_plot_quietly(run: Path) -> None:
 def test_terminal_plot_has_colors(run: Path) -> None:
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "metricbus", "plot", str(run), "--term", "--name", "val/acc"]
-    result = subprocess.run(command, stdout=slave, stderr=slave, timeout=60, check=False)
+    result = subprocess.run(command, stdout=slave, stderr=slave, timeout=HANG_SECS, check=False)
     os.close(slave)
     assert result.returncode == 0
     assert b"\x1b[" in os.read(master, 1 << 16)

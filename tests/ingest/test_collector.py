@@ -8,6 +8,7 @@ from metricbus._common.records import Call, DroppedCounts, Record, Status
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.commands import Stop
 from metricbus._ingest.queue import CallQueue, QueueLimits
+from tests.helpers.limits import HANG_SECS
 
 
 class CountingJournal:
@@ -43,7 +44,7 @@ def chunk_sizes(calls: list[Call]) -> list[int]:
     collector = Collector(queue, journal, 0.0, NullListener())
     queue.put_command(stop := Stop("finished"))
     collector.start()
-    assert stop.done.wait(30)
+    assert stop.done.wait(HANG_SECS)
     return [size for size in journal.chunks if size]
 
 

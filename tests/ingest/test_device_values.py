@@ -26,6 +26,7 @@ import metricbus
 from metricbus import MetricBus, Scalars
 from metricbus._common.device_values import ACCELERATORS, as_64_bits, is_device_value, named_values
 from metricbus._journal.segment_reader import JournalReader
+from tests.helpers.limits import HANG_SECS
 
 
 class Device:
@@ -44,7 +45,7 @@ class Device:
     def fetch(self, device: Any, parts: Sequence[Any], streams: Iterable[Any]) -> Any:
         assert list(streams) == ["default stream"]
         self.threads.add(threading.get_ident())
-        assert self.ready.wait(30)
+        assert self.ready.wait(HANG_SECS)
         if self.fails:
             raise self.fails
         gathered = torch.cat([as_64_bits(part) for part in parts])

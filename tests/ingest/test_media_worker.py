@@ -37,6 +37,7 @@ from metricbus._ingest.queue import Overflow
 from metricbus._journal.media_files import MediaFolder, MediaWriter, safe_name
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.scripts import run_script
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -55,7 +56,7 @@ class BlockedMedium(MediaValue):
 
     def _encode(self, work: EncodeContext) -> TextRecord:
         self.started.set()
-        assert self._gate.wait(30)
+        assert self._gate.wait(HANG_SECS)
         file = work.save("texts", ".md", b"held")
         return work.record(TextRecord, file=file, length=4, start="held")
 

@@ -20,7 +20,8 @@ from metricbus._ingest.queue import (
     count_call_values,
 )
 from metricbus.errors import ClosedError
-from tests.helpers.interrupts import interrupted
+from tests.helpers.interrupts import interrupt_at
+from tests.helpers.limits import HANG_SECS
 
 
 def call(number: float) -> Call:
@@ -148,7 +149,7 @@ def test_command_submitted_after_close_is_done_at_once() -> None:
 def test_interrupted_wait_for_a_command_does_not_block_the_collector() -> None:
     point = 0
     command = Command()
-    while interrupted(partial(command.done.wait, 0.0001), point):
+    while interrupt_at(partial(command.done.wait, 0.0001), point):
         executor = threading.Thread(target=command.done.set, daemon=True)
         executor.start()
         executor.join(30)
@@ -161,7 +162,8 @@ def test_all_threads_that_wait_for_a_command_are_woken() -> None:
     command = Command()
     results: list[bool] = []
     waiters = [
-        threading.Thread(target=lambda: results.append(command.done.wait(60))) for _ in range(4)
+        threading.Thread(target=lambda: results.append(command.done.wait(HANG_SECS)))
+        for _ in range(4)
     ]
     for waiter in waiters:
         waiter.start()

@@ -27,6 +27,7 @@ from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -215,7 +216,7 @@ def test_signal_handler_may_close_during_close(tmp_path: Path) -> None:
         bus.close(timeout=60)
         """
     )
-    finished = subprocess.run([sys.executable, "-c", script], check=False, timeout=50)
+    finished = subprocess.run([sys.executable, "-c", script], check=False, timeout=HANG_SECS)
     assert finished.returncode == 7
 
 
@@ -322,7 +323,7 @@ def test_values_of_child_processes_do_not_hide_pending_ones(tmp_path: Path, wait
     sink = SelectiveSink()
     bus = MetricBus(sinks=[sink], dir=tmp_path)
     code = "from metricbus import bus\nfor i in range(100): bus.log('child', float(i))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG_SECS)
     wait_for(lambda: len(sink.records) == 100)
     for _ in range(50):
         bus.log("own", 1.0)

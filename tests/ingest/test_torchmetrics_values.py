@@ -27,6 +27,7 @@ from metricbus import EarlyStopping, MetricBus
 from metricbus._common.device_values import ACCELERATORS, is_device_value
 from metricbus._common.validation import is_metric_object
 from metricbus._ingest.torchmetrics_values import _MAX_PENDING, ComputedMetric, TorchmetricsValues
+from tests.helpers.limits import HANG_SECS
 
 LABELS = torch.tensor([0, 1, 2, 2])
 GUESSES = torch.tensor([0, 1, 1, 2])
@@ -65,7 +66,7 @@ def test_is_metric_object_imports_nothing() -> None:
         assert not is_metric_object(object())
         assert not {"torch", "torchmetrics"} & set(sys.modules)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=HANG_SECS)
 
 
 def test_metric_is_computed_with_later_updates() -> None:
@@ -365,7 +366,7 @@ def run_two_ranks(tmp_path: Path) -> Callable[[str], list[Any]]:
             )
             for rank in range(2)
         ]
-        return [json.loads(rank.communicate(timeout=55)[0]) for rank in ranks]
+        return [json.loads(rank.communicate(timeout=HANG_SECS)[0]) for rank in ranks]
 
     return run
 

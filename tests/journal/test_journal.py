@@ -18,6 +18,7 @@ from metricbus._common.records import End, Header, Scalars, decode, encode
 from metricbus._journal.segment_reader import JournalReader, Position
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import JournalError
+from tests.helpers.limits import HANG_SECS
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats())
@@ -201,7 +202,7 @@ def test_a_write_that_fails_halfway_is_truncated(tmp_path: Path) -> None:
     outcomes: multiprocessing.Queue[object] = context.Queue()
     process = context.Process(target=_write_until_full, args=(tmp_path, outcomes))
     process.start()
-    outcome = outcomes.get(timeout=60)
+    outcome = outcomes.get(timeout=HANG_SECS)
     process.join()
     assert isinstance(outcome, tuple)
     written, errno, length = outcome

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.helpers import kill_trials
+from tests.helpers.limits import scaled
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "200"))
 KILLS_WITH_ALL = int(os.environ.get("CHAOS_KILLS_WITH_ALL", "20"))
@@ -35,13 +36,13 @@ def kill_and_check(folder: Path, seed: int) -> int:
 
 def remove(folder: Path) -> None:
     """Remove a folder into which a delivery process that was starting may still write."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + scaled(60)
     while folder.exists():
         assert time.monotonic() < deadline
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.timeout(60 + KILLS * 3)
+@pytest.mark.timeout(scaled(240 + KILLS * 12))
 def test_a_kill_at_any_instant_loses_no_value_older_than_a_second(tmp_path: Path) -> None:
     with ThreadPoolExecutor(PARALLEL_KILLS) as pool:
         seeds = range(KILLS)
@@ -66,7 +67,7 @@ def kill_and_check_all(folder: Path, seed: int, database: Path) -> int:
     return len(records)
 
 
-@pytest.mark.timeout(60 + KILLS_WITH_ALL * 20)
+@pytest.mark.timeout(scaled(240 + KILLS_WITH_ALL * 80))
 def test_a_kill_of_training_or_delivery_loses_and_duplicates_nothing_in_any_sink(
     tmp_path: Path,
 ) -> None:

@@ -29,6 +29,7 @@ from metricbus.media.histogram_batch import bin_arrays
 from metricbus.media.histogram_batch_device import count_nonfinite, start_binning
 from metricbus.media.histogram_bins import HistogramData, bin_values
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 
 Array = NDArray[Any]
 
@@ -390,7 +391,7 @@ class BlockedMedium(MediaValue):
 
     def _encode(self, context: EncodeContext) -> list[Medium]:
         self.started.set()
-        assert self._gate.wait(30)
+        assert self._gate.wait(HANG_SECS)
         counts: dict[str, Any] = {"counts": [1], "edges": [0.0, 1.0], "count": 1}
         return [context.record(HistogramRecord, name=f"h/{i}", **counts) for i in range(2)]
 

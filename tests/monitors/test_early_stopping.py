@@ -18,6 +18,7 @@ import metricbus
 from metricbus import MetricBus
 from metricbus.monitors.early_stopping import Best, EarlyStopping
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 
 
 def stops_at(stopping: EarlyStopping, values: list[Any]) -> int | None:
@@ -319,7 +320,7 @@ def test_first_rank_decides_for_all_ranks(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    results = [json.loads(rank.communicate(timeout=55)[0]) for rank in ranks]
+    results = [json.loads(rank.communicate(timeout=HANG_SECS)[0]) for rank in ranks]
     assert results == [[4, [True, True, False, False], 2.0, True]] * 2
 
 

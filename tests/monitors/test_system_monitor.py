@@ -25,6 +25,7 @@ from metricbus import MetricBus, MissingPackageError
 from metricbus._common.records import Number
 from metricbus.monitors.system import SystemMonitor
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 
 WaitFor = Callable[[Callable[[], bool]], None]
 
@@ -295,7 +296,7 @@ def test_does_not_keep_the_process_alive(tmp_path: Path) -> None:
         "bus = MetricBus(sinks='')\n"
         "SystemMonitor(bus, every_secs=3600, gpus=False)\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=30, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=HANG_SECS, check=True)
 
 
 def test_import_loads_neither_torch_nor_psutil() -> None:
@@ -303,4 +304,4 @@ def test_import_loads_neither_torch_nor_psutil() -> None:
         "import sys, metricbus.monitors.system\n"
         "sys.exit(bool({'torch', 'psutil', 'pynvml'} & sys.modules.keys()))"
     )
-    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)
+    subprocess.run([sys.executable, "-c", script], timeout=HANG_SECS, check=True)

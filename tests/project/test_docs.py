@@ -21,6 +21,7 @@ import metricbus.torch
 from metricbus._bus.default_bus import DefaultBus
 from metricbus._cli.app import app
 from metricbus._common.records import End, Header, Scalars, decode
+from tests.helpers.limits import HANG_SECS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -148,7 +149,7 @@ def test_the_page_of_commands_is_what_the_code_says() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANG_SECS,
     )
     assert (DOCS / "commands.md").read_text() == made.stdout, "make pages"
 

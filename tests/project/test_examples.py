@@ -19,6 +19,7 @@ from PIL import Image
 import metricbus
 from metricbus import History
 from metricbus._common.media_records import AudioRecord, ImageRecord, VideoRecord
+from tests.helpers.limits import HANG_SECS
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -175,7 +176,7 @@ def test_two_ranks_under_torchrun_make_one_run(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=HANG_SECS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

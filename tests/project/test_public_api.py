@@ -19,6 +19,7 @@ import pytest
 import metricbus
 from metricbus import media
 from metricbus.sinks import find_sink
+from tests.helpers.limits import HANG_SECS
 
 HEAVY = ["tensorboard", "google", "torch", "wandb", "mlflow", "typer", "rich", "tqdm", "matplotlib"]
 
@@ -152,7 +153,7 @@ def test_importing_imports_neither_a_backend_nor_what_is_not_used() -> None:
             bus.log("loss", 0.5)
         assert "numpy" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=HANG_SECS)
 
 
 def test_importing_imports_no_backend() -> None:
@@ -161,7 +162,7 @@ def test_importing_imports_no_backend() -> None:
         "print(json.dumps(list(sys.modules)))"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_SECS
     )
     loaded = {name.partition(".")[0] for name in json.loads(out.stdout)}
     assert not loaded & set(HEAVY)
@@ -186,7 +187,7 @@ def test_making_a_bus_with_tensorboard_imports_it_in_its_consumer_alone() -> Non
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANG_SECS,
     )
     assert out.stdout.startswith("['metricbus-tensorboard-")
 
@@ -203,7 +204,7 @@ def test_a_third_party_sink_is_installed_and_used(tmp_path: Path) -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
     target = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", target, project], check=True, timeout=120)
+    subprocess.run([*pip, "--target", target, project], check=True, timeout=HANG_SECS)
     script = textwrap.dedent(
         f"""
         import sys
@@ -217,7 +218,11 @@ def test_a_third_party_sink_is_installed_and_used(tmp_path: Path) -> None:
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECS,
+        check=False,
     )
     assert "delivered 2, rejected 0, filtered 2, pending 0" in done.stdout
     assert "did you mean 'prefix'?" in done.stderr

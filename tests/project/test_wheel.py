@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 import metricbus
 from metricbus.sinks import sink_names
+from tests.helpers.limits import HANG_SECS
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "metricbus"
@@ -45,7 +46,7 @@ class Clean(NamedTuple):
             env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "COLUMNS": "160"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_SECS,
             check=False,
         )
 
@@ -191,7 +192,7 @@ def test_the_delivery_process_needs_nothing_else(core: Clean) -> None:
 def test_the_command_without_its_packages_says_what_to_install(core: Clean) -> None:
     done = core.run("metricbus", "ls")
     assert done.returncode == 2
-    assert done.stderr == ("the command line needs typer and rich: pip install 'metricbus[cli]'\n")
+    assert done.stderr == ("The command line needs typer and rich: pip install 'metricbus[cli]'\n")
 
 
 def test_what_is_not_installed_is_an_error_with_the_command(core: Clean) -> None:
@@ -296,7 +297,7 @@ def _build(root: Path, into: Path, *targets: str) -> None:
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -311,7 +312,7 @@ def _installed(wheel: Path, extras: Sequence[str], folder: Path) -> Clean:
     venv, empty = folder / "venv", folder / "empty"
     empty.mkdir()
     run = [sys.executable, "-m", "venv", "--without-pip", str(venv)]
-    subprocess.run(run, check=True, timeout=60)
+    subprocess.run(run, check=True, timeout=HANG_SECS)
     (site,) = venv.glob("lib/python*/site-packages")
     for needed in _needed_by(wheel, extras):
         _link(needed, site)
@@ -319,7 +320,11 @@ def _installed(wheel: Path, extras: Sequence[str], folder: Path) -> Clean:
     options = ["--quiet", "--no-index", "--disable-pip-version-check"]
     what = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
     done = subprocess.run(
-        [*pip, "install", *options, what], capture_output=True, text=True, timeout=60, check=False
+        [*pip, "install", *options, what],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return Clean(venv, site, empty)

@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import metricbus
 from metricbus import MetricBus
 from metricbus.testing import MemorySink
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.wandb_reader import wandb_rows
 
 NAMES = [
@@ -310,7 +311,7 @@ def test_every_backend_marks_partial_rows(tmp_path: Path, mlflow_server: str) ->
         folder = bus.folder
         assert folder is not None
         command = [sys.executable, "-c", textwrap.dedent(code), str(folder / "journal")]
-        assert subprocess.run(command, timeout=50, check=False).returncode == -signal.SIGKILL
+        assert subprocess.run(command, timeout=HANG_SECS, check=False).returncode == -signal.SIGKILL
     report = bus.stats()
     assert report.complete, str(report)
     assert {sink.delivered for sink in report.sinks.values()} == {2}

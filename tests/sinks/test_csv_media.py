@@ -108,8 +108,8 @@ def test_a_text_line_has_the_path_of_its_file(tmp_path: Path, writer: MediaWrite
 def test_an_audio_line_has_the_path_of_its_file(tmp_path: Path, writer: MediaWriter) -> None:
     frames = bytes(range(40))
     (line,) = write_and_read(tmp_path, audio(writer, 0, frames))
-    with wave.open(str(tmp_path / "csv" / line["value"])) as heard:
-        assert heard.readframes(10) == frames
+    with wave.open(str(tmp_path / "csv" / line["value"])) as wav:
+        assert wav.readframes(10) == frames
     assert line["kind"] == "audio"
 
 

@@ -32,7 +32,7 @@ from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder, create_run
 from metricbus._journal.segment_writer import SegmentWriter
-from metricbus.sinks.mlflow.rows import (
+from metricbus.sinks.mlflow.metric_names import (
     METRIC_NAME_TAG,
     KeyMapper,
     MetricIdentity,
@@ -41,6 +41,7 @@ from metricbus.sinks.mlflow.rows import (
 )
 from metricbus.sinks.mlflow.sink import MlflowSink
 from metricbus.sinks.mlflow.store import in_batches
+from tests.helpers.limits import HANG_SECS
 
 
 @pytest.fixture
@@ -163,7 +164,6 @@ def test_warning_about_a_deleted_experiment_names_the_restore_command(
     client.restore_experiment(experiment)
 
 
-@pytest.mark.timeout(120)
 def test_processes_can_create_the_same_database_at_once(tmp_path: Path) -> None:
     code = """
         import sys
@@ -176,7 +176,7 @@ def test_processes_can_create_the_same_database_at_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), f"r{i}"], cwd=tmp_path)
         for i in range(4)
     ]
-    assert [process.wait(100) for process in processes] == [0] * 4
+    assert [process.wait(HANG_SECS) for process in processes] == [0] * 4
     assert len(runs_of(f"sqlite:///{tmp_path}/runs/mlflow.db", "p")) == 4
 
 

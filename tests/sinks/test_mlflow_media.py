@@ -49,7 +49,7 @@ from metricbus._journal.run import Run, RunFolder, create_run
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import MediaError
 from metricbus.sinks.mlflow import media
-from metricbus.sinks.mlflow.rows import image_key
+from metricbus.sinks.mlflow.metric_names import image_key
 from metricbus.sinks.mlflow.sink import MlflowOptions, MlflowSink
 from metricbus.sinks.mlflow.store import upload
 from metricbus.sinks.mlflow.tags import MEDIUM_NAME_TAG

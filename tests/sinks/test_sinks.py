@@ -29,6 +29,7 @@ from metricbus import MetricBus, Run, Scalars
 from metricbus.sinks.csv.sink import CsvSink, safe_cell
 from metricbus.sinks.logging.sink import line_of
 from metricbus.sinks.tensorboard.sink import TensorBoardSink
+from tests.helpers.limits import HANG_SECS
 
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)
 
@@ -352,7 +353,7 @@ def points_from_server(
         return points
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(HANG_SECS)
 
 
 def test_the_tensorboard_server_returns_late_and_repeated_values(

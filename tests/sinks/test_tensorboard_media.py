@@ -37,6 +37,7 @@ from metricbus._common.records import Rewind
 from metricbus._journal.media_files import MediaWriter
 from metricbus.errors import MediaError
 from metricbus.sinks.tensorboard.sink import TensorBoardSink
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.media_records import (
     HISTOGRAM,
     PIXELS,
@@ -422,4 +423,4 @@ def test_tensorboard_server_returns_the_media(
         assert [count for _, _, count in bins] == [0, *HISTOGRAM.counts]
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(HANG_SECS)

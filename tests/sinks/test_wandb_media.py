@@ -50,6 +50,7 @@ from metricbus.sinks.wandb.names import (
 )
 from metricbus.sinks.wandb.sink import WandbSink
 from metricbus.sinks.wandb.start import WandbOptions
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.wandb_reader import (
     wandb_artifacts,
     wandb_config,
@@ -763,7 +764,7 @@ def test_killing_the_service_process_neither_loses_nor_duplicates_media(tmp_path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=HANG_SECS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,11 @@ pytestmark = [
 
 @pytest.fixture
 def no_sync() -> Iterator[None]:
-    """Make every call that synchronizes with the device raise."""
+    """Make every call that synchronizes with the device raise, in all threads."""
     torch.zeros(1, device="cuda")  # creates the CUDA context
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
 

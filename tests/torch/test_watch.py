@@ -27,7 +27,7 @@ from metricbus.testing import MemorySink
 from metricbus.torch import _optimizer_hooks
 from metricbus.torch._clip_grad_norm import clip_grad_norm_
 from metricbus.torch._modules import named_modules, parameter_names, unwrap
-from metricbus.torch._watch import watch
+from metricbus.torch._watch_gradients import watch
 from tests.helpers.fake_accelerator import FakeAccelerator
 
 

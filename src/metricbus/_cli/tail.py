@@ -17,7 +17,7 @@ from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import encode
 from metricbus._history.last_rows import TailRecord, last_rows, select_record
 from metricbus._history.name_filter import NameFilter
-from metricbus._journal.recovery import segment_states
+from metricbus._journal.crash_recovery import segment_states
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import JournalReader
 from metricbus.errors import MediaError

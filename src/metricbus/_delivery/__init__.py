@@ -2,7 +2,7 @@
 
 In: the segments of a run's journal.
 On the way: the `manager` starts consumers in threads (`thread_host`) or in a separate process
-(`process_host`, `worker`). A `consumer` reads batches (`batch_reader`), filters them
+(`process_host`, `worker_process`). A `consumer` reads batches (`batch_reader`), filters them
 (`row_filter`), writes them to its sink, retries after failures (`backoff`), and saves its progress
 (`cursor`). A `lease` ensures that only one process at a time delivers to a sink. `deliver` does all
 this for an existing run.

@@ -23,7 +23,7 @@ from metricbus._common.wakeup import yield_gil
 from metricbus._delivery.cursor import DeliveryProgress, Ledger
 from metricbus._delivery.row_filter import RowFilter
 from metricbus._delivery.sink_specs import SinkSpec
-from metricbus._journal.recovery import partial_rows, segment_states
+from metricbus._journal.crash_recovery import partial_rows, segment_states
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import NO_LINE, JournalReader, Row

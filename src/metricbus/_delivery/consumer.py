@@ -144,7 +144,7 @@ class Consumer:
         if self._lease_number is None:
             self._lease_number = self._lease.acquire(above=self._reader.progress.lease)
             self._reader = self._new_reader()  # another process may have made progress
-            # A sink that recognizes rows by their position cannot tell other rows apart.
+            # A sink that recognizes rows by their position cannot distinguish other rows.
             if self._sink.dedup != "content" and (
                 other := find_conflict(self._folder.offsets, self._reader.progress)
             ):

@@ -107,8 +107,3 @@ def worker_commands_file(folder: RunFolder, attempt: int) -> AtomicJsonFile[Work
 def delivery_status_file(folder: RunFolder, attempt: int) -> AtomicJsonFile[DeliveryStatus]:
     """Return the file with the status of the delivery process of one attempt."""
     return AtomicJsonFile(folder.delivery / f"status-{attempt}.json", DeliveryStatus)
-
-
-def delivery_log(folder: RunFolder) -> Path:
-    """Return the path of the delivery process's log file."""
-    return folder.delivery / "delivery.log"

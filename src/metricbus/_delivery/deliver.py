@@ -12,7 +12,7 @@ from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.report import SinkCounts
 from metricbus._delivery.sink_specs import OBJECT_PREFIX, specs_of
 from metricbus._delivery.thread_host import ThreadHost
-from metricbus._journal.recovery import mark_dead_run, partial_rows, segment_states
+from metricbus._journal.crash_recovery import mark_dead_run, partial_rows, segment_states
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import JournalReader

@@ -21,7 +21,6 @@ from metricbus._delivery.control_files import (
     DeliveryStatus,
     WorkerCommands,
     WorkerConfig,
-    delivery_log,
     delivery_status_file,
     worker_commands_file,
 )
@@ -47,7 +46,7 @@ _NO_STATUS = DeliveryStatus(ProcessId("", 0), {})
 # files its working directory contains.
 _COMMAND = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from metricbus._delivery.worker import main; main()"
+    "from metricbus._delivery.worker_process import main; main()"
 )
 
 
@@ -62,6 +61,7 @@ class ProcessHost:
         self, folder: RunFolder, specs: Sequence[SinkSpec], attempt: int, linger_secs: float
     ) -> None:
         self._folder = folder
+        self._log_file = folder.delivery / "delivery.log"
         self._specs = specs
         self._linger_secs = linger_secs
         self._directory = _working_directory()  # relative locations refer to it
@@ -132,9 +132,9 @@ class ProcessHost:
         known = self._read_status().tallies
         tallies = {spec.name: known.get(spec.name, Tally()) for spec in self._specs}
         if self._gave_up:
-            error = f"the delivery process died repeatedly; see {delivery_log(self._folder)}"
-            for name, tally in tallies.items():
-                tallies[name] = msgspec.structs.replace(tally, error=error)
+            error = f"the delivery process died repeatedly; see {self._log_file}"
+            replace = msgspec.structs.replace
+            return {name: replace(tally, error=error) for name, tally in tallies.items()}
         return tallies
 
     def _send(self, **changes: object) -> None:
@@ -185,7 +185,7 @@ class ProcessHost:
         # msgspec cannot encode surrogates, which argv may contain; json can.
         config = msgspec.to_builtins(WorkerConfig(urls, argv, self._attempt))
         arguments = [json.dumps(_import_path()), str(self._folder.path), str(self._linger_secs)]
-        with open(delivery_log(self._folder), "ab") as log:
+        with open(self._log_file, "ab") as log:
             wake_pipe = self._wake_pipe.connect()
             try:
                 process = subprocess.Popen(
@@ -253,12 +253,11 @@ class ProcessHost:
             logging.getLogger(warning.logger).log(warning.level, "%s", warning.text)
 
     def _give_up(self, reason: str, starts: int) -> None:
-        log = delivery_log(self._folder)
         if self._read_status() is _NO_STATUS:  # no process ever came up
             _log.warning(
                 "cannot start a delivery process (%s; see %s); delivering from threads instead",
                 reason,
-                log,
+                self._log_file,
             )
             self._fallback = fallback = ThreadHost(
                 self._folder, self._specs, in_training_process=True
@@ -273,7 +272,7 @@ class ProcessHost:
                 "All values are in the journal. To deliver them, run: metricbus deliver %s",
                 starts,
                 reason,
-                log,
+                self._log_file,
                 self._folder.path,
             )
 

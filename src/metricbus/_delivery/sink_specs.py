@@ -18,13 +18,10 @@ OBJECT_PREFIX = "object:"
 class SinkSpec(NamedTuple):
     """A sink, and how to deliver to it.
 
-    * `name`: the name in reports and logs; the URL without secrets, or the class of a sink object.
-    * `kind`: the first part of the URL, or the class of a sink object. The `sinks` of a definition
-      refer to it.
-    * `key`: the name of the sink's files.
-    * `destination`: identifies what the sink writes to; only one sink at a time may write to it.
-    * `canonical`: the same for all spellings of one URL, without secrets.
-    * `url`: the URL with an absolute location; None for a sink object.
+    `name` identifies it in reports and logs. `kind`, the first part of its URL or the class of a
+    sink object, is what the `sinks` of a definition refer to. `key` is the name of its files, and
+    `destination` identifies what it writes to: only one sink at a time may write there. `canonical`
+    is the same for all spellings of one URL. `url` has an absolute location.
     """
 
     name: str
@@ -34,7 +31,7 @@ class SinkSpec(NamedTuple):
     canonical: str
     sink: Sink
     options: SinkOptions
-    url: SinkURL | None
+    url: SinkURL | None  # None for a sink object
 
     @property
     def selection(self) -> str:

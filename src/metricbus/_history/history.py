@@ -14,8 +14,8 @@ from metricbus._common.records import Header, Rewind, Scalars, with_rank_prefix
 from metricbus._history.columns import ScalarColumns, ScalarRow, Series
 from metricbus._history.name_filter import no_match_message
 from metricbus._history.wide_table import WideTable, merge_rows, step_and_epoch
+from metricbus._journal.crash_recovery import partial_rows
 from metricbus._journal.media_files import MediaFolder
-from metricbus._journal.recovery import partial_rows
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import JournalReader, OnProgress, Row

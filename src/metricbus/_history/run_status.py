@@ -28,8 +28,8 @@ from metricbus._common.records import (
 from metricbus._delivery.cursor import DeliveryProgress
 from metricbus._history.line_scan import decode_or_none
 from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
+from metricbus._journal.crash_recovery import segment_states
 from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
-from metricbus._journal.recovery import segment_states
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, Position
 from metricbus._journal.tail import end_of_last_line, lines_backwards

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 import msgspec
 
@@ -87,43 +87,32 @@ def make_sink(url: SinkURL) -> tuple[Sink, SinkOptions]:
     repeated or invalid option.
     """
     cls = find_sink(url.name)
-    common_fields = msgspec.structs.fields(SinkOptions)
-    fields = (*common_fields, *msgspec.structs.fields(cls.Options))
-    common = {field.encode_name for field in common_fields}
-    names = {field.encode_name for field in fields}
-    lists = {field.encode_name for field in fields if get_origin(field.type) is list}
+    fields = {
+        field.encode_name: (struct, field)
+        for struct in (cls.Options, SinkOptions)
+        for field in msgspec.structs.fields(struct)
+    }
+    own: dict[str, Any] = {}
+    common: dict[str, Any] = {}
     for option, texts in url.options.items():
-        if option not in names:
+        if option not in fields:
             raise ConfigError(
                 f"sink {redact(url.text)!r} has no option {option!r}"
-                f"{_suggestion(option, names)} Available options: {', '.join(sorted(names))}"
+                f"{_suggestion(option, fields)} Available options: {', '.join(sorted(fields))}"
             )
-        if len(texts) > 1 and option not in lists:
+        struct, field = fields[option]
+        is_list = get_origin(field.type) is list
+        if len(texts) > 1 and not is_list:
             raise ConfigError(f"sink {redact(url.text)!r} has the option {option!r} twice")
-    return (
-        cls(url.location, _parse_options(url, names - common, cls.Options)),
-        _parse_options(url, common, SinkOptions),
-    )
-
-
-_Options = TypeVar("_Options", bound=msgspec.Struct)
-
-
-def _parse_options(url: SinkURL, names: set[str], into: type[_Options]) -> _Options:
-    values: dict[str, Any] = {}
-    for field in msgspec.structs.fields(into):
-        if field.encode_name not in names & url.options.keys():
-            continue
-        texts = url.options[field.encode_name]
-        value = texts if get_origin(field.type) is list else texts[0]
         try:
-            values[field.name] = msgspec.convert(value, field.type, strict=False)
+            value = msgspec.convert(texts if is_list else texts[0], field.type, strict=False)
         except msgspec.ValidationError as error:
             raise ConfigError(
-                f"sink {redact(url.text)!r}, option {field.encode_name!r}: {error}; "
+                f"sink {redact(url.text)!r}, option {option!r}: {error}; "
                 f"expected {describe_type(field.type)}"
             ) from None
-    return into(**values)
+        (common if struct is SinkOptions else own)[field.name] = value
+    return cls(url.location, cls.Options(**own)), SinkOptions(**common)
 
 
 def _load(name: str) -> type[Sink]:

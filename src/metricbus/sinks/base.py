@@ -19,7 +19,7 @@ sink, for example, truncates its file to the stored length. `Sink.dedup` declare
 recognizes repeated records. If records reach the backend some time after `flush` returns, override
 `acknowledged`: the consumer then stores only the progress that is safe.
 
-**Errors.** The type of an exception tells the consumer what to do:
+**Errors.** The consumer reacts to the type of an exception:
 
 * `Unavailable`, or any `OSError`: the backend cannot be reached now. The consumer waits and repeats
   the same records.

@@ -16,8 +16,8 @@ from metricbus.monitors.early_stopping import Best, EarlyStopping
 from metricbus.monitors.system import SystemMonitor
 from metricbus.torch._clip_grad_norm import clip_grad_norm_
 from metricbus.torch._step_timer import StepTimer
-from metricbus.torch._watch import watch
 from metricbus.torch._watch_activations import watch_activations
+from metricbus.torch._watch_gradients import watch
 from metricbus.torch._watch_optimizer import watch_optimizer
 
 __all__ = [

@@ -61,17 +61,20 @@ class MediaLines:
                 path = self._path(record.file)
                 return f"of {record.length:,} characters in {path}: {self._excerpt(record.start)}"
             case AudioRecord():
-                secs = record.frames / record.sample_rate if record.sample_rate else 0
-                return f"{_duration(secs)}({record.format}) in {self._path(record.file)}"
+                return self._describe_clip(record, record.sample_rate)
             case VideoRecord():
-                secs = record.frames / record.fps if record.fps else 0
-                return f"{_duration(secs)}({record.format}) in {self._path(record.file)}"
+                return self._describe_clip(record, record.fps)
             case ChartRecord():
                 title = f" {self._excerpt(record.title)}" if record.title else ""
                 return f"of {record.rows:,} rows in {self._path(record.picture)}{title}"
             case FileRecord():
                 return f"of {record.file.size:,} bytes in {self._path(record.file)}"
         raise TypeError(f"cannot format a medium of the unknown kind {kind_of(record)!r}")
+
+    def _describe_clip(self, record: AudioRecord | VideoRecord, frames_per_sec: float) -> str:
+        secs = record.frames / frames_per_sec if frames_per_sec else 0
+        duration = f"of {secs:.6g} s " if secs else ""
+        return f"{duration}({record.format}) in {self._path(record.file)}"
 
     def _first_row(self, record: TableRecord) -> str:
         """Decode only the first row, because this runs in the training process."""
@@ -117,7 +120,3 @@ def _describe_histogram(record: HistogramRecord) -> str:
 
 def _number(value: float | None) -> str:
     return "?" if value is None else f"{value:.6g}"
-
-
-def _duration(secs: float) -> str:
-    return f"of {secs:.6g} s " if secs else ""

@@ -36,7 +36,7 @@ from metricbus._common.media_records import (
     VideoRecord,
 )
 from metricbus._journal.media_files import MediaFolder, safe_name
-from metricbus.sinks.mlflow.rows import image_key
+from metricbus.sinks.mlflow.metric_names import image_key
 
 _SAFE_TABLE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")

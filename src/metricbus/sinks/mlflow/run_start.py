@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from metricbus._journal.run import Run, flat_config
-from metricbus.sinks.mlflow.rows import PARAM_NAME_TAG, KeyMapper
+from metricbus.sinks.mlflow.metric_names import PARAM_NAME_TAG, KeyMapper
 
 if TYPE_CHECKING:
     from mlflow.entities import Param, RunTag

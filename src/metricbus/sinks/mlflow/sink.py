@@ -35,7 +35,7 @@ from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
 from metricbus.sinks.base import Sink
 from metricbus.sinks.mlflow.media import MediaUploader
-from metricbus.sinks.mlflow.rows import (
+from metricbus.sinks.mlflow.metric_names import (
     METRIC_NAME_TAG,
     KeyMapper,
     TimestampAllocator,

@@ -12,7 +12,7 @@ from metricbus._common.media_records import ImageRecord, MediumRecord, TableReco
 from metricbus._common.sink_urls import short_hash
 from metricbus._journal.media_files import safe_name
 from metricbus.sinks.mlflow.artifacts import table_path
-from metricbus.sinks.mlflow.rows import image_key
+from metricbus.sinks.mlflow.metric_names import image_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

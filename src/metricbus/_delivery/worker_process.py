@@ -33,7 +33,7 @@ from metricbus._delivery.control_files import (
 from metricbus._delivery.sink_specs import SinkSpec, specs_of
 from metricbus._delivery.thread_host import ThreadHost
 from metricbus._delivery.wake_pipe import WakePipeReader
-from metricbus._journal.recovery import mark_dead_run, segment_states
+from metricbus._journal.crash_recovery import mark_dead_run, segment_states
 from metricbus._journal.run import RunFolder
 from metricbus.errors import JournalError
 
