@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -20,6 +21,8 @@ def interrupt_at(work: Callable[[], object], point: int) -> bool:
         return trace
 
     previous = sys.gettrace()
+    # A garbage collection would run callbacks of pytest's plugins, and be interrupted there.
+    gc.disable()
     sys.settrace(trace)
     try:
         work()
@@ -27,4 +30,5 @@ def interrupt_at(work: Callable[[], object], point: int) -> bool:
         return True
     finally:
         sys.settrace(previous)
+        gc.enable()
     return False
