@@ -2,8 +2,8 @@
 
 `flush()` is measured again and again in this process, with nothing but the journal behind it; each
 way to flush in turn. `close()` happens once a run, so each is in a process of its own
-(`benchmarks.workloads.closing`), beside the backends' own closes after the same values. Everything is read
-back.
+(`benchmarks.workloads.closing`), beside the backends' own closes after the same values. Everything
+is read back.
 """
 
 from __future__ import annotations

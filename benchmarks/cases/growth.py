@@ -1,7 +1,7 @@
 """What grows: with the values in a run, with names, with sinks, with threads.
 
-Each run is a process of its own (`benchmarks.workloads.growth_run`), which opens a bus, warms it up and logs
-everything twice, paced and flat out. Everything is read back.
+Each run is a process of its own (`benchmarks.workloads.growth_run`), which opens a bus, warms it up
+and logs everything twice, paced and flat out. Everything is read back.
 """
 
 from __future__ import annotations

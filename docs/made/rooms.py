@@ -48,7 +48,8 @@ def purpose(room: str) -> str:
     """The first line of the room's docstring."""
     path = ROOT / "src" / "metricbus" / room
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return source.read_text(encoding="utf-8").split('"""')[1].splitlines()[0].rstrip(".").replace("`", "")
+    first_line = source.read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
+    return first_line.rstrip(".").replace("`", "")
 
 
 def svg(rooms: list[str], imports: dict[str, set[str]]) -> str:

@@ -14,7 +14,7 @@ class MetricBusError(Exception):
 
 
 class ConfigError(MetricBusError, ValueError):
-    """A setting, a sink URL or a run folder is invalid; raised when the bus is created."""
+    """A setting, a sink URL, a definition or a run folder is invalid."""
 
 
 class MissingPackageError(ConfigError):
@@ -22,7 +22,7 @@ class MissingPackageError(ConfigError):
 
 
 class RunExistsError(ConfigError):
-    """A run with this id already exists; a new bus never writes into an existing run."""
+    """A run with this id already exists; pass `resume=True` to continue it."""
 
 
 class ClosedError(MetricBusError, RuntimeError):
@@ -68,5 +68,6 @@ class Rejected(MetricBusError):  # noqa: N818 - a sink reads `raise Rejected(...
     """Raised by a sink when its backend permanently refuses what was written.
 
     The consumer retries the batch in halves until it has isolated the records that fail, counts
-    these as rejected, and continues. Any exception other than those above has the same effect.
+    these as rejected, and continues. Any other exception from `write`, except `Unavailable`, `Lost`
+    and `OSError`, has the same effect.
     """

@@ -40,11 +40,11 @@ class MetricBus(EpochSync):
     by commas, or a list of URLs and `Sink` objects. `resume=True` resumes the run with this `id`
     (or, without an `id`, with this `run` label) if there is one; `resume="must"` requires that
     there is one. The other arguments are settings. An omitted setting is read from the environment,
-    and else has its default; see docs/environment.md.
+    or else takes its default; see docs/environment.md.
 
     Raises `ConfigError` or a subclass of it if the configuration cannot work, and `TypeError` for
-    an argument of the wrong type. Once the bus is open, only incorrect calls raise: a backend that
-    fails never raises into the training loop.
+    an argument of the wrong type. Once the bus is open, `log()` raises only for incorrect
+    calls; a backend that fails never raises into the training loop.
     """
 
     _session: Session | None
@@ -152,7 +152,7 @@ class MetricBus(EpochSync):
         - `on_step=False` emits nothing on steps.
         - `sinks` lists the sinks that receive the values (default: all).
         - `axis` names another series to use as the x axis.
-        - `across_ranks` has `end_epoch()` and `sync()` reduce the values of all ranks: `mean`
+        - `across_ranks` is how `end_epoch()` and `sync()` merge the values of all ranks: `mean`
           (weighted), `sum`, `min`, `max`, `count` or `std`.
         - `progress=True` shows the newest value next to the progress bars of `steps()` and
           `epochs()`.

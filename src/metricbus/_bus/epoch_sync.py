@@ -1,7 +1,7 @@
 """Ends of epochs, and reductions across ranks.
 
 `log()` never synchronizes ranks. `end_epoch()` and `sync()` do if a definition merges across ranks
-or a torchmetrics object was logged. Every rank must then call them equally often.
+or a torchmetrics object was logged. Every rank must then call them the same number of times.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class EpochSync(Lifecycle):
 
         Merges the names defined with `across_ranks=`. Without a `group`, also computes the logged
         torchmetrics objects over all ranks. Every rank of the torch.distributed `group` (default:
-        all ranks) must call this, even if it logged nothing. All of them receive the results; the
-        first one that writes logs them, at the step of the last value.
+        all ranks) must call this, even if it logged nothing. All of them receive the results. The
+        first rank with a journal logs them, at the step of the last value.
 
         Raises `RankError`, naming the missing ranks, if a rank does not call this within `timeout`
         seconds (default: the setting `sync_secs`). The values are then kept for the next merge.

@@ -100,7 +100,7 @@ def agree(value: T, *, group: Any = None, timeout: float = SYNC_SECS) -> T:
     """Return the value that the first rank of the group passed, on every rank of the group.
 
     Use it for decisions that all ranks must make alike, such as stopping early. Every rank of the
-    group must call it equally often. Without other ranks it returns a copy of `value`.
+    group must call it the same number of times. Without other ranks it returns a copy of `value`.
 
     `value` is made of dicts, lists, strings, numbers, booleans and None. It is sent as JSON, so
     tuples arrive as lists. `group` is a process group of `torch.distributed`, by default all ranks.

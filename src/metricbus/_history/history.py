@@ -206,13 +206,14 @@ class History:
         return WideTable(["step", "epoch", *names], rows)
 
     def frame(self, kind: Literal["pandas", "polars"] | None = None, *, wide: bool = False) -> Any:
-        """Return the scalars as a DataFrame of `kind`; by default pandas, or polars without it.
+        """Return the scalars as a DataFrame of `kind`: by default pandas, else polars.
 
         The frame has one line per value, in journal order, with the columns step, epoch, time (UTC,
         to the nanosecond), name and value; with `wide=True`, the lines and columns of `wide()`.
-        Numbers are exact: a column in which float64 would change an integer holds Python numbers.
+        Numbers are exact: if float64 cannot represent an integer in a column, the column holds
+        Python objects.
 
-        Raises `MissingPackageError` if the library is not installed, or neither is.
+        Raises `MissingPackageError` if the requested library, or for None either one, is missing.
         """
         from metricbus._history.dataframes import long_frame, wide_frame
 

@@ -45,11 +45,11 @@ class Image(MediaValue):
     """An image, or a grid of images, with an optional caption, boxes and masks.
 
     `data` is an array, a tensor, nested lists of pixels, a PIL image, the path of an image file, or
-    a matplotlib figure. A list of these, or an array with one more axis, becomes a grid.
+    a matplotlib figure. A list of these, or an array with four axes, becomes a grid.
 
     Arrays have shape (H, W), (H, W, C) or (C, H, W), with 1, 3 or 4 channels. Of three axes, the
-    channel axis is the one of length 1, 3 or 4. If both the first and the last axis qualify, it is
-    the first of a tensor and the last of an array; `layout`, one of "HW", "HWC" and "CHW",
+    channel axis is the one of length 1, 3 or 4. If both the first and the last axis qualify, the
+    first is used for tensors and the last for arrays; `layout`, one of "HW", "HWC" and "CHW",
     overrides this. Pixels are uint8, bool, or floats from 0 to 1. Floats outside this range are
     clipped and NaN becomes 0; a warning reports this once per metric. An image, or all images of a
     grid together, may have up to 67,108,864 pixels.
@@ -63,7 +63,7 @@ class Image(MediaValue):
 
     `log()` copies the pixels, and a background thread encodes them as a PNG once for all sinks. A
     figure is drawn within the call, and stays open unless `close=True`. An image file is read in
-    the background; it must not change until then.
+    the background; do not change it until `flush()` has returned.
 
     Requires Pillow, and matplotlib for figures: `pip install 'metricbus[media]'`. `log()` raises
     `TypeError` or `ValueError`, naming the metric, for unsupported data, shapes, dtypes and

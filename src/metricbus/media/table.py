@@ -80,7 +80,7 @@ class Table(MediaValue):
         return list(self._rows)
 
     def append(self, *rows: Sequence[Any]) -> None:
-        """Add rows, which the next `log()` call with this table writes.
+        """Add rows. They are written by the next `log()` call with this table.
 
         Raises `TypeError` or `ValueError` if a row has the wrong length or an unsupported cell;
         then no row is added.

@@ -39,7 +39,7 @@ class TrackedBest(NamedTuple):
 
 
 class EarlyStopping:
-    """A check whether a metric has stopped improving.
+    """Checks whether a metric has stopped improving.
 
     stopping = EarlyStopping(bus, "val/loss", patience=3)
     for epoch in bus.epochs(100):
@@ -53,7 +53,8 @@ class EarlyStopping:
     - `stopping()` checks `bus.last(name)`, the newest value. In the body of a `bus.epochs()` loop,
       use it for values that are logged unreduced. A value reduced over the epoch exists only after
       the body, when the epoch ends; until then, `bus.last` returns the value of the epoch before.
-      (A value reduced over a window exists a fraction of a second after its last call.)
+      (A value reduced over a window becomes available a fraction of a second after the last value
+      of the window is logged.)
     - `stopping(0.31)` checks this number, whatever has been logged.
 
     A value is an improvement if it is better than the best one by more than `min_delta`: smaller
@@ -137,7 +138,7 @@ class EarlyStopping:
 
 
 class Best:
-    """A check whether a value is the best so far, for example to save a checkpoint.
+    """Checks whether a value is the best so far, for example to save a checkpoint.
 
     best = Best(bus, "val/acc")
     for epoch in bus.epochs(10):

@@ -17,7 +17,7 @@ in the journal. After a crash it calls `open` with the stored state and repeats 
 the stored position. The sink must recognize what the backend already has beyond that state. A file
 sink, for example, truncates its file to the stored length. `Sink.dedup` declares how the sink
 recognizes repeated records. If records reach the backend some time after `flush` returns, override
-`acknowledged`: the consumer then stores only the progress that is safe.
+`acknowledged`: the consumer then stores its position only up to the last acknowledged record.
 
 **Errors.** The consumer reacts to the type of an exception:
 
@@ -29,7 +29,8 @@ recognizes repeated records. If records reach the backend some time after `flush
 * `Lost`: the backend has lost records that were not acknowledged. The consumer waits, opens the
   sink with the last acknowledged state, and repeats all records after it.
 
-After any other exception from `open` or `flush`, the consumer waits and repeats that call alone.
+After any other exception from `open` or `flush`, the consumer waits and repeats only that
+call, not the writes before it.
 If `write` raises, it must have had no effect, or the sink must recognize the repeated records.
 """
 
@@ -118,7 +119,11 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, records: Sequence[Any]) -> None:
-        """Write all records, or raise and write none."""
+        """Write all records.
+
+        If this raises, either nothing was written, or the sink recognizes the records when they are
+        repeated.
+        """
 
     def skip_rejected(self, count: int) -> None:
         """Skip `count` rejected records, so that record numbers stay stable."""

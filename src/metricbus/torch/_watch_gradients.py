@@ -60,8 +60,8 @@ def watch(
     unscaled and clipped. The values are logged at the bus's current step, which they never advance:
 
     * `gradients/<name>` and `parameters/<name>`: histograms with `bins` bins (1 to 4,096);
-    * `grad_norm/<name>` and `param_norm/<name>`: 2-norms; `…/total` is the norm of all of them, and
-      `…/total_2` that of the second optimizer's, and so on;
+    * `grad_norm/<name>` and `param_norm/<name>`: 2-norms; `…/total` is the norm over all parameters
+      of the first optimizer, `…/total_2` that of the second, and so on;
     * `nonfinite/<name>`, logged with gradient norms: the number of NaN and infinite elements;
     * `update_ratio/<name>`, logged with parameter norms: the norm of the change made by the step,
       divided by the norm of the weight before it (NaN if that is 0). Needs a copy of the weights.
@@ -73,8 +73,8 @@ def watch(
 
     No hook is added to the model, so it can still be pickled. The watch keeps only a weak reference
     to it and ends when the model is garbage-collected. An error while a step is being logged is
-    reported once as a warning and does not stop training. A warning is also logged if the watch
-    ends, or the run is closed, without any optimizer step, and if another watch already logs the
+    reported once as a warning and does not stop training. A warning is also logged if no
+    optimizer step happens before the watch or the run ends, or if another watch already logs the
     same metrics of the model.
 
     Returns a handle. Call its `remove()`, or use it as a context manager, to end the watch.
