@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,6 +151,28 @@ def test_exits_quietly_when_the_pipe_is_closed(
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
     assert "Broken pipe" not in errors
+
+
+def test_exits_quietly_when_the_pipe_is_closed_while_output_is_buffered() -> None:
+    code = """
+        import os
+        import metricbus._cli, metricbus._cli.app
+        reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.close(writer)
+        def app():
+            print("still in Python's buffer when the reader closes the pipe")
+            os.close(reader)
+        metricbus._cli.app.app = app
+        metricbus._cli.main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stderr=subprocess.PIPE,
+        timeout=HANG_SECS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_export_cannot_control_the_terminal(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ core package: without typer or rich it names the extra to install.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -35,3 +36,17 @@ def main() -> None:
     except KeyboardInterrupt:
         # During the import; later, typer handles Ctrl-C itself.
         raise SystemExit(130) from None
+    finally:
+        _flush_output()
+
+
+def _flush_output() -> None:
+    """Write buffered output. If the reader of a pipe has closed it, discard the output silently.
+
+    Without this, Python would report the closed pipe while it ends.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
