@@ -72,6 +72,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if variable.startswith(("METRICBUS_", "MLFLOW_", "WANDB_")) and variable != STAGING:
             monkeypatch.delenv(variable)
     monkeypatch.delenv("COLUMNS", raising=False)  # set by pytest-xdist in its workers
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # child processes buffer their output
     for name, value in {**QUIET, **IN_PROCESS}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))  # where W&B looks for a key
