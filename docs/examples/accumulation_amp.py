@@ -1,7 +1,7 @@
-"""Gradient accumulation under mixed precision, in the style of Hugging Face's training loops.
+"""Gradient accumulation with mixed precision, in the style of Hugging Face's training loops.
 
-A step is an optimizer step, however many micro-batches went into it, and one that `GradScaler`
-skips is none: `watch_optimizer(advance=True)` counts them. On a GPU write "cuda" and torch.float16.
+`watch_optimizer(advance=True)` counts optimizer steps, however many micro-batches each of them
+uses. Steps that `GradScaler` skips do not count. On a GPU, use "cuda" and torch.float16.
 """
 
 import torch
@@ -19,7 +19,7 @@ MICRO_BATCH, ACCUMULATE, MAX_NORM, EPOCHS = 16, 4, 1.0, 3
 torch.manual_seed(0)
 digits = load_digits()
 data = TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits.target))
-# Without a rest, so that each step has as many micro-batches.
+# The last incomplete batch is dropped, so that each step has equally many micro-batches.
 loader = DataLoader(data, batch_size=MICRO_BATCH, shuffle=True, drop_last=True)
 
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(DEVICE)
@@ -36,14 +36,14 @@ with (
     # One value for each optimizer step: the mean over its micro-batches.
     bus.define("train/loss", every=ACCUMULATE, reduce="mean")
     for _ in bus.epochs(EPOCHS):
-        # advance=False: the optimizer moves the step, not the batches.
+        # advance=False: the optimizer advances the step, not the loop.
         for number, (images, labels) in enumerate(bus.steps(loader, advance=False), start=1):
             with torch.autocast(DEVICE, dtype=DTYPE):
                 loss = nn.functional.cross_entropy(model(images.to(DEVICE)), labels.to(DEVICE))
             bus.log("train/loss", loss)
             scaler.scale(loss / ACCUMULATE).backward()
             if number % ACCUMULATE == 0:
-                scaler.unscale_(optimizer)  # clipping wants the gradients as they are
+                scaler.unscale_(optimizer)  # clipping needs unscaled gradients
                 clip_grad_norm_(bus, model.parameters(), MAX_NORM)
                 scaler.step(optimizer)
                 scaler.update()

@@ -1,6 +1,6 @@
-"""Clipped gradients: the norm before and after, and how often it was clipped.
+"""Gradient clipping: the norm before and after, and how often gradients are clipped.
 
-`clip_grad_norm_` is torch's own, with the bus as its first argument; it waits for no GPU.
+`clip_grad_norm_` is torch's own, with the bus as its first argument; it does not wait for the GPU.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node 2 distributed.py
 
-`log()` never meets other ranks. Those values that are to be reduced over ranks are named once, and
-meet where every rank calls `end_epoch()`.
+`log()` never synchronizes ranks. A definition names the values to reduce over all ranks, and the
+ranks merge them when every rank calls `end_epoch()`.
 """
 
 import torch
@@ -26,14 +26,14 @@ data = TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits
 train_set, val_set = random_split(data, [0.8, 0.2])
 sampler = DistributedSampler(train_set)
 train_loader = DataLoader(train_set, batch_size=32, sampler=sampler)
-# Not by a DistributedSampler, which would show some examples twice to even out the ranks.
+# A DistributedSampler would repeat some samples to give all ranks equally many.
 val_share = torch.utils.data.Subset(val_set, range(rank, len(val_set), dist.get_world_size()))
 val_loader = DataLoader(val_share, batch_size=64)
 
 model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
-# Every rank makes a bus and logs; only the first one writes (ranks=0 is the default).
+# Every rank creates a bus and logs; only the first one writes (ranks=0 is the default).
 with MetricBus(run="distributed", sinks="csv") as bus:
     bus.define("train/loss", on_step=False, on_epoch=True, across_ranks="mean")
     bus.define("val/*", on_step=False, on_epoch=True, across_ranks="mean")
@@ -51,7 +51,7 @@ with MetricBus(run="distributed", sinks="csv") as bus:
                 right = (model.module(images).argmax(dim=1) == labels).float().mean()
                 bus.log("val/accuracy", right, weight=len(labels))
 
-        # Every rank comes here: the ranks' sums are put together, and the first rank decides.
+        # Every rank calls this: the ranks' sums are merged, and the first rank decides.
         if stopping(bus.end_epoch()):
             break
 

@@ -1,7 +1,7 @@
-"""Examples seen as the x axis, so that runs with different batch sizes lie above each other.
+"""Number of samples as the x axis, so that runs with different batch sizes are comparable.
 
-The step of a bus may count anything: `advance(len(batch))` makes it count examples, in all sinks.
-(To keep counting batches and only draw against another series, log that series too and write
+The step of a bus can count anything: `advance(len(batch))` makes it count samples, in all sinks.
+(To count batches and only plot against another series, log that series as well, and use
 `bus.define("train/*", axis="examples")`.)
 """
 
@@ -25,7 +25,7 @@ for batch_size in (16, 128):
     config = {"batch_size": batch_size}
     with MetricBus(run=f"batches-of-{batch_size}", config=config, sinks="csv") as bus:
         for _ in bus.epochs(3):
-            # advance=False: not the batches are to be counted. The last one is smaller.
+            # advance=False: batches must not be counted, because the last one is smaller.
             for images, labels in bus.steps(loader, advance=False):
                 bus.advance(len(images))
                 loss = nn.functional.cross_entropy(model(images), labels)

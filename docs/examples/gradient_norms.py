@@ -1,6 +1,7 @@
 """Per-layer gradient norms, and histograms of the gradients, every 10 steps.
 
-`watch` sees the gradients as the optimizer does: accumulated, unscaled and clipped, if they were.
+`watch` logs the gradients that the optimizer uses: accumulated, unscaled and clipped, if any
+of these apply.
 """
 
 import torch
@@ -17,12 +18,12 @@ digits = load_digits()
 data = TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits.target))
 loader = DataLoader(data, batch_size=64, shuffle=True)
 
-# Deep, and with sigmoids, so that the first layers' gradients vanish: that is what shows here.
+# Deep and with sigmoids, so that the gradients of the first layers vanish, which the norms show.
 layers = [layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.Sigmoid())]
 model = nn.Sequential(*layers, nn.Linear(64, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
-# The model is as it was when the block ends, and costs nothing on the steps in between.
+# The block restores the model when it ends; steps in between cost nothing.
 with MetricBus(run="gradient-norms", sinks="csv") as bus, watch(bus, model, every=10):
     for _ in bus.epochs(3):
         for images, labels in bus.steps(loader):

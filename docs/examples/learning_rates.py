@@ -1,6 +1,6 @@
-"""Learning rates of several parameter groups under a schedule.
+"""Learning rates of several parameter groups with a scheduler.
 
-Each group's rate is logged as `lr/<name>`, with the name that the group has here.
+The rate of each group is logged as `lr/<name>`, with the "name" of the group.
 """
 
 import torch
@@ -40,7 +40,7 @@ with (
             loss = nn.functional.cross_entropy(head(body(images)), labels)
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()  # here the rates are logged that this step was made with
+            optimizer.step()  # logs the rates of this step
             schedule.step()
             bus.log("train/loss", loss)
 

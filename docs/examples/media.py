@@ -1,7 +1,7 @@
-"""Images, a table, audio and video of one training.
+"""Images, a table, audio and video from one training run.
 
-The digits that were misread, as pictures and in a table; the first layer's weights as a film over
-the epochs; the loss as a sound whose pitch falls with it.
+Misclassified digits as images and in a table; the weights of the first layer as a video over the
+epochs; the loss as a sound whose pitch follows it.
 """
 
 import numpy as np
@@ -27,19 +27,19 @@ optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
 
 def enlarged(picture: torch.Tensor, times: int = 8) -> torch.Tensor:
-    """The picture (height, width) with each pixel as a square."""
+    """Return the image of shape (height, width) with each pixel enlarged to a square."""
     return picture.repeat_interleave(times, dim=0).repeat_interleave(times, dim=1)
 
 
 def weights_as_picture() -> torch.Tensor:
-    """The first layer's 32 templates of 8 x 8, as 4 rows of 8; values from 0 to 1."""
+    """Return the first layer's 32 templates of 8 x 8 as 4 rows of 8, with values from 0 to 1."""
     weights = model[1].weight.detach().reshape(4, 8, 8, 8)
     picture = weights.permute(0, 2, 1, 3).reshape(32, 64)
     return enlarged((picture / 0.6 + 0.5).clamp(0, 1), times=4)
 
 
 def as_sound(losses: list[float], seconds: float = 3.0) -> np.ndarray:
-    """A tone of 220 Hz for a loss of 0, an octave higher for each unit of loss."""
+    """Return a tone of 220 Hz for a loss of 0, one octave higher for each unit of loss."""
     times = np.linspace(0, 1, int(SAMPLE_RATE * seconds))
     loss = np.interp(times, np.linspace(0, 1, len(losses)), losses)
     phase = np.cumsum(220 * 2**loss) / SAMPLE_RATE

@@ -1,7 +1,7 @@
-"""Metrics of torchmetrics, logged as they are: `pip install torchmetrics`.
+"""torchmetrics objects as values: `pip install torchmetrics`.
 
-Nothing is computed at `log()`. When the epoch ends, each metric is computed over all that it has
-seen, logged, and reset for the next one.
+`log()` computes nothing. When the epoch ends, each metric is computed over all the data that it has
+seen, logged, and reset.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Accuracy of each class, counted on the device over the whole validation set.
 
-The mean of the batches' accuracies would be wrong for classes: a batch may have none of one.
-So right answers and examples are summed up for each class, and divided at the end.
+A mean of batch accuracies would be wrong, because a batch may contain no sample of a class. Correct
+predictions and samples are therefore summed for each class and divided at the end.
 """
 
 import torch
@@ -27,7 +27,7 @@ optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
 @torch.no_grad()
 def accuracy_of_classes() -> torch.Tensor:
-    """The share of each class's examples that are right; its shape is (classes,)."""
+    """Return the fraction of correct predictions for each class; shape (classes,)."""
     right = torch.zeros(len(CLASSES))
     examples = torch.zeros(len(CLASSES))
     for images, labels in val_loader:
@@ -35,7 +35,7 @@ def accuracy_of_classes() -> torch.Tensor:
         of_class = nn.functional.one_hot(labels, len(CLASSES)).float()
         right += is_right.float() @ of_class
         examples += of_class.sum(dim=0)
-    return right / examples  # NaN for a class without examples, and that is logged as it is
+    return right / examples  # NaN for a class without samples, which is logged unchanged
 
 
 with MetricBus(run="per-class-accuracy", sinks="csv") as bus:
@@ -47,7 +47,7 @@ with MetricBus(run="per-class-accuracy", sinks="csv") as bus:
             optimizer.step()
             bus.log("train/loss", loss)
         accuracy = accuracy_of_classes()
-        # A mapping in a mapping gives val/accuracy/0, val/accuracy/1 and so on.
+        # A nested mapping is logged as val/accuracy/0, val/accuracy/1 and so on.
         bus.log({"val/accuracy": dict(zip(CLASSES, accuracy, strict=True))})
         bus.log({"val/accuracy_mean": accuracy.mean(), "val/accuracy_worst": accuracy.min()})
 

@@ -1,7 +1,7 @@
-"""A plain training loop: lines every 10 batches, epoch times, early stopping, and plots.
+"""A plain training loop: log lines every 10 batches, epoch times, early stopping, and plots.
 
-Logs to Python's logging and to CSV; the plots are made from what was logged, and saved as
-`training.png` in the run's folder.
+It logs to Python's logging and to CSV. The plots are drawn from the logged values and saved as
+`training.png` in the run folder.
 """
 
 import logging
@@ -30,17 +30,17 @@ loss_of = nn.CrossEntropyLoss()
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The share of the batch that is right."""
+    """Return the fraction of correct predictions in the batch."""
     return (logits.argmax(dim=1) == labels).float().mean()
 
 
 with MetricBus(run="plain-loop", config={"lr": 0.003}, sinks="logging,csv") as bus:
-    # One line for 10 batches, with their mean; for validation one value an epoch.
+    # One line for 10 batches with their mean; for validation, one value per epoch.
     bus.define("train/*", every=10, reduce="mean")
     bus.define("val/*", on_step=False, on_epoch=True)
     stopping = EarlyStopping(bus, "val/loss", patience=3, min_delta=0.001)
 
-    for _ in bus.epochs(30):  # logs what each epoch took as time/epoch
+    for _ in bus.epochs(30):  # logs the duration of each epoch as time/epoch
         model.train()
         for images, labels in bus.steps(train_loader):
             logits = model(images)
@@ -48,25 +48,25 @@ with MetricBus(run="plain-loop", config={"lr": 0.003}, sinks="logging,csv") as b
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            # The tensors as they are: .item() would wait for a GPU.
+            # Log tensors without .item(), which would wait for a GPU.
             bus.log({"train/loss": loss, "train/accuracy": accuracy(logits, labels)})
 
         model.eval()
         with torch.no_grad():
             for images, labels in bus.steps(val_loader, advance=False):
                 logits = model(images)
-                # The last batch is smaller, so the mean has to be weighted.
+                # The last batch is smaller, so the mean must be weighted.
                 bus.log(
                     {"val/loss": loss_of(logits, labels), "val/accuracy": accuracy(logits, labels)},
                     weight=len(labels),
                 )
 
-        # The mean over the epoch exists when the epoch has ended: end it, then look at it.
+        # The mean over the epoch exists only when the epoch has ended, so end it first.
         if stopping(bus.end_epoch()):
             print(f"stopped in epoch {bus.epoch}; the best was at step {stopping.best_step}")
             break
 
-history = metricbus.read(bus.folder)  # after the run, or any other day
+history = metricbus.read(bus.folder)  # now or at any later time
 figure, (loss_axes, accuracy_axes, time_axes) = plt.subplots(1, 3, figsize=(12, 3.5))
 for axes, quantity in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
     for phase in ("train", "val"):

@@ -1,7 +1,7 @@
 """Running averages of a noisy loss: over windows, exponential, and over the epoch.
 
-They are declared once; the loop logs plain values. A name that is reduced has its average in place
-of its values, so whoever wants both logs the value under two names.
+Definitions declare the averages once, and the loop logs plain values. A reduced name has its
+average instead of its values. To keep both, log the value under two names.
 """
 
 import torch
@@ -21,9 +21,9 @@ model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
 with MetricBus(run="running-averages", sinks="csv") as bus:
-    bus.define("train/loss", on_epoch=True)  # each value, and train/loss_epoch
-    bus.define("train/loss_of_20", every=20, reduce="mean")  # one for 20 steps
-    bus.define("train/loss_smooth", every=1, reduce="ema0.95")  # one a step
+    bus.define("train/loss", on_epoch=True)  # every value, and train/loss_epoch
+    bus.define("train/loss_of_20", every=20, reduce="mean")  # one per 20 steps
+    bus.define("train/loss_smooth", every=1, reduce="ema0.95")  # one per step
     bus.define("train/loss_spread", every=20, reduce="std")
     for _ in bus.epochs(3):
         for images, labels in bus.steps(loader):

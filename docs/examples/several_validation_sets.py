@@ -1,6 +1,6 @@
 """Several validation sets, and a checkpoint of the model that is best on one of them.
 
-Each set is a phase of its own: what is logged there is reduced to one value an epoch.
+Each set is a phase: its values are reduced to one value per epoch.
 """
 
 import torch
@@ -50,7 +50,7 @@ with MetricBus(run="several-validation-sets", sinks="csv") as bus:
                     accuracy = (model(images).argmax(dim=1) == labels).float().mean()
                     val.log("accuracy", accuracy, weight=len(labels))
 
-        # The epoch has to end before the sets' accuracies are there to be compared.
+        # The accuracies of the sets are available only after the epoch has ended.
         if best(bus.end_epoch()):
             torch.save(model.state_dict(), bus.folder / "best.pt")
 

@@ -1,7 +1,7 @@
-"""What the machine does meanwhile, and where the time of a step goes.
+"""System metrics, and how the time of a step is spent.
 
-`SystemMonitor` samples in a thread of its own; `StepTimer` measures the parts of a step. Both have
-more to say where there is a GPU.
+`SystemMonitor` samples in a thread of its own; `StepTimer` measures the parts of a step. With a
+GPU, both log additional metrics.
 """
 
 import torch
@@ -21,7 +21,7 @@ loader = DataLoader(data, batch_size=64, shuffle=True)
 model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
-# Every half second, because this is over soon; 10 seconds are enough for a training of hours.
+# Every half second, because this run is short; 10 seconds are enough for a run of several hours.
 with (
     MetricBus(run="system-metrics", sinks="csv") as bus,
     SystemMonitor(bus, every_secs=0.5),
