@@ -66,13 +66,14 @@ def train(name: str, rate: float) -> None:
     """A run of the demo with this name and learning rate."""
     code = (
         "from pathlib import Path\n"
-        "from metricbus._cli import demo\n"
+        "import digits as demo\n"
         "bus = demo.MetricBus\n"
         f"demo.MetricBus = lambda run, **more: bus(run={name!r}, id={name!r}, **more)\n"
         f"demo.MAX_LR = demo.CONFIG['max_lr'] = {rate}\n"
         "demo.run_demo(sinks='csv,tensorboard', dir=Path('runs'), epochs=8)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    env = os.environ | {"PYTHONPATH": str(HERE.parent / "examples")}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=env)
 
 
 def screen_of(command: str) -> str:

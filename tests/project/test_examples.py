@@ -18,7 +18,12 @@ from PIL import Image
 
 import metricbus
 from metricbus import History
-from metricbus._common.media_records import AudioRecord, ImageRecord, VideoRecord
+from metricbus._common.media_records import (
+    MEDIA_RECORD_TYPES,
+    AudioRecord,
+    ImageRecord,
+    VideoRecord,
+)
 from tests.helpers.limits import HANG_SECS
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -63,6 +68,14 @@ def test_the_plain_loop_logs_lines_stops_early_and_draws(
     with Image.open(history.folder / "training.png") as plots:
         assert plots.size == (1200, 350)
         assert len(plots.convert("L").getcolors() or []) > 10
+
+
+def test_digits_logs_media_of_every_kind() -> None:
+    runpy.run_path(str(EXAMPLES / "digits.py"), run_name="__main__")
+    (folder,) = Path("runs").iterdir()
+    history = metricbus.read(folder)
+    assert {type(record) for record in history.media()} == set(MEDIA_RECORD_TYPES)
+    assert history.series("val/accuracy").value[-1] > 0.9
 
 
 def test_gradient_norms_of_the_first_layer_vanish(run: Run) -> None:

@@ -20,7 +20,8 @@ from metricbus._aggregate.partial_aggregate import LogTime, Partial
 from metricbus._aggregate.reductions import Reducer
 from metricbus._aggregate.row_builder import DEFAULT_ROUTING, Emission, Routing
 from metricbus._aggregate.rules import Definition, Definitions, Rule
-from metricbus._common.records import Call, Medium, Number
+from metricbus._common.media_records import Medium
+from metricbus._common.records import Call, Number
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.validation import INT_MAX
 

@@ -17,18 +17,8 @@ from metricbus._common.media_base import JobQueue
 from metricbus._common.records import Number, Status
 from metricbus._delivery.manager import DeliveryManager
 from metricbus._delivery.report import Report
+from metricbus._ingest import commands
 from metricbus._ingest.collector import Collector
-from metricbus._ingest.commands import (
-    BeginEpoch,
-    CollectPartials,
-    Define,
-    EndEpoch,
-    Flush,
-    PublishMerged,
-    RestorePartials,
-    SavePartials,
-    Stop,
-)
 from metricbus._ingest.queue import CallQueue, Command
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.run_env import export_run_dir, restore_run_dir
@@ -119,17 +109,17 @@ class Session:
                     f"define({definition.pattern!r}): this bus has no sink {sink!r}; "
                     f"its sinks are {', '.join(kinds)}"
                 )
-        self._submit(Define(definition, default=default))
+        self._submit(commands.Define(definition, default=default))
 
     def begin_epoch(self, step: int, epoch: int) -> None:
         """Write an epoch's beginning to the journal."""
-        self._submit(BeginEpoch(step, epoch))
+        self._submit(commands.BeginEpoch(step, epoch))
 
     def end_epoch(
         self, step: int, epoch: int, seconds: float | None, timeout: float
     ) -> dict[str, Number]:
         """Emit the epoch's reductions and return them, or nothing after `timeout` seconds."""
-        command = EndEpoch(step, epoch, seconds)
+        command = commands.EndEpoch(step, epoch, seconds)
         if self._collector.submit_and_wait(command, timeout):
             return command.results
         _log.warning(
@@ -141,7 +131,7 @@ class Session:
 
     def collect_partials(self, timeout: float) -> Partials:
         """Take the partial aggregates to merge across ranks; none if that takes too long."""
-        command = CollectPartials()
+        command = commands.CollectPartials()
         if not self._collector.submit_and_wait(command, timeout):
             if command.claim():
                 _log.warning(
@@ -154,14 +144,16 @@ class Session:
 
     def restore_partials(self, partials: Partials) -> None:
         """Put back partial aggregates whose merge failed."""
-        self._submit(RestorePartials(partials))
+        self._submit(commands.RestorePartials(partials))
 
     def publish_merged(
         self, merged: Sequence[MergedValue], epoch: int, *, ends_epoch: bool, is_writer: bool
     ) -> None:
         """Make merged values available to `newest()`, and log them if this rank `is_writer`."""
         self._collector.aggregator.newest |= {value.emitted_as: value.value for value in merged}
-        self._submit(PublishMerged(merged, epoch, ends_epoch=ends_epoch, is_writer=is_writer))
+        self._submit(
+            commands.PublishMerged(merged, epoch, ends_epoch=ends_epoch, is_writer=is_writer)
+        )
 
     def submit_and_wait(self, command: Command, timeout: float) -> bool:
         """Execute a command after everything logged so far. Return whether that was in time."""
@@ -191,12 +183,12 @@ class Session:
 
     def save(self) -> None:
         """Write all logged values and partial aggregates to the journal. For a signal handler."""
-        self.submit_and_wait(SavePartials(), _SAVE_SECS)
+        self.submit_and_wait(commands.SavePartials(), _SAVE_SECS)
 
     def flush(self, timeout: float) -> Report:
         """Wait at most `timeout` seconds until all logged values have reached every sink."""
         deadline = time.monotonic() + timeout
-        if self.submit_and_wait(Flush(), timeout):
+        if self.submit_and_wait(commands.Flush(), timeout):
             target = {self._collector.segment: self._collector.written_bytes}
             self._delivery.flush(target, deadline)
         return self.stats()
@@ -224,7 +216,9 @@ class Session:
         try:
             self._media.close(_MEDIA_SHARE * max(0.0, deadline - time.monotonic()))
             remaining = max(0.0, deadline - time.monotonic())
-            is_written = self._collector.submit_and_wait(Stop(self._final_status), remaining)
+            is_written = self._collector.submit_and_wait(
+                commands.Stop(self._final_status), remaining
+            )
             silent_until = min(deadline, time.monotonic() + _SILENT_SECS)
             if not self._delivery.wait_until_closed(silent_until) and silent_until < deadline:
                 sinks = ", ".join(self._delivery.unfinished())

@@ -7,7 +7,7 @@ Out: text for people, or JSON with `--json` (JSON lines for `tail`); files for `
 such as undelivered values, 2 for misuse and unreadable input, 130 after Ctrl-C.
 Promises: errors are messages, not tracebacks; text from a run cannot control the terminal; tables
 fit the terminal's width; commands that only read leave runs unchanged.
-May not touch: the journal, except through `_journal`; the bus, except in `demo`.
+May not touch: the journal, except through `_journal`; the bus.
 
 `app` has the typer application, with one module per command. The entry point below needs only the
 core package: without typer or rich it names the extra to install.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import runpy
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,8 +74,11 @@ def demo(
     missing = [package for module, package in packages.items() if find_spec(module) is None]
     if missing:
         fail(f"The demo needs {', '.join(missing)}: pip install 'metricbus[demo]'")
-    from metricbus._cli.demo import run_demo
-
+    # A wheel contains the program here; a checkout has it among its examples.
+    program = Path(__file__).with_name("demo.py")
+    if not program.exists():
+        program = Path(__file__).parents[3] / "docs" / "examples" / "digits.py"
+    run_demo = runpy.run_path(str(program))["run_demo"]
     try:
         report, folder = run_demo(sinks=sinks, dir=dir, epochs=epochs)
     except ConfigError as error:

@@ -12,17 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from metricbus._cli.console import console
-from metricbus._common.media_records import (
-    AudioRecord,
-    ChartRecord,
-    FileRecord,
-    HistogramRecord,
-    ImageRecord,
-    MediumRecord,
-    TableRecord,
-    TextRecord,
-    VideoRecord,
-)
+from metricbus._common import media_records as media
 from metricbus.sinks.media_text import caption_of, printable
 
 NO_VALUE = "-"
@@ -105,26 +95,26 @@ def _blocks() -> str:
     return _BLOCKS
 
 
-def describe_medium(record: MediumRecord) -> str:
+def describe_medium(record: media.MediumRecord) -> str:
     """Return a short description of a medium."""
     caption = f", {caption_of(record)}" if caption_of(record) else ""
     match record:
-        case HistogramRecord():
+        case media.HistogramRecord():
             low, high = format_number(record.minimum), format_number(record.maximum)
             return f"{record.count:,} values, {low} to {high}"
-        case ImageRecord() | VideoRecord():
-            frames = f"{record.frames} frames of " if isinstance(record, VideoRecord) else ""
+        case media.ImageRecord() | media.VideoRecord():
+            frames = f"{record.frames} frames of " if isinstance(record, media.VideoRecord) else ""
             return f"{frames}{record.width}x{record.height}{caption}"
-        case AudioRecord():
+        case media.AudioRecord():
             seconds = f"{record.frames / record.sample_rate:.1f} s" if record.sample_rate else "?"
             return seconds + caption
-        case TableRecord():
+        case media.TableRecord():
             return "columns " + ", ".join(record.columns)
-        case TextRecord():
+        case media.TextRecord():
             return record.start
-        case ChartRecord():
+        case media.ChartRecord():
             return record.title
-        case FileRecord():
+        case media.FileRecord():
             return f"{record.origin}, {format_size(record.file.size)}"
     return ""
 

@@ -18,8 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from metricbus._common.media_records import FileRef, MediumRecord
-from metricbus._common.records import Medium
+from metricbus._common.media_records import FileRef, Medium, MediumRecord
 from metricbus.errors import MissingPackageError
 
 R = TypeVar("R", bound=MediumRecord)

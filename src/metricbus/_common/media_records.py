@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import msgspec
 
@@ -243,16 +243,18 @@ class FileRecord(MediumRecord, frozen=True, tag="file"):
     copied: bool = False
 
 
-MEDIA_RECORD_TYPES: tuple[type[MediumRecord], ...] = (
-    HistogramRecord,
-    ImageRecord,
-    TableRecord,
-    TextRecord,
-    AudioRecord,
-    VideoRecord,
-    ChartRecord,
-    FileRecord,
+Medium: TypeAlias = (
+    HistogramRecord
+    | ImageRecord
+    | TableRecord
+    | TextRecord
+    | AudioRecord
+    | VideoRecord
+    | ChartRecord
+    | FileRecord
 )
+
+MEDIA_RECORD_TYPES: tuple[type[MediumRecord], ...] = get_args(Medium)
 """All classes of media records, for a sink's `kinds`."""
 
 _encode = msgspec.json.Encoder().encode

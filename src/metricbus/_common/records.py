@@ -16,17 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from metricbus._common.media_records import (
-    AudioRecord,
-    ChartRecord,
-    FileRecord,
-    HistogramRecord,
-    ImageRecord,
-    MediumRecord,
-    TableRecord,
-    TextRecord,
-    VideoRecord,
-)
+from metricbus._common.media_records import Medium, MediumRecord
 
 FORMAT_VERSION = 1
 """Version in every segment's header; incremented when old readers could misread new journals."""
@@ -165,17 +155,6 @@ class End(_Record, frozen=True, tag="end"):
     time: int
     dropped: DroppedCounts | None = None
 
-
-Medium: TypeAlias = (
-    HistogramRecord
-    | ImageRecord
-    | TableRecord
-    | TextRecord
-    | AudioRecord
-    | VideoRecord
-    | ChartRecord
-    | FileRecord
-)
 
 R = TypeVar("R")
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from metricbus._common.media_base import EncodeContext, LogContext
-from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import DroppedCounts, Medium, Record, Rewind, Scalars, Status
+from metricbus._common.media_records import Medium, MediumRecord
+from metricbus._common.records import DroppedCounts, Record, Rewind, Scalars, Status
 from metricbus._journal.media_files import MediaWriter
 from metricbus._journal.run import create_run, plain_config
 from metricbus._journal.segment_writer import SegmentWriter

@@ -21,9 +21,10 @@ from metricbus._common.media_records import (
     AudioRecord,
     HistogramRecord,
     ImageRecord,
+    Medium,
     VideoRecord,
 )
-from metricbus._common.records import Medium, Number
+from metricbus._common.records import Number
 from metricbus._common.validation import to_number
 from metricbus.media import Image, Text
 from metricbus.media.histogram_bins import HistogramData, histogram_from_counts

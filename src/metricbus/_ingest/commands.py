@@ -9,7 +9,8 @@ from typing import Any
 
 from metricbus._aggregate.cross_rank import MergedValue, Partials
 from metricbus._aggregate.rules import Definition
-from metricbus._common.records import Epoch, Medium, Number, Rewind, Status
+from metricbus._common.media_records import Medium
+from metricbus._common.records import Epoch, Number, Rewind, Status
 from metricbus._ingest.queue import Command
 
 

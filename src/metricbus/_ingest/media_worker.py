@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metricbus._common.media_base import EncodeContext, EncodeJob, LogContext
-from metricbus._common.records import Medium
+from metricbus._common.media_records import Medium
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.wakeup import Wakeup
 from metricbus._ingest.queue import Overflow

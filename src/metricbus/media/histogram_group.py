@@ -12,8 +12,7 @@ import numpy as np
 
 from metricbus._common.device_values import ACCELERATORS
 from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
-from metricbus._common.media_records import HistogramRecord
-from metricbus._common.records import Medium
+from metricbus._common.media_records import HistogramRecord, Medium
 from metricbus._common.validation import check_name
 from metricbus.media.arrays import Array, as_array, describe_array, is_tensor, snapshot
 from metricbus.media.histogram_batch import bin_arrays

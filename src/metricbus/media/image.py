@@ -18,19 +18,8 @@ from metricbus._common.media_base import (
     media_path,
 )
 from metricbus._common.media_records import Box
+from metricbus.media import arrays
 from metricbus.media.annotations import AnnotationArguments
-from metricbus.media.arrays import (
-    MAX_PIXELS,
-    Array,
-    Layout,
-    as_array,
-    channels_last,
-    check_layout,
-    check_pixels,
-    check_size,
-    is_tensor,
-    snapshot,
-)
 from metricbus.media.png import Source, encode, encode_cell, nbytes_of, size_of
 
 if TYPE_CHECKING:
@@ -78,7 +67,7 @@ class Image(MediaValue):
         boxes: Sequence[Box | Mapping[str, Any]] | None = None,
         masks: Mapping[str, Any] | None = None,
         class_labels: Mapping[int, str] | None = None,
-        layout: Layout | None = None,
+        layout: arrays.Layout | None = None,
         columns: int | None = None,
         close: bool = False,
     ) -> None:
@@ -132,10 +121,10 @@ class Image(MediaValue):
         for image in data:
             sources.append(self._source(name, image))
             pixels += math.prod(size_of(sources[-1]) or ())
-            if pixels > MAX_PIXELS:  # checked before the next image is copied
+            if pixels > arrays.MAX_PIXELS:  # checked before the next image is copied
                 raise ValueError(
                     f"metric {name!r} was given a grid of {len(data):,} images with more than "
-                    f"{MAX_PIXELS:,} pixels in total; log fewer or smaller ones"
+                    f"{arrays.MAX_PIXELS:,} pixels in total; log fewer or smaller ones"
                 )
         if self._columns is None:
             return sources, math.ceil(math.sqrt(len(sources)))
@@ -149,7 +138,7 @@ class Image(MediaValue):
         if (path := media_path(name, data)) is not None:
             return path
         if _is_instance("PIL.Image", "Image", data):
-            check_size(name, data.size)
+            arrays.check_size(name, data.size)
             try:
                 copied: PilImage = data.copy()
             except Exception as error:  # a lazily loaded file may be broken or closed
@@ -157,10 +146,12 @@ class Image(MediaValue):
             return copied
         if _is_instance("matplotlib.figure", "Figure", data):
             return _draw_figure(name, data)
-        view = as_array(name, data, _ACCEPTED)
-        layout = check_layout(name, data if is_tensor(data) else view, view.shape, self._layout)
-        check_pixels(name, data, view)
-        return channels_last(snapshot(view), layout)
+        view = arrays.as_array(name, data, _ACCEPTED)
+        layout = arrays.check_layout(
+            name, data if arrays.is_tensor(data) else view, view.shape, self._layout
+        )
+        arrays.check_pixels(name, data, view)
+        return arrays.channels_last(arrays.snapshot(view), layout)
 
     def _close_figures(self) -> None:
         """Close figures that pyplot manages, if `close=True`."""
@@ -186,14 +177,14 @@ def _is_instance(module: str, class_name: str, data: object) -> bool:
     return isinstance(data, getattr(sys.modules.get(module), class_name, ()))
 
 
-def _draw_figure(name: str, figure: Any) -> Array:
+def _draw_figure(name: str, figure: Any) -> arrays.Array:
     """Return the figure's pixels as uint8 of shape (H, W, 4), and leave its canvas unchanged."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     original = figure.canvas
     canvas = FigureCanvasAgg(figure)
     try:
-        check_size(name, canvas.get_width_height())
+        arrays.check_size(name, canvas.get_width_height())
         canvas.draw()  # type: ignore[no-untyped-call]
         pixels = np.array(canvas.buffer_rgba(), copy=True)  # type: ignore[no-untyped-call]
     except Exception as error:  # such as invalid mathtext in a title

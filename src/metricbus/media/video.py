@@ -20,18 +20,7 @@ from metricbus._common.media_base import (
     media_path,
 )
 from metricbus._common.media_records import VideoRecord
-from metricbus.media.arrays import (
-    Array,
-    as_array,
-    channels_last,
-    check_layout,
-    check_pixels,
-    describe_array,
-    is_tensor,
-    snapshot,
-    to_uint8,
-    unexpected,
-)
+from metricbus.media import arrays
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -81,28 +70,30 @@ class Video(MediaValue):
                 f"metric {name!r}: fps= must be a number from {_MIN_FPS} to {_MAX_FPS}, "
                 f"not {self._fps!r}"
             )
-        view = as_array(name, self._data, _ACCEPTED)
+        view = arrays.as_array(name, self._data, _ACCEPTED)
         if view.ndim not in (3, 4) or not view.size:
-            raise ValueError(unexpected(name, self._data, _ACCEPTED))
+            raise ValueError(arrays.unexpected(name, self._data, _ACCEPTED))
         if view.size > _MAX_NUMBERS:
             raise ValueError(
-                f"metric {name!r} was given {describe_array(self._data)}; frames may have up to "
-                f"{_MAX_NUMBERS:,} elements in total: log a shorter video, or the path of a file"
+                f"metric {name!r} was given {arrays.describe_array(self._data)}; frames may have "
+                f"up to {_MAX_NUMBERS:,} elements in total: log a shorter video or a file's path"
             )
-        frame = self._data[0] if is_tensor(self._data) else view[0]
-        layout = check_layout(name, frame, view.shape[1:], None)
-        check_pixels(name, self._data, view)
-        copy = snapshot(view)
-        frames = [channels_last(frame, layout) for frame in copy]
+        frame = self._data[0] if arrays.is_tensor(self._data) else view[0]
+        layout = arrays.check_layout(name, frame, view.shape[1:], None)
+        arrays.check_pixels(name, self._data, view)
+        copy = arrays.snapshot(view)
+        frames = [arrays.channels_last(frame, layout) for frame in copy]
         return EncodeJob(copy.nbytes, partial(_encode, frames, float(self._fps), self._caption))
 
 
-def _encode(frames: list[Array], fps: float, caption: str, context: EncodeContext) -> VideoRecord:
+def _encode(
+    frames: list[arrays.Array], fps: float, caption: str, context: EncodeContext
+) -> VideoRecord:
     import PIL.Image
 
     images = []
     for frame in frames:
-        pixels, repairs = to_uint8(frame)
+        pixels, repairs = arrays.to_uint8(frame)
         if repairs:
             context.warn_once(repairs)
         image = PIL.Image.fromarray(pixels)

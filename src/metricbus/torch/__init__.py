@@ -8,7 +8,7 @@ Promises: no hook waits for an accelerator, except `clip_grad_norm_` where torch
 `remove()` restores the model and the optimizer.
 May not touch: the queue, the journal, sinks; gradients and weights, except for clipping.
 
-Except for the demo, no other package imports torch; they find tensors through `sys.modules`.
+No other package imports torch; they find tensors through `sys.modules`.
 `SystemMonitor`, `EarlyStopping` and `Best` belong to `metricbus.monitors` and are re-exported here.
 """
 

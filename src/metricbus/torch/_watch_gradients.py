@@ -17,19 +17,11 @@ from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
 from metricbus._common.handle import HookHandle
 from metricbus.media.histogram_group import Histograms
+from metricbus.torch import _tensor_stats as stats
 from metricbus.torch._hook_registry import HookRegistration, log_row
 from metricbus.torch._modules import unwrap_checked
 from metricbus.torch._optimizer_hooks import add_listener, remove_listener, remove_unused_hooks
 from metricbus.torch._param_ownership import OwnedParameters, ParameterOwnership
-from metricbus.torch._tensor_stats import (
-    as_real,
-    collect_gradients,
-    copy_tensors,
-    divide_tensors,
-    nonfinite_counts,
-    norms_of,
-    update_ratios,
-)
 
 _log = logging.getLogger("metricbus.torch")
 
@@ -191,7 +183,7 @@ class ModelWatch(HookHandle):
             if self._options.parameters:
                 weights = _weights(owned)
                 self._log_stats(weights, owned, "param_norm", "parameters")
-                before = copy_tensors(weights) if self._options.norms else {}
+                before = stats.copy_tensors(weights) if self._options.norms else {}
             log_gradients = self._options.gradients and has_closure
             if self._options.gradients and not has_closure:
                 self._log_gradients(optimizer, owned)
@@ -203,17 +195,17 @@ class ModelWatch(HookHandle):
             if step.log_gradients:
                 self._log_gradients(optimizer, step.owned)
             if step.weights_before:
-                ratios = update_ratios(step.weights_before, _weights(step.owned))
+                ratios = stats.update_ratios(step.weights_before, _weights(step.owned))
                 log_row(self._bus, _prefixed("update_ratio", ratios))
 
     def _log_gradients(self, optimizer: Optimizer, owned: OwnedParameters) -> None:
-        gradients, left_out = collect_gradients(owned.parameters)
+        gradients, left_out = stats.collect_gradients(owned.parameters)
         for name in left_out:
             self._warn_once(f"skipped the gradient of {name}: it is sparse and on an accelerator")
         # Set by GradScaler while a fused optimizer unscales the gradients itself.
         scale = getattr(optimizer, "grad_scale", None)
         if isinstance(scale, Tensor):
-            gradients = divide_tensors(gradients, scale)
+            gradients = stats.divide_tensors(gradients, scale)
         if gradients:
             self._log_stats(gradients, owned, "grad_norm", "gradients")
 
@@ -221,10 +213,10 @@ class ModelWatch(HookHandle):
         self, tensors: Mapping[str, Tensor], owned: OwnedParameters, norm: str, histogram: str
     ) -> None:
         if self._options.norms:
-            norms = norms_of(tensors, owned.total_name)
+            norms = stats.norms_of(tensors, owned.total_name)
             row = _prefixed(norm, norms)
             if norm == "grad_norm":
-                row |= _prefixed("nonfinite", nonfinite_counts(tensors, norms))
+                row |= _prefixed("nonfinite", stats.nonfinite_counts(tensors, norms))
             log_row(self._bus, row)
         if self._options.histograms:
             log_row(self._bus, {histogram: Histograms(tensors, self._options.bins)})
@@ -248,7 +240,7 @@ class ModelWatch(HookHandle):
 
 
 def _weights(owned: OwnedParameters) -> dict[str, Tensor]:
-    return {name: as_real(parameter) for name, parameter in owned.parameters.items()}
+    return {name: stats.as_real(parameter) for name, parameter in owned.parameters.items()}
 
 
 def _is_capturing() -> bool:

@@ -24,21 +24,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from metricbus._common import media_records as media
 from metricbus._common.files import replace_file
-from metricbus._common.media_records import (
-    AudioRecord,
-    Cell,
-    ChartRecord,
-    FileRecord,
-    FileRef,
-    HistogramRecord,
-    ImageCell,
-    ImageRecord,
-    MediumRecord,
-    TableRecord,
-    TextRecord,
-    VideoRecord,
-)
 from metricbus._journal.media_files import MediaFolder, make_file_ref, safe_name
 from metricbus.errors import MediaError
 from metricbus.sinks.csv.cells import lines, safe_cell, seconds
@@ -93,24 +80,26 @@ class CsvMedia:
                 for part in csv.DictReader(file):
                     self._files.lengths[part["path"]] = int(part["end"])
 
-    def add(self, record: MediumRecord) -> list[tuple[str, str]]:
+    def add(self, record: media.MediumRecord) -> list[tuple[str, str]]:
         """Write the record's files; return `value` and `kind` of its lines in `metrics.csv`."""
         match record:
-            case HistogramRecord():
+            case media.HistogramRecord():
                 self._histograms += _histogram_lines(record)
                 value = HISTOGRAMS
-            case TableRecord():
+            case media.TableRecord():
                 value = self._add_table_part(record)
-            case ChartRecord():
+            case media.ChartRecord():
                 data = self._write_chart_data(record)
                 return [(self._stored_path(record.picture), "chart"), (data, "chart_data")]
-            case ImageRecord():
+            case media.ImageRecord():
                 if record.boxes or record.masks:
                     self._log_fallback(
                         "images with boxes or masks", "images with these drawn onto them"
                     )
                 value = self._stored_path(record.drawn)
-            case TextRecord() | AudioRecord() | VideoRecord() | FileRecord():
+            case (
+                media.TextRecord() | media.AudioRecord() | media.VideoRecord() | media.FileRecord()
+            ):
                 value = self._stored_path(record.file)
             case _:
                 raise TypeError(f"cannot write a medium of the unknown kind {kind_of(record)!r}")
@@ -131,7 +120,7 @@ class CsvMedia:
         """Discard the lines that `add` has collected."""
         self._histograms, self._table_parts = [], []
 
-    def _add_table_part(self, record: TableRecord) -> str:
+    def _add_table_part(self, record: media.TableRecord) -> str:
         table = record.table if _PLAIN_ID.fullmatch(record.table) else safe_name(record.table)
         path = f"tables/{safe_name(record.name)}-{table}.csv"
         rows = self._media.rows(record)
@@ -142,7 +131,7 @@ class CsvMedia:
         self._table_parts.append([*_log_cells(record), *part])
         return path
 
-    def _write_chart_data(self, record: ChartRecord) -> str:
+    def _write_chart_data(self, record: media.ChartRecord) -> str:
         name = PurePosixPath(record.data.path).stem
         path = f"charts/{safe_name(record.name)}/{name}.csv"
         rows = [list(map(safe_cell, record.columns)), *map(self._cells, self._media.rows(record))]
@@ -151,17 +140,17 @@ class CsvMedia:
         replace_file(target, lines(rows))
         return path
 
-    def _cells(self, row: Sequence[Cell]) -> list[str]:
+    def _cells(self, row: Sequence[media.Cell]) -> list[str]:
         return [
             safe_cell(cell)
             if isinstance(cell, str)
             else self._stored_path(cell.file)
-            if isinstance(cell, ImageCell)
+            if isinstance(cell, media.ImageCell)
             else cell_text(cell)
             for cell in row
         ]
 
-    def _stored_path(self, ref: FileRef) -> str:
+    def _stored_path(self, ref: media.FileRef) -> str:
         """Return the path for a CSV cell, after the file has been copied or verified."""
         if os.path.isabs(ref.path):
             return ref.path
@@ -171,7 +160,7 @@ class CsvMedia:
         self._media.path(ref)
         return os.path.relpath(self._folder / ref.path, self._output)
 
-    def _copy(self, ref: FileRef) -> None:
+    def _copy(self, ref: media.FileRef) -> None:
         # The journal may come from an untrusted source: write only below media/.
         parts = PurePosixPath(ref.path).parts
         if parts[0] != "media" or ".." in parts:
@@ -192,11 +181,11 @@ class CsvMedia:
             raise
 
 
-def _log_cells(record: MediumRecord) -> list[str]:
+def _log_cells(record: media.MediumRecord) -> list[str]:
     return [str(record.step), str(record.epoch), seconds(record.time), safe_cell(record.name)]
 
 
-def _histogram_lines(record: HistogramRecord) -> list[list[str]]:
+def _histogram_lines(record: media.HistogramRecord) -> list[list[str]]:
     start = _log_cells(record)
     totals = [cell_text(getattr(record, _FIELDS.get(column, column))) for column in _TOTALS]
     no_totals, no_bin = [""] * len(_TOTALS), [""] * len(_BIN_COLUMNS)

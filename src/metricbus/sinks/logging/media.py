@@ -7,21 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from metricbus._common.media_records import (
-    AudioRecord,
-    Cell,
-    ChartRecord,
-    FileRecord,
-    FileRef,
-    HistogramRecord,
-    ImageCell,
-    ImageRecord,
-    MediumRecord,
-    TableRecord,
-    TextRecord,
-    VideoRecord,
-    decode_rows,
-)
+from metricbus._common import media_records as media
 from metricbus._journal.media_files import MediaFolder
 from metricbus.errors import MediaError
 from metricbus.sinks.media_text import caption_of, cell_text, kind_of, quote_name
@@ -37,7 +23,7 @@ class MediaLines:
         self._folder = folder.absolute()
         self._media = MediaFolder(folder)
 
-    def line(self, record: MediumRecord) -> str:
+    def line(self, record: media.MediumRecord) -> str:
         """Return the record as one line of text; numbers have six significant digits.
 
         Raises `MediaError` or `OSError` if the file of a table cannot be read.
@@ -48,55 +34,57 @@ class MediaLines:
         start = f"step {record.step} epoch {record.epoch} | {name}: {kind_of(record)}"
         return f"{start} {self._describe(record)}{suffix}"
 
-    def _describe(self, record: MediumRecord) -> str:
+    def _describe(self, record: media.MediumRecord) -> str:
         match record:
-            case HistogramRecord():
+            case media.HistogramRecord():
                 return _describe_histogram(record)
-            case ImageRecord():
+            case media.ImageRecord():
                 return f"{record.width}x{record.height} in {self._path(record.drawn)}"
-            case TableRecord():
+            case media.TableRecord():
                 size = f"{record.rows:,} rows of {len(record.columns):,} columns"
                 return f"{size} in {self._path(record.file)}{self._first_row(record)}"
-            case TextRecord():
+            case media.TextRecord():
                 path = self._path(record.file)
                 return f"of {record.length:,} characters in {path}: {self._excerpt(record.start)}"
-            case AudioRecord():
+            case media.AudioRecord():
                 return self._describe_clip(record, record.sample_rate)
-            case VideoRecord():
+            case media.VideoRecord():
                 return self._describe_clip(record, record.fps)
-            case ChartRecord():
+            case media.ChartRecord():
                 title = f" {self._excerpt(record.title)}" if record.title else ""
                 return f"of {record.rows:,} rows in {self._path(record.picture)}{title}"
-            case FileRecord():
+            case media.FileRecord():
                 return f"of {record.file.size:,} bytes in {self._path(record.file)}"
         raise TypeError(f"cannot format a medium of the unknown kind {kind_of(record)!r}")
 
-    def _describe_clip(self, record: AudioRecord | VideoRecord, frames_per_sec: float) -> str:
+    def _describe_clip(
+        self, record: media.AudioRecord | media.VideoRecord, frames_per_sec: float
+    ) -> str:
         secs = record.frames / frames_per_sec if frames_per_sec else 0
         duration = f"of {secs:.6g} s " if secs else ""
         return f"{duration}({record.format}) in {self._path(record.file)}"
 
-    def _first_row(self, record: TableRecord) -> str:
+    def _first_row(self, record: media.TableRecord) -> str:
         """Decode only the first row, because this runs in the training process."""
         path = self._media.path(record.file)
         with open(path, "rb") as file:
             line = file.readline()
         try:
-            rows = decode_rows(line)
+            rows = media.decode_rows(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MediaError(f"{path} is not a valid table: {error}") from error
         cells = zip(record.columns, *rows[:1], strict=False) if rows else ()
         text = " ".join(f"{quote_name(name)}={self._cell(cell)}" for name, cell in cells)
         return f", first row: {text}" if text else ""
 
-    def _cell(self, cell: Cell) -> str:
-        if isinstance(cell, ImageCell):
+    def _cell(self, cell: media.Cell) -> str:
+        if isinstance(cell, media.ImageCell):
             return self._path(cell.file)
         if isinstance(cell, str):
             return self._excerpt(cell)
         return f"{cell:.6g}" if isinstance(cell, float) else cell_text(cell)
 
-    def _path(self, ref: FileRef) -> str:
+    def _path(self, ref: media.FileRef) -> str:
         return quote_name(str(self._folder / ref.path))
 
     def _excerpt(self, text: str) -> str:
@@ -107,7 +95,7 @@ class MediaLines:
         return quote_name(line)
 
 
-def _describe_histogram(record: HistogramRecord) -> str:
+def _describe_histogram(record: media.HistogramRecord) -> str:
     parts = [f"of {record.count:,} values"]
     if record.count:
         quartiles = ",".join(_number(record.quantile(q)) for q in (0.25, 0.5, 0.75))

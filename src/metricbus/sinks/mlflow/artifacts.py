@@ -21,20 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from metricbus._common.media_records import (
-    AudioRecord,
-    Cell,
-    ChartRecord,
-    FileRecord,
-    FileRef,
-    HistogramRecord,
-    ImageCell,
-    ImageRecord,
-    MediumRecord,
-    TableRecord,
-    TextRecord,
-    VideoRecord,
-)
+from metricbus._common import media_records as media
 from metricbus._journal.media_files import MediaFolder, safe_name
 from metricbus.sinks.mlflow.metric_names import image_key
 
@@ -60,34 +47,34 @@ class ArtifactLayout:
         self._media = MediaFolder(folder.absolute())
         self._log_fallback = log_fallback
 
-    def artifacts(self, record: MediumRecord) -> Iterator[Artifact]:
+    def artifacts(self, record: media.MediumRecord) -> Iterator[Artifact]:
         """Yield a record's artifacts.
 
         Raises `MediaError` if one of its files is missing or has changed since it was logged.
         """
         match record:
-            case HistogramRecord():
+            case media.HistogramRecord():
                 self._log_fallback("histograms", "a JSON file and metrics of the quantiles")
                 yield Artifact(_path("histograms", record, ".json"), _details(record))
-            case ImageRecord():
+            case media.ImageRecord():
                 yield from self._image(record)
-            case TableRecord():
+            case media.TableRecord():
                 yield from self._table(record, record.file, table_path(record))
-            case ChartRecord():
+            case media.ChartRecord():
                 self._log_fallback("charts", "an image and the data")
                 yield from self._chart(record)
-            case TextRecord():
+            case media.TextRecord():
                 yield Artifact(_path("texts", record, ".md"), self._media.path(record.file))
-            case AudioRecord():
+            case media.AudioRecord():
                 yield from self._captioned("audio", record)
-            case VideoRecord():
+            case media.VideoRecord():
                 yield from self._captioned("videos", record)
-            case FileRecord():
+            case media.FileRecord():
                 name = _UNSAFE_CHARACTERS.sub("_", PurePosixPath(record.origin).name)[-80:]
                 path = _path("files", record, f"/_{name}" if name[:1] in ".-" else f"/{name}")
                 yield Artifact(path, self._media.path(record.file))
 
-    def _image(self, record: ImageRecord) -> Iterator[Artifact]:
+    def _image(self, record: media.ImageRecord) -> Iterator[Artifact]:
         # MLflow's UI fails on other kinds of files in images/, so details are in another folder
         key = image_key(record.name).replace("/", "~")
         ms = record.time // 1_000_000
@@ -118,7 +105,7 @@ class ArtifactLayout:
             yield Artifact(path, partial(_thumbnail_content, picture))
 
     def _table(
-        self, record: TableRecord | ChartRecord, file: FileRef, path: str
+        self, record: media.TableRecord | media.ChartRecord, file: media.FileRef, path: str
     ) -> Iterator[Artifact]:
         """Yield the rows as `log_table` writes them, and the pictures in them.
 
@@ -128,11 +115,11 @@ class ArtifactLayout:
         stem = path.removesuffix(".json")
         rows = self._media.rows(record)
         folder = f"table_images/{stem.rpartition('/')[0]}"
-        pictures: dict[str, ImageCell] = {}
+        pictures: dict[str, media.ImageCell] = {}
         is_finite = True
         for row in rows:
             for cell in row:
-                if isinstance(cell, ImageCell):
+                if isinstance(cell, media.ImageCell):
                     pictures[cell.file.sha256] = cell
                 elif isinstance(cell, float) and cell - cell != 0:
                     is_finite = False
@@ -144,21 +131,21 @@ class ArtifactLayout:
             yield Artifact(f"{stem}.exact.jsonl", self._media.path(file))
         yield Artifact(path, partial(self._table_content, record, folder))
 
-    def _table_content(self, record: TableRecord | ChartRecord, folder: str) -> bytes:
+    def _table_content(self, record: media.TableRecord | media.ChartRecord, folder: str) -> bytes:
         """Return the rows as JSON in the format of pandas's `orient="split"`."""
         data = [[self._cell(cell, folder) for cell in row] for row in self._media.rows(record)]
         return _encode({"columns": record.columns, "data": data})
 
-    def _cell(self, cell: Cell, folder: str) -> object:
+    def _cell(self, cell: media.Cell, folder: str) -> object:
         if isinstance(cell, float) and cell - cell != 0:
             return "NaN" if math.isnan(cell) else "Infinity" if cell > 0 else "-Infinity"
-        if not isinstance(cell, ImageCell):
+        if not isinstance(cell, media.ImageCell):
             return cell
         png, webp = self._picture_paths(cell, folder)
         image = {"type": "image", "filepath": png, "compressed_filepath": webp}
         return image | {"caption": cell.caption} if cell.caption else image
 
-    def _picture_paths(self, picture: ImageCell, folder: str) -> tuple[str, str]:
+    def _picture_paths(self, picture: media.ImageCell, folder: str) -> tuple[str, str]:
         stem = f"{folder}/{picture.file.sha256[:32]}"
         return f"{stem}.png", f"{stem}.webp" if self._can_write_webp else f"{stem}.png"
 
@@ -170,14 +157,16 @@ class ArtifactLayout:
             return False
         return bool(features.check("webp"))
 
-    def _chart(self, record: ChartRecord) -> Iterator[Artifact]:
+    def _chart(self, record: media.ChartRecord) -> Iterator[Artifact]:
         path, data = _path("charts", record, ".png"), _path("charts", record, ".data.json")
         yield Artifact(path, self._media.path(record.picture))
         yield from self._table(record, record.data, data)
         details = _details(record, picture=path, data=data)
         yield Artifact(_path("charts", record, ".json"), details)
 
-    def _captioned(self, kind: str, record: AudioRecord | VideoRecord) -> Iterator[Artifact]:
+    def _captioned(
+        self, kind: str, record: media.AudioRecord | media.VideoRecord
+    ) -> Iterator[Artifact]:
         suffix = PurePosixPath(record.file.path).suffix
         path = _path(kind, record, suffix if _SAFE_SUFFIX.fullmatch(suffix) else "")
         yield Artifact(path, self._media.path(record.file))
@@ -185,27 +174,27 @@ class ArtifactLayout:
             yield Artifact(_path(kind, record, ".json"), _details(record, file=path))
 
 
-def table_path(record: TableRecord) -> str:
+def table_path(record: media.TableRecord) -> str:
     """Return the path of the artifact with the rows of this part of a table."""
     table = record.table if _SAFE_TABLE_ID.fullmatch(record.table) else safe_name(record.table)
     return f"tables/{safe_name(record.name)}/{table}/part-{record.part:05}.json"
 
 
-def _path(kind: str, record: MediumRecord, ending: str) -> str:
+def _path(kind: str, record: media.MediumRecord, ending: str) -> str:
     return f"{kind}/{safe_name(record.name)}/{record.x}-{_id(record)}{ending}"
 
 
-def _id(record: MediumRecord) -> str:
+def _id(record: media.MediumRecord) -> str:
     """Return a hash of the record, so that it is the same in every delivery."""
     return hashlib.sha256(_encode(record)).hexdigest()[:16]
 
 
-def _details(record: MediumRecord, **paths: Any) -> Callable[[], bytes]:
+def _details(record: media.MediumRecord, **paths: Any) -> Callable[[], bytes]:
     """Return a function that encodes the record as JSON, with artifact paths for its files."""
     fields = {
         name: value
         for name, value in msgspec.structs.asdict(record).items()
-        if not (isinstance(value, FileRef) or name in ("annotated", "sinks"))
+        if not (isinstance(value, media.FileRef) or name in ("annotated", "sinks"))
     }
     return partial(_encode, fields | paths)
 

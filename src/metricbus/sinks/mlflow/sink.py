@@ -34,24 +34,9 @@ from metricbus._common.sink_urls import redact
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
 from metricbus.sinks.base import Sink
+from metricbus.sinks.mlflow import metric_names, store
 from metricbus.sinks.mlflow.media import MediaUploader
-from metricbus.sinks.mlflow.metric_names import (
-    METRIC_NAME_TAG,
-    KeyMapper,
-    TimestampAllocator,
-    metric_rows,
-    valid_key,
-)
 from metricbus.sinks.mlflow.run_start import RUN_ID_TAG, new_params, run_tags
-from metricbus.sinks.mlflow.store import (
-    api_calls,
-    check_is_mlflow_database,
-    check_is_sqlite,
-    file_lock,
-    find_experiment,
-    in_batches,
-    sqlite_file,
-)
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, RunTag
@@ -99,37 +84,39 @@ class MlflowSink(Sink):
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Find the MLflow run by its tag with our run id, or create it; log missing params."""
         self._uri = self.location or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
-        file = sqlite_file(self._uri)
-        with api_calls(self.options.timeout_secs):
+        file = store.sqlite_file(self._uri)
+        with store.api_calls(self.options.timeout_secs):
             if file is None:
                 self._connect(run, None)
             else:
-                check_is_sqlite(file)
-                with file_lock(file.with_name(file.name + ".lock")):
-                    check_is_mlflow_database(file)
+                store.check_is_sqlite(file)
+                with store.file_lock(file.with_name(file.name + ".lock")):
+                    store.check_is_mlflow_database(file)
                     self._connect(run, file.parent)
         self._media = MediaUploader(
             self._client, self._run_id, folder, self.options.timeout_secs, self.log_fallback
         )
         recent = state.get("recent", [])
-        self._timestamps = TimestampAllocator([(tuple(identity), ms) for identity, ms in recent])
+        self._timestamps = metric_names.TimestampAllocator(
+            [(tuple(identity), ms) for identity, ms in recent]
+        )
 
     def _connect(self, run: Run, folder: Path | None) -> None:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(self._uri)
         name = self.options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.project
-        self._experiment = find_experiment(self._client, name or "metricbus", folder)
+        self._experiment = store.find_experiment(self._client, name or "metricbus", folder)
         self._run_id = self._find_or_create_run(run)
         data = self._client.get_run(self._run_id).data
         names_by_key = {key: key for key in data.metrics}
         for key, name in data.tags.items():
-            if key.startswith(METRIC_NAME_TAG):
-                names_by_key[key.removeprefix(METRIC_NAME_TAG)] = name
-        self._keys = KeyMapper(names_by_key)
+            if key.startswith(metric_names.METRIC_NAME_TAG):
+                names_by_key[key.removeprefix(metric_names.METRIC_NAME_TAG)] = name
+        self._keys = metric_names.KeyMapper(names_by_key)
         params, tags = new_params(run.config, data.params, self._warn_once)
         self._log_tags(tags)
-        for batch in in_batches(params, _PARAMS_PER_BATCH, _size_of_pair):
+        for batch in store.in_batches(params, _PARAMS_PER_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, params=batch)
 
     def _find_or_create_run(self, run: Run) -> str:
@@ -147,19 +134,19 @@ class MlflowSink(Sink):
         return str(created.info.run_id)
 
     def _log_tags(self, tags: list[RunTag]) -> None:
-        for batch in in_batches(tags, _PARAMS_PER_BATCH, _size_of_pair):
+        for batch in store.in_batches(tags, _PARAMS_PER_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, tags=batch)
 
     def write(self, records: Sequence[Scalars | Rewind | MediumRecord]) -> None:
         """Upload media one by one, then send metrics in as few requests as MLflow allows."""
-        rows = metric_rows(records)
+        rows = metric_names.metric_rows(records)
         self._media.send([record for record in records if isinstance(record, MediumRecord)])
         try:
-            with api_calls(self.options.timeout_secs):
+            with store.api_calls(self.options.timeout_secs):
                 self._tag_rewinds([record for record in records if isinstance(record, Rewind)])
                 self._tag_new_names(rows)
                 metrics = self._metrics(rows)
-                for batch in in_batches(metrics, _METRICS_PER_BATCH, self._size_of_metric):
+                for batch in store.in_batches(metrics, _METRICS_PER_BATCH, self._size_of_metric):
                     self._client.log_batch(self._run_id, metrics=batch)
         except BaseException:
             self._timestamps.rollback()
@@ -204,11 +191,11 @@ class MlflowSink(Sink):
         new = {name for row in rows for name in row.values if name not in self._keys}
         tags = []
         # names that are valid keys come first, so that they stay unchanged
-        for name in sorted(new, key=lambda name: (valid_key(name) != name, name)):
+        for name in sorted(new, key=lambda name: (metric_names.valid_key(name) != name, name)):
             key = self._keys.key(name)
             if key != name:
-                tags.append(RunTag(METRIC_NAME_TAG + key, name))
-            if key not in (name, valid_key(name)):
+                tags.append(RunTag(metric_names.METRIC_NAME_TAG + key, name))
+            if key not in (name, metric_names.valid_key(name)):
                 _log.warning("MLflow key %r is taken; %r is logged as %r", key[:-9], name, key)
         try:
             self._log_tags(tags)
@@ -230,7 +217,7 @@ class MlflowSink(Sink):
         """Set the final status of the MLflow run, unless another process resumes it."""
         if status == "running":
             return
-        with api_calls(self.options.timeout_secs):
+        with store.api_calls(self.options.timeout_secs):
             now = time.time_ns() // 1_000_000
             self._client.set_terminated(self._run_id, status.upper(), now)
 
@@ -245,7 +232,7 @@ class MlflowSink(Sink):
     @property
     def command(self) -> str:
         """The command that starts MLflow's UI for an SQLite file; empty for a server."""
-        if sqlite_file(self._uri) is None:
+        if store.sqlite_file(self._uri) is None:
             return ""
         return f"mlflow ui --backend-store-uri {shlex.quote(self._uri)}"
 

@@ -28,20 +28,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.audio import metadata as audio
 from tensorboard.plugins.text import metadata as text
 
-from metricbus._common.media_records import (
-    AudioRecord,
-    Cell,
-    ChartRecord,
-    FileRecord,
-    FileRef,
-    HistogramRecord,
-    ImageCell,
-    ImageRecord,
-    MediumRecord,
-    TableRecord,
-    TextRecord,
-    VideoRecord,
-)
+from metricbus._common import media_records as media
 from metricbus._common.records import Scalars
 from metricbus._journal.media_files import MediaFolder
 from metricbus.sinks.media_text import caption_of, cell_text, kind_of
@@ -77,7 +64,7 @@ class Tags:
             for tag, field in lane.media_tags.items():
                 self._media.setdefault(tag, field)
 
-    def reserve(self, record: MediumRecord) -> list[str]:
+    def reserve(self, record: media.MediumRecord) -> list[str]:
         """Return the tags of a medium and of its caption, if any, and reserve them."""
         kind = kind_of(record)
         tags = [self._available(record.name, _field(record), kind)]
@@ -119,11 +106,11 @@ class MediaEventBuilder:
     def check(self, records: Sequence[Any]) -> None:
         """Raise `MediaError` if a file that the events need is missing or has changed."""
         for record in records:
-            if isinstance(record, MediumRecord):
+            if isinstance(record, media.MediumRecord):
                 for ref in _files(record):
                     self._media.path(ref)
 
-    def event(self, record: MediumRecord, tags: Sequence[str]) -> bytes:
+    def event(self, record: media.MediumRecord, tags: Sequence[str]) -> bytes:
         """Return the serialized event of a medium, with the tags from `Tags.reserve`."""
         values = [self._value(record, tags[0])]
         if caption := _caption(record):
@@ -132,29 +119,29 @@ class MediaEventBuilder:
         data: bytes = event.SerializeToString()
         return data
 
-    def _value(self, record: MediumRecord, tag: str) -> Summary.Value:
+    def _value(self, record: media.MediumRecord, tag: str) -> Summary.Value:
         match record:
-            case HistogramRecord():
+            case media.HistogramRecord():
                 return Summary.Value(tag=tag, histo=_histogram(record))
-            case ImageRecord():
+            case media.ImageRecord():
                 if record.boxes or record.masks:
                     self._log_fallback(
                         "boxes and masks", "the image with boxes and masks drawn onto it"
                     )
                 return self._image(tag, record.drawn, record, record.channels)
-            case ChartRecord():
+            case media.ChartRecord():
                 self._log_fallback("charts", "an image of the chart")
                 return self._image(tag, record.picture, record, 3)
-            case VideoRecord() if _is_native(record):
+            case media.VideoRecord() if _is_native(record):
                 return self._image(tag, record.file, record, 3)
-            case AudioRecord() if _is_native(record):
+            case media.AudioRecord() if _is_native(record):
                 return Summary.Value(tag=tag, metadata=_WAV, audio=self._audio(record))
-            case TextRecord():
+            case media.TextRecord():
                 return _text(tag, self._media.text(record.file))
-            case TableRecord():
+            case media.TableRecord():
                 self._log_fallback("tables", "the first rows as text")
                 return _text(tag, self._first_rows(record))
-            case FileRecord() | AudioRecord() | VideoRecord():
+            case media.FileRecord() | media.AudioRecord() | media.VideoRecord():
                 self._log_fallback(_UNSUPPORTED[kind_of(record)], "the path as text")
                 return _text(tag, self._path(record.file))
         raise TypeError(
@@ -162,7 +149,11 @@ class MediaEventBuilder:
         )
 
     def _image(
-        self, tag: str, ref: FileRef, size: ImageRecord | ChartRecord | VideoRecord, channels: int
+        self,
+        tag: str,
+        ref: media.FileRef,
+        size: media.ImageRecord | media.ChartRecord | media.VideoRecord,
+        channels: int,
     ) -> Summary.Value:
         image = Summary.Image(
             width=size.width,
@@ -172,7 +163,7 @@ class MediaEventBuilder:
         )
         return Summary.Value(tag=tag, image=image)
 
-    def _audio(self, record: AudioRecord) -> Summary.Audio:
+    def _audio(self, record: media.AudioRecord) -> Summary.Audio:
         return Summary.Audio(
             sample_rate=record.sample_rate,
             num_channels=record.channels,
@@ -181,7 +172,7 @@ class MediaEventBuilder:
             content_type="audio/wav",
         )
 
-    def _first_rows(self, record: TableRecord) -> str:
+    def _first_rows(self, record: media.TableRecord) -> str:
         rows = self._media.rows(record)
         header = [_escape(column) for column in record.columns]
         lines = [header, ["---"] * len(header)]
@@ -191,55 +182,61 @@ class MediaEventBuilder:
         offset = f", from row {record.first_row:,} of the table on" if record.first_row else ""
         return f"{table}\n\n{more} in {self._path(record.file)}{offset}"
 
-    def _cell(self, cell: Cell) -> str:
-        if isinstance(cell, ImageCell):
+    def _cell(self, cell: media.Cell) -> str:
+        if isinstance(cell, media.ImageCell):
             return self._path(cell.file)
         return _escape(cell) if isinstance(cell, str) else cell_text(cell)
 
-    def _path(self, ref: FileRef) -> str:
+    def _path(self, ref: media.FileRef) -> str:
         return _escape(str(self._folder.absolute() / ref.path))
 
 
-def _is_native(record: AudioRecord | VideoRecord) -> bool:
-    native = "wav" if isinstance(record, AudioRecord) else "gif"
+def _is_native(record: media.AudioRecord | media.VideoRecord) -> bool:
+    native = "wav" if isinstance(record, media.AudioRecord) else "gif"
     return record.format.lower() == native and record.file.size <= _MAX_BYTES
 
 
-def _field(record: MediumRecord) -> str:
+def _field(record: media.MediumRecord) -> str:
     """Return the field of `Summary.Value` that holds the medium."""
     match record:
-        case HistogramRecord():
+        case media.HistogramRecord():
             return "histo"
-        case ImageRecord() | ChartRecord():
+        case media.ImageRecord() | media.ChartRecord():
             return "image"
-        case AudioRecord() | VideoRecord() if _is_native(record):
-            return "audio" if isinstance(record, AudioRecord) else "image"
+        case media.AudioRecord() | media.VideoRecord() if _is_native(record):
+            return "audio" if isinstance(record, media.AudioRecord) else "image"
     return "tensor"
 
 
-def _files(record: MediumRecord) -> list[FileRef]:
+def _files(record: media.MediumRecord) -> list[media.FileRef]:
     """Return the files in the run folder that are read, or whose path becomes a text."""
     match record:
-        case HistogramRecord() | FileRecord(copied=False):
+        case media.HistogramRecord() | media.FileRecord(copied=False):
             return []
-        case ImageRecord():
+        case media.ImageRecord():
             return [record.drawn]
-        case ChartRecord():
+        case media.ChartRecord():
             return [record.picture]
-        case TableRecord() | TextRecord() | AudioRecord() | VideoRecord() | FileRecord():
+        case (
+            media.TableRecord()
+            | media.TextRecord()
+            | media.AudioRecord()
+            | media.VideoRecord()
+            | media.FileRecord()
+        ):
             return [record.file]
     return []
 
 
-def _caption(record: MediumRecord) -> str:
-    if not isinstance(record, HistogramRecord):
+def _caption(record: media.MediumRecord) -> str:
+    if not isinstance(record, media.HistogramRecord):
         return caption_of(record)
     nonfinite = {"NaN": record.nan, "Infinity": record.infinite, "-Infinity": record.minus_infinite}
     counts = [f"{count:,} × {value}" for value, count in nonfinite.items() if count]
     return f"Not in the bins: {', '.join(counts)}." if counts else ""
 
 
-def _histogram(record: HistogramRecord) -> HistogramProto:
+def _histogram(record: media.HistogramRecord) -> HistogramProto:
     """Return the exact bins, after an empty one that ends at the lowest edge."""
     edges = record.edges
     unknown = math.nan if record.count else 0.0

@@ -16,30 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from metricbus._common.media_records import (
-    AudioRecord,
-    ChartRecord,
-    FileRecord,
-    FileRef,
-    HistogramRecord,
-    ImageCell,
-    ImageRecord,
-    MediumRecord,
-    TableRecord,
-    TextRecord,
-    VideoRecord,
-)
+from metricbus._common import media_records as media
 from metricbus._journal.media_files import MediaFolder, safe_name
 from metricbus.errors import Rejected
-from metricbus.sinks.wandb.names import (
-    PREFIX,
-    RENAMED_PREFIX,
-    box_class,
-    column_name,
-    file_column_name,
-    max_table_column_length,
-    text_class_numbers,
-)
+from metricbus.sinks.wandb import names
 from metricbus.sinks.wandb.tables import TableBuilder
 
 if TYPE_CHECKING:
@@ -61,22 +41,24 @@ class MediaConverter:
         self._folder = folder
         self._tables = TableBuilder(folder, self._to_image)
         self._log_fallback = log_fallback
-        self._max_table_column = max_table_column_length(run.id)
-        self._paths: dict[FileRef, Path] = {}  # of the checked files
+        self._max_table_column = names.max_table_column_length(run.id)
+        self._paths: dict[media.FileRef, Path] = {}  # of the checked files
         # W&B applies a column's latest labels to all of its images, so labels accumulate here
         self._labels: dict[str, dict[int, str]] = {}
-        self._converters: dict[type[MediumRecord], Callable[[Any, str, int], dict[str, Any]]] = {
-            HistogramRecord: self._histogram,
-            ImageRecord: self._image,
-            TableRecord: self._table,
-            TextRecord: self._text,
-            AudioRecord: self._audio,
-            VideoRecord: self._video,
-            ChartRecord: self._chart,
-            FileRecord: self._file,
+        self._converters: dict[
+            type[media.MediumRecord], Callable[[Any, str, int], dict[str, Any]]
+        ] = {
+            media.HistogramRecord: self._histogram,
+            media.ImageRecord: self._image,
+            media.TableRecord: self._table,
+            media.TextRecord: self._text,
+            media.AudioRecord: self._audio,
+            media.VideoRecord: self._video,
+            media.ChartRecord: self._chart,
+            media.FileRecord: self._file,
         }
 
-    def check(self, records: Iterable[MediumRecord]) -> None:
+    def check(self, records: Iterable[media.MediumRecord]) -> None:
         """Check the files of these records, in place of those of earlier calls.
 
         Raises `MediaError` if a file is missing or has changed since it was logged.
@@ -86,32 +68,32 @@ class MediaConverter:
             for ref in self._files(record):
                 self._paths[ref] = self._folder.path(ref)
 
-    def _files(self, record: MediumRecord) -> Iterator[FileRef]:
+    def _files(self, record: media.MediumRecord) -> Iterator[media.FileRef]:
         for value in msgspec.structs.astuple(record):
-            if isinstance(value, FileRef):
+            if isinstance(value, media.FileRef):
                 yield value
             elif isinstance(value, dict):
-                yield from (item for item in value.values() if isinstance(item, FileRef))
-        if isinstance(record, TableRecord | ChartRecord):
+                yield from (item for item in value.values() if isinstance(item, media.FileRef))
+        if isinstance(record, media.TableRecord | media.ChartRecord):
             for row in self._folder.rows(record):
-                yield from (cell.file for cell in row if isinstance(cell, ImageCell))
+                yield from (cell.file for cell in row if isinstance(cell, media.ImageCell))
 
-    def columns(self, record: MediumRecord, number: int) -> dict[str, Any]:
+    def columns(self, record: media.MediumRecord, number: int) -> dict[str, Any]:
         """Return the columns of a checked record, which becomes history row `number`.
 
         The first column has the medium itself. Others describe it.
         """
-        column = column_name(record.name)
-        if isinstance(record, TableRecord | ChartRecord):
-            column = file_column_name(record.name, self._max_table_column)
-        elif isinstance(record, ImageRecord | AudioRecord | VideoRecord):
-            column = file_column_name(record.name)
+        column = names.column_name(record.name)
+        if isinstance(record, media.TableRecord | media.ChartRecord):
+            column = names.file_column_name(record.name, self._max_table_column)
+        elif isinstance(record, media.ImageRecord | media.AudioRecord | media.VideoRecord):
+            column = names.file_column_name(record.name)
         columns = self._converters[type(record)](record, column, number)
-        if column != column_name(record.name):
-            columns[f"{PREFIX}name"] = record.name
+        if column != names.column_name(record.name):
+            columns[f"{names.PREFIX}name"] = record.name
         return columns
 
-    def _histogram(self, record: HistogramRecord, column: str, _: int) -> dict[str, Any]:
+    def _histogram(self, record: media.HistogramRecord, column: str, _: int) -> dict[str, Any]:
         import wandb
 
         counts, edges = record.counts or [0], record.edges or [0.0, 1.0]
@@ -122,7 +104,7 @@ class MediaConverter:
             counts, edges = _merge_bins(counts, edges)
         return {column: wandb.Histogram(np_histogram=(counts, edges))}  # type: ignore[arg-type]
 
-    def _image(self, record: ImageRecord, column: str, _: int) -> dict[str, Any]:
+    def _image(self, record: media.ImageRecord, column: str, _: int) -> dict[str, Any]:
         masks = {name: self._mask(ref) for name, ref in record.masks.items()}
         if any(mask.max(initial=0) > _MAX_MASK_CLASS for mask in masks.values()):
             self._log_fallback(
@@ -147,26 +129,26 @@ class MediaConverter:
             )
         }
 
-    def _to_image(self, ref: FileRef, caption: str, **annotations: Any) -> wandb.Image:
+    def _to_image(self, ref: media.FileRef, caption: str, **annotations: Any) -> wandb.Image:
         import wandb
 
         with _image_errors(ref):
             return wandb.Image(str(self._paths[ref]), caption=caption or None, **annotations)
 
-    def _mask(self, ref: FileRef) -> NDArray[Any]:
+    def _mask(self, ref: media.FileRef) -> NDArray[Any]:
         import numpy as np
         from PIL import Image
 
         with _image_errors(ref), Image.open(self._paths[ref]) as picture:
             return np.asarray(picture)
 
-    def _boxes(self, record: ImageRecord, column: str) -> dict[str, Any]:
-        text_numbers = text_class_numbers(record)
+    def _boxes(self, record: media.ImageRecord, column: str) -> dict[str, Any]:
+        text_numbers = names.text_class_numbers(record)
         labels = self._labels.setdefault(column, {})
         labels.update(record.class_labels)
         data = []
         for box in record.boxes:
-            number, text = box_class(box, record.class_labels, text_numbers)
+            number, text = names.box_class(box, record.class_labels, text_numbers)
             labels[number] = text
             entry: dict[str, Any] = {
                 "position": {
@@ -184,21 +166,21 @@ class MediaConverter:
             data.append(entry)
         return {"box_data": data, "class_labels": dict(labels)}
 
-    def _table(self, record: TableRecord, column: str, _: int) -> dict[str, Any]:
-        part = {f"{PREFIX}table": record.table, f"{PREFIX}first_row": record.first_row}
+    def _table(self, record: media.TableRecord, column: str, _: int) -> dict[str, Any]:
+        part = {f"{names.PREFIX}table": record.table, f"{names.PREFIX}first_row": record.first_row}
         return {column: self._tables.table(record.columns, self._folder.rows(record))} | part
 
-    def _text(self, record: TextRecord, column: str, _: int) -> dict[str, Any]:
+    def _text(self, record: media.TextRecord, column: str, _: int) -> dict[str, Any]:
         return {column: self._folder.text(record.file)}
 
-    def _audio(self, record: AudioRecord, column: str, _: int) -> dict[str, Any]:
+    def _audio(self, record: media.AudioRecord, column: str, _: int) -> dict[str, Any]:
         import wandb
 
         path = str(self._paths[record.file])
         rate, caption = record.sample_rate or None, record.caption or None
         return {column: wandb.Audio(path, sample_rate=rate, caption=caption)}
 
-    def _video(self, record: VideoRecord, column: str, number: int) -> dict[str, Any]:
+    def _video(self, record: media.VideoRecord, column: str, number: int) -> dict[str, Any]:
         import wandb
 
         path = self._paths[record.file]
@@ -208,22 +190,22 @@ class MediaConverter:
             return self._save(record, path.name, column, number)
         return {column: wandb.Video(str(path), caption=record.caption or None)}
 
-    def _file(self, record: FileRecord, column: str, number: int) -> dict[str, Any]:
+    def _file(self, record: media.FileRecord, column: str, number: int) -> dict[str, Any]:
         return self._save(record, PurePosixPath(record.origin).name, column, number)
 
     def _save(
-        self, record: FileRecord | VideoRecord, name: str, column: str, number: int
+        self, record: media.FileRecord | media.VideoRecord, name: str, column: str, number: int
     ) -> dict[str, Any]:
         """Link the file into the W&B run's files, and return its path there as a column."""
         root = Path(self._run.dir)
         safe = _UNSAFE_CHARACTERS.sub("_", name)[-60:].strip(".")
-        path = root / RENAMED_PREFIX / safe_name(record.name) / str(number) / (safe or "file")
+        path = root / names.RENAMED_PREFIX / safe_name(record.name) / str(number) / (safe or "file")
         path.parent.mkdir(parents=True, exist_ok=True)
         _link(self._paths[record.file], path)
         self._run.save(path, base_path=root, policy="now", glob=False)
         return {column: path.relative_to(root).as_posix()}
 
-    def _chart(self, record: ChartRecord, column: str, _: int) -> dict[str, Any]:
+    def _chart(self, record: media.ChartRecord, column: str, _: int) -> dict[str, Any]:
         chart = self._tables.chart(record)
         if chart is None:
             self._log_fallback(f"this {record.chart} chart", "an image of it")
@@ -246,7 +228,7 @@ def _mask_classes(mask: NDArray[Any]) -> dict[int, str]:
 
 
 @contextmanager
-def _image_errors(ref: FileRef) -> Iterator[None]:
+def _image_errors(ref: media.FileRef) -> Iterator[None]:
     """Raise `Rejected` if the file is no image, for which Pillow raises an `OSError`."""
     try:
         yield
