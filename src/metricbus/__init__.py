@@ -29,87 +29,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metricbus._bus.bus import MetricBus
-    from metricbus._bus.default_bus import bus, configure
-    from metricbus._common.distributed import agree
-    from metricbus._common.records import Scalars
-    from metricbus._delivery.deliver import deliver
-    from metricbus._delivery.report import DeliveryError, Report, SinkCounts
-    from metricbus._history.history import History, Series, read
-    from metricbus._journal.run import Run
-    from metricbus.errors import (
-        ClosedError,
-        ConfigError,
-        DeviceError,
-        JournalError,
-        Lost,
-        MediaError,
-        MetricBusError,
-        MissingPackageError,
-        RankError,
-        Rejected,
-        RunExistsError,
-        Unavailable,
-    )
-    from metricbus.media import (
-        Audio,
-        Box,
-        Chart,
-        File,
-        Histogram,
-        Histograms,
-        Image,
-        Table,
-        Text,
-        Video,
-    )
-    from metricbus.monitors.early_stopping import Best, EarlyStopping
-    from metricbus.monitors.system import SystemMonitor
-    from metricbus.sinks import Sink
+    from metricbus._bus.bus import MetricBus as MetricBus
+    from metricbus._bus.default_bus import bus as bus
+    from metricbus._bus.default_bus import configure as configure
+    from metricbus._common.distributed import agree as agree
+    from metricbus._common.records import Scalars as Scalars
+    from metricbus._delivery.deliver import deliver as deliver
+    from metricbus._delivery.report import DeliveryError as DeliveryError
+    from metricbus._delivery.report import Report as Report
+    from metricbus._delivery.report import SinkCounts as SinkCounts
+    from metricbus._history.history import History as History
+    from metricbus._history.history import Series as Series
+    from metricbus._history.history import read as read
+    from metricbus._journal.run import Run as Run
+    from metricbus.errors import ClosedError as ClosedError
+    from metricbus.errors import ConfigError as ConfigError
+    from metricbus.errors import DeviceError as DeviceError
+    from metricbus.errors import JournalError as JournalError
+    from metricbus.errors import Lost as Lost
+    from metricbus.errors import MediaError as MediaError
+    from metricbus.errors import MetricBusError as MetricBusError
+    from metricbus.errors import MissingPackageError as MissingPackageError
+    from metricbus.errors import RankError as RankError
+    from metricbus.errors import Rejected as Rejected
+    from metricbus.errors import RunExistsError as RunExistsError
+    from metricbus.errors import Unavailable as Unavailable
+    from metricbus.media import Audio as Audio
+    from metricbus.media import Box as Box
+    from metricbus.media import Chart as Chart
+    from metricbus.media import File as File
+    from metricbus.media import Histogram as Histogram
+    from metricbus.media import Histograms as Histograms
+    from metricbus.media import Image as Image
+    from metricbus.media import Table as Table
+    from metricbus.media import Text as Text
+    from metricbus.media import Video as Video
+    from metricbus.monitors.early_stopping import Best as Best
+    from metricbus.monitors.early_stopping import EarlyStopping as EarlyStopping
+    from metricbus.monitors.system import SystemMonitor as SystemMonitor
+    from metricbus.sinks import Sink as Sink
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Audio",
-    "Best",
-    "Box",
-    "Chart",
-    "ClosedError",
-    "ConfigError",
-    "DeliveryError",
-    "DeviceError",
-    "EarlyStopping",
-    "File",
-    "Histogram",
-    "Histograms",
-    "History",
-    "Image",
-    "JournalError",
-    "Lost",
-    "MediaError",
-    "MetricBus",
-    "MetricBusError",
-    "MissingPackageError",
-    "RankError",
-    "Rejected",
-    "Report",
-    "Run",
-    "RunExistsError",
-    "Scalars",
-    "Series",
-    "Sink",
-    "SinkCounts",
-    "SystemMonitor",
-    "Table",
-    "Text",
-    "Unavailable",
-    "Video",
-    "agree",
-    "bus",
-    "configure",
-    "deliver",
-    "read",
-]
 
 # Imported on first use, so that logging numbers does not import what only media need.
 _FROM = {
@@ -131,7 +91,7 @@ _FROM = {
     "metricbus.monitors.system": "SystemMonitor",
 }
 _MODULE_OF = {name: module for module, names in _FROM.items() for name in names.split()}
-
+__all__ = list(_MODULE_OF)
 
 if not TYPE_CHECKING:  # with this function in view, a type checker would accept any name
 

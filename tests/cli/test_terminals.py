@@ -17,12 +17,7 @@ import pytest
 from rich.cells import cell_len
 
 from metricbus import MetricBus
-from tests.helpers.cli_runs import (
-    assert_handled,
-    change_run_json,
-    command_arguments,
-    run_command,
-)
+from tests.helpers.cli_runs import assert_handled, change_run_json, command_arguments, run_command
 from tests.helpers.limits import HANG_SECS
 
 HOSTILE_NAMES = {

@@ -262,7 +262,7 @@ def test_parquet_requires_an_output_file(run: RunFolder) -> None:
 def test_parquet_without_pyarrow_fails_with_the_install_command(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "find_spec", lambda name: None)
+    monkeypatch.setattr("metricbus._common.optional_imports.find_spec", lambda name: None)
     result = export(run.path, "--format", "parquet", "--out", tmp_path / "out.parquet")
     assert result.exit_code == 2
     assert "pip install pyarrow" in result.stderr

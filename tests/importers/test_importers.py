@@ -35,13 +35,7 @@ from metricbus._common.media_records import (
     VideoRecord,
 )
 from metricbus._common.records import Rewind, Scalars
-from metricbus._importers import (
-    ImportResult,
-    ImportTarget,
-    import_csv,
-    import_tensorboard,
-    tensorboard,
-)
+from metricbus._importers import ImportResult, ImportTarget, import_csv, import_tensorboard
 from metricbus._importers.cells import parse_number, parse_step, parse_time
 from metricbus._journal.segment_reader import JournalReader
 from metricbus.sinks.tensorboard.event_file import encode_tfrecord
@@ -390,7 +384,7 @@ def test_event_files_without_values_create_no_run(logs: Path, tmp_path: Path) ->
 def test_import_without_tensorboard_fails_with_the_install_command(
     logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    monkeypatch.setattr("metricbus._common.optional_imports.find_spec", lambda name: None)
     result = command("tensorboard", logs)
     assert result.exit_code == 2
     assert "pip install 'metricbus[tensorboard]'" in result.stderr

@@ -19,17 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import metricbus
-from metricbus import (
-    Box,
-    ClosedError,
-    File,
-    Histogram,
-    Image,
-    MediaError,
-    MetricBus,
-    Table,
-    Text,
-)
+from metricbus import Box, ClosedError, File, Histogram, Image, MediaError, MetricBus, Table, Text
 from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
 from metricbus._common.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
 from metricbus._ingest.media_worker import MediaWorker

@@ -232,7 +232,8 @@ def test_without_a_driver_no_gpu_is_logged(
 def test_error_for_a_missing_package_shows_the_pip_command(
     bus: MetricBus, monkeypatch: pytest.MonkeyPatch, package: str, message: str
 ) -> None:
-    monkeypatch.setattr("metricbus.monitors.system.find_spec", lambda name: name != package or None)
+    find_spec = "metricbus._common.optional_imports.find_spec"
+    monkeypatch.setattr(find_spec, lambda name: name != package or None)
     with pytest.raises(MissingPackageError, match=message):
         SystemMonitor(bus)
     assert not is_running()

@@ -43,7 +43,13 @@ PUBLIC = [
 
 
 def test_public_names_are_exactly_all() -> None:
-    assert set(metricbus._MODULE_OF) == set(metricbus.__all__)
+    tree = ast.parse(Path(metricbus.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    for_type_checkers = {
+        alias.asname: node.module for node in imports for alias in node.names if alias.asname
+    }
+    assert for_type_checkers == metricbus._MODULE_OF
+    assert list(metricbus._MODULE_OF) == metricbus.__all__
     for name in metricbus.__all__:
         assert getattr(metricbus, name) is getattr(import_module(metricbus._MODULE_OF[name]), name)
     with pytest.raises(AttributeError, match="'metricbus' has no attribute 'Buss'"):

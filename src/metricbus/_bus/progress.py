@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from metricbus._bus.progress_postfix import Postfix, ProgressSource
 from metricbus._common.distributed import current_rank
+from metricbus._common.optional_imports import check_installed
 from metricbus._common.tqdm_logging import bar_lock, is_terminal
-from metricbus.errors import MissingPackageError
 
 T = TypeVar("T")
 
@@ -32,9 +32,9 @@ class ProgressBars:
             raise TypeError(f"progress= must be True, False or None, not {progress!r:.40}")
         self._bus = bus
         self._progress = progress
-        if self._is_requested() and find_spec("tqdm") is None:
+        if self._is_requested():
             source = "progress=True" if progress else "METRICBUS_PROGRESS=on"
-            raise MissingPackageError(f"{source} needs tqdm: pip install 'metricbus[cli]'")
+            check_installed("tqdm", source, "'metricbus[cli]'")
 
     def wrap_epochs(self, n: int, loop: object) -> AbstractContextManager[Iterable[int]]:
         """Return `range(n)`, with a progress bar if this `loop` should have one."""

@@ -24,12 +24,7 @@ from metricbus._cli.settings_page import settings_page
 from metricbus._cli.show import show
 from metricbus._cli.table import Column, print_table
 from metricbus._cli.tail import tail
-from metricbus._common.settings import (
-    EffectiveSetting,
-    Settings,
-    list_settings,
-    resolve_settings,
-)
+from metricbus._common.settings import EffectiveSetting, Settings, list_settings, resolve_settings
 from metricbus._common.sink_urls import parse_sinks
 from metricbus.errors import ConfigError
 from metricbus.sinks import find_sink, make_sink, sink_names
@@ -122,9 +117,7 @@ def doctor(
 
 
 @app.command()
-def sinks(
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def sinks(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the available sinks, and what to install for those that are not ready.
 
     Example: metricbus sinks

@@ -14,12 +14,10 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from metricbus._common.media_records import FileRef, Medium, MediumRecord
-from metricbus.errors import MissingPackageError
 
 R = TypeVar("R", bound=MediumRecord)
 
@@ -153,15 +151,6 @@ def media_path(
                 f"metric {name!r}: {path} is not {kind}; supported: {', '.join(suffixes)}"
             )
     return path
-
-
-def check_package(name: str, package: str) -> None:
-    """Raise `MissingPackageError` if a package that this medium needs is not installed."""
-    if find_spec(package) is None:
-        raise MissingPackageError(
-            f"metric {name!r} needs {package}, which is not installed: "
-            "pip install 'metricbus[media]'"
-        )
 
 
 def check_text(name: str, what: str, text: object) -> str:

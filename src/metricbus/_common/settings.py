@@ -32,8 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one bus."""
 
     sinks: Annotated[
-        str,
-        _doc("Sink URLs, separated by commas. Empty: only the journal is written."),
+        str, _doc("Sink URLs, separated by commas. Empty: only the journal is written.")
     ] = "logging,csv"
     dir: Annotated[str, _doc("The folder in which run folders are created.")] = "runs"
     project: Annotated[str | None, _doc("The project under which backends group the run.")] = None
@@ -60,8 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _doc("How long a logged value may wait before it is written to the journal, in seconds."),
     ] = 0.2
     batch_size: Annotated[
-        Positive,
-        _doc("The number of queued calls at which the journal is written early."),
+        Positive, _doc("The number of queued calls at which the journal is written early.")
     ] = 1024
     flush_bytes: Annotated[
         Positive,
@@ -71,12 +69,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 1 << 20
     flush_steps: Annotated[
-        Positive | None,
-        _doc("The number of steps after which the journal is written early."),
+        Positive | None, _doc("The number of steps after which the journal is written early.")
     ] = None
     queue_size: Annotated[
-        Positive,
-        _doc("The maximum number of queued calls; `overflow` applies beyond it."),
+        Positive, _doc("The maximum number of queued calls; `overflow` applies beyond it.")
     ] = 65_536
     queue_bytes: Annotated[
         Positive,
@@ -90,12 +86,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "block"
     block_secs: Annotated[
-        Seconds,
-        _doc("How long `overflow=block` waits for room in a full queue, in seconds."),
+        Seconds, _doc("How long `overflow=block` waits for room in a full queue, in seconds.")
     ] = 5.0
     close_timeout: Annotated[
-        Seconds,
-        _doc("How long `close()`, or the end of the script, may take, in seconds."),
+        Seconds, _doc("How long `close()`, or the end of the script, may take, in seconds.")
     ] = 30.0
     delivery: Annotated[
         Hosting,
@@ -106,8 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "auto"
     linger_secs: Annotated[
-        Seconds,
-        _doc("How long the delivery process may run after the run has ended, in seconds."),
+        Seconds, _doc("How long the delivery process may run after the run has ended, in seconds.")
     ] = 3600.0
     fsync: Annotated[
         Fsync,
@@ -133,8 +126,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "0"
     sync_secs: Annotated[
-        Seconds,
-        _doc("How long ranks wait for each other when they synchronize, in seconds."),
+        Seconds, _doc("How long ranks wait for each other when they synchronize, in seconds.")
     ] = 300.0
     progress: Annotated[
         ProgressMode,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from metricbus._common.optional_imports import import_optional
 from metricbus._common.records import Number
 from metricbus._history.columns import Ints, ScalarColumns, concat_values, value_array
-from metricbus._history.optional_imports import import_optional
 from metricbus.errors import MissingPackageError
 
 _KINDS = ("pandas", "polars")

@@ -22,12 +22,12 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from importlib.util import find_spec
 from itertools import islice
 from typing import IO, Any
 
 import msgspec
 
+from metricbus._common.optional_imports import check_installed
 from metricbus._common.records import Number, Scalars, with_rank_prefix
 from metricbus._history.line_scan import find_rewinds
 from metricbus._history.name_filter import NameFilter
@@ -35,7 +35,6 @@ from metricbus._history.wide_table import merge_rows, step_and_epoch
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, OnProgress
-from metricbus.errors import MissingPackageError
 from metricbus.sinks.csv.cells import lines, safe_cell, seconds
 
 COLUMNS = ("step", "epoch", "time", "name", "value")
@@ -167,8 +166,7 @@ def _json_value(value: Number) -> Number | str:
 
 def check_parquet() -> None:
     """Raise `MissingPackageError` if pyarrow is not installed."""
-    if find_spec("pyarrow") is None:
-        raise MissingPackageError("Parquet export needs pyarrow: pip install pyarrow")
+    check_installed("pyarrow", "Parquet export", "pyarrow")
 
 
 def _write_parquet(source: ScalarSource, file: IO[bytes]) -> None:

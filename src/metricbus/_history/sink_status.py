@@ -12,12 +12,12 @@ from metricbus._common.processes import ProcessId
 from metricbus._common.records import Status
 from metricbus._delivery.control_files import delivery_status_file
 from metricbus._delivery.cursor import DeliveryProgress
-from metricbus._delivery.report import Tally
+from metricbus._delivery.report import Outcomes, Tally
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import Position
 
 
-class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
+class SinkStatus(Outcomes, frozen=True, kw_only=True):
     """The delivery status of one sink of a run; the counts are in values.
 
     `sink` is the canonical URL, without secrets. `share` is the share of the journal's bytes that
@@ -27,20 +27,12 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     sink: str
-    delivered: int = 0
-    rejected: int = 0
-    filtered: int = 0
     share: float = 0.0
     deliverer: str = ""
     error: str = ""
     closed: Status | None = None
     where: str = ""
     command: str = ""
-
-    @property
-    def processed(self) -> int:
-        """The number of values delivered, rejected or filtered."""
-        return self.delivered + self.rejected + self.filtered
 
     @property
     def is_complete(self) -> bool:

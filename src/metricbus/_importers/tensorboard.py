@@ -12,16 +12,16 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_base import LogContext
+from metricbus._common.optional_imports import check_installed
 from metricbus._common.records import Number, Rewind, Scalars
 from metricbus._common.validation import check_name
 from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter
 from metricbus._journal.segment_reader import OnProgress
-from metricbus.errors import ConfigError, MissingPackageError
+from metricbus.errors import ConfigError
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -50,10 +50,7 @@ def import_tensorboard(
     Raises `ConfigError` if there are no event files or the run cannot be created,
     `MissingPackageError` without tensorboard, and `OSError` if a file cannot be read.
     """
-    if find_spec("tensorboard") is None:
-        raise MissingPackageError(
-            "Importing event files needs tensorboard: pip install 'metricbus[tensorboard]'"
-        )
+    check_installed("tensorboard", "Importing event files", "'metricbus[tensorboard]'")
     files_by_folder = event_files(path)
     root = path if path.is_dir() else path.parent
     prefixes = {folder: _prefix(folder, root) for folder in files_by_folder}

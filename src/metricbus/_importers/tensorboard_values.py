@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from metricbus._common.media_base import EncodeContext, check_package
+from metricbus._common.media_base import EncodeContext
 from metricbus._common.media_records import (
     AudioRecord,
     HistogramRecord,
@@ -24,6 +24,7 @@ from metricbus._common.media_records import (
     Medium,
     VideoRecord,
 )
+from metricbus._common.optional_imports import check_installed
 from metricbus._common.records import Number
 from metricbus._common.validation import to_number
 from metricbus.media import Image, Text
@@ -185,7 +186,8 @@ def _gif_record(content: bytes, context: EncodeContext) -> VideoRecord:
 
 
 def _to_png(content: bytes, context: EncodeContext) -> Medium:
-    check_package(context.log_context.name, "PIL")
+    name = context.log_context.name
+    check_installed("PIL", f"metric {name!r}", "'metricbus[media]'")
     import PIL.Image
 
     try:

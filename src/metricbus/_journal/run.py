@@ -112,12 +112,7 @@ class RunFolder:
 
 
 def create_run(
-    root: Path,
-    *,
-    id: str | None,
-    name: str | None,
-    config: Mapping[str, Any],
-    **fields: Any,
+    root: Path, *, id: str | None, name: str | None, config: Mapping[str, Any], **fields: Any
 ) -> tuple[RunFolder, Run]:
     """Create a run and its folder under `root`; `fields` are further fields of `Run`.
 

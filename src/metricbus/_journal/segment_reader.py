@@ -61,10 +61,7 @@ class JournalReader:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        positions: dict[str, Position] | None = None,
-        ahead: Iterable[Span] = (),
+        self, folder: Path, positions: dict[str, Position] | None = None, ahead: Iterable[Span] = ()
     ) -> None:
         self._folder = folder
         self.positions: dict[str, Position] = dict(positions or {})

@@ -8,14 +8,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from metricbus._common.media_base import (
-    EncodeContext,
-    EncodeJob,
-    MediaValue,
-    check_package,
-    check_text,
-)
+from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue, check_text
 from metricbus._common.media_records import ChartRecord, encode_rows
+from metricbus._common.optional_imports import check_installed
 from metricbus.media.arrays import as_array, describe_array, is_tensor
 from metricbus.media.table import Table, capture_rows, check_columns, encode_images
 
@@ -75,7 +70,7 @@ class Chart(MediaValue):
         self._title = title
 
     def _capture(self, name: str) -> EncodeJob:
-        check_package(name, "matplotlib")
+        check_installed("matplotlib", f"metric {name!r}", "'metricbus[media]'")
         if self._kind not in get_args(ChartKind):
             raise ValueError(
                 f"metric {name!r}: kind= must be one of {', '.join(get_args(ChartKind))}, "

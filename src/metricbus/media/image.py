@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricbus._common.media_base import (
-    EncodeJob,
-    MediaValue,
-    check_package,
-    check_text,
-    media_path,
-)
+from metricbus._common.media_base import EncodeJob, MediaValue, check_text, media_path
 from metricbus._common.media_records import Box
+from metricbus._common.optional_imports import check_installed
 from metricbus.media import arrays
 from metricbus.media.annotations import AnnotationArguments
 from metricbus.media.png import Source, encode, encode_cell, nbytes_of, size_of
@@ -108,7 +103,7 @@ class Image(MediaValue):
 
     def _sources(self, name: str) -> tuple[list[Source], int]:
         """Capture the images; return them and the columns of their grid, 0 for a single image."""
-        check_package(name, "PIL")
+        check_installed("PIL", f"metric {name!r}", "'metricbus[media]'")
         check_text(name, "caption=", self.caption)
         data = self._data
         is_list = isinstance(data, list | tuple) and not _is_nested_numbers(data)

@@ -15,11 +15,11 @@ from metricbus._common.media_base import (
     EncodeContext,
     EncodeJob,
     MediaValue,
-    check_package,
     check_text,
     media_path,
 )
 from metricbus._common.media_records import VideoRecord
+from metricbus._common.optional_imports import check_installed
 from metricbus.media import arrays
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Video(MediaValue):
         path = media_path(name, self._data, "a video file", _FORMATS)
         if path is not None:
             return EncodeJob(0, partial(_copy, path, self._caption))
-        check_package(name, "PIL")
+        check_installed("PIL", f"metric {name!r}", "'metricbus[media]'")
         is_number = isinstance(self._fps, int | float | np.number)
         is_number = is_number and not isinstance(self._fps, bool)
         if not is_number or not _MIN_FPS <= self._fps <= _MAX_FPS:

@@ -38,7 +38,118 @@ class TrackedBest(NamedTuple):
     waited: int = 0
 
 
-class EarlyStopping:
+class _BestTracker:
+    """The best value of one name, the same on every rank."""
+
+    def __init__(self, bus: MetricBus | Scope, name: str, mode: str, min_delta: float) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f'mode= must be "min" or "max", not {mode!r}')
+        self._bus: Any = bus
+        self._name = check_name(name)
+        if isinstance(bus, Scope):
+            # Use the bus itself, so that a phase's default definition does not reduce decisions.
+            self._bus, self._name = bus._bus, bus._prefix + name
+        self._mode = mode
+        self._min_delta = min_delta
+        self._empty_checks = 0
+        self._has_warned_of_missing_name = False
+        self._tracked = TrackedBest()
+
+    def _check(self, value: object, *, is_final: bool = False) -> bool:
+        """Update `_tracked`. Return whether a value was found and counted.
+
+        A check that `is_final` changes nothing, but still synchronizes with the other ranks: they
+        may not have stopped.
+        """
+        if isinstance(value, Mapping) and self._name not in value:
+            self._warn_of_missing_name(value)
+        own = [False, *self._tracked] if is_final else self._compare(value)
+        has_value, *tracked = agree(own, timeout=self._bus._settings.sync_secs)
+        self._tracked = TrackedBest(*tracked)
+        if not has_value and self._tracked == TrackedBest():
+            self._count_empty_check()
+        return bool(has_value)
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        """Log at the current step, without advancing it."""
+        self._bus.log(values, step=self._bus.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value, its step and epoch, and the checks since, for a checkpoint."""
+        return {"name": self._name, "mode": self._mode, **self._tracked._asdict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state from `state_dict()`. `patience` and `min_delta` are not part of it.
+
+        Raises `ValueError` if `state` was not returned by `state_dict()`, or belongs to another
+        name or mode.
+        """
+        missing = {"name", "mode", *TrackedBest._fields} - set(state)
+        if missing:
+            raise ValueError(
+                "load_state_dict() needs a state that state_dict() returned; this one lacks "
+                f"{', '.join(sorted(missing))}"
+            )
+        if (state["name"], state["mode"]) != (self._name, self._mode):
+            raise ValueError(
+                f"the state belongs to {state['name']!r} with mode={state['mode']!r}, but this "
+                f"object watches {self._name!r} with mode={self._mode!r}"
+            )
+        self._tracked = TrackedBest(*(state[field] for field in TrackedBest._fields))
+
+    def _compare(self, value: object) -> list[Any]:
+        """Return whether there is a value to check, followed by the new fields of `_tracked`."""
+        if isinstance(value, Mapping):
+            value = value.get(self._name)
+        elif value is None:
+            value = self._bus.last(self._name)
+        if value is None:
+            return [False, *self._tracked]
+        number = to_number(self._name, value)
+        if self._is_better(number):
+            return [True, number, self._bus.step, self._bus.epoch, 0]
+        return [True, *self._tracked._replace(waited=self._tracked.waited + 1)]
+
+    def _is_better(self, number: Number) -> bool:
+        best = self._tracked.best
+        if best is None:
+            best = math.inf if self._mode == "min" else -math.inf
+        if self._mode == "min":
+            return number < best - self._min_delta
+        return number > best + self._min_delta
+
+    def _warn_of_missing_name(self, values: Mapping[str, Any]) -> None:
+        if self._has_warned_of_missing_name:
+            return
+        self._has_warned_of_missing_name = True
+        names = ", ".join(map(repr, list(values)[:_MAX_LISTED_NAMES])) or "nothing"
+        if self._bus.last(self._name) is None:
+            reason = "nothing has been logged under this name"
+        else:
+            reason = (
+                "it is logged, but not reduced over the epoch. Call without an argument, or use "
+                f"bus.define({self._name!r}, on_epoch=True)"
+            )
+        _log.warning(
+            "%r is not among the values passed to the check, which are: %s; %s",
+            self._name,
+            names,
+            reason,
+        )
+
+    def _count_empty_check(self) -> None:
+        self._empty_checks += 1
+        if self._empty_checks == _MAX_EMPTY_CHECKS:
+            _log.warning(
+                "%d checks have found no value of %r. Either nothing has been logged under this "
+                "name, or it is reduced over an epoch that has not ended, or the bus is off (then "
+                "pass the number)",
+                self._empty_checks,
+                self._name,
+            )
+
+
+class EarlyStopping(_BestTracker):
     """Checks whether a metric has stopped improving.
 
     stopping = EarlyStopping(bus, "val/loss", patience=3)
@@ -86,7 +197,7 @@ class EarlyStopping:
                 f"min_delta= must be a finite number of 0 or more, not {min_delta!r}; mode= "
                 "decides whether smaller or larger values are better"
             )
-        self._tracker = _BestTracker(bus, name, mode, delta)
+        super().__init__(bus, name, mode, delta)
         self._patience = patience
 
     def __call__(self, value: object = None) -> bool:
@@ -95,49 +206,37 @@ class EarlyStopping:
         Raises `TypeError` if the value is not a number, and `RankError` if another rank does not
         make the same call in time.
         """
-        if self._tracker.check(value, is_final=self.stopped):
+        if self._check(value, is_final=self.stopped):
             self._log_decision()
         return self.stopped
 
     @property
     def best(self) -> Number | None:
         """The best value so far, or None before the first one."""
-        return self._tracker.tracked.best
+        return self._tracked.best
 
     @property
     def best_step(self) -> int | None:
         """The current step at the time of the check that found the best value."""
-        return self._tracker.tracked.step
+        return self._tracked.step
 
     @property
     def waited(self) -> int:
         """The number of checks since the best value."""
-        return self._tracker.tracked.waited
+        return self._tracked.waited
 
     @property
     def stopped(self) -> bool:
         """Whether training should stop."""
         return self.waited >= self._patience
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best value and the number of checks since then, to store in a checkpoint."""
-        return self._tracker.state()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state from `state_dict()`. `patience` and `min_delta` are not part of it.
-
-        Raises `ValueError` if `state` was not returned by `state_dict()`, or belongs to another
-        name or mode.
-        """
-        self._tracker.restore(state)
-
     def _log_decision(self) -> None:
         decision = {"waited": self.waited, "stopped": self.stopped}
         best = {} if self.best is None else {"best": self.best}
-        self._tracker.log({f"early_stopping/{self._tracker.name}": best | decision})
+        self._log({f"early_stopping/{self._name}": best | decision})
 
 
-class Best:
+class Best(_BestTracker):
     """Checks whether a value is the best so far, for example to save a checkpoint.
 
     best = Best(bus, "val/acc")
@@ -154,7 +253,7 @@ class Best:
     """
 
     def __init__(self, bus: MetricBus | Scope, name: str, *, mode: Mode = "max") -> None:
-        self._tracker = _BestTracker(bus, name, mode, 0.0)
+        super().__init__(bus, name, mode, 0.0)
 
     def __call__(self, value: object = None) -> bool:
         """Check a value, as described for the class. Return whether it is the best so far.
@@ -162,141 +261,22 @@ class Best:
         Raises `TypeError` if the value is not a number, and `RankError` if another rank does not
         make the same call in time.
         """
-        is_best = self._tracker.check(value) and self._tracker.tracked.waited == 0
+        is_best = self._check(value) and self._tracked.waited == 0
         if is_best:
-            self._tracker.log({f"best/{self._tracker.name}": self.value})
+            self._log({f"best/{self._name}": self.value})
         return is_best
 
     @property
     def value(self) -> Number | None:
         """The best value so far, or None before the first one."""
-        return self._tracker.tracked.best
+        return self._tracked.best
 
     @property
     def step(self) -> int | None:
         """The current step at the time of the check that found the best value."""
-        return self._tracker.tracked.step
+        return self._tracked.step
 
     @property
     def epoch(self) -> int | None:
         """The current epoch at the time of the check that found the best value."""
-        return self._tracker.tracked.epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best value with its step and epoch, to store in a checkpoint."""
-        return self._tracker.state()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state from `state_dict()`.
-
-        Raises `ValueError` if `state` was not returned by `state_dict()`, or belongs to another
-        name or mode.
-        """
-        self._tracker.restore(state)
-
-
-class _BestTracker:
-    """The best value of one name, the same on every rank."""
-
-    def __init__(self, bus: MetricBus | Scope, name: str, mode: str, min_delta: float) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f'mode= must be "min" or "max", not {mode!r}')
-        self._bus: Any = bus
-        self.name = check_name(name)
-        if isinstance(bus, Scope):
-            # Use the bus itself, so that a phase's default definition does not reduce decisions.
-            self._bus, self.name = bus._bus, bus._prefix + name
-        self._mode = mode
-        self._min_delta = min_delta
-        self._empty_checks = 0
-        self._has_warned_of_missing_name = False
-        self.tracked = TrackedBest()
-
-    def check(self, value: object, *, is_final: bool = False) -> bool:
-        """Update `tracked`. Return whether a value was found and counted.
-
-        A check that `is_final` changes nothing, but still synchronizes with the other ranks: they
-        may not have stopped.
-        """
-        if isinstance(value, Mapping) and self.name not in value:
-            self._warn_of_missing_name(value)
-        own = [False, *self.tracked] if is_final else self._compare(value)
-        has_value, *tracked = agree(own, timeout=self._bus._settings.sync_secs)
-        self.tracked = TrackedBest(*tracked)
-        if not has_value and self.tracked == TrackedBest():
-            self._count_empty_check()
-        return bool(has_value)
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Log at the current step, without advancing it."""
-        self._bus.log(values, step=self._bus.step)
-
-    def state(self) -> dict[str, Any]:
-        """Return the state as JSON-compatible values."""
-        return {"name": self.name, "mode": self._mode, **self.tracked._asdict()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore a state returned by `state()`."""
-        missing = {"name", "mode", *TrackedBest._fields} - set(state)
-        if missing:
-            raise ValueError(
-                "load_state_dict() needs a state that state_dict() returned; this one lacks "
-                f"{', '.join(sorted(missing))}"
-            )
-        if (state["name"], state["mode"]) != (self.name, self._mode):
-            raise ValueError(
-                f"the state belongs to {state['name']!r} with mode={state['mode']!r}, but this "
-                f"object watches {self.name!r} with mode={self._mode!r}"
-            )
-        self.tracked = TrackedBest(*(state[field] for field in TrackedBest._fields))
-
-    def _compare(self, value: object) -> list[Any]:
-        """Return whether there is a value to check, followed by the fields of the new `tracked`."""
-        if isinstance(value, Mapping):
-            value = value.get(self.name)
-        elif value is None:
-            value = self._bus.last(self.name)
-        if value is None:
-            return [False, *self.tracked]
-        number = to_number(self.name, value)
-        if self._is_better(number):
-            return [True, number, self._bus.step, self._bus.epoch, 0]
-        return [True, *self.tracked._replace(waited=self.tracked.waited + 1)]
-
-    def _is_better(self, number: Number) -> bool:
-        best = self.tracked.best
-        if best is None:
-            best = math.inf if self._mode == "min" else -math.inf
-        if self._mode == "min":
-            return number < best - self._min_delta
-        return number > best + self._min_delta
-
-    def _warn_of_missing_name(self, values: Mapping[str, Any]) -> None:
-        if self._has_warned_of_missing_name:
-            return
-        self._has_warned_of_missing_name = True
-        names = ", ".join(map(repr, list(values)[:_MAX_LISTED_NAMES])) or "nothing"
-        if self._bus.last(self.name) is None:
-            reason = "nothing has been logged under this name"
-        else:
-            reason = (
-                "it is logged, but not reduced over the epoch. Call without an argument, or use "
-                f"bus.define({self.name!r}, on_epoch=True)"
-            )
-        _log.warning(
-            "%r is not among the values passed to the check, which are: %s; %s",
-            self.name,
-            names,
-            reason,
-        )
-
-    def _count_empty_check(self) -> None:
-        self._empty_checks += 1
-        if self._empty_checks == _MAX_EMPTY_CHECKS:
-            _log.warning(
-                "%d checks have found no value of %r. Either nothing has been logged under this "
-                "name, or it is reduced over an epoch that has not ended, or the bus is off (then "
-                "pass the number)",
-                self._empty_checks,
-                self.name,
-            )
+        return self._tracked.epoch

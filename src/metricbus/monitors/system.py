@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 from metricbus._bus.bus import MetricBus
 from metricbus._bus.hook_arguments import check_bus
 from metricbus._bus.scope import Scope
 from metricbus._common.handle import HookHandle
+from metricbus._common.optional_imports import check_installed
 from metricbus._common.wakeup import Event
-from metricbus.errors import MissingPackageError
 
 _log = logging.getLogger("metricbus.system")
 
@@ -54,9 +53,11 @@ class SystemMonitor(HookHandle):
             raise ValueError(
                 f"every_secs= must be above 0 and at most a day (86,400 s), not {every_secs!r:.60}"
             )
-        _check_package("psutil", "psutil", "")
+        install = "'metricbus[system]'"
+        check_installed("psutil", "SystemMonitor()", install)
         if gpus:
-            _check_package("pynvml", "nvidia-ml-py", ", or write gpus=False")
+            install += ", or write gpus=False"
+            check_installed("pynvml", "SystemMonitor()", install, package="nvidia-ml-py")
         bus.log({})  # opens the process-wide bus if the environment configures it
         self._bus = bus
         self._every_secs = every_secs
@@ -221,11 +222,3 @@ def _network_bytes(psutil: Any) -> dict[str, int]:
         "system/network/sent": sum(counters.bytes_sent for counters in external),
         "system/network/received": sum(counters.bytes_recv for counters in external),
     }
-
-
-def _check_package(module: str, package: str, alternative: str) -> None:
-    if find_spec(module) is None:
-        raise MissingPackageError(
-            f"SystemMonitor() needs {package}, which is not installed: "
-            f"pip install 'metricbus[system]'{alternative}"
-        )

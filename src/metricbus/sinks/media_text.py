@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from metricbus._common.media_records import (
-    AudioRecord,
-    ImageRecord,
-    MediumRecord,
-    VideoRecord,
-)
+from metricbus._common.media_records import AudioRecord, ImageRecord, MediumRecord, VideoRecord
 
 
 def kind_of(record: MediumRecord) -> str:

@@ -66,10 +66,7 @@ class StepTimer(HookHandle):
     """
 
     def __init__(
-        self,
-        bus: MetricBus | Scope,
-        every: int = 1,
-        device: torch.device | str | None = None,
+        self, bus: MetricBus | Scope, every: int = 1, device: torch.device | str | None = None
     ) -> None:
         check_bus("StepTimer(bus)", bus)
         bus.log({})  # opens the default bus

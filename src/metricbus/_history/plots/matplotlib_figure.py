@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from metricbus._common.optional_imports import import_optional
 from metricbus._history.columns import Floats
-from metricbus._history.optional_imports import import_optional
 from metricbus._history.plots.downsample import downsample
 from metricbus._history.plots.panels import Panel, PlotLine, make_panels, match_names
 from metricbus._history.plots.text_width import shorten

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from metricbus._common.optional_imports import import_optional
 from metricbus._history.columns import Floats
-from metricbus._history.optional_imports import import_optional
 from metricbus._history.plots.downsample import downsample
 from metricbus._history.plots.panels import Panel, PlotLine
 from metricbus._history.plots.text_width import shorten
