@@ -10,12 +10,13 @@ The path of a record:
 
 1. `bus.log()` checks name and value and appends one tuple to a bounded queue
    (`_bus/bus.py`, `_ingest/recorder.py`, `_ingest/queue.py`).
-2. The collector thread takes calls from the queue, copies device values to the host, applies the
-   reductions of `bus.define()`, and joins adjacent calls into rows (`_ingest/collector.py`,
+2. The collector thread takes these calls from the queue, copies device values to the host, applies
+   the reductions of `bus.define()`, and joins adjacent calls into rows (`_ingest/collector.py`,
    `_ingest/device_fetch.py`, `_aggregate/aggregator.py`, `_aggregate/row_builder.py`).
-3. It appends the rows to the journal: JSON lines in a segment that no other process writes
-   (`_journal/segment_writer.py`). Another thread first encodes images and other media into files
-   (`media/`, `_ingest/media_worker.py`, `_journal/media_files.py`).
+3. It appends the rows to the journal as JSON lines. Each process writes a file of its own, called a
+   segment (`_journal/segment_writer.py`). Another thread encodes images and other media into files
+   before their records are appended (`media/`, `_ingest/media_worker.py`,
+   `_journal/media_files.py`).
 4. For each sink, a consumer reads the journal in batches from its stored cursor, in a thread or in
    a delivery process (`_delivery/manager.py`, `_delivery/consumer.py`,
    `_delivery/batch_reader.py`, `_delivery/cursor.py`).

@@ -1,6 +1,6 @@
 """The exceptions of metricbus.
 
-Incorrect calls raise Python's `TypeError` or `ValueError` in the caller's line. The classes here
+Incorrect calls raise Python's `TypeError` or `ValueError` at once. The classes here
 are specific to metricbus: an invalid configuration, files that cannot be read, and the exceptions
 by which a sink tells its consumer how to handle a failure. `DeliveryError` is defined next to the
 report that it carries, in `metricbus._delivery.report`.
@@ -58,9 +58,10 @@ class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailab
 
 
 class Lost(Unavailable):
-    """Raised by a sink when its backend has lost what was written since the last `acknowledged`.
+    """Raised by a sink when its backend has lost records that were not acknowledged.
 
-    The consumer reopens the sink, and resumes after the last acknowledged record.
+    `retry_after` is that of `Unavailable`. The consumer reopens the sink, and resumes after the
+    last acknowledged record.
     """
 
 

@@ -33,8 +33,8 @@ class Point(NamedTuple):
 class MemorySink(Sink):
     """Sink that keeps everything it receives in memory.
 
-    `records` contains the rows, `media()` the media records, whose files `files` reads. `run` is
-    the run, and `status` its final status. All of this is complete after `bus.flush()` or
+    `records` contains the rows, and `media()` returns the media records; `files` reads their files.
+    `run` is the run, and `status` its final status. All of this is complete after `bus.flush()` or
     `bus.close()`.
     """
 

@@ -25,7 +25,7 @@ from metricbus import (
     Scalars,
     Sink,
 )
-from metricbus._ingest.queue import Overflow
+from metricbus._common.settings import Overflow
 from metricbus.testing import MemorySink
 
 

@@ -94,8 +94,9 @@ def test_doctor_reports_invalid_sinks_and_misspelled_variables(
     done = metricbus_command("doctor")
     assert done.returncode == 1
     assert "unknown sink 'cvs'; did you mean 'csv'?" in done.stdout
-    assert "METRICBUS_SINK is set, but there is no such setting; did you mean METRICBUS_SINKS?" in (
-        done.stdout
+    assert (
+        "METRICBUS_SINK is set, but there is no such setting; did you mean 'METRICBUS_SINKS'?"
+        in (done.stdout)
     )
 
 

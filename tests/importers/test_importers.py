@@ -551,7 +551,7 @@ def test_the_wide_form_reads_times_from_the_given_column(
         (b"", "is empty"),
         (
             b"stp,loss\n1,2\n",
-            r"has no column 'step'. Did you mean 'stp'\? Name another column with --step",
+            r"has no column 'step'; did you mean 'stp'\? Name another column with --step",
         ),
         (b"step,x,x\n1,2,3\n", "has two columns named 'x'"),
         (b"step,x\n\xff,1\n", "is not UTF-8 text"),

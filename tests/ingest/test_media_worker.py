@@ -22,8 +22,8 @@ import metricbus
 from metricbus import Box, ClosedError, File, Histogram, Image, MediaError, MetricBus, Table, Text
 from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
 from metricbus._common.media_records import FileRef, HistogramRecord, ImageRecord, TextRecord
+from metricbus._common.settings import Overflow
 from metricbus._ingest.media_worker import MediaWorker
-from metricbus._ingest.queue import Overflow
 from metricbus._journal.media_files import MediaFolder, MediaWriter, safe_name
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.testing import MemorySink

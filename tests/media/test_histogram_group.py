@@ -21,7 +21,7 @@ from metricbus import Histogram, MetricBus
 from metricbus._common.device_values import ACCELERATORS, as_64_bits
 from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
 from metricbus._common.media_records import HistogramRecord, Medium
-from metricbus._ingest.queue import Overflow
+from metricbus._common.settings import Overflow
 from metricbus.errors import DeviceError
 from metricbus.media import Histograms
 from metricbus.media.histogram_batch import bin_arrays

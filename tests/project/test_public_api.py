@@ -36,7 +36,6 @@ PUBLIC = [
     *FACES,
     "metricbus._history.history",
     "metricbus.sinks",
-    "metricbus.sinks.csv.sink",
     "metricbus.testing",
 ]
 """The modules that say by `__all__` what is public."""

@@ -26,7 +26,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from metricbus import MetricBus, Run, Scalars
-from metricbus.sinks.csv.sink import CsvSink, safe_cell
+from metricbus.sinks.csv.cells import safe_cell
+from metricbus.sinks.csv.sink import CsvSink
 from metricbus.sinks.logging.sink import line_of
 from metricbus.sinks.tensorboard.sink import TensorBoardSink
 from tests.helpers.limits import HANG_SECS

@@ -45,7 +45,7 @@ class Aggregator:
         self._windows: dict[str, Partial] = {}
         self._epochs: dict[str, Partial] = {}
         self._axes: dict[str, Number | None] = {}  # latest value of each axis
-        self._failure_logs: dict[str, ThrottledLogger] = {}
+        self._throttled_log = ThrottledLogger(_log)
 
     def define(self, definition: Definition, default: bool) -> list[Emission]:
         """Add a definition. Return the windows of the names whose rule it changes."""
@@ -256,9 +256,8 @@ class Aggregator:
             value = partial.reduction.result()
         # The function may even call sys.exit(), which must not end the collector's thread.
         except BaseException as error:
-            self._failure_logs.setdefault(name, ThrottledLogger(_log)).warn(
-                "the reduction of %r failed: %s: %s", name, type(error).__name__, error
-            )
+            reason = f"{type(error).__name__}: {error}"
+            self._throttled_log.warn("the reduction of %r failed: %s", name, reason, key=name)
             return []
         return [Emission(name, value, partial.last, routing)]
 

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from metricbus._aggregate.exact_sum import ExactSum
 from metricbus._aggregate.reduction_base import Reduction
 from metricbus._common.records import Number
-from metricbus._common.validation import INT_MAX, INT_MIN, to_number
+from metricbus._common.validation import INT_MAX, INT_MIN, suggestion, to_number
 from metricbus.errors import ConfigError
 
 Reducer: TypeAlias = str | Callable[[list[Number]], Number]
@@ -322,12 +322,7 @@ def reduction_factory(reduce: Reducer) -> Callable[[], Reduction]:
         return partial(Quantile, float(match[1]) / 100)
     if match := _EMA.fullmatch(reduce):
         return partial(Ema, float(match[1]))
-    # Imported here because only this error needs it.
-    import difflib
-
-    similar = [_SYNONYMS.get(reduce, ""), *difflib.get_close_matches(reduce, _BY_NAME, n=1)]
-    best = next(filter(None, similar), None)
-    hint = f"; did you mean {best!r}?" if best else "."
+    hint = suggestion(_SYNONYMS.get(reduce, reduce), _BY_NAME)
     raise ConfigError(
         f"unknown reduction {reduce!r}{hint} Use {', '.join(_BY_NAME)}, a percentile such as "
         "'p95', 'ema0.9', or a function of a list of values"

@@ -16,8 +16,14 @@ from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_step, step_driver_conflict
 from metricbus._common.device_values import DeviceValue
 from metricbus._common.records import Number
-from metricbus._common.settings import Fsync, Hosting, ProgressMode, Settings, resolve_settings
-from metricbus._ingest.queue import Overflow
+from metricbus._common.settings import (
+    Fsync,
+    Hosting,
+    Overflow,
+    ProgressMode,
+    Settings,
+    resolve_settings,
+)
 from metricbus.sinks import Sink
 
 if TYPE_CHECKING:
@@ -38,9 +44,10 @@ class MetricBus(EpochSync):
     `run` is a label and need not be unique. `id` is unique and names the run's folder under `dir`;
     if omitted, it is made from the label and the time. `sinks` is a string of sink URLs separated
     by commas, or a list of URLs and `Sink` objects. `resume=True` resumes the run with this `id`
-    (or, without an `id`, with this `run` label) if there is one; `resume="must"` requires that
-    there is one. The other arguments are settings. An omitted setting is read from the environment,
-    or else takes its default; see docs/environment.md.
+    or, without an `id`, the only run with this label; if there is none, it creates one.
+    `resume="must"` raises `ConfigError` instead of creating a run. The other arguments are
+    settings. An omitted setting is read from the environment, or else takes its default; see
+    docs/environment.md.
 
     Raises `ConfigError` or a subclass of it if the configuration cannot work, and `TypeError` for
     an argument of the wrong type. Once the bus is open, `log()` raises only for incorrect
@@ -145,15 +152,17 @@ class MetricBus(EpochSync):
     ) -> None:
         """Define how the values of all names that match a glob pattern are emitted.
 
+        Without a definition, each value is emitted at its step.
+
         - `every=n` emits one value for every n logged values, at the step of the last one, reduced
           by `reduce` (default: `last`).
         - `on_epoch=True` emits one value at the end of each epoch, reduced by `reduce` (default:
           `mean`). Its name gets the suffix `_epoch`, unless `on_step=False`.
-        - `on_step=False` emits nothing on steps.
+        - `on_step=False` emits no values at steps, only those at the end of each epoch.
         - `sinks` lists the sinks that receive the values (default: all).
         - `axis` names another series to use as the x axis.
         - `across_ranks` is how `end_epoch()` and `sync()` merge the values of all ranks: `mean`
-          (weighted), `sum`, `min`, `max`, `count` or `std`.
+          (weighted as in `log(weight=)`), `sum`, `min`, `max`, `count` or `std`.
         - `progress=True` shows the newest value next to the progress bars of `steps()` and
           `epochs()`.
 
@@ -168,11 +177,11 @@ class MetricBus(EpochSync):
         self._define(Definition(pattern, *options))
 
     def phase(self, name: str) -> Scope:
-        """Return a scope with a default definition.
+        """Return the scope `name`, and define by default how its values are emitted.
 
-        Values of the phase `train` are emitted on steps. Values of any other phase are emitted once
-        an epoch, as their mean. Explicit definitions override this default, whether they were made
-        before or after it.
+        Values of the phase `train` are emitted at their steps. Values of any other phase are
+        emitted once an epoch, as their mean. Explicit definitions override this default, whether
+        they were made before or after it.
         """
         scope = Scope(self, name)
         if name not in self._phases:
@@ -212,8 +221,8 @@ class MetricBus(EpochSync):
     ) -> Steps[T]:
         """Return an iterable over the same items that advances the step for each item.
 
-        In a new run, the first item is step 0. Later loops continue with the next step. With
-        `advance=False`, and inside another `steps()` loop, the step does not change.
+        In a new run, the first item is step 0. Later loops continue with the next step. The
+        step does not change if `advance=False`, or if the loop is inside another `steps()` loop.
 
         A progress bar is shown in a terminal or notebook if tqdm is installed. `progress=True`
         requests one and `progress=False` suppresses it. The bar shows the metrics for which
@@ -228,7 +237,7 @@ class MetricBus(EpochSync):
     def epochs(self, n: int, *, progress: bool | None = None) -> Epochs:
         """Return an iterable over the numbers of the next `n` epochs.
 
-        Each epoch ends after the loop body, as by `end_epoch()`, and its duration in seconds is
+        Each epoch ends after the loop body, as if by `end_epoch()`, and its duration in seconds is
         logged as `time/epoch`. A progress bar is shown under the same conditions as for `steps()`.
 
         Raises `MissingPackageError` if a bar was requested and tqdm is not installed. Iterating
@@ -280,7 +289,7 @@ class MetricBus(EpochSync):
         self._newest.clear()
 
     def rewind(self, step: int, epoch: int | None = None) -> None:
-        """Return to an earlier step, which counts as completed: the next loop starts after it.
+        """Go back to a step, which counts as completed: the next loop starts at `step + 1`.
 
         All rows logged so far at a later step are superseded: `metricbus.read` omits them, and each
         sink removes or marks them as far as it can (docs/sinks.md). If `epoch` is omitted, the

@@ -43,13 +43,13 @@ class LazyQueue(CallQueue):
             finally:
                 self._is_joining = False
 
-    def put_medium(self, stamp: LogContext, taken: EncodeJob) -> None:
+    def put_medium(self, context: LogContext, job: EncodeJob) -> None:
         """Join the run if necessary, and forward the medium."""
         self.on_high_water()
         if self._run_queue is None:
-            self.dropped += taken.media
+            self.dropped += job.media
         else:
-            self._run_queue.put_medium(stamp, taken)
+            self._run_queue.put_medium(context, job)
 
     def _forward(self, queue: CallQueue) -> None:
         call = self.calls.popleft()

@@ -17,6 +17,7 @@ from metricbus._common.settings import Settings
 from metricbus._delivery.manager import DeliveryManager
 from metricbus._delivery.report import Report
 from metricbus._ingest.collector import Collector
+from metricbus._ingest.media_worker import MediaQueueLimits, MediaWorker
 from metricbus._ingest.queue import CallQueue, QueueLimits
 from metricbus._journal.run import RunFolder
 
@@ -38,22 +39,11 @@ class NullJournal:
         """Do nothing."""
 
 
-class NullMediaWorker:
+class NullMediaWorker(MediaWorker):
     """A media worker that discards all media."""
 
-    waiting = 0
-    dropped = 0
-    error = None
-
-    def put(self, stamp: LogContext, taken: EncodeJob) -> None:
+    def put(self, context: LogContext, job: EncodeJob) -> None:
         """Discard the medium."""
-
-    def drain(self, timeout: float) -> bool:
-        """Return True, because nothing is waiting."""
-        return True
-
-    def close(self, timeout: float) -> None:
-        """Do nothing."""
 
 
 class NullSession(Session):
@@ -61,7 +51,7 @@ class NullSession(Session):
 
     def __init__(self, settings: Settings, rank: Rank) -> None:
         queue = CallQueue(QueueLimits(calls=settings.queue_size, nbytes=settings.queue_bytes))
-        media = queue.media = NullMediaWorker()
+        media = queue.media = NullMediaWorker(Path(), "", MediaQueueLimits(), lambda media: None)
         delivery = DeliveryManager(RunFolder(Path()), [], 1, "off", 0.0)
         collector = Collector(queue, NullJournal(), settings.flush_secs, delivery)
         super().__init__(

@@ -6,19 +6,18 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
 from metricbus._aggregate.cross_rank import MergedValue, Partials
 from metricbus._aggregate.rules import Definition
 from metricbus._common.distributed import Rank
-from metricbus._common.media_base import JobQueue
 from metricbus._common.records import Number, Status
 from metricbus._delivery.manager import DeliveryManager
 from metricbus._delivery.report import Report
 from metricbus._ingest import commands
 from metricbus._ingest.collector import Collector
+from metricbus._ingest.media_worker import MediaWorker
 from metricbus._ingest.queue import CallQueue, Command
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.run_env import export_run_dir, restore_run_dir
@@ -30,28 +29,6 @@ _SAVE_SECS = 2.0
 _MEDIA_SHARE = 0.75  # of the time that close() has
 _COLLECTOR_SECS = 1.0  # reserved for the collector, however long media take
 _SILENT_SECS = 3.0  # close() waits this long before it logs what it is waiting for
-
-
-class MediaEncoder(JobQueue, Protocol):
-    """What a session needs of the media worker."""
-
-    @property
-    def waiting(self) -> int:
-        """The number of media not yet passed to the collector."""
-
-    @property
-    def dropped(self) -> int:
-        """The number of media dropped so far."""
-
-    @property
-    def error(self) -> str | None:
-        """Why the last dropped medium was dropped."""
-
-    def drain(self, timeout: float) -> bool:
-        """Wait until the media submitted so far are encoded. Return whether they are."""
-
-    def close(self, timeout: float) -> None:
-        """Accept no more media, and drop those that are not encoded in time."""
 
 
 class Session:
@@ -67,7 +44,7 @@ class Session:
         run: Run | None,
         queue: CallQueue,
         collector: Collector,
-        media: MediaEncoder,
+        media: MediaWorker,
         *,
         delivery: DeliveryManager,
         initial_rank: Rank,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import runpy
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from metricbus._cli.table import Column, print_table
 from metricbus._cli.tail import tail
 from metricbus._common.settings import EffectiveSetting, Settings, list_settings, resolve_settings
 from metricbus._common.sink_urls import parse_sinks
+from metricbus._common.validation import suggestion
 from metricbus.errors import ConfigError
 from metricbus.sinks import find_sink, make_sink, sink_names
 from metricbus.sinks.media_text import printable
@@ -173,7 +173,6 @@ def _find_problems(settings: Settings) -> list[str]:
     known = {setting.variable for setting in list_settings()}
     for variable in sorted(os.environ.keys() - known):
         if variable.startswith("METRICBUS_"):
-            similar = difflib.get_close_matches(variable, known, n=1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
+            hint = suggestion(variable, known)
             problems.append(f"{variable} is set, but there is no such setting{hint}")
     return problems

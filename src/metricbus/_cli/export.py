@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Annotated, cast
 
@@ -43,8 +42,8 @@ def export(
     if format is ExportFormat.PARQUET and out is None:
         fail("Parquet is a binary format. Name a file, such as --out run.parquet.")
     # A progress bar would appear between the lines that are printed on a terminal.
-    has_bar = out is not None or not sys.stdout.isatty()
-    bar = progress_bar(f"Reading {folder.path.name}") if has_bar else nullcontext(_no_progress)
+    is_hidden = out is None and sys.stdout.isatty()
+    bar = progress_bar(f"Reading {folder.path.name}", is_hidden=is_hidden)
     with report_errors(folder.path), bar as on_progress:
         if format is ExportFormat.PARQUET:
             check_parquet()
@@ -60,10 +59,6 @@ def export(
         print(f"metricbus: Damaged journal lines skipped: {source.damaged:,}", file=sys.stderr)
     if out is not None:
         print(f"Wrote {source.values:,} values of {len(names.matched_names()):,} series to {out}")
-
-
-def _no_progress(done: int, total: int) -> None:
-    pass
 
 
 def _write_stdout(source: ScalarSource, format: ExportFormat) -> None:

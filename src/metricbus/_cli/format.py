@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from metricbus._cli.console import console
 from metricbus._common import media_records as media
+from metricbus._journal.segment_reader import OnProgress
 from metricbus.sinks.media_text import caption_of, printable
 
 NO_VALUE = "-"
@@ -120,10 +121,11 @@ def describe_medium(record: media.MediumRecord) -> str:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str, *, is_hidden: bool = False) -> Iterator[OnProgress]:
     """Yield a function to call with the amount done and the total.
 
-    If standard error is a terminal, a bar is shown once the operation has taken half a second.
+    A bar is shown once the operation has taken half a second, if standard error is a terminal, and
+    unless `is_hidden` is set.
     """
     out = console(stderr=True)
     columns = (
@@ -135,12 +137,12 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     progress = Progress(*columns, console=out, transient=True)
     task = progress.add_task(printable(description), total=None)
     start = time.monotonic()
-    is_shown = False
+    is_shown, may_be_shown = False, out.is_terminal and not is_hidden
 
     def update(done: int, total: int) -> None:
         nonlocal is_shown
         progress.update(task, completed=done, total=total)
-        if not is_shown and out.is_terminal and time.monotonic() - start > _PROGRESS_DELAY_SECS:
+        if not is_shown and may_be_shown and time.monotonic() - start > _PROGRESS_DELAY_SECS:
             is_shown = True
             progress.start()
 

@@ -97,7 +97,7 @@ def launch_key(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def agree(value: T, *, group: Any = None, timeout: float = SYNC_SECS) -> T:
-    """Return the value that the first rank of the group passed, on every rank of the group.
+    """Return, on every rank of the group, the value that its first rank passed.
 
     Use it for decisions that all ranks must make alike, such as stopping early. Every rank of the
     group must call it the same number of times. Without other ranks it returns a copy of `value`.

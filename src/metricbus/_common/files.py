@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from metricbus.errors import Lost
@@ -73,9 +75,30 @@ class AppendFile:
             self._fd = -1
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to `path` on success and deleted on failure.
+
+    A reader of `path` sees either the old content or the new.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def create_file(path: Path, content: bytes) -> None:
     """Create a small file that is never visible while empty; `FileExistsError` if it exists."""
-    temporary = _write_temporary(path, content)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -85,14 +108,3 @@ def create_file(path: Path, content: bytes) -> None:
             file.write(content)
     finally:
         temporary.unlink()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a small file atomically: a reader sees either the old content or the new."""
-    os.replace(_write_temporary(path, content), path)
-
-
-def _write_temporary(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    return temporary

@@ -31,7 +31,7 @@ class Box(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `left`, `top`, `right` and `bottom` are in pixels from the image's upper left corner, with
     `left <= right` and `top <= bottom`. With `fractions=True` they are fractions of the image's
-    width and height, from 0 to 1; records always have pixels.
+    width and height, from 0 to 1. The record of an image always has them in pixels.
 
     `label` is the class, as a number (see `class_labels` of `Image`) or a name. `score` is a
     confidence, any finite number. `caption` is shown instead of the label where a sink draws boxes.
@@ -86,7 +86,7 @@ class MediumRecord(
 
     @property
     def x(self) -> int:
-        """The position for a backend with a single axis of 64-bit integers: `at`, or the step."""
+        """The x position for a backend with integer steps only: `at`, cut to 64 bits, or `step`."""
         if self.at is None:
             return self.step
         return min(max(int(self.at), -(1 << 63)), (1 << 63) - 1)
@@ -96,10 +96,11 @@ class HistogramRecord(MediumRecord, frozen=True, tag="histogram"):
     """A histogram: counts per bin, and statistics of all values.
 
     Bin `i` has the `counts[i]` values in `[edges[i], edges[i + 1])`; the last bin includes its
-    upper edge. `count` is the number of finite values, which the statistics are computed from, and
-    the sum of `counts`. The numbers of NaN, infinite and negative infinite values are in `nan`,
-    `infinite` and `minus_infinite`. `std` is the population standard deviation. A statistic is None
-    if there are no finite values or if it exceeds the range of a float64.
+    upper edge. `count` is the number of finite values and equals the sum of `counts`. All
+    statistics are those of the finite values. The numbers of NaN, infinite and negative infinite
+    values are in `nan`, `infinite` and `minus_infinite`. `std` is the population standard
+    deviation. A statistic is None if there are no finite values or if it exceeds the range of a
+    float64.
     """
 
     counts: list[int]
@@ -180,7 +181,7 @@ class TableRecord(MediumRecord, frozen=True, tag="table"):
 
 
 class TextRecord(MediumRecord, frozen=True, tag="text"):
-    """A Markdown text of `length` characters; `start` is its beginning on a single line."""
+    """A Markdown text of `length` characters; `start` has the first 80, without line breaks."""
 
     file: FileRef
     length: int

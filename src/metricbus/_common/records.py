@@ -61,8 +61,8 @@ class Scalars(_Record, frozen=True, tag="scalars"):
     `time` is the time of the row's first call, in nanoseconds since 1970-01-01 UTC. `axis` is the x
     axis of the row: `""` for the step, `"epoch"`, or the name of another series, in which case `at`
     is the position on it. `sinks` names the sinks that receive the row; empty means all. A
-    `partial` row is the state of a reduction when its process died. `rank` is the rank that logged
-    the row.
+    `partial` row holds the results so far of reductions whose process died before they were
+    emitted. `rank` is the rank that logged the row.
     """
 
     step: int
@@ -77,7 +77,7 @@ class Scalars(_Record, frozen=True, tag="scalars"):
 
     @property
     def x(self) -> int:
-        """The position for a backend with a single axis of 64-bit integers: `at`, or the step."""
+        """The x position for a backend with integer steps only: `at`, cut to 64 bits, or `step`."""
         if self.at is None:
             return self.step
         return min(max(int(self.at), -(1 << 63)), (1 << 63) - 1)
@@ -95,11 +95,12 @@ class Epoch(_Record, frozen=True, tag="epoch"):
 class Rewind(_Record, frozen=True, tag="rewind"):
     """Supersedes all earlier rows of the run whose step is greater than `step`.
 
-    Earlier rows are those before it in its segment and, in other segments, those that are not
-    younger. If the run was resumed from a checkpoint, the record also supersedes the rows from
-    `line` on in `segment`, where the checkpoint was taken, and all rows of the attempts between
-    `attempt` and its own. The record of a `rank` other than 0 only supersedes the rows from `line`
-    on in `segment`.
+    A row is earlier if it precedes this record in the same segment, or if it is in another segment
+    and its time is not later. An attempt is one start of a run; each resume is a new attempt. If
+    the run was resumed from a checkpoint, `attempt`, `segment` and `line` are where the checkpoint
+    was taken: the record also supersedes the rows from `line` on in that segment, and all rows of
+    the attempts between `attempt` and its own. The record of a `rank` other than 0 supersedes only
+    the rows from `line` on in `segment`.
     """
 
     step: int
@@ -160,9 +161,6 @@ R = TypeVar("R")
 
 Record: TypeAlias = Header | Scalars | Epoch | Rewind | PartialAggregates | Dropped | End | Medium
 
-DECODE_ERRORS = (msgspec.DecodeError, KeyError, UnicodeDecodeError)
-"""What `decode` raises for a line that is not a record."""
-
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
@@ -179,7 +177,7 @@ def encode(records: Sequence[Record]) -> bytes:
 
 
 def decode(line: bytes) -> Record:
-    """Return the record in one line; raise one of `DECODE_ERRORS` if it is not a record."""
+    """Return the record in one line; raise an error if it is not a record."""
     record: Record = _decoder.decode(line)
     if b'"NaN"' in line or b'Infinity"' in line:
         rows = record.rows if isinstance(record, PartialAggregates) else [record]
@@ -187,6 +185,14 @@ def decode(line: bytes) -> Record:
             if isinstance(row, Scalars):
                 _text_to_nonfinite(row.values)
     return record
+
+
+def decode_or_none(line: bytes) -> Record | None:
+    """Return the record in a line; None if the line is damaged."""
+    try:
+        return decode(line)
+    except (msgspec.DecodeError, KeyError, UnicodeDecodeError):
+        return None
 
 
 def count_values(record: Record) -> int:

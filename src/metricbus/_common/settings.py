@@ -18,6 +18,7 @@ from metricbus._common.sink_urls import redact
 from metricbus.errors import ConfigError
 
 Hosting: TypeAlias = Literal["auto", "process", "thread", "off"]
+Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 Fsync: TypeAlias = Literal["never", "flush", "always"]
 ProgressMode: TypeAlias = Literal["auto", "on", "off"]
 Positive = Annotated[int, Meta(gt=0)]
@@ -79,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _doc("The maximum estimated size of the queue, in bytes; `overflow` applies beyond it."),
     ] = 64 << 20
     overflow: Annotated[
-        Literal["block", "drop_newest", "drop_oldest"],
+        Overflow,
         _doc(
             "What a full queue does: wait for room (up to `block_secs` once, then "
             "drop the newest call), or drop a call at once. Dropped values are counted."

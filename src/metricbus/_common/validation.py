@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from metricbus._common.device_values import is_device_value
@@ -196,3 +196,11 @@ def _suggest_media(value: object) -> str:
             "log({f'{name}/{i}': value for i, value in enumerate(values)})"
         )
     return ""
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean 'csv'?` if one of the names is similar, else a period."""
+    import difflib  # imported here because only errors need it
+
+    matches = difflib.get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else "."

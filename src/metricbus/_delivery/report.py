@@ -91,10 +91,11 @@ class Tally(Progress, frozen=True, kw_only=True, array_like=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What became of all values that were logged so far.
 
-    It always holds that `logged + derived == journalled + reduced + dropped + waiting`.
+    It always holds that `logged + derived == journalled + reduced + dropped + waiting`, where
+    `logged` is the number of values that `log()` has accepted.
 
     * `journalled`: values that this process has written to the journal.
-    * `reduced`: values that went into a reduction and are not in the journal themselves.
+    * `reduced`: values that were added to a reduction and not written to the journal individually.
     * `derived`: values that reductions have produced.
     * `others`: values that other processes of the run have written to the journal.
     * `dropped`: values that were lost to a full queue or a closed bus, or could not be written.
@@ -121,7 +122,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def complete(self) -> bool:
-        """Whether no value was dropped or rejected, and none is waiting or pending."""
+        """Whether no value is missing in any sink: none dropped, rejected, waiting or pending."""
         return not (self.dropped or self.waiting) and not any(
             sink.rejected or sink.pending for sink in self.sinks.values()
         )

@@ -29,13 +29,12 @@ import msgspec
 
 from metricbus._common.optional_imports import check_installed
 from metricbus._common.records import Number, Scalars, with_rank_prefix
-from metricbus._history.line_scan import find_rewinds
 from metricbus._history.name_filter import NameFilter
 from metricbus._history.wide_table import merge_rows, step_and_epoch
-from metricbus._journal.rewind import Rewinds
+from metricbus._journal.rewind import Rewinds, find_rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, OnProgress
-from metricbus.sinks.csv.cells import lines, safe_cell, seconds
+from metricbus.sinks.csv.cells import quoted, safe_cell, seconds
 
 COLUMNS = ("step", "epoch", "time", "name", "value")
 _BATCH_VALUES = 1 << 16
@@ -124,7 +123,7 @@ class _NameCells(dict[str, str]):
     """A cache of names as quoted CSV cells."""
 
     def __missing__(self, name: str) -> str:
-        cell = self[name] = lines([[safe_cell(name)]]).decode().removesuffix("\r\n")
+        cell = self[name] = quoted(name)
         return cell
 
 

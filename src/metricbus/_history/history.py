@@ -106,7 +106,7 @@ class History:
 
     `run` has the identity, config and status of the run, and `folder` is its folder. `files` reads
     the files of media; it raises `MediaError` if one is missing or was changed. `partial` has the
-    partial aggregates that were pending when their process died, or that are pending in a live run.
+    results so far of unfinished reductions: of a process that died, or of a live run.
     `damaged` is the number of journal lines that could not be decoded, and `torn` the number of
     bytes in incomplete lines at the ends of segments.
     """
@@ -199,7 +199,7 @@ class History:
         return result
 
     def wide(self) -> WideTable:
-        """Return the scalars as one table, ordered by step and epoch."""
+        """Return the scalars as a table: one row per step and epoch, one column per name."""
         names = self.names()
         sorted_rows = sorted(self._columns.rows(), key=step_and_epoch)
         rows = [[*key, *map(line.get, names)] for key, line in merge_rows(sorted_rows)]
@@ -208,12 +208,12 @@ class History:
     def frame(self, kind: Literal["pandas", "polars"] | None = None, *, wide: bool = False) -> Any:
         """Return the scalars as a DataFrame of `kind`: by default pandas, else polars.
 
-        The frame has one line per value, in journal order, with the columns step, epoch, time (UTC,
-        to the nanosecond), name and value; with `wide=True`, the lines and columns of `wide()`.
+        The frame has one row per value, in journal order, with the columns step, epoch, time (UTC,
+        to the nanosecond), name and value; with `wide=True`, the rows and columns of `wide()`.
         Numbers are exact: if float64 cannot represent an integer in a column, the column holds
         Python objects.
 
-        Raises `MissingPackageError` if the requested library, or for None either one, is missing.
+        Raises `MissingPackageError` if the requested library is missing, or both for `kind=None`.
         """
         from metricbus._history.dataframes import long_frame, wide_frame
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Record, Rewind, Scalars, with_rank_prefix
-from metricbus._history.line_scan import decode_or_none
+from metricbus._common.records import Record, Rewind, Scalars, decode_or_none, with_rank_prefix
 from metricbus._history.name_filter import NameFilter
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, Position
 from metricbus._journal.tail import end_of_last_line, lines_backwards

@@ -23,10 +23,10 @@ from metricbus._common.records import (
     Rewind,
     Scalars,
     count_values,
+    decode_or_none,
     with_rank_prefix,
 )
 from metricbus._delivery.cursor import DeliveryProgress
-from metricbus._history.line_scan import decode_or_none
 from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
 from metricbus._journal.crash_recovery import segment_states
 from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped

@@ -12,10 +12,10 @@ import msgspec
 
 from metricbus._common.media_records import MediumRecord, TableRecord
 from metricbus._common.records import Epoch, Scalars, count_values, with_rank_prefix
-from metricbus._history.line_scan import find_rewinds
 from metricbus._history.series_summary import SeriesSummarizer, SeriesSummary
 from metricbus._journal.crash_recovery import partial_rows, segment_states
 from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
+from metricbus._journal.rewind import find_rewinds
 from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import JournalReader, OnProgress, Row
 
@@ -76,8 +76,6 @@ def summarize_run(folder: RunFolder, on_progress: OnProgress | None = None) -> R
 
 
 class _SummaryPass:
-    """One pass over a journal."""
-
     def __init__(self, folder: RunFolder, on_progress: OnProgress) -> None:
         self._journal = folder.journal
         self._reader = JournalReader(folder.journal)

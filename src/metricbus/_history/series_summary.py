@@ -117,8 +117,6 @@ def _merge_chunks(parts: Sequence[_SeriesChunk]) -> _SeriesChunk:
 
 
 class _SeriesAccumulator:
-    """Running statistics of one series."""
-
     def __init__(self, name: str) -> None:
         self._name = name
         self._sparkline = SparklineData()

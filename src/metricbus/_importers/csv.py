@@ -9,7 +9,6 @@ and reported with their line.
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from metricbus._common.records import Number, Rewind, Scalars
-from metricbus._common.validation import check_name
+from metricbus._common.validation import check_name, suggestion
 from metricbus._importers.cells import parse_number, parse_step, parse_time
 from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter
 from metricbus._journal.segment_reader import OnProgress
@@ -123,11 +122,9 @@ def _layout(first: CsvLine, path: Path, step: str, time: str | None) -> CsvLayou
     required = {step: "--step"} | ({time: "--time"} if time else {})
     for name, option in required.items():
         if name not in names:
-            similar = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {similar[0]!r}?" if similar else ""
             raise ConfigError(
-                f"{path} has no column {name!r}.{hint} Name another column with {option}. "
-                f"Available: {', '.join(names)}"
+                f"{path} has no column {name!r}{suggestion(name, names)} Name another column with "
+                f"{option}. Available: {', '.join(names)}"
             )
 
     def index(name: str) -> int:
@@ -153,7 +150,6 @@ class _Importer(ABC):
         self._names_by_cell: dict[str, str | None] = {}
 
     def add(self, line: CsvLine) -> None:
-        """Add one line to the run."""
         if len(line.cells) > len(self._layout.names):
             self._skip("cells beyond the last column", line)
         cell = self._cell(line, self._layout.step)
@@ -288,7 +284,6 @@ class _LongImporter(_Importer):
         row.values[name] = number
 
     def flush(self) -> None:
-        """Add the buffered row to the run."""
         if self._row is not None:
             self._run.add_row(self._row)
             self._row = None

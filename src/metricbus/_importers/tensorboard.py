@@ -161,7 +161,6 @@ class _FolderImporter:
                 self._run.skipped.add(reason, f"in {file}", size - read)
 
     def add(self, event: Event) -> None:
-        """Add one event to the run."""
         kind = event.WhichOneof("what")
         if kind == "summary":
             self._add_summary(event)

@@ -18,16 +18,15 @@ from typing import NamedTuple
 
 from metricbus._common.media_base import EncodeContext, EncodeJob, LogContext
 from metricbus._common.media_records import Medium
+from metricbus._common.settings import Overflow
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.wakeup import Wakeup
-from metricbus._ingest.queue import Overflow
 from metricbus._journal.media_files import MediaWriter
 
 _log = logging.getLogger("metricbus.media")
 
 _JOB_OVERHEAD = 1024  # bytes
 _RETRY_SECS = 1.0
-_MAX_THROTTLED_NAMES = 1000
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _QUEUE_FULL = "the media queue is full"
@@ -81,7 +80,6 @@ class MediaWorker:
         # Set after the `block` policy has timed out: no call blocks again until there is room.
         self._has_timed_out = False
         self._throttled_log = ThrottledLogger(_log)
-        self._drop_logs: dict[str, ThrottledLogger] = {}
         self._warned: set[tuple[str, str]] = set()
 
     @property
@@ -176,9 +174,7 @@ class MediaWorker:
     def _drop(self, context: LogContext, job: EncodeJob, reason: str) -> None:
         self.dropped += job.media
         self.error = f"{context.name!r} at step {context.step} was dropped: {reason}"
-        if len(self._drop_logs) < _MAX_THROTTLED_NAMES:
-            throttled_log = self._drop_logs.setdefault(context.name, ThrottledLogger(_log))
-            throttled_log.warn("%s", self.error)
+        self._throttled_log.warn("%s", self.error, key=context.name)
 
     def _run(self) -> None:
         while not self._is_time_up:

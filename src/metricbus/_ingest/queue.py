@@ -25,16 +25,15 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from metricbus._common.media_base import EncodeJob, JobQueue, LogContext
 from metricbus._common.records import Call
+from metricbus._common.settings import Overflow
 from metricbus._common.wakeup import Event, Wakeup
 from metricbus.errors import ClosedError
 
 _log = logging.getLogger("metricbus.queue")
-
-Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 
 
 class DeferredCall(NamedTuple):

@@ -50,7 +50,7 @@ class TorchmetricsValues:
     def __init__(self) -> None:
         self.has_logged = False  # whether a metric was ever added
         self._pending: dict[tuple[str, int], _PendingMetric] = {}
-        self._throttled_logs: dict[str, ThrottledLogger] = {}
+        self._throttled_log = ThrottledLogger(_log)
 
     def add(self, name: str, metric: Metric, step: int, epoch: int) -> None:
         """Keep `metric` to be computed later, at the step and epoch of its last `add`.
@@ -132,8 +132,7 @@ class TorchmetricsValues:
         return [ComputedMetric(values, pending.step, pending.epoch)] if values else []
 
     def _warn(self, name: str, message: str) -> None:
-        throttled_log = self._throttled_logs.setdefault(name, ThrottledLogger(_log))
-        throttled_log.warn("metric %r: %s", name, message)
+        self._throttled_log.warn("metric %r: %s", name, message, key=name)
 
 
 def _nested_metrics(metric: Metric) -> list[Metric]:
@@ -167,7 +166,7 @@ def _sync_control(metric: Metric, *, is_synced: bool) -> Iterator[None]:
     originals = [nested.distributed_available_fn for nested in metrics]
     try:
         for nested in metrics:
-            nested.distributed_available_fn = _return_false
+            nested.distributed_available_fn = lambda: False
         with warnings.catch_warnings():
             # A rank without data still has to take part in the synchronization.
             warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
@@ -175,10 +174,6 @@ def _sync_control(metric: Metric, *, is_synced: bool) -> Iterator[None]:
     finally:
         for nested, original in zip(metrics, originals, strict=True):
             nested.distributed_available_fn = original
-
-
-def _return_false() -> bool:
-    return False
 
 
 def _name_values(name: str, result: Any) -> dict[str, Any]:

@@ -16,13 +16,12 @@ import msgspec
 
 from metricbus._common.processes import ProcessId
 from metricbus._common.records import (
-    DECODE_ERRORS,
     End,
     Header,
     PartialAggregates,
     Scalars,
     Status,
-    decode,
+    decode_or_none,
 )
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import SUFFIX, Row
@@ -58,16 +57,9 @@ def _segment_state(path: Path) -> SegmentState | None:
         first = file.readline()
         file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
         last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
-    try:
-        header = decode(first)
-    except DECODE_ERRORS:
-        return None
+    header, record = decode_or_none(first), decode_or_none(last)
     if not isinstance(header, Header):
         return None
-    try:
-        record = decode(last)
-    except DECODE_ERRORS:  # the last line is torn
-        record = None
     return SegmentState(
         ProcessId(header.host, header.pid, header.process_started),
         record.status if isinstance(record, End) else None,

@@ -11,13 +11,12 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
 import msgspec
 
+from metricbus._common.files import replacing
 from metricbus._common.media_records import Cell, ChartRecord, FileRef, TableRecord, decode_rows
 from metricbus._common.sink_urls import short_hash
 from metricbus.errors import MediaError
@@ -86,7 +85,7 @@ class MediaWriter:
     def save(self, kind: str, name: str, step: int, suffix: str, content: bytes) -> FileRef:
         """Write a new file, atomically, and return its reference."""
         path = self._new_path(kind, name, step, suffix)
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
         return FileRef(path.relative_to(self.folder).as_posix(), len(content), sha256)
@@ -97,7 +96,7 @@ class MediaWriter:
         Raises `ValueError` if the file changes while it is being copied.
         """
         path = self._new_path(kind, name, step, _UNSAFE.sub("_", source.suffix))
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             before = os.stat(source)
             shutil.copyfile(source, temporary)
             after = os.stat(source)
@@ -122,18 +121,6 @@ def make_file_ref(source: Path, path: str) -> FileRef:
     """Return a reference to the content of `source` under the given `path`."""
     with open(source, "rb") as file:
         return FileRef(path, os.fstat(file.fileno()).st_size, _sha256(file))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that is renamed to `path` on success and deleted on failure."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _verify(path: Path, size: int, sha256: str, ref: FileRef) -> None:

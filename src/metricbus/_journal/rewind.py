@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Header, Rewind, Scalars
-from metricbus._journal.segment_reader import Row
+from metricbus._common.records import Header, Rewind, Scalars, decode_or_none
+from metricbus._journal.segment_reader import SUFFIX, JournalReader, Row
 
 _AFTER_ALL_LINES = 1 << 62
 
@@ -61,3 +62,14 @@ class Rewinds:
     def supersedes_partial(self, segment: str, row: Scalars) -> bool:
         """Check whether any rewind supersedes a partial row of a segment whose writer died."""
         return self.supersedes(segment, _AFTER_ALL_LINES, row)
+
+
+def find_rewinds(journal: Path) -> Rewinds:
+    """Find the rewinds of a run, decoding only headers and the lines that mention a rewind."""
+    rows = []
+    for segment in JournalReader(journal).segments():
+        with open(journal / (segment + SUFFIX), "rb") as file:
+            for number, line in enumerate(file):
+                if (number == 0 or b'"rewind"' in line) and line.endswith(b"\n"):
+                    rows.append(Row(segment, number, 0, decode_or_none(line)))
+    return Rewinds(rows)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from metricbus._common.records import DECODE_ERRORS, FORMAT_VERSION, Header, Record, decode
+from metricbus._common.records import FORMAT_VERSION, Header, Record, decode_or_none
 from metricbus.errors import JournalError
 
 SUFFIX = ".jsonl"
@@ -127,11 +127,8 @@ class JournalReader:
         return self._folder / (segment + SUFFIX)
 
     def _decode(self, line: bytes, segment: str) -> Record | None:
-        try:
-            record = decode(line)
-        except DECODE_ERRORS:
-            self.damaged += 1
-            return None
+        record = decode_or_none(line)
+        self.damaged += record is None
         if isinstance(record, Header) and record.format > FORMAT_VERSION:
             raise JournalError(
                 f"segment {segment} has format {record.format}, but this metricbus reads formats "

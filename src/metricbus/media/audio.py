@@ -33,12 +33,12 @@ class Audio(MediaValue):
     `data` is an array, a tensor or nested lists of samples, of shape (time,), (time, channels) or
     (channels, time), with up to 16 channels; the longer axis is the time. Samples are int16, or
     floats from -1 to 1. Floats outside this range are clipped and NaN becomes silence; a warning
-    reports this once per metric. `sample_rate` is the number of samples per second and channel,
-    from 1 to 67,108,864, and is required for samples. `log()` copies them, and a background thread
-    encodes them as a WAV file with 16-bit PCM.
+    reports this once per metric. `sample_rate` is in Hz, from 1 to 67,108,864, and is required
+    unless `data` is a path. `log()` copies the samples, and a background thread encodes them as a
+    WAV file with 16-bit PCM.
 
     `data` can also be the path of a wav, mp3, ogg, flac, m4a or opus file. A background thread
-    copies it unchanged; it must not change until then.
+    copies the file byte for byte; do not change it until `flush()` has returned.
 
     `log()` raises `TypeError` or `ValueError`, naming the metric, for unsupported samples, sample
     rates and files.

@@ -27,9 +27,9 @@ class Chart(MediaValue):
 
     * "line", "scatter" and "bar": one series for each `y` column, whose cells are numbers or None.
     * "histogram": the distribution of the numeric column `x`; `y` is ignored.
-    * "confusion": a confusion matrix of up to 200 classes. Each row is an example with its class in
-      `x` and its predicted class in `y`, by default the first other column. A second `y` column
-      is optional and has the number of such examples.
+    * "confusion": a confusion matrix of up to 200 classes. Each row has the true class in `x`
+      and the predicted class in `y`, by default the first other column. A second `y` column is
+      optional: it has the number of examples that the row stands for.
 
     `Chart(matrix, kind="confusion", labels=names)` draws a confusion matrix from an array or
     tensor: a square matrix of non-negative numbers, with one row per class and one column per

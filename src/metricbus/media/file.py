@@ -21,8 +21,8 @@ from metricbus._journal.media_files import make_file_ref
 class File(MediaValue):
     """A reference to a file, such as a checkpoint: its path, size in bytes and SHA-256.
 
-    With `copy=True`, the file is copied into the run folder, and the original may change later.
-    A background thread reads the file. If it changes between the `log()` call and then, it is
+    A background thread reads the file; with `copy=True`, it copies the file into the run folder. Do
+    not change the file until `flush()` has returned. If it changes before it is read, the record is
     dropped: a warning reports this, and `bus.stats().dropped` counts it.
 
     `log()` raises `TypeError` or `ValueError`, naming the metric, unless `path` is the path of an

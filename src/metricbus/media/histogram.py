@@ -37,13 +37,13 @@ class Histogram(MediaValue):
     maximum, mean, population standard deviation, sum and sum of squares of all finite values, and
     the numbers of NaN, infinite and negative infinite values.
 
-    Up to 64 MiB, `log()` copies the values, and a background thread bins them. Larger values are
-    binned within the call, block by block and without a copy. Values on a CUDA device are copied
-    and binned on the device.
+    If the values take up at most 64 MiB, `log()` copies them and a background thread bins them.
+    More values are binned within the call, block by block and without a copy. CUDA tensors of any
+    size are copied and binned on their device.
 
     `Histogram(counts=, edges=)` logs existing bins instead: `counts` are non-negative whole
-    numbers, and `edges` are finite, increasing and one more than the counts. The statistics are
-    then estimated from the centers of the bins.
+    numbers, and `edges` are finite and increasing numbers, one more than there are counts. The
+    statistics are then estimated from the centers of the bins.
 
     Raises `TypeError` unless either `values` or both `counts` and `edges` are given. `log()` raises
     `TypeError` or `ValueError`, naming the metric, for values that are not real numbers, and for

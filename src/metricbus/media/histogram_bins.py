@@ -46,8 +46,6 @@ class HistogramData(msgspec.Struct, frozen=True):
 
 
 class _RunningStats:
-    """The statistics of the blocks added so far."""
-
     def __init__(self) -> None:
         self.count = self.nan = self.infinite = self.minus_infinite = 0
         self.minimum, self.maximum = math.inf, -math.inf

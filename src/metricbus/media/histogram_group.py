@@ -33,9 +33,9 @@ class Histograms(MediaValue):
 
     bus.log("gradients", Histograms({"fc1.weight": g1, "fc1.bias": g2}))
 
-    logs `gradients/fc1.weight` and `gradients/fc1.bias`. Each is what `Histogram` would log, but
-    the cost is that of a few operations for all of them. A value within rounding error of an edge
-    may be counted in the neighboring bin.
+    logs `gradients/fc1.weight` and `gradients/fc1.bias`. Each equals what `Histogram` would log,
+    but all are computed together in a few operations. A value within rounding error of an edge may
+    be counted in the neighboring bin.
 
     `tensors` maps names to arrays, tensors or nested lists of real numbers. `bins`, from 1 to
     4,096, is the number of bins of each histogram. An empty mapping logs nothing.
@@ -44,8 +44,8 @@ class Histograms(MediaValue):
     they are binned within the call, without a copy. Values on a CUDA device are binned there; the
     call never synchronizes with the device.
 
-    Each histogram counts as one medium. They are written to the journal, or dropped if the queue is
-    full, all together.
+    Each histogram counts as one value. Either all of them are written to the journal or, if the
+    queue is full, all are dropped.
 
     Raises `TypeError` unless `tensors` is a mapping. `log()` raises `TypeError` or `ValueError`,
     naming the metric, for invalid names, values or bins.

@@ -31,9 +31,9 @@ class Image(MediaValue):
     `data` is an array, a tensor, nested lists of pixels, a PIL image, the path of an image file, or
     a matplotlib figure. A list of these, or an array with four axes, becomes a grid.
 
-    Arrays have shape (H, W), (H, W, C) or (C, H, W), with 1, 3 or 4 channels. Of three axes, the
-    channel axis is the one of length 1, 3 or 4. If both the first and the last axis qualify, the
-    first is used for tensors and the last for arrays; `layout`, one of "HW", "HWC" and "CHW",
+    Arrays have shape (H, W), (H, W, C) or (C, H, W), with 1, 3 or 4 channels. With three
+    axes, the first or the last is the channel axis, whichever has length 1, 3 or 4. If both have,
+    the first is used for tensors and the last for arrays; `layout`, one of "HW", "HWC" and "CHW",
     overrides this. Pixels are uint8, bool, or floats from 0 to 1. Floats outside this range are
     clipped and NaN becomes 0; a warning reports this once per metric. An image, or all images of a
     grid together, may have up to 67,108,864 pixels.
@@ -45,8 +45,8 @@ class Image(MediaValue):
     `columns` is the number of columns of a grid; by default, the grid is about square. All cells
     are as large as the largest image; the rest of a cell is black.
 
-    `log()` copies the pixels, and a background thread encodes them as a PNG once for all sinks. A
-    figure is drawn within the call, and stays open unless `close=True`. An image file is read in
+    `log()` copies the pixels, and a background thread encodes them as a PNG, which all sinks share.
+    A figure is drawn within the call, and stays open unless `close=True`. An image file is read in
     the background; do not change it until `flush()` has returned.
 
     Requires Pillow, and matplotlib for figures: `pip install 'metricbus[media]'`. `log()` raises

@@ -45,7 +45,7 @@ class Video(MediaValue):
     are merged into one.
 
     `data` can also be the path of a gif, mp4, webm, ogg, mov, avi or mkv file. A background thread
-    copies it unchanged; it must not change until then.
+    copies the file byte for byte; do not change it until `flush()` has returned.
 
     Frames require Pillow: `pip install 'metricbus[media]'`. `log()` raises `TypeError` or
     `ValueError`, naming the metric, for unsupported frames, rates and files, and

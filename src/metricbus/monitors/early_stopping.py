@@ -162,16 +162,17 @@ class EarlyStopping(_BestTracker):
 
     - `stopping(bus.end_epoch())` ends the epoch and checks the value that was reduced over it.
     - `stopping()` checks `bus.last(name)`, the newest value. In the body of a `bus.epochs()` loop,
-      use it for values that are logged unreduced. A value reduced over the epoch exists only after
-      the body, when the epoch ends; until then, `bus.last` returns the value of the epoch before.
-      (A value reduced over a window becomes available a fraction of a second after the last value
-      of the window is logged.)
+      use it for values that are logged unreduced. A value reduced over the epoch exists only once
+      the epoch has ended: after the body, or when the body calls `bus.end_epoch()`. Until then,
+      `bus.last` returns the value of the previous epoch. (With `define(every=n)`, a reduced value
+      becomes available a fraction of a second after the n-th value is logged.)
     - `stopping(0.31)` checks this number, whatever has been logged.
 
     A value is an improvement if it is better than the best one by more than `min_delta`: smaller
     for `mode="min"`, larger for `mode="max"`. NaN is never an improvement. After `patience` checks
     in a row without an improvement, this and every later call returns True. A check that finds no
-    value does not count. If the bus is off, `bus.last` finds none; pass the number instead.
+    value does not count. If the bus is off, `bus.last` always returns None; pass the number
+    instead. `best` is the newest improvement: smaller gains do not change it.
 
     Each check logs `early_stopping/<name>/best`, `…/waited` (the number of checks since the best
     value) and `…/stopped` (0 or 1) at the current step.
@@ -245,11 +246,11 @@ class Best(_BestTracker):
         if best(bus.end_epoch()):
             torch.save(model.state_dict(), "best.pt")
 
-    `best(bus.end_epoch())` checks the value reduced over the epoch, `best()` checks
-    `bus.last(name)`, and `best(0.93)` checks this number; see `EarlyStopping` for when to use
-    which. `mode` is "max" if larger values are better, as for an accuracy, and "min" for a loss.
-    NaN and a value equal to the best one are not better. A better value is logged as `best/<name>`
-    at the current step.
+    `bus.end_epoch()` returns the values reduced over the epoch, of which `best` checks the one with
+    its name. `best()` checks `bus.last(name)`, and `best(0.93)` checks the given number; see
+    `EarlyStopping` for when to use which. `mode` is "max" if larger values are better, as for an
+    accuracy, and "min" for a loss. NaN and a value equal to the best one are not better. A better
+    value is logged as `best/<name>` at the current step.
     """
 
     def __init__(self, bus: MetricBus | Scope, name: str, *, mode: Mode = "max") -> None:

@@ -44,7 +44,7 @@ class SystemMonitor(HookHandle):
     forked child process has no monitor.
 
     Raises `MissingPackageError` without psutil or, for `gpus=True`, nvidia-ml-py, and `ValueError`
-    if `every_secs` is not above 0 and at most a day.
+    unless `every_secs` is above 0 and at most 86,400, a day.
     """
 
     def __init__(self, bus: MetricBus | Scope, every_secs: float = 10.0, gpus: bool = True) -> None:

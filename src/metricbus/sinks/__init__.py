@@ -15,7 +15,6 @@ Other packages can register a sink with an entry point:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_origin
@@ -25,6 +24,7 @@ import msgspec
 from metricbus._common.records import Rewind, Scalars
 from metricbus._common.settings import describe_type
 from metricbus._common.sink_urls import SinkURL, redact
+from metricbus._common.validation import suggestion
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError, MissingPackageError
@@ -98,7 +98,7 @@ def make_sink(url: SinkURL) -> tuple[Sink, SinkOptions]:
         if option not in fields:
             raise ConfigError(
                 f"sink {redact(url.text)!r} has no option {option!r}"
-                f"{_suggestion(option, fields)} Available options: {', '.join(sorted(fields))}"
+                f"{suggestion(option, fields)} Available options: {', '.join(sorted(fields))}"
             )
         struct, field = fields[option]
         is_list = get_origin(field.type) is list
@@ -131,7 +131,7 @@ def _load(name: str) -> type[Sink]:
             return cls
     names = sink_names()
     raise ConfigError(
-        f"unknown sink {name!r}{_suggestion(name, names)} Available sinks: {', '.join(names)}"
+        f"unknown sink {name!r}{suggestion(name, names)} Available sinks: {', '.join(names)}"
     )
 
 
@@ -140,10 +140,3 @@ def _entry_points() -> list[EntryPoint]:
     from importlib.metadata import entry_points
 
     return list(entry_points(group="metricbus.sinks"))
-
-
-def _suggestion(name: str, names: Iterable[str]) -> str:
-    import difflib
-
-    matches = difflib.get_close_matches(name, sorted(names), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else "."

@@ -62,7 +62,7 @@ class SinkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The URL options that every sink has.
 
     `include` and `exclude` are glob patterns for names. With `every=n`, the sink receives the first
-    value of each name and every n-th value after it. `flush_secs` is the interval between writes
+    value of each name and every n-th value after it. `flush_secs` is the interval between batches
     in seconds, `batch_size` the maximum number of records in one `write`.
     """
 
@@ -88,7 +88,7 @@ class Sink(ABC):
       delivery process.
     * `dedup`: how the sink recognizes records that are repeated after a crash. `"content"`: by
       their content, independently of other records. `"position"`: by their position among all
-      records; they are then repeated in the original order. `"none"`: not at all.
+      records; the consumer then repeats them in the original order. `"none"`: not at all.
     * `requires`: modules that must be installed. This is checked, without importing them, when the
       bus is created.
     * `install`: the command that installs them, for the error message.
@@ -113,8 +113,9 @@ class Sink(ABC):
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Connect to the backend.
 
-        `run` describes the run, `folder` is its folder, and `state` is the state that was stored
-        last, empty for a new sink. Called again until it succeeds, and after each `Lost`.
+        `run` describes the run, `folder` is its folder, and `state` is what the last `flush`
+        returned, empty for a new sink. The consumer calls `open` until it succeeds, and again after
+        each `Lost`.
         """
 
     @abstractmethod
@@ -126,7 +127,7 @@ class Sink(ABC):
         """
 
     def skip_rejected(self, count: int) -> None:
-        """Skip `count` rejected records, so that record numbers stay stable."""
+        """Count `count` rejected records as written, so that later ones keep their positions."""
 
     def flush(self) -> Mapping[str, Any]:
         """Make the written records durable and return the state that `open` needs to resume.
@@ -147,8 +148,8 @@ class Sink(ABC):
     def close(self, status: Status) -> None:
         """Disconnect from the backend. All flushed records count as acknowledged afterwards.
 
-        `status` is the final status of the run, or `"running"` if this delivery stops while the run
-        continues.
+        `status` is the final status of the run, or `"running"` if the sink is closed while the run
+        continues, for example at the end of `deliver()`.
         """
 
     def log_fallback(self, unsupported: str, replacement: str) -> None:

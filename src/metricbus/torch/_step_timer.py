@@ -40,12 +40,14 @@ class StepTimer(HookHandle):
             optimizer.step()
         timer.count(samples=len(x))
 
-    For every `every`-th step it logs, in seconds, `time/data` (waiting for the next item),
-    `time/forward`, `time/backward` and `time/optimizer` (the phases that were entered), `time/step`
-    (the whole step) and `time/other` (the rest); per second, `throughput/samples` and
-    `throughput/tokens` (if counted); and in bytes, `memory/peak`. On a GPU this is the peak memory
-    allocated by tensors since the last measured item; on a CPU, the peak resident memory of the
-    process so far.
+    Once every `every` steps it logs:
+
+    - in seconds, `time/data` (waiting for the next item), `time/forward`, `time/backward` and
+      `time/optimizer` (the phases that were entered), `time/step` (the whole step) and `time/other`
+      (the rest);
+    - per second, `throughput/samples` and `throughput/tokens`, if they were counted;
+    - in bytes, `memory/peak`: on a GPU, the peak memory allocated by tensors since the last
+      measured item; on a CPU, the peak resident memory of the process so far.
 
     A step is one item of the loop, unless `watch_optimizer(advance=True)` drives the bus's step:
     then it consists of all items until the step has advanced or the loop ends. Their times and
@@ -57,9 +59,10 @@ class StepTimer(HookHandle):
     which a phase raised is not logged.
 
     `device` is where the model runs; by default "cuda" if available, else "cpu". On a GPU,
-    `time/data` is host time and all others are device time; where the two overlap, `time/other` is
-    0. The loop never waits for the device until it ends; then it waits for the outstanding steps.
-    Devices of other types are timed with the host's clock.
+    `time/data` is measured on the host and the other times on the device. They can overlap, so
+    their sum can exceed `time/step`; `time/other` is then 0. The loop never waits for the device
+    until it ends; then it waits for the outstanding steps. Devices of other types are timed with
+    the host's clock.
 
     Call `remove()`, or use the timer as a context manager, to stop measuring; running loops
     continue.

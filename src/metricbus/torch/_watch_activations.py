@@ -48,9 +48,9 @@ def watch_activations(
     *,
     unit_dim: int = 1,
 ) -> ActivationWatch:
-    """Log statistics of module outputs on every `every`-th forward pass in training mode.
+    """Log statistics of module outputs, once every `every` forward passes in training mode.
 
-    The first pass is logged. `modules` is a glob, or a list of globs and names, for names as in
+    The first pass is logged. `modules` is a glob or a list of globs for the names of
     `model.named_modules()`; by default all modules without submodules are watched. The statistics
     are computed from the first tensor in a module's output, which may have any shape and any real
     dtype. They are logged as `activations/<module>/<stat>`, at the bus's current step:
@@ -59,8 +59,8 @@ def watch_activations(
     - `zeros`, the fraction of elements that are exactly 0, from 0 to 1;
     - `dead`, the fraction of units whose elements are 0 in the whole batch. A unit is an index into
       dimension `unit_dim` of the output: 1 by default, as in (batch, channels, height, width) and
-      (batch, features); pass -1 for (batch, time, features). `dead` is left out for outputs that do
-      not have that dimension besides the batch.
+      (batch, features); pass -1 for (batch, time, features). `dead` is left out for outputs without
+      dimension `unit_dim`, and if it is dimension 0, the batch.
 
     For a module that is called several times in one pass, the mean over its calls is logged. The
     hook never synchronizes with the device. The model can be copied and pickled while it is

@@ -45,7 +45,7 @@ def watch(
     histograms: bool = True,
     bins: int = 64,
 ) -> ModelWatch:
-    """Log a model's gradients, parameters, or both, on every `every`-th optimizer step.
+    """Log a model's gradients, parameters, or both, once every `every` optimizer steps.
 
     Each optimizer that has parameters of the model counts its own steps; its first step is logged.
     Gradients are recorded as the optimizer sees them: accumulated over batches, reduced over ranks,
@@ -53,7 +53,7 @@ def watch(
 
     * `gradients/<name>` and `parameters/<name>`: histograms with `bins` bins (1 to 4,096);
     * `grad_norm/<name>` and `param_norm/<name>`: 2-norms; `…/total` is the norm over all parameters
-      of the first optimizer, `…/total_2` that of the second, and so on;
+      of the optimizer that makes the first step, `…/total_2` that of the next, and so on;
     * `nonfinite/<name>`, logged with gradient norms: the number of NaN and infinite elements;
     * `update_ratio/<name>`, logged with parameter norms: the norm of the change made by the step,
       divided by the norm of the weight before it (NaN if that is 0). Needs a copy of the weights.

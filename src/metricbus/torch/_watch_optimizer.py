@@ -49,9 +49,9 @@ def watch_optimizer(
     weight_decay: bool = False,
     every: int = 1,
 ) -> OptimizerWatch:
-    """Log the learning rate of each parameter group on every `every`-th optimizer step.
+    """Log the learning rate of each parameter group, once every `every` optimizer steps.
 
-    The rate is the one the step was made with. It is logged as `lr` if there is a single group
+    The rate is the one that the step used. It is logged as `lr` if there is a single group
     without a name, else as `lr/<name>` with the group's `"name"` or its index. `momentum` (or
     Adam's first beta) and `weight_decay` are logged in the same way if requested. The hook does not
     synchronize with the device for rates that are tensors.
@@ -59,8 +59,9 @@ def watch_optimizer(
     With `advance=True`, each real optimizer step advances the bus's step by one, after its rates
     have been logged. The step then equals the number of optimizer steps, regardless of gradient
     accumulation; log a batch's loss before `optimizer.step()`. Steps that `GradScaler` skips do not
-    count. For a fused optimizer on an accelerator, a skip becomes known with a delay: the step is
-    corrected by not advancing it for one later optimizer step. A bus that is off cannot do this.
+    count. With a fused optimizer on an accelerator, a skipped step is detected only later. The
+    bus's step is then too high by one until a later optimizer step, which leaves it unchanged. A
+    bus that is off does not make this correction.
 
     For fused optimizers with `GradScaler`, `amp/skipped` (0 or 1) and `amp/scale` are also logged.
 

@@ -24,3 +24,8 @@ def lines(rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()
+
+
+def quoted(text: str) -> str:
+    """Return the text as one safe cell, quoted if necessary."""
+    return lines([[safe_cell(text)]]).decode().removesuffix("\r\n")

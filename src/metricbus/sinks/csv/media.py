@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from metricbus._common import media_records as media
-from metricbus._common.files import replace_file
+from metricbus._common.files import replace_file, replacing
 from metricbus._journal.media_files import MediaFolder, make_file_ref, safe_name
 from metricbus.errors import MediaError
 from metricbus.sinks.csv.cells import lines, safe_cell, seconds
@@ -170,15 +170,10 @@ class CsvMedia:
             return
         source = self._media.path(ref)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
+        with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
             if make_file_ref(temporary, ref.path) != ref:
                 raise MediaError(f"{source} changed while it was being copied")
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def _log_cells(record: media.MediumRecord) -> list[str]:

@@ -34,11 +34,9 @@ from metricbus._common.records import Rewind, Scalars, Status
 from metricbus._journal.run import Run
 from metricbus.errors import Lost
 from metricbus.sinks.base import FileSink
-from metricbus.sinks.csv.cells import lines, safe_cell, seconds
+from metricbus.sinks.csv.cells import lines, quoted, seconds
 from metricbus.sinks.csv.files import AppendTransaction
 from metricbus.sinks.csv.media import HISTOGRAMS, TABLES, CsvMedia
-
-__all__ = ["COLUMNS", "CsvSink", "safe_cell"]
 
 COLUMNS = ("step", "epoch", "time", "name", "value", "kind")
 
@@ -99,14 +97,14 @@ class CsvSink(FileSink):
                 for name, value in record.values.items():
                     cell = quoted_names.get(name)
                     if cell is None:
-                        cell = quoted_names[name] = _quote(name)
+                        cell = quoted_names[name] = quoted(name)
                     result.append(f"{start}{cell},{value!r},{kind}\r\n")
             elif isinstance(record, Rewind):
                 result.append(f"{start},,rewind\r\n")
             elif isinstance(record, MediumRecord):
-                cell = _quote(record.name)
+                cell = quoted(record.name)
                 for text, kind in self._media.add(record):
-                    result.append(f"{start}{cell},{_quote(text)},{kind}\r\n")
+                    result.append(f"{start}{cell},{quoted(text)},{kind}\r\n")
         return result
 
     def flush(self) -> Mapping[str, Any]:
@@ -133,7 +131,3 @@ class CsvSink(FileSink):
     def where(self) -> str:
         """Path of `metrics.csv`."""
         return str(self._folder / _METRICS)
-
-
-def _quote(text: str) -> str:
-    return lines([[safe_cell(text)]]).decode().removesuffix("\r\n")

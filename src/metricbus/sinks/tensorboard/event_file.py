@@ -156,15 +156,13 @@ class EventBuilder:
         event.step = row.x
         for value, number in zip(values, row.values.values(), strict=True):
             value.simple_value = number
-        data: bytes = event.SerializeToString()
-        return data
+        return bytes(event.SerializeToString())
 
     def rewind(self, record: Rewind) -> bytes:
         """Return an event after which TensorBoard discards later steps, as with `purge_step`."""
         log = SessionLog(status=SessionLog.START)
         event = Event(wall_time=record.time / 1e9, step=record.step + 1, session_log=log)
-        data: bytes = event.SerializeToString()
-        return data
+        return bytes(event.SerializeToString())
 
     def _create(self, names: tuple[str, ...]) -> tuple[Event, list[Summary.Value]]:
         event = Event(summary=Summary(value=[Summary.Value(tag=name) for name in names]))

@@ -116,8 +116,7 @@ class MediaEventBuilder:
         if caption := _caption(record):
             values.append(_text(tags[1], caption))
         event = Event(wall_time=record.time / 1e9, step=record.x, summary=Summary(value=values))
-        data: bytes = event.SerializeToString()
-        return data
+        return bytes(event.SerializeToString())
 
     def _value(self, record: media.MediumRecord, tag: str) -> Summary.Value:
         match record:
