@@ -1,1 +1,1 @@
-"""What metricbus costs, measured beside what people use today: `make bench`, `make bench-quick`."""
+"""Benchmarks of metricbus and its peers: `make bench`, `make bench-quick`."""
