@@ -1,4 +1,4 @@
-"""The runs of the case `bad`: what is logged, to which bus, and what is wrong with it."""
+"""Plans for the case `bad`: which loop runs on which bus, and with which fault."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from metricbus import Image, MetricBus
 NAMES = [f"train/metric{i}" for i in range(20)]
 MANY_NAMES = [f"layer{i // 100}/unit{i % 100}/gradient" for i in range(10_000)]
 PICTURE = np.random.default_rng(0).integers(0, 256, (1024, 1024, 4), dtype=np.uint8)  # 4 MiB
-STEP_SECS = 0.05  # a training step that waits for a device, where pictures are logged
-DISK = 1e6  # bytes a second
+# Duration of a step in runs that log pictures. The sleep stands for the wait for a device.
+STEP_SECS = 0.05
+DISK = 1e6  # bytes per second
 SHORT_QUEUE = 1_000
 
 Log = Callable[[MetricBus, int], int]
 
 
 class Opened(NamedTuple):
-    """A bus, and the sink object that it has, if it has one."""
+    """An open bus, and its sink object if the plan has one."""
 
     bus: MetricBus
     switched: SwitchedSink | None = None
 
 
 class Plan(NamedTuple):
-    """One run: its loop, its bus, and what is wrong.
+    """One run: its loop, its bus, and its fault.
 
-    `loop` logs about so many values and returns how many it were. `beside` names the run without
-    the trouble, and is empty for such a run itself. `down` is how the name of the sink begins that
-    is down. `drops` says whether values are lost: they never may, they must (or nothing was wrong
-    with the run), or they may.
+    `loop` logs at least `values` values and returns the number logged. `beside` names the
+    fault-free plan to compare with; it is empty for a fault-free plan. `down` is a prefix of the
+    name of the sink that is down. `drops` is True if the run must drop values, False if it must
+    not, and None if either is acceptable.
     """
 
     name: str
@@ -49,14 +50,14 @@ class Plan(NamedTuple):
     open: Callable[[ExitStack, Path], Opened]
     down: str = ""
     drops: bool | None = False
-    quick: bool = True  # whether a quick run has it
+    quick: bool = True  # whether quick runs include it
 
 
-# The loops
+# Loops
 
 
 def log_scalars(bus: MetricBus, values: int, names: list[str] = NAMES, value: float = 0.5) -> int:
-    """A value for each name a step, as fast as possible."""
+    """Log one value per name and step, as fast as possible; return the number of values."""
     steps = math.ceil(values / len(names))
     for step in range(steps):
         for name in names:
@@ -65,70 +66,70 @@ def log_scalars(bus: MetricBus, values: int, names: list[str] = NAMES, value: fl
 
 
 def log_many_names(bus: MetricBus, values: int) -> int:
-    """10,000 values a step, each with a name of its own."""
+    """Log 10,000 values per step, each under a different name."""
     return log_scalars(bus, values, MANY_NAMES)
 
 
 def log_nan(bus: MetricBus, values: int) -> int:
-    """Every value is NaN."""
+    """Log NaN only."""
     return log_scalars(bus, values, value=math.nan)
 
 
-def log_steps(bus: MetricBus, values: int, last: Callable[[], object] = float) -> int:
-    """21 values a step, which takes a while."""
+def log_steps(bus: MetricBus, values: int, make_last: Callable[[], object] = float) -> int:
+    """Log 21 values per step, with a pause of `STEP_SECS` before each step."""
     steps = math.ceil(values / (len(NAMES) + 1))
     for step in range(steps):
         time.sleep(STEP_SECS)
         for name in NAMES:
             bus.log(name, 0.5, step=step)
-        bus.log("sample", last(), step=step)
+        bus.log("sample", make_last(), step=step)
     return steps * (len(NAMES) + 1)
 
 
 def log_pictures(bus: MetricBus, values: int) -> int:
-    """The same, the 21st of them a picture."""
+    """Log 20 numbers and one picture per step, with the same pauses as `log_steps`."""
     return log_steps(bus, values, lambda: Image(PICTURE))
 
 
-# The buses
+# Buses
 
 
 def open_bus(exits: ExitStack, folder: Path, **settings: Any) -> Opened:
-    """Nothing is wrong."""
+    """Open a bus without a fault."""
     return Opened(MetricBus(dir=folder, **settings))
 
 
 def open_with_object(exits: ExitStack, folder: Path, *, up: bool) -> Opened:
-    """Two sinks in this process, one of which may be down for the whole run."""
+    """Open a bus with two sinks in this process; one of them is down unless `up` is set."""
     switched = SwitchedSink(up=up)
     return Opened(MetricBus(dir=folder, sinks=["csv", switched]), switched)
 
 
 def open_with_dead_server(exits: ExitStack, folder: Path) -> Opened:
-    """Two sinks in the delivery process; the server of one of them refuses connections."""
+    """Open a bus with two sinks in the delivery process; one sink's server refuses connections."""
     server = exits.enter_context(refusing_server())
     sinks = f"csv,mlflow+{server}"
     return Opened(MetricBus(dir=folder, sinks=sinks, delivery="process", linger_secs=1))
 
 
 def open_on_slow_disk(exits: ExitStack, folder: Path, **settings: Any) -> Opened:
-    """The journal alone, on a disk that takes its time."""
+    """Open a bus that only writes the journal, on a slow disk."""
     exits.enter_context(slow_disk(DISK))
     return Opened(MetricBus(dir=folder, sinks="", **settings))
 
 
 def plans(context: Context) -> list[Plan]:
-    """The runs without trouble, each before the troubles that are compared with it.
+    """Return all plans; each fault-free plan precedes the plans that are compared with it.
 
-    A quick run leaves out what MLflow is needed for, and variants.
+    A quick run leaves out variants and the plan that needs MLflow.
     """
-    every = [
+    all_plans = [
         *_with_sinks_in_threads(context.pick(300_000, 10_000)),
         *_with_delivery_process(context.pick(300_000, 10_000)),
         *_with_slow_disk(context.pick(120_000, 4_000), context.pick(40_000, 4_000)),
         *_with_pictures(context.pick(30, 3) * (len(NAMES) + 1)),
     ]
-    return [plan for plan in every if plan.quick or not context.quick]
+    return [plan for plan in all_plans if plan.quick or not context.quick]
 
 
 def _with_sinks_in_threads(values: int) -> list[Plan]:
@@ -144,36 +145,43 @@ def _with_sinks_in_threads(values: int) -> list[Plan]:
 
 def _with_delivery_process(values: int) -> list[Plan]:
     floor, up = "csv in the delivery process", partial(open_bus, sinks="csv", delivery="process")
-    dead = "csv, and MLflow's server is down"
+    server_down = "csv, and MLflow's server is down"
     return [
         Plan(floor, "", log_scalars, values, up, quick=False),
-        Plan(dead, floor, log_scalars, values, open_with_dead_server, "mlflow", quick=False),
+        Plan(server_down, floor, log_scalars, values, open_with_dead_server, "mlflow", quick=False),
     ]
 
 
-def _with_slow_disk(values: int, fewer: int) -> list[Plan]:
-    floor, full = "the journal alone", "a queue of 1,000"
-    short = partial(open_bus, sinks="", queue_size=SHORT_QUEUE)
+def _with_slow_disk(values: int, queue_values: int) -> list[Plan]:
+    floor, short_queue = "the journal alone", "a queue of 1,000"
+    open_short = partial(open_bus, sinks="", queue_size=SHORT_QUEUE)
     plans = [
         Plan(floor, "", log_scalars, values, partial(open_bus, sinks="")),
         Plan("a disk at 1 MB/s", floor, log_scalars, values, open_on_slow_disk),
-        Plan(full, "", log_scalars, fewer, short),
+        Plan(short_queue, "", log_scalars, queue_values, open_short),
     ]
     for overflow in ("block", "drop_newest", "drop_oldest"):
-        opened = partial(open_on_slow_disk, queue_size=SHORT_QUEUE, overflow=overflow)
-        drops = overflow != "block"
-        name = f"{full} is full, overflow={overflow}"
-        quick = overflow == "drop_oldest"
-        plans.append(Plan(name, full, log_scalars, fewer, opened, drops=drops, quick=quick))
+        name = f"{short_queue} is full, overflow={overflow}"
+        plan = Plan(
+            name,
+            short_queue,
+            log_scalars,
+            queue_values,
+            partial(open_on_slow_disk, queue_size=SHORT_QUEUE, overflow=overflow),
+            drops=overflow != "block",
+            quick=overflow == "drop_oldest",
+        )
+        plans.append(plan)
     return plans
 
 
 def _with_pictures(values: int) -> list[Plan]:
     floor, picture = "steps of 50 ms", "a 4-MiB picture every step"
-    waits, drops = partial(open_bus, sinks="csv"), "drop_newest"
-    lossy, dropping = partial(open_bus, sinks="csv", overflow=drops), f"{picture}, overflow={drops}"
+    open_blocking = partial(open_bus, sinks="csv")
+    open_dropping = partial(open_bus, sinks="csv", overflow="drop_newest")
+    lossy = f"{picture}, overflow=drop_newest"
     return [
-        Plan(floor, "", log_steps, values, waits),
-        Plan(picture, floor, log_pictures, values, waits),
-        Plan(dropping, floor, log_pictures, values, lossy, drops=None, quick=False),
+        Plan(floor, "", log_steps, values, open_blocking),
+        Plan(picture, floor, log_pictures, values, open_blocking),
+        Plan(lossy, floor, log_pictures, values, open_dropping, drops=None, quick=False),
     ]

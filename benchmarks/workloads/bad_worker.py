@@ -1,4 +1,4 @@
-"""What a run's process does in the case `bad`: it opens the bus, logs, closes, and counts."""
+"""Runs one plan of the case `bad` in a worker process: opens the bus, logs, closes, and counts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.workloads.bad_runs import Opened, Plan, log_scalars
 from benchmarks.workloads.reading import complete, journal_values
 from metricbus import Report
 
-PATIENCE = 60.0
+TIMEOUT_SECS = 60.0
 
 
-class _Running:
-    """What a run's process keeps between its parts."""
+class _WorkerState:
+    """State that the worker process keeps between calls."""
 
     plan: Plan
     opened: Opened
@@ -26,29 +26,29 @@ class _Running:
 
 
 def open_run(plan: Plan, folder: Path) -> None:
-    """Opens the bus and has everything work once."""
+    """Open the bus and log once, so that every component has started."""
     logging.basicConfig(filename=folder / "log.txt", level=logging.INFO)
-    _Running.plan = plan
-    _Running.opened = plan.open(_Running.exits, folder)
-    _Running.logged = log_scalars(_Running.opened.bus, 1)
+    _WorkerState.plan = plan
+    _WorkerState.opened = plan.open(_WorkerState.exits, folder)
+    _WorkerState.logged = log_scalars(_WorkerState.opened.bus, 1)
     _settle()
 
 
 def log_all() -> float:
-    """Values a second, as the training sees it."""
+    """Run the plan's loop; return the rate in values per second on the calling thread."""
     start = time.perf_counter()
-    logged = _Running.plan.loop(_Running.opened.bus, _Running.plan.values)
+    logged = _WorkerState.plan.loop(_WorkerState.opened.bus, _WorkerState.plan.values)
     seconds = time.perf_counter() - start
-    _Running.logged += logged
+    _WorkerState.logged += logged
     return logged / seconds
 
 
 def _settle() -> None:
-    """Waits until all that works has everything, and what is down has been tried."""
-    deadline = time.monotonic() + PATIENCE
-    while not _is_settled(report := _Running.opened.bus.stats()):
+    """Wait until working sinks have received everything and the broken sink has failed once."""
+    deadline = time.monotonic() + TIMEOUT_SECS
+    while not _is_settled(report := _WorkerState.opened.bus.stats()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not everything arrives:\n{report}")
+            raise TimeoutError(f"Values not delivered within {TIMEOUT_SECS:.0f} s:\n{report}")
         time.sleep(0.01)
 
 
@@ -59,37 +59,44 @@ def _is_settled(report: Report) -> bool:
 
 
 def _is_down(sink: str) -> bool:
-    return bool(_Running.plan.down) and sink.startswith(_Running.plan.down)
+    return bool(_WorkerState.plan.down) and sink.startswith(_WorkerState.plan.down)
 
 
 def close_run() -> Report:
-    """Ends the run; there is no use in waiting for what is down."""
-    with _Running.exits:
+    """Close the run; do not wait for a sink that is down."""
+    with _WorkerState.exits:
         _settle()
-        return _Running.opened.bus.close(timeout=1 if _Running.plan.down else PATIENCE)
+        return _WorkerState.opened.bus.close(timeout=1 if _WorkerState.plan.down else TIMEOUT_SECS)
 
 
 def check_run() -> None:
-    """Every value that was logged is where the report says, or this raises."""
-    bus, plan, report = _Running.opened.bus, _Running.plan, _Running.opened.bus.stats()
+    """Raise unless the report accounts for every logged value and the outputs match the report."""
+    bus, plan, report = _WorkerState.opened.bus, _WorkerState.plan, _WorkerState.opened.bus.stats()
     if bus.folder is None:
-        raise RuntimeError("the run has no folder")
-    complete("the report", report.logged, _Running.logged)
-    complete("in the end", report.journalled + report.dropped, _Running.logged)
+        raise RuntimeError("The run has no folder.")
+    complete("the report", report.logged, _WorkerState.logged)
+    complete("journal and drops", report.journalled + report.dropped, _WorkerState.logged)
     pictures = len(metricbus.read(bus.folder).media())
     complete("the journal", journal_values(bus.folder) + pictures, report.journalled)
     if plan.drops is not None and bool(report.dropped) != plan.drops:
-        raise RuntimeError(f"{plan.name}: {report.dropped:,} values were dropped\n{report}")
+        expected_drops = "some" if plan.drops else "none"
+        raise RuntimeError(
+            f"{plan.name}: {report.dropped:,} values were dropped, expected {expected_drops}:\n"
+            f"{report}"
+        )
     for name, sink in report.sinks.items():
         expected = (0, report.journalled) if _is_down(name) else (report.journalled, 0)
         if (sink.delivered, sink.pending) != expected:
-            raise RuntimeError(f"{plan.name}: {name} was to have {expected}:\n{report}")
+            raise RuntimeError(
+                f"{plan.name}: {name} should have {expected[0]:,} values delivered and "
+                f"{expected[1]:,} pending:\n{report}"
+            )
         if name == "csv":
-            complete(name, _rows(bus.folder / "csv" / "metrics.csv"), sink.delivered)
-        if name == "SwitchedSink" and _Running.opened.switched:
-            complete(name, _Running.opened.switched.values, sink.delivered)
+            complete(name, _count_rows(bus.folder / "csv" / "metrics.csv"), sink.delivered)
+        if name == "SwitchedSink" and _WorkerState.opened.switched:
+            complete(name, _WorkerState.opened.switched.values, sink.delivered)
 
 
-def _rows(file: Path) -> int:
+def _count_rows(file: Path) -> int:
     with open(file, newline="", encoding="utf-8") as lines:
         return sum(1 for _ in csv.DictReader(lines))
