@@ -1,9 +1,8 @@
-"""How long the ends take: `flush()` with much that waits, and `close()` with five sinks.
+"""Duration of `flush()` with many pending values, and of `close()` with five sinks.
 
-`flush()` is measured again and again in this process, with nothing but the journal behind it; each
-way to flush in turn. `close()` happens once a run, so each is in a process of its own
-(`benchmarks.workloads.closing`), beside the backends' own closes after the same values. Everything
-is read back.
+`flush()` is measured repeatedly in this process, with the journal only. `close()` happens once per
+run, so each sample uses a new process (`benchmarks.workloads.closing`); it is compared with closing
+each backend through its own API after the same values. Everything is read back.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import msgspec
 
 from benchmarks.framework.harness import Context, Figure, Result, Target, interleaved
 from benchmarks.peers import PEERS
-from benchmarks.workloads.closing import AT_CLOSE, CLOSE, CLOSE_PENDING, close_apart
+from benchmarks.workloads.closing import AT_CLOSE, CLOSE, CLOSE_PENDING, close_in_new_process
 from benchmarks.workloads.flushing import (
     PENDING,
     Bytes,
@@ -30,57 +29,60 @@ from benchmarks.workloads.flushing import (
 from benchmarks.workloads.ours import ALL
 from benchmarks.workloads.reading import complete
 
-QUICK = "logging,csv,tensorboard"  # W&B and MLflow take their time to come up
-SINGLE, TOGETHER = "MetricBus.flush(), single values wait", "MetricBus.flush(), mappings of 20 wait"
-OWN_CLOSES = {
+QUICK_SINKS = "logging,csv,tensorboard"  # W&B and MLflow start slowly
+SINGLE, MAPPINGS = "MetricBus.flush(), single values", "MetricBus.flush(), mappings of 20"
+BACKEND_CLOSES = {
     "logging": "FileHandler.close",
     "SummaryWriter": "SummaryWriter.close",
-    "wandb, a mapping a call": "wandb's Run.finish",
-    "mlflow, sqlite, log_batch": "mlflow's set_terminated",
+    "wandb, one mapping per call": "wandb Run.finish",
+    "mlflow, sqlite, log_batch": "MlflowClient.set_terminated",
 }
 
 
 def measure(context: Context) -> list[Result]:
-    """`flush()`, then `close()`."""
-    return [_flushes(context), _closes(context)]
+    """Measure `flush()`, then `close()`."""
+    return [_flush_table(context), _close_table(context)]
 
 
-def _flushes(context: Context) -> Result:
-    ways: dict[str, Flush] = {
-        "the same rows encoded and written": Bytes(context.place("ends-flush")),
-        SINGLE: SingleValues(context.place("ends-flush")),
-        TOGETHER: Mappings(context.place("ends-flush")),
+def _flush_table(context: Context) -> Result:
+    fast: dict[str, Flush] = {
+        "encoding and writing the same rows": Bytes(context.new_folder("ends-flush")),
+        SINGLE: SingleValues(context.new_folder("ends-flush")),
+        MAPPINGS: Mappings(context.new_folder("ends-flush")),
     }
     slow: dict[str, Flush] = {
-        "MemoryHandler.flush, a record a value": LogRecords(context.place("ends-flush")),
-        "SummaryWriter.flush": Events(context.place("ends-flush")),
+        "MemoryHandler.flush, one record per value": LogRecords(context.new_folder("ends-flush")),
+        "SummaryWriter.flush": Events(context.new_folder("ends-flush")),
     }
     gc.collect()
-    context.tell("ends: flush()")
-    seen = interleaved(ways, context.pick(40, 5), warm_up=True)
-    seen |= interleaved(slow, context.pick(3, 1))  # 10,000 calls take them up to half a second
+    context.log("flush()")
+    samples = interleaved(fast, context.pick(40, 5), warm_up=True)
+    # These take up to half a second for 10,000 calls.
+    samples |= interleaved(slow, context.pick(3, 1))
     figures = []
-    for name, way in (ways | slow).items():
-        whole = complete(name, way.close(), way.logged)
-        figures.append(Figure(name, seen[name], way.role, complete=whole))
-        if name in ways:
-            figures.append(Figure(f"{name}: p99", [_p99(seen[name])], way.role, complete=whole))
+    for name, flush in (fast | slow).items():
+        read_back = complete(name, flush.close(), flush.logged)
+        figures.append(Figure(name, samples[name], flush.role, read_back=read_back))
+        if name in fast:
+            p99 = [_p99(samples[name])]
+            figures.append(Figure(f"{name}: p99", p99, flush.role, read_back=read_back))
     result = Result(
         id="ends-flush",
-        title=f"flush() with {PENDING:,} values that wait",
+        title=f"flush() with {PENDING:,} pending values",
         text=(
-            f"Medians, and the 99th percentile of {len(seen[SINGLE])} flushes. Behind the bus is "
-            "the journal alone, and nothing is written before the flush, which has another thread "
-            "do it; the floor does it on the spot. `SummaryWriter` has a thread that writes all "
-            "the time: its flush waits for what is left, and its calls have taken longer."
+            f"Medians and 99th percentiles of {len(samples[SINGLE])} flushes. The bus writes only "
+            "the journal, and nothing is written before the flush. A flush waits for another "
+            "thread that does the work; the floor does the same work in the calling thread. "
+            "`SummaryWriter` has a thread that writes continuously, so its flush only waits for "
+            "the remaining values, but its calls take longer."
         ),
         unit="ms",
         figures=figures,
-        beside=SINGLE,
+        baseline=SINGLE,
     )
     targets = [
         Target(f"{name}: p99", result.figure(f"{name}: p99").median, 20.0, "ms")
-        for name in (SINGLE, TOGETHER)
+        for name in (SINGLE, MAPPINGS)
     ]
     return msgspec.structs.replace(result, targets=targets)
 
@@ -89,41 +91,46 @@ def _p99(times: list[float]) -> float:
     return statistics.quantiles(times, n=100, method="inclusive")[98]
 
 
-def _closes(context: Context) -> Result:
-    wanted = list(OWN_CLOSES)[: context.pick(len(OWN_CLOSES), 2)]
-    own = {name: OWN_CLOSES[name] for name in wanted if name in PEERS}
+def _close_table(context: Context) -> Result:
+    wanted = list(BACKEND_CLOSES)[: context.pick(len(BACKEND_CLOSES), 2)]
+    backends = {name: BACKEND_CLOSES[name] for name in wanted if name in PEERS}
     ours = (CLOSE, CLOSE_PENDING)[: context.pick(2, 1)]
-    arms = {name: _closing(context, name) for name in (*ours, *own)}
-    context.tell(f"ends: close(), {len(arms)} ways")
-    seen = interleaved(arms, context.pick(2, 1))
-    whole = f"{AT_CLOSE:,} of {AT_CLOSE:,}"
-    figures = [Figure(name, seen[name], "ours", complete=whole) for name in ours]
-    figures += [Figure(title, seen[name], complete=whole) for name, title in own.items()]
-    slowest = [max(times) for times in zip(*(seen[name] for name in own), strict=True)]
-    bound = Figure("the slowest of these in each round", slowest, "floor")
-    beside = statistics.median(one / other for one, other in zip(seen[CLOSE], slowest, strict=True))
+    arms = {name: _closing(context, name) for name in (*ours, *backends)}
+    context.log(f"close(), {len(arms)} arms")
+    samples = interleaved(arms, context.pick(2, 1))
+    read_back = f"{AT_CLOSE:,} of {AT_CLOSE:,}"
+    figures = [Figure(name, samples[name], "ours", read_back=read_back) for name in ours]
+    figures += [
+        Figure(title, samples[name], read_back=read_back) for name, title in backends.items()
+    ]
+    slowest = [max(times) for times in zip(*(samples[name] for name in backends), strict=True)]
+    bound = Figure("slowest backend of each round", slowest, "floor")
+    measured = statistics.median(
+        ours_ms / backend_ms for ours_ms, backend_ms in zip(samples[CLOSE], slowest, strict=True)
+    )
     return Result(
         id="ends-close",
         title="close() with five sinks",
         text=(
-            f"After {AT_CLOSE:,} values, 20 a step, in a process of its own each. What was logged "
-            "is flushed before, where the backend has such a call. The backends' own closes are "
-            "those of their own interfaces, after the same values; Run.finish also writes what "
-            "W&B has kept back. MetricBus closes its five at the same time, in another process."
+            f"Each arm runs in a new process and closes after {AT_CLOSE:,} values, 20 per step. "
+            "Values are flushed first if the backend has a flush method, except in the arm with "
+            "pending values. The backends are closed through their own APIs after the same values; "
+            "`Run.finish` also writes the values that W&B has buffered. MetricBus closes its five "
+            "sinks concurrently, in another process."
         ),
         unit="ms",
         figures=[bound, *figures],
-        targets=[Target(f"{CLOSE}, beside the slowest backend's own close", beside, 1.0)],
-        beside=CLOSE,
+        targets=[Target(f"{CLOSE}, relative to the slowest backend", measured, 1.0)],
+        baseline=CLOSE,
     )
 
 
 def _closing(context: Context, name: str) -> Callable[[int], float]:
-    sinks = QUICK if context.quick else ALL
+    sinks = QUICK_SINKS if context.quick else ALL
 
     def run(_: int) -> float:
-        folder = context.place("ends-close")
-        milliseconds = close_apart(name, sinks, folder)
+        folder = context.new_folder("ends-close")
+        milliseconds = close_in_new_process(name, sinks, folder)
         shutil.rmtree(folder)
         return milliseconds
 

@@ -18,8 +18,8 @@ from metricbus import Image, MetricBus
 
 NAMES = [f"train/metric{i}" for i in range(20)]
 MANY_NAMES = [f"layer{i // 100}/unit{i % 100}/gradient" for i in range(10_000)]
-PICTURE = np.random.default_rng(0).integers(0, 256, (1024, 1024, 4), dtype=np.uint8)  # 4 MiB
-# Duration of a step in runs that log pictures. The sleep stands for the wait for a device.
+IMAGE = np.random.default_rng(0).integers(0, 256, (1024, 1024, 4), dtype=np.uint8)  # 4 MiB
+# Duration of a step in runs that log images. The sleep stands for the wait for a device.
 STEP_SECS = 0.05
 DISK = 1e6  # bytes per second
 SHORT_QUEUE = 1_000
@@ -37,14 +37,14 @@ class Opened(NamedTuple):
 class Plan(NamedTuple):
     """One run: its loop, its bus, and its fault.
 
-    `loop` logs at least `values` values and returns the number logged. `beside` names the
+    `loop` logs at least `values` values and returns the number logged. `baseline` names the
     fault-free plan to compare with; it is empty for a fault-free plan. `down` is a prefix of the
     name of the sink that is down. `drops` is True if the run must drop values, False if it must
     not, and None if either is acceptable.
     """
 
     name: str
-    beside: str
+    baseline: str
     loop: Log
     values: int
     open: Callable[[ExitStack, Path], Opened]
@@ -86,9 +86,9 @@ def log_steps(bus: MetricBus, values: int, make_last: Callable[[], object] = flo
     return steps * (len(NAMES) + 1)
 
 
-def log_pictures(bus: MetricBus, values: int) -> int:
-    """Log 20 numbers and one picture per step, with the same pauses as `log_steps`."""
-    return log_steps(bus, values, lambda: Image(PICTURE))
+def log_images(bus: MetricBus, values: int) -> int:
+    """Log 20 numbers and one image per step, with the same pauses as `log_steps`."""
+    return log_steps(bus, values, lambda: Image(IMAGE))
 
 
 # Buses
@@ -127,7 +127,7 @@ def plans(context: Context) -> list[Plan]:
         *_with_sinks_in_threads(context.pick(300_000, 10_000)),
         *_with_delivery_process(context.pick(300_000, 10_000)),
         *_with_slow_disk(context.pick(120_000, 4_000), context.pick(40_000, 4_000)),
-        *_with_pictures(context.pick(30, 3) * (len(NAMES) + 1)),
+        *_with_images(context.pick(30, 3) * (len(NAMES) + 1)),
     ]
     return [plan for plan in all_plans if plan.quick or not context.quick]
 
@@ -137,7 +137,7 @@ def _with_sinks_in_threads(values: int) -> list[Plan]:
     down = partial(open_with_object, up=False)
     return [
         Plan(floor, "", log_scalars, values, up),
-        Plan("a sink is down", floor, log_scalars, values, down, down="SwitchedSink"),
+        Plan("a sink that is down", floor, log_scalars, values, down, down="SwitchedSink"),
         Plan("10,000 names", floor, log_many_names, values, up),
         Plan("every value is NaN", floor, log_nan, values, up),
     ]
@@ -145,7 +145,7 @@ def _with_sinks_in_threads(values: int) -> list[Plan]:
 
 def _with_delivery_process(values: int) -> list[Plan]:
     floor, up = "csv in the delivery process", partial(open_bus, sinks="csv", delivery="process")
-    server_down = "csv, and MLflow's server is down"
+    server_down = "csv, and the MLflow server is down"
     return [
         Plan(floor, "", log_scalars, values, up, quick=False),
         Plan(server_down, floor, log_scalars, values, open_with_dead_server, "mlflow", quick=False),
@@ -153,15 +153,15 @@ def _with_delivery_process(values: int) -> list[Plan]:
 
 
 def _with_slow_disk(values: int, queue_values: int) -> list[Plan]:
-    floor, short_queue = "the journal alone", "a queue of 1,000"
+    floor, short_queue = "journal only", "queue of 1,000 calls"
     open_short = partial(open_bus, sinks="", queue_size=SHORT_QUEUE)
     plans = [
         Plan(floor, "", log_scalars, values, partial(open_bus, sinks="")),
-        Plan("a disk at 1 MB/s", floor, log_scalars, values, open_on_slow_disk),
+        Plan("disk at 1 MB/s", floor, log_scalars, values, open_on_slow_disk),
         Plan(short_queue, "", log_scalars, queue_values, open_short),
     ]
     for overflow in ("block", "drop_newest", "drop_oldest"):
-        name = f"{short_queue} is full, overflow={overflow}"
+        name = f"full {short_queue}, overflow={overflow}"
         plan = Plan(
             name,
             short_queue,
@@ -175,13 +175,13 @@ def _with_slow_disk(values: int, queue_values: int) -> list[Plan]:
     return plans
 
 
-def _with_pictures(values: int) -> list[Plan]:
-    floor, picture = "steps of 50 ms", "a 4-MiB picture every step"
+def _with_images(values: int) -> list[Plan]:
+    floor, image = "50 ms steps", "a 4 MiB image per step"
     open_blocking = partial(open_bus, sinks="csv")
     open_dropping = partial(open_bus, sinks="csv", overflow="drop_newest")
-    lossy = f"{picture}, overflow=drop_newest"
+    lossy = f"{image}, overflow=drop_newest"
     return [
         Plan(floor, "", log_steps, values, open_blocking),
-        Plan(picture, floor, log_pictures, values, open_blocking),
-        Plan(lossy, floor, log_pictures, values, open_dropping, drops=None, quick=False),
+        Plan(image, floor, log_images, values, open_blocking),
+        Plan(lossy, floor, log_images, values, open_dropping, drops=None, quick=False),
     ]

@@ -76,8 +76,8 @@ def check_run() -> None:
         raise RuntimeError("The run has no folder.")
     complete("the report", report.logged, _WorkerState.logged)
     complete("journal and drops", report.journalled + report.dropped, _WorkerState.logged)
-    pictures = len(metricbus.read(bus.folder).media())
-    complete("the journal", journal_values(bus.folder) + pictures, report.journalled)
+    images = len(metricbus.read(bus.folder).media())
+    complete("the journal", journal_values(bus.folder) + images, report.journalled)
     if plan.drops is not None and bool(report.dropped) != plan.drops:
         expected_drops = "some" if plan.drops else "none"
         raise RuntimeError(

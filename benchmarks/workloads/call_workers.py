@@ -15,7 +15,7 @@ import psutil
 import pyperf
 
 from benchmarks.framework.harness import turns
-from benchmarks.peers import APART
+from benchmarks.peers import SEPARATE_PEERS
 from benchmarks.workloads.call_worker import PROCESSOR, WALL
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -25,11 +25,11 @@ _RESUME_SECS = 0.05
 _LEAST_CALLS = 5
 
 
-class Seen(NamedTuple):
+class WorkerResult(NamedTuple):
     """Results of one worker: seconds per call for each round, and counts of values."""
 
     wall: list[float]
-    processor: list[float]
+    cpu: list[float]
     logged: int
     found: int  # -1 if the worker cannot count the values
 
@@ -42,7 +42,7 @@ class Worker:
         self._arm = arm
         self._answer = folder.with_suffix(".pyperf.json")
         self._output = folder.with_suffix(".output.txt")
-        python = str(APART.get(arm.removesuffix(": row"), sys.executable))
+        python = str(SEPARATE_PEERS.get(arm.removesuffix(": row"), sys.executable))
         command = [
             python,
             "-W",
@@ -137,10 +137,10 @@ def measure_together(workers: Mapping[str, Worker], rounds: int) -> dict[str, An
             worker.end()
 
 
-def seen_in(suite: Any) -> Seen:
+def result_of(suite: Any) -> WorkerResult:
     """Return the results in a worker's suite."""
     wall, processor = suite.get_benchmark(WALL), suite.get_benchmark(PROCESSOR)
     counts = wall.get_metadata()
-    return Seen(
+    return WorkerResult(
         list(wall.get_values()), list(processor.get_values()), counts["logged"], counts["found"]
     )

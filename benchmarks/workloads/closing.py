@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.framework.fresh import fresh
+from benchmarks.framework.fresh import run_fresh
 from benchmarks.peers import PEERS
 from benchmarks.peers.services import empty_database
 from benchmarks.workloads.flushing import NAMES, row
@@ -22,12 +22,12 @@ from metricbus import MetricBus
 
 AT_CLOSE = 2_000
 CLOSE = "MetricBus.close(), five sinks"
-CLOSE_PENDING = f"the same, none of {AT_CLOSE:,} values delivered yet"
+CLOSE_PENDING = f"{CLOSE}, {AT_CLOSE:,} values pending"
 
 
-def close_apart(name: str, sinks: str, folder: Path) -> float:
+def close_in_new_process(name: str, sinks: str, folder: Path) -> float:
     """Run `close_here` in a new interpreter that works in `folder`; return its result."""
-    return float(fresh(["-m", __name__, name, sinks], folder).split()[-1])
+    return float(run_fresh(["-m", __name__, name, sinks], folder).split()[-1])
 
 
 def close_here(name: str, sinks: str, folder: Path) -> float:

@@ -18,7 +18,7 @@ VALUES_PER_STEP = 20
 WARM_UP = 2_000  # values
 
 
-class Shape(msgspec.Struct, frozen=True):
+class RunShape(msgspec.Struct, frozen=True):
     """Size of one run; `together` logs all values of a step in one call."""
 
     values: int
@@ -46,7 +46,7 @@ Logger: TypeAlias = MetricBus | BareDeque
 class Producer:
     """Loop of one thread, with separate names and steps; it accumulates the time of its calls."""
 
-    def __init__(self, shape: Shape, number: int) -> None:
+    def __init__(self, shape: RunShape, number: int) -> None:
         prefix = f"t{number}" if shape.threads > 1 else "train"
         self.width = min(shape.names, VALUES_PER_STEP)
         self._names = shape.names
@@ -99,7 +99,7 @@ class Producer:
 class Producers:
     """All threads of a run; `between` runs on the first one."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: RunShape) -> None:
         self._producers = [Producer(shape, number) for number in range(shape.threads)]
 
     @property

@@ -21,8 +21,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from benchmarks.framework.fresh import fresh
-from benchmarks.workloads.growth_load import BareDeque, Producers, Shape
+from benchmarks.framework.fresh import run_fresh
+from benchmarks.workloads.growth_load import BareDeque, Producers, RunShape
 from benchmarks.workloads.ours import LOG, RUN, log_file, values_by_sink
 from benchmarks.workloads.reading import complete
 from metricbus import MetricBus, Report
@@ -33,22 +33,22 @@ FLOOR_VALUES = 100_000
 PARSED = 200_000
 
 
-class Seen(msgspec.Struct, frozen=True):
+class RunCosts(msgspec.Struct, frozen=True):
     """Results of a run: nanoseconds per value, and the growth of the process in MB."""
 
     caller: float
     wall: float
     floor: float
-    arrival: float
+    delivery: float
     paced_mb: float
-    flat_out_mb: float
+    full_speed_mb: float
     read_back: str
 
 
-def run_apart(shape: Shape, folder: Path) -> Seen:
+def run_in_new_process(shape: RunShape, folder: Path) -> RunCosts:
     """Run `run_here` in a new interpreter that works in `folder`; return its result."""
-    output = fresh(["-m", __name__, msgspec.json.encode(shape).decode()], folder)
-    return msgspec.json.decode(output, type=Seen)
+    output = run_fresh(["-m", __name__, msgspec.json.encode(shape).decode()], folder)
+    return msgspec.json.decode(output, type=RunCosts)
 
 
 class Memory:
@@ -66,7 +66,7 @@ class Memory:
         self.growth = max(self.growth, (rss - self._before) / 1e6)
 
 
-def run_here(shape: Shape, folder: Path) -> Seen:
+def run_here(shape: RunShape, folder: Path) -> RunCosts:
     """Run the workload in this process; raise unless every sink has received every value."""
     with log_file(folder / LOG):
         bus = MetricBus(id=RUN, sinks=shape.sinks, dir=folder, block_secs=600, close_timeout=600)
@@ -84,16 +84,16 @@ def run_here(shape: Shape, folder: Path) -> Seen:
         start = time.perf_counter_ns()
         values = producers.produce(bus, full_speed.sample, paced=False)
         check(bus.flush(), producers.logged)
-        arrival = (time.perf_counter_ns() - start) / values
+        delivery = (time.perf_counter_ns() - start) / values
         full_speed.sample()
 
         check(bus.close(), producers.logged)
     found = read_back(folder, shape.sinks, producers.logged)
     floor = floor_of(shape)
-    return Seen(caller, wall, floor, arrival, paced.growth, full_speed.growth, found)
+    return RunCosts(caller, wall, floor, delivery, paced.growth, full_speed.growth, found)
 
 
-def floor_of(shape: Shape) -> float:
+def floor_of(shape: RunShape) -> float:
     """Return the processor time of the same paced loop into a deque, in nanoseconds per value.
 
     The deque is cleared between bursts.
@@ -132,5 +132,5 @@ def _count_lines(file: Path) -> int:
 
 
 if __name__ == "__main__":
-    seen = run_here(msgspec.json.decode(sys.argv[1], type=Shape), Path.cwd())
-    print(msgspec.json.encode(seen).decode())
+    costs = run_here(msgspec.json.decode(sys.argv[1], type=RunShape), Path.cwd())
+    print(msgspec.json.encode(costs).decode())

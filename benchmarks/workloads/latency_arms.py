@@ -26,12 +26,12 @@ FOUR_SINKS = "logging,csv,tensorboard,wandb?mode=offline"
 QUICK_SINKS = "logging,csv,tensorboard"  # W&B and MLflow start slowly
 TIMEOUT_SECS = 120.0  # seconds until everything must be delivered
 
-IDLE = "deque.append beside an idle thread"
-BUSY = "deque.append beside a busy Python thread"
-PROCESS = "MetricBus, delivery has a process"
+IDLE = "deque.append with an idle thread"
+BUSY = "deque.append with a busy Python thread"
+PROCESS = "MetricBus, delivery process"
 THREADS = "MetricBus, delivery=thread"
-HANGS_HERE = "MetricBus, a sink in this process hangs"
-HANGS_THERE = "MetricBus, MLflow's server hangs"
+HANGING_SINK = "MetricBus, a sink in this process hangs"
+HANGING_SERVER = "MetricBus, the MLflow server hangs"
 
 
 class Log(Protocol):
@@ -212,13 +212,13 @@ def all_arms(*, quick: bool) -> list[Arm]:
     sinks = all_sinks(quick=quick)
     peers = {"SummaryWriter": "SummaryWriter.add_scalar", "logging": "logging.info to a file"}
     return [
-        Arm("deque.append, no other thread", "floor", partial(BoundedDeque, None)),
+        Arm("deque.append without other threads", "floor", partial(BoundedDeque, None)),
         Arm(IDLE, "control", partial(BoundedDeque, idle)),
         Arm(BUSY, "control", partial(BoundedDeque, busy)),
         Arm(PROCESS, "ours", partial(Bus, sinks)),
         Arm(THREADS, "ours", partial(Bus, sinks, delivery="thread")),
-        Arm(HANGS_HERE, "ours", partial(BusWithHangingSink, working)),
-        Arm(HANGS_THERE, "ours", partial(BusWithHangingServer, working)),
+        Arm(HANGING_SINK, "ours", partial(BusWithHangingSink, working)),
+        Arm(HANGING_SERVER, "ours", partial(BusWithHangingServer, working)),
         *(
             Arm(name, "peer", partial(PeerArm, peer))
             for peer, name in peers.items()

@@ -29,13 +29,13 @@ TAILS = (0.5, 0.1, 0.01, 0.001, 0.0001)  # fractions of the calls that take long
 class Turn(NamedTuple):
     """Results of one turn, in nanoseconds: a quantile for each share in `TAILS`, then the maximum.
 
-    `took` describes single calls. `late` describes steps: the time from when a step was due until
-    its calls had returned. `switches` counts involuntary context switches, `collections` garbage
-    collections.
+    `durations` describes single calls. `lateness` describes steps: the time from when a step was
+    due until its calls had returned. `switches` counts involuntary context switches, `collections`
+    garbage collections.
     """
 
-    took: list[int]
-    late: list[int]
+    durations: list[int]
+    lateness: list[int]
     switches: int
     collections: int
 
@@ -67,7 +67,7 @@ def take_turn(rate: float, calls: int) -> Turn:
     return turn
 
 
-def flood(calls: int) -> float:
+def measure_full_speed(calls: int) -> float:
     """Return the rate in calls per second at full speed, including delivery."""
     start = time.perf_counter()
     take_turn(math.inf, calls)
@@ -83,7 +83,7 @@ def loop(log: Log, rate: float, first: int, steps: int) -> Turn:
     """Log 20 values when each step is due, and run a busy loop in Python until then."""
     now = time.perf_counter_ns
     interval = int(len(NAMES) / rate * 1e9)
-    took, late = array("q", bytes(8 * steps * len(NAMES))), array("q", bytes(8 * steps))
+    durations, lateness = array("q", bytes(8 * steps * len(NAMES))), array("q", bytes(8 * steps))
     gc.collect()
     # Excludes imported modules from garbage collection, because they differ between the arms.
     gc.freeze()
@@ -97,11 +97,14 @@ def loop(log: Log, rate: float, first: int, steps: int) -> Turn:
         for name in NAMES:
             start = now()
             log(name, 0.5, step=first + i)
-            took[call] = now() - start
+            durations[call] = now() - start
             call += 1
-        late[i] = now() - due
+        lateness[i] = now() - due
     return Turn(
-        _tail(took), _tail(late), _context_switches() - switches, _collections() - collections
+        _tail(durations),
+        _tail(lateness),
+        _context_switches() - switches,
+        _collections() - collections,
     )
 
 
@@ -122,15 +125,15 @@ def _collections() -> int:
 class Rates(NamedTuple):
     """Rates from the queue to the journal in values per second, under two kinds of load.
 
-    `beside_busy` is the rate while a loop logs without yielding the GIL. `in_all` is the rate when
-    the loop waits for the collector because the queue is full.
+    `with_busy_loop` is the rate while a loop logs without yielding the GIL. `with_waiting_loop` is
+    the rate when the loop waits for the collector because the queue is full.
     """
 
-    beside_busy: float
-    in_all: float
+    with_busy_loop: float
+    with_waiting_loop: float
 
 
-def collectors_rates(folder: Path, calls: int) -> Rates:
+def collector_rates(folder: Path, calls: int) -> Rates:
     """Return the collector's rates, measured with loops that log at full speed."""
     steps = calls // len(NAMES)
     with MetricBus(sinks="", dir=folder, queue_size=10 * calls) as bus:
@@ -138,14 +141,14 @@ def collectors_rates(folder: Path, calls: int) -> Rates:
         before, start = bus.stats().journalled, time.perf_counter()
         _log_at_full_speed(bus, range(steps, 3 * steps))
         seconds = time.perf_counter() - start
-        beside_busy = (bus.stats().journalled - before) / seconds
+        with_busy_loop = (bus.stats().journalled - before) / seconds
     with MetricBus(sinks="", dir=folder) as bus:
         start = time.perf_counter()
         _log_at_full_speed(bus, range(3 * steps))
         report = bus.flush(TIMEOUT_SECS)
-        in_all = report.journalled / (time.perf_counter() - start)
+        with_waiting_loop = report.journalled / (time.perf_counter() - start)
         complete("journal", report.journalled, 3 * steps * len(NAMES))
-    return Rates(beside_busy, in_all)
+    return Rates(with_busy_loop, with_waiting_loop)
 
 
 def _log_at_full_speed(bus: MetricBus, steps: range) -> None:

@@ -94,14 +94,14 @@ class Arm(NamedTuple):
 class Loop:
     """A training loop that keeps running, with one arm after another.
 
-    `steps` counts the steps of each arm. `took` has the milliseconds per step of each arm's timed
-    turns, and `alone` those of the bare loop. A `scale` below 1 shortens all turns.
+    `steps` counts the steps of each arm. `milliseconds` has the duration of a step in each arm's
+    timed turns, and `bare` that of the bare loop. A `scale` below 1 shortens all turns.
     """
 
     def __init__(self, train_step: TrainStep, milliseconds: float, scale: float = 1.0) -> None:
         self.steps: Counter[str] = Counter()
-        self.took: defaultdict[str, list[float]] = defaultdict(list)
-        self.alone: list[float] = []
+        self.milliseconds: defaultdict[str, list[float]] = defaultdict(list)
+        self.bare: list[float] = []
         self._train_step = train_step
         self._steps_per_second = scale * 1e3 / milliseconds
         self._bare = Arm("nothing", "control")
@@ -109,19 +109,19 @@ class Loop:
 
     def slowdown(self, arm: Arm, _round: int = 0) -> float:
         """Return the duration of a step relative to the bare loop, which runs before and after."""
-        before = self.alone[-1] if self.alone else self._run_alone()
+        before = self.bare[-1] if self.bare else self._run_bare()
         scale = _SELDOM_SCALE if arm.seldom else 1.0
         self._run(arm, LEAD_IN * scale)
         took = self._run(arm, TURN * scale)
         arm.rest()
-        self.took[arm.name].append(took)
-        return took / statistics.fmean((before, self._run_alone()))
+        self.milliseconds[arm.name].append(took)
+        return took / statistics.fmean((before, self._run_bare()))
 
-    def _run_alone(self) -> float:
+    def _run_bare(self) -> float:
         # The arm's background work has displaced the loop's data from the caches.
         self._run(self._bare, ALONE / 10)
-        self.alone.append(self._run(self._bare, ALONE))
-        return self.alone[-1]
+        self.bare.append(self._run(self._bare, ALONE))
+        return self.bare[-1]
 
     def _run(self, arm: Arm, seconds: float) -> float:
         """Return the milliseconds per step; `seconds` is the duration without logging."""
