@@ -132,5 +132,5 @@ def _count_lines(file: Path) -> int:
 
 
 if __name__ == "__main__":
-    seen = run_here(msgspec.json.decode(sys.argv[1], type=Shape), Path.cwd())
-    print(msgspec.json.encode(seen).decode())
+    results = run_here(msgspec.json.decode(sys.argv[1], type=Shape), Path.cwd())
+    print(msgspec.json.encode(results).decode())
