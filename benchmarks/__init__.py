@@ -1,1 +1,1 @@
-"""Benchmarks of metricbus and its peers: `make bench`, `make bench-quick`."""
+"""The cost of metricbus compared with other loggers: `make bench`, `make bench-quick`."""

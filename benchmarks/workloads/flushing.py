@@ -26,7 +26,7 @@ def row(step: int) -> dict[str, float]:
 
 
 class Flush:
-    """Base class of the arms: logs `PENDING` values, then times the flush that writes them."""
+    """An arm that logs `PENDING` values and times the flush that writes them; base class."""
 
     role: Role = "ours"
 

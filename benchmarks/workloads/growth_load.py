@@ -97,7 +97,7 @@ class Producer:
 
 
 class Producers:
-    """All threads of a run; `between` runs on the first one."""
+    """All threads of a run; the first one also calls `between`."""
 
     def __init__(self, shape: RunShape) -> None:
         self._producers = [Producer(shape, number) for number in range(shape.threads)]

@@ -40,7 +40,7 @@ def rows(number: int) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def log_rows(arm: str, folder: Path, number: int, uri: str) -> None:
-    """Open the arm, log the rows, and close the arm; write the count of a peer's values to a file."""
+    """Open the arm, log the rows, and close the arm; write a peer's value count to a file."""
     if arm.startswith(OURS):
         with opened_bus(folder, arm.removeprefix(OURS)) as bus:
             for step, row in rows(number):

@@ -32,9 +32,7 @@ _DATABASE = "mlflow.db"
 
 @contextmanager
 def opened_bus(folder: Path, sinks: str, **settings: Any) -> Iterator[MetricBus]:
-    """Open a bus in a new folder; at the end of the block, close it and raise if values are
-    missing.
-    """
+    """Open a bus in a new folder; at the end, close it and raise if values are missing."""
     from metricbus import MetricBus
 
     folder.mkdir(parents=True, exist_ok=True)
