@@ -27,10 +27,10 @@ CASES = {
     "delivery": "benchmarks.cases.delivery",
     "growth": "benchmarks.cases.growth",
     "journal": "benchmarks.cases.journal",
-    "ends": "benchmarks.cases.ends",
-    "starting": "benchmarks.cases.starting",
+    "flush_close": "benchmarks.cases.flush_close",
+    "startup": "benchmarks.cases.startup",
     "footprint": "benchmarks.cases.footprint",
-    "bad": "benchmarks.cases.bad",
+    "faults": "benchmarks.cases.faults",
 }
 PARALLEL_CASES = 3
 MIN_TABLE_WIDTH = 110  # columns

@@ -70,7 +70,7 @@ ROWS = [
     ArmSpec("wandb Run.log", "wandb, one mapping per call: row", 100, quick=False),
     ArmSpec("mlflow log_batch, sqlite", "mlflow, sqlite, log_batch: row", 15, quick=False),
 ]
-SUSTAINED = ArmSpec(DELIVERING, "log, at work", 4_000, "ours", quick=False)
+SUSTAINED = ArmSpec(DELIVERING, "log, delivering", 4_000, "ours", quick=False)
 VALUES_TEXT = """\
 Each arm runs in its own pyperf worker process. All workers are opened first, and then measured one
 at a time in alternating order, while the others are suspended (SIGSTOP). A sample is the mean
@@ -89,7 +89,7 @@ sinks with default settings while the loop calls it without a pause. `CPU time` 
 the calling thread. The wall-clock time also includes the time that other threads of the process
 take from it.
 """
-OWN_SINKS = ("log", "log, in steps", "log, tensor", "log, mapping", "log, at work")
+OWN_SINKS = ("log", "log, in steps", "log, tensor", "log, mapping", "log, delivering")
 
 
 class ArmResult(NamedTuple):
@@ -201,7 +201,7 @@ def delivering_table(arms: Sequence[ArmSpec], results: dict[str, ArmResult]) -> 
         )
         figures += [wall, cpu]
     title = "One value per call while all sinks deliver"
-    return Result("calls-at-work", title, DELIVERING_TEXT, "ns", figures, baseline=DELIVERING)
+    return Result("calls-delivering", title, DELIVERING_TEXT, "ns", figures, baseline=DELIVERING)
 
 
 def _figure(arm: ArmSpec, result: ArmResult, values: int = 1) -> Figure:

@@ -150,7 +150,7 @@ def held_back(folder: Path, make_loop: Callable[[Any], Loop], values: int) -> It
 
 
 @contextmanager
-def at_work(folder: Path) -> Iterator[Arm]:
+def delivering(folder: Path) -> Iterator[Arm]:
     """Open a bus whose five sinks work during the calls; `rest` waits until they have finished."""
     with opened_bus(folder, ALL) as bus:
         bus.flush(TIMEOUT_SECS)
@@ -213,7 +213,7 @@ OURS: dict[str, Callable[[Path], Opened]] = {
     "log, mapping": lambda folder: held_back(folder, _log_rows, len(ROW)),
     "log, in steps": lambda folder: held_back(folder, _log_in_steps, 1),
     "log, tensor": lambda folder: held_back(folder, _log_tensor, 1),
-    "log, at work": at_work,
+    "log, delivering": delivering,
     "log, disabled": lambda folder: switched_off(),
     "deque": lambda folder: deque_append(),
     "method": lambda folder: plain_method(),

@@ -1,4 +1,4 @@
-"""Measures one `close()` for the case `ends`, of a bus or of a single backend.
+"""Measures one `close()` for the case `flush_close`, of a bus or of a single backend.
 
 The worker process is `python -m benchmarks.workloads.closing NAME SINKS`. It works in the current
 directory.

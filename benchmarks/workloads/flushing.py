@@ -1,4 +1,4 @@
-"""Arms of the case `ends` that time `flush()`: metricbus, a floor, and two peers."""
+"""Arms of the case `flush_close` that time `flush()`: metricbus, a floor, and two peers."""
 
 from __future__ import annotations
 

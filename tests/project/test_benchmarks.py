@@ -147,12 +147,12 @@ def test_a_table_of_a_line_chart_has_a_limited_number_of_columns() -> None:
 
 
 def test_the_page_warns_about_load_and_quick_runs() -> None:
-    quiet, busy = make_measured("calls"), make_measured("ends", after=LoadSample(2.0, 0.5))
+    quiet, busy = make_measured("calls"), make_measured("flush_close", after=LoadSample(2.0, 0.5))
     text = report.page(
-        [quiet, busy, make_measured("bad", quick=True, missing={"CLU": "needs jax"})]
+        [quiet, busy, make_measured("faults", quick=True, missing={"CLU": "needs jax"})]
     )
-    assert "**The machine had other load during:** ends." in text
-    assert "**Quick run; the figures are not meaningful:** bad." in text
+    assert "**The machine had other load during:** flush_close." in text
+    assert "**Quick run; the figures are not meaningful:** faults." in text
     assert "- CLU: needs jax" in text
     assert "**" not in report.describe(HERE)
     assert "other load during" not in report.page([quiet])
@@ -160,7 +160,7 @@ def test_the_page_warns_about_load_and_quick_runs() -> None:
 
 def test_results_of_two_machines_name_the_machine() -> None:
     other = msgspec.structs.replace(HERE, processor="Another one")
-    text = report.page([make_measured("calls"), make_measured("ends", machine=other)])
+    text = report.page([make_measured("calls"), make_measured("flush_close", machine=other)])
     assert "Machine 2: Another one" in text
     assert [row[-1] for row in table_rows(text) if row[1:2] == ["2026-01-02 03:04"]] == ["1", "2"]
 
@@ -194,9 +194,9 @@ def test_saved_results_are_loaded_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_new_measurement_replaces_only_its_case() -> None:
-    old = [make_measured("ends"), make_measured("calls"), make_measured("removed")]
+    old = [make_measured("flush_close"), make_measured("calls"), make_measured("removed")]
     new = make_measured("calls", date="2027-01-01 00:00")
-    assert merged(old, [new], ["calls", "ends", "bad"]) == [new, old[0]]
+    assert merged(old, [new], ["calls", "flush_close", "faults"]) == [new, old[0]]
 
 
 def test_charts_are_deterministic(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_every_case_is_registered() -> None:
 
 
 def test_cases_are_chosen_by_name() -> None:
-    assert list(chosen("ends, calls")) == ["calls", "ends"]
+    assert list(chosen("flush_close, calls")) == ["calls", "flush_close"]
     assert chosen("") == CASES
     with pytest.raises(Exception, match="no case is named no, such"):
         chosen("such,calls,no")

@@ -1,4 +1,4 @@
-"""Runs one plan of the case `bad` in a worker process: opens the bus, logs, closes, and counts."""
+"""Runs one plan of the case `faults` in a worker process: opens, logs, closes, and counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import metricbus
-from benchmarks.workloads.bad_runs import Opened, Plan, log_scalars
+from benchmarks.workloads.fault_plans import Opened, Plan, log_scalars
 from benchmarks.workloads.reading import complete, journal_values
 from metricbus import Report
 

@@ -46,13 +46,13 @@ def measure(context: Context) -> list[Result]:
 
 def _flush_table(context: Context) -> Result:
     fast: dict[str, Flush] = {
-        "encoding and writing the same rows": Bytes(context.new_folder("ends-flush")),
-        SINGLE: SingleValues(context.new_folder("ends-flush")),
-        MAPPINGS: Mappings(context.new_folder("ends-flush")),
+        "encoding and writing the same rows": Bytes(context.new_folder("flush")),
+        SINGLE: SingleValues(context.new_folder("flush")),
+        MAPPINGS: Mappings(context.new_folder("flush")),
     }
     slow: dict[str, Flush] = {
-        "MemoryHandler.flush, one record per value": LogRecords(context.new_folder("ends-flush")),
-        "SummaryWriter.flush": Events(context.new_folder("ends-flush")),
+        "MemoryHandler.flush, one record per value": LogRecords(context.new_folder("flush")),
+        "SummaryWriter.flush": Events(context.new_folder("flush")),
     }
     gc.collect()
     context.log("flush()")
@@ -67,7 +67,7 @@ def _flush_table(context: Context) -> Result:
             p99 = [_p99(samples[name])]
             figures.append(Figure(f"{name}: p99", p99, flush.role, read_back=read_back))
     result = Result(
-        id="ends-flush",
+        id="flush",
         title=f"flush() with {PENDING:,} pending values",
         text=(
             f"Medians and 99th percentiles of {len(samples[SINGLE])} flushes. The bus writes only "
@@ -109,7 +109,7 @@ def _close_table(context: Context) -> Result:
         ours_ms / backend_ms for ours_ms, backend_ms in zip(samples[CLOSE], slowest, strict=True)
     )
     return Result(
-        id="ends-close",
+        id="close",
         title="close() with five sinks",
         text=(
             f"Each arm runs in a new process and closes after {AT_CLOSE:,} values, 20 per step. "
@@ -129,7 +129,7 @@ def _closing(context: Context, name: str) -> Callable[[int], float]:
     sinks = QUICK_SINKS if context.quick else ALL
 
     def run(_: int) -> float:
-        folder = context.new_folder("ends-close")
+        folder = context.new_folder("close")
         milliseconds = close_in_new_process(name, sinks, folder)
         shutil.rmtree(folder)
         return milliseconds

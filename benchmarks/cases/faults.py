@@ -19,8 +19,8 @@ import psutil
 
 from benchmarks.framework.harness import Context, Figure, Result, interleaved, ratios
 from benchmarks.framework.spawned import Worker
-from benchmarks.workloads import bad_worker
-from benchmarks.workloads.bad_runs import DISK, IMAGE, NAMES, SHORT_QUEUE, STEP_SECS, Plan, plans
+from benchmarks.workloads import fault_worker
+from benchmarks.workloads.fault_plans import DISK, IMAGE, NAMES, SHORT_QUEUE, STEP_SECS, Plan, plans
 from metricbus import Report
 
 SAMPLE_SECS = 0.005
@@ -41,7 +41,7 @@ def measure(context: Context) -> list[Result]:
 
     def run(plan: Plan, number: int) -> float:
         context.log(f"round {number + 1}: {plan.name}")
-        outcomes[plan.name].append(_run(plan, context.new_folder("bad")))
+        outcomes[plan.name].append(_run(plan, context.new_folder("faults")))
         return outcomes[plan.name][-1].rate
 
     interleaved({plan.name: partial(run, plan) for plan in all_plans}, rounds=1)
@@ -56,13 +56,13 @@ def measure(context: Context) -> list[Result]:
 def _run(plan: Plan, folder: Path) -> Outcome:
     with Worker() as worker:
         process = worker.process
-        worker.call(bad_worker.open_run, plan, folder)
+        worker.call(fault_worker.open_run, plan, folder)
         before = process.memory_info().rss
-        looping = worker.submit(bad_worker.log_all)
+        looping = worker.submit(fault_worker.log_all)
         peak = _peak(process, looping)
-        closing = worker.submit(bad_worker.close_run)
+        closing = worker.submit(fault_worker.close_run)
         peak = max(peak, _peak(process, closing), final := process.memory_info().rss)
-        worker.call(bad_worker.check_run)
+        worker.call(fault_worker.check_run)
         return Outcome(looping.result(), peak - before, final - before, closing.result())
 
 
@@ -116,7 +116,7 @@ def _describe_counts(report: Report) -> str:
 def _slowdown_table(all_plans: list[Plan], rates: list[Figure]) -> Result:
     by_name = {figure.name: figure for figure in rates}
     return Result(
-        "bad",
+        "faults",
         "Duration of the loop under faults",
         _TEXT,
         "x",
@@ -136,7 +136,7 @@ def _slowdown_table(all_plans: list[Plan], rates: list[Figure]) -> Result:
 
 def _throughput_table(rates: list[Figure]) -> Result:
     return Result(
-        "bad-throughput",
+        "faults-throughput",
         "Throughput of the loop under faults",
         "The same runs, in values per second on the training thread, including dropped values. The "
         "floors are the loops without a fault. In runs with images, a step logs "
@@ -156,7 +156,7 @@ def _memory_table(all_plans: list[Plan], outcomes: dict[str, list[Outcome]]) -> 
             Figure(plan.name, figure.samples, figure.role, note=f"{final:.1f} MB at the end")
         )
     return Result(
-        "bad-memory",
+        "faults-memory",
         "Peak memory of the training process under faults",
         "The same runs: the peak resident memory from the start of the loop until the end of the "
         "run, minus the memory before the loop. It is sampled from outside every "

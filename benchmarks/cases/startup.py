@@ -170,7 +170,7 @@ def _imports_table(context: Context) -> Result:
         Figure(name, samples, roles.get(name, "peer")) for name, samples in (light | heavy).items()
     ]
     result = Result(
-        id="starting-imports",
+        id="startup-imports",
         title="Import time",
         text=(
             "Each statement is timed inside a new interpreter; the files are in the page cache. "
@@ -200,7 +200,7 @@ def _openings_tables(context: Context) -> list[Result]:
     arms = {name: _opening(name, OPENINGS[name][1], folder, with_import) for name in wanted}
     samples = interleaved(arms, context.pick(2, 1), warm_up=not context.quick)
     without_import = Result(
-        id="starting-first-log",
+        id="startup-first-log",
         title="Time from opening a run to the first logged value",
         text=(
             "The time until the first `log()` returns, in a new interpreter that has imported the "
@@ -216,7 +216,7 @@ def _openings_tables(context: Context) -> list[Result]:
     measured = without_import.figure(FIVE_SINKS).median
     target = Target("MetricBus() to the first log(), five sinks", measured, 50.0, "ms")
     including_import = Result(
-        id="starting-import-to-first-log",
+        id="startup-import-to-first-log",
         title="Time from importing the library to the first logged value",
         text="The same processes, including the imports.",
         unit="ms",

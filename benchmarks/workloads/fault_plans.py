@@ -1,4 +1,4 @@
-"""Plans for the case `bad`: which loop runs on which bus, and with which fault."""
+"""Plans for the case `faults`: which loop runs on which bus, and with which fault."""
 
 from __future__ import annotations
 
