@@ -75,10 +75,10 @@ VALUES_TEXT = """\
 Each arm runs in its own pyperf worker process. All workers are opened first, and then measured one
 at a time in alternating order, while the others are suspended (SIGSTOP). A sample is the mean
 duration of a call in one round, after half as many untimed calls. The time of an empty loop is
-subtracted; for peers, this includes the call of the wrapper method. For metricbus, all five sinks
-are enabled, but delivery is deferred until after the measurements, so that only the calling thread
-is timed. Peers that have a flush method flush between the rounds. At the end, everything is closed
-and read back from every backend.
+subtracted; for peers, this loop calls an empty wrapper method. For metricbus, all five sinks are
+enabled, but delivery is deferred until after the measurements, so that only the calling thread is
+timed. Peers that have a flush method flush between the rounds. At the end, everything is closed and
+read back from every backend.
 """
 ROWS_TEXT = """\
 The same method, with 20 values per call. The duration of a call is divided by 20.

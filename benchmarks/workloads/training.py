@@ -21,7 +21,7 @@ from benchmarks.framework.harness import Role
 TrainStep = Callable[[], float]
 Log = Callable[[int, float], object]
 
-LEAD_IN, TURN, ALONE = 0.25, 0.5, 0.25
+LEAD_IN, TURN, BARE_TURN = 0.25, 0.5, 0.25
 """Seconds that an arm logs untimed and then timed, and that the bare loop runs in between."""
 
 _SELDOM_SCALE = 0.35  # shortens the turns of an arm with a large effect
@@ -119,8 +119,8 @@ class Loop:
 
     def _run_bare(self) -> float:
         # The arm's background work has displaced the loop's data from the caches.
-        self._run(self._bare, ALONE / 10)
-        self.bare.append(self._run(self._bare, ALONE))
+        self._run(self._bare, BARE_TURN / 10)
+        self.bare.append(self._run(self._bare, BARE_TURN))
         return self.bare[-1]
 
     def _run(self, arm: Arm, seconds: float) -> float:
