@@ -152,8 +152,8 @@ def _maximum_table(results: list[ArmResult]) -> Result:
     return Result(
         "latency-max",
         "Call latency, maximum of a round",
-        "The longest of the same calls. A maximum is one of many thousands of values, so preemption by "
-        "the kernel is visible in every row.",
+        "The longest of the same calls. A maximum is one of many thousands of values, so "
+        "preemption by the kernel is visible in every row.",
         _UNIT,
         figures,
         _targets(figures, "maximum latency"),
