@@ -1,1 +1,1 @@
-"""What metricbus costs, measured beside what people use today: `make bench`, `make bench-quick`."""
+"""The cost of metricbus compared with other loggers: `make bench`, `make bench-quick`."""

@@ -1,13 +1,14 @@
-"""What media cost the caller, and in all, beside SummaryWriter. Run it with `make bench-media`.
+"""The cost of media for the caller and in total, compared with SummaryWriter: `make bench-media`.
 
-Each case logs the same picture, values or samples by `MetricBus.log` to TensorBoard and by
-SummaryWriter, in turns, in one process:
+Each case logs the same image, values or audio samples to TensorBoard, with `MetricBus.log` and with
+SummaryWriter. They alternate in one process. Two times are measured:
 
-* the time of the call on the caller's thread, each call alone, with the background idle;
-* the processor time of the whole process for a series of calls, until all is in the event file:
-  copying, encoding, journal, delivery and all.
+* the duration of single calls on the caller's thread, while the background is idle;
+* the processor time of the whole process per call, over a series of calls, until everything is in
+  the event file. It includes copying, encoding, the journal and delivery.
 
-Floors: a copy of the data for the call; the PNG, or the counting of the bins, alone for the whole.
+The floor of a call is a copy of the data. The floor of the total is the encoding alone: the PNG,
+the counts of the histogram, or the 16-bit samples.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from metricbus import Audio, Histogram, Image, MetricBus
 
 ROUNDS = 15
 CALLS = 10
-RATE = 16_000
+SAMPLE_RATE = 16_000
 
 
 class Case(NamedTuple):
-    """One medium by the bus, by SummaryWriter, and what nobody can beat, of the call and in all."""
+    """One medium, logged with the bus and with SummaryWriter, and both floors."""
 
     name: str
     ours: Callable[[int], object]
@@ -55,7 +56,7 @@ def cases(bus: MetricBus, writer: SummaryWriter) -> list[Case]:
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(3, 224, 224, generator=generator)
     values = torch.randn(1_000_000, generator=generator)
-    sound = torch.rand(RATE * 5, generator=generator) * 2 - 1
+    sound = torch.rand(SAMPLE_RATE * 5, generator=generator) * 2 - 1
     add: Any = writer
     return [
         Case(
@@ -74,8 +75,8 @@ def cases(bus: MetricBus, writer: SummaryWriter) -> list[Case]:
         ),
         Case(
             "audio, 5 s at 16 kHz",
-            lambda step: bus.log("sound", Audio(sound, RATE), step=step),
-            lambda step: add.add_audio("sound", sound, step, RATE),
+            lambda step: bus.log("sound", Audio(sound, SAMPLE_RATE), step=step),
+            lambda step: add.add_audio("sound", sound, step, SAMPLE_RATE),
             sound.numpy().copy,
             lambda: (sound.numpy() * 32767).astype(np.int16).tobytes(),
         ),
@@ -83,9 +84,9 @@ def cases(bus: MetricBus, writer: SummaryWriter) -> list[Case]:
 
 
 def measure(case: Case, bus: MetricBus, writer: SummaryWriter) -> None:
-    """Prints the two comparisons of a case."""
+    """Measure one case and print both comparisons."""
     flush: Callable[[], object] = writer.flush
-    rest: dict[str, Callable[[], object]] = {
+    flushes: dict[str, Callable[[], object]] = {
         "metricbus": lambda: bus.flush(60),
         "SummaryWriter": flush,
         "floor": lambda: None,
@@ -95,7 +96,7 @@ def measure(case: Case, bus: MetricBus, writer: SummaryWriter) -> None:
         "SummaryWriter": case.theirs,
         "floor": lambda _: case.copy(),
     }
-    work: dict[str, Callable[[int], object]] = {**calls, "floor": lambda _: case.encode()}
+    total_calls: dict[str, Callable[[int], object]] = {**calls, "floor": lambda _: case.encode()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     totals: dict[str, list[float]] = {name: [] for name in calls}
     step = 0
@@ -103,24 +104,24 @@ def measure(case: Case, bus: MetricBus, writer: SummaryWriter) -> None:
         for name, call in calls.items():
             step += 1
             times[name].append(timed(time.perf_counter, lambda: call(step)))  # noqa: B023
-            rest[name]()
-        for name, call in work.items():
+            flushes[name]()
+        for name, call in total_calls.items():
             steps = range(step + 1, step + 1 + CALLS)
             step += CALLS
             totals[name].append(
-                timed(time.process_time, lambda: ([call(s) for s in steps], rest[name]()))  # noqa: B023
+                timed(time.process_time, lambda: ([call(s) for s in steps], flushes[name]()))  # noqa: B023
                 / CALLS
             )
-    print(f"\n{case.name:34} {'the call, ms':>13} {'beside ours':>12} {'in all, ms':>11}")
+    print(f"\n{case.name:34} {'call, ms':>13} {'relative':>12} {'total, ms':>11}")
     ours = statistics.median(times["metricbus"])
     for name in calls:
-        call_ms, all_ms = statistics.median(times[name]), statistics.median(totals[name])
-        print(f"  {name:32} {call_ms * 1e3:13.3f} {call_ms / ours:11.1f}x {all_ms * 1e3:11.2f}")
+        seconds, total = statistics.median(times[name]), statistics.median(totals[name])
+        print(f"  {name:32} {seconds * 1e3:13.3f} {seconds / ours:11.1f}x {total * 1e3:11.2f}")
 
 
-def timed(clock: Callable[[], float], do: Callable[[], object]) -> float:
+def timed(clock: Callable[[], float], function: Callable[[], object]) -> float:
     start = clock()
-    do()
+    function()
     return clock() - start
 
 

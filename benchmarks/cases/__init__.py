@@ -1,1 +1,1 @@
-"""The cases, in the order of the report: each module's `measure` is one."""
+"""Cases of the benchmarks; each module has a function `measure`."""

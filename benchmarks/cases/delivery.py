@@ -1,7 +1,7 @@
-"""Values a second into each backend: by metricbus's sinks, and by the backends' own APIs.
+"""Delivery rate to each backend: metricbus's sinks compared with the backends' own APIs.
 
-Metricbus does what a consumer does from a journal that is there already. An arm ends when its
-backend has closed; what opening costs is left out. What each has written is read back every time.
+metricbus delivers from an existing journal, as a consumer does. The measurement includes closing
+the backend, but not opening it. The output of each arm is read back in every round.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from benchmarks.workloads.own_sinks import DATABASE, VALUES, complete, lines_in
 
 ROUNDS = 2
 WARM_UP_ROWS = 10
-QUICK = 50  # times fewer rows in a quick run
+QUICK_DIVISOR = 50  # divides the number of rows in a quick run
 OURS = "metricbus"
 
 TEXT = """\
-Values a second, in rows of {values} values. metricbus reads them from a journal that is there
-already and does what its delivery does, without pauses; the others make them up in a loop. An arm
-ends when the backend has closed and everything has been written. Opening is left out. The floor is
-{floor}.\
+Values per second, in rows of {values} values. metricbus reads the rows from an existing journal and
+delivers them without the pauses of its consumer; the other arms generate them in a loop. The
+measurement ends when the backend is closed and everything is written. It does not include opening
+the backend. The floor is {floor}.\
 """
 
-FULL_BATCHES = "`log_batch` with 1,000 metrics a call, the most that MLflow takes"
+FULL_BATCHES = "`log_batch` with 1,000 metrics per call, the maximum that MLflow accepts"
 
 Open = Callable[[Path, int], Opened]
-"""Opens an arm for so many rows in a new folder."""
+"""Function that opens an arm, given a new folder and the number of rows."""
 
 
 class Arm(NamedTuple):
-    """One way to bring so many rows into a backend."""
+    """One way to write a number of rows to a backend."""
 
     name: str
     role: Role
@@ -56,9 +56,10 @@ class Arm(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """The arms of one table, and how many times as fast as others metricbus is to be.
+    """Arms of one table.
 
-    The table has everything beside the first of these others.
+    `limits` maps peers to the smallest accepted ratio of metricbus's rate to the peer's. The first
+    of these peers is the baseline of the table.
     """
 
     id: str
@@ -69,25 +70,31 @@ class Backend(NamedTuple):
 
 
 def measure(context: Context) -> list[Result]:
-    """A result for each backend; MLflow has two, by where it is.
+    """Measure each backend; MLflow has two results, for a local database and for a server.
 
-    A quick run has no server, which takes long to come up.
+    A quick run omits the server, which starts slowly.
     """
-    backends = [into_csv(), into_logs(), into_tensorboard(), into_wandb(), into_mlflow_file()]
+    backends = [
+        csv_backend(),
+        logging_backend(),
+        tensorboard_backend(),
+        wandb_backend(),
+        mlflow_sqlite_backend(),
+    ]
     with ExitStack() as exits:
         if not context.quick:
-            server = exits.enter_context(mlflow_server(context.place("server")))
-            backends.append(into_mlflow_server(server))
+            server = exits.enter_context(mlflow_server(context.new_folder("server")))
+            backends.append(mlflow_server_backend(server))
         return [measure_backend(context, backend) for backend in backends]
 
 
 def measure_backend(context: Context, backend: Backend) -> Result:
-    """The rates of all arms, round by round in turn."""
-    context.tell(backend.title)
+    """Measure the rates of all arms in rounds of alternating order."""
+    context.log(backend.title)
     rounds = context.pick(ROUNDS, 1)
     arms = {arm.name: partial(rate, context, arm) for arm in backend.arms}
-    seen = interleaved(arms, rounds, warm_up=not context.quick)
-    figures = [figure_of(context, arm, seen[arm.name]) for arm in backend.arms]
+    samples = interleaved(arms, rounds, warm_up=not context.quick)
+    figures = [figure_of(context, arm, samples[arm.name]) for arm in backend.arms]
     named = {figure.name: figure for figure in figures}
     return Result(
         id=f"delivery-{backend.id}",
@@ -97,24 +104,24 @@ def measure_backend(context: Context, backend: Backend) -> Result:
         figures=figures,
         targets=[
             Target(
-                f"{backend.title}: beside {name}",
+                f"{backend.title}: metricbus, relative to {name}",
                 ratio(named[OURS], named[name]),
                 limit,
                 at_most=False,
             )
             for name, limit in backend.limits.items()
         ],
-        beside=next(iter(backend.limits)),
-        better="more",
+        baseline=next(iter(backend.limits)),
+        better="higher",
     )
 
 
 def rate(context: Context, arm: Arm, number: int) -> float:
-    """Values a second; raises unless all of them are there."""
+    """Measure one round in values per second; raise unless all values are read back."""
     rows = rows_of(context, arm) if number >= 0 else WARM_UP_ROWS
-    place = context.place("delivery")
-    with lines_in(place):
-        opened = arm.open(place, rows)
+    folder = context.new_folder("delivery")
+    with lines_in(folder):
+        opened = arm.open(folder, rows)
         gc.collect()
         start = time.perf_counter()
         opened.write()
@@ -125,149 +132,152 @@ def rate(context: Context, arm: Arm, number: int) -> float:
 
 
 def rows_of(context: Context, arm: Arm) -> int:
-    """How many rows an arm writes in each round."""
-    return context.pick(arm.rows, max(1, arm.rows // QUICK))
+    """Return the number of rows that an arm writes in each round."""
+    return context.pick(arm.rows, max(1, arm.rows // QUICK_DIVISOR))
 
 
 def figure_of(context: Context, arm: Arm, samples: list[float]) -> Figure:
-    """The arm's rates; only complete ones have come so far."""
+    """Return the figure of an arm, whose values have all been read back by now."""
     values = rows_of(context, arm) * len(NAMES)
-    return Figure(arm.name, samples, arm.role, complete=f"{values:,} of {values:,}")
+    return Figure(arm.name, samples, arm.role, read_back=f"{values:,} of {values:,}")
 
 
 def ours(rows: int, sink: str) -> Arm:
-    """A sink that writes into the run's folder or beside it."""
+    """Return the arm of a metricbus sink that writes local files."""
     kind = sink.partition("?")[0]
 
-    def open_sink(place: Path, rows: int) -> Opened:
+    def open_sink(folder: Path, rows: int) -> Opened:
         if kind == "mlflow":
-            empty_database(place / DATABASE)
-        return by_sink(journal(place, rows), sink, partial(VALUES[kind], place))
+            empty_database(folder / DATABASE)
+        return by_sink(journal(folder, rows), sink, partial(VALUES[kind], folder))
 
     return Arm(OURS, "ours", rows, open_sink)
 
 
-def each(name: str, called: str, rows: int) -> Arm:
-    """A peer, called once a value."""
-    return Arm(called, "peer", rows, lambda to, rows: value_by_value(PEERS[name](to), rows))
+def by_value(peer: str, name: str, rows: int) -> Arm:
+    """Return the arm of a peer that is called once per value."""
+    return Arm(name, "peer", rows, lambda to, rows: value_by_value(PEERS[peer](to), rows))
 
 
-def whole(name: str, called: str, rows: int) -> Arm:
-    """A peer, called once a row."""
-    return Arm(called, "peer", rows, lambda to, rows: row_by_row(PEERS[name](to), rows))
+def by_row(peer: str, name: str, rows: int) -> Arm:
+    """Return the arm of a peer that is called once per row."""
+    return Arm(name, "peer", rows, lambda to, rows: row_by_row(PEERS[peer](to), rows))
 
 
-def into_csv() -> Backend:
-    """One file with a line a value; Lightning's has a column a name."""
+def csv_backend() -> Backend:
+    """Return the arms for CSV: one line per value; Lightning's file has one column per name."""
     rows = 5000
-    values, whole_rows = "CSVLogger, a value a call", "CSVLogger, 20 values a call"
+    values, whole_rows = "CSVLogger, one value per call", "CSVLogger, 20 values per call"
     return Backend(
         "csv",
-        "Into CSV",
-        "`csv.writer` with the same lines, in one `writerows`",
+        "Delivery to CSV",
+        "`csv.writer` with the same lines in one call of `writerows`",
         {values: 1.5, whole_rows: 1.5},
         [
             Arm("csv.writer", "floor", rows, delivering.csv_writer),
             ours(rows, "csv"),
-            each("Lightning CSVLogger", values, rows),
-            whole("Lightning CSVLogger", whole_rows, rows),
+            by_value("Lightning CSVLogger", values, rows),
+            by_row("Lightning CSVLogger", whole_rows, rows),
         ],
     )
 
 
-def into_logs() -> Backend:
-    """A line a row, to a `FileHandler`."""
+def logging_backend() -> Backend:
+    """Return the arms for standard logging: one line per row, written by a `FileHandler`."""
     rows = 5000
-    line = "logging.info, a value a line"
+    line = "logging.info, one value per line"
     return Backend(
         "logging",
-        "Into standard logging, to a file",
-        "`file.write` and `flush` of lines that are there already, a row a line",
+        "Delivery to standard logging (file)",
+        "`file.write` and `flush` of prepared lines, one line per row",
         {line: 5.0},
         [
-            Arm("file.write of ready lines", "floor", rows, delivering.ready_lines),
+            Arm("file.write of prepared lines", "floor", rows, delivering.ready_lines),
             ours(rows, "logging"),
-            each("logging", line, rows),
-            whole("logging", "logging.info, 20 values a line", rows),
+            by_value("logging", line, rows),
+            by_row("logging", "logging.info, 20 values per line", rows),
         ],
     )
 
 
-def into_tensorboard() -> Backend:
-    """An event a row, or a value."""
+def tensorboard_backend() -> Backend:
+    """Return the arms for TensorBoard: one event per row or per value."""
     peers = {
         "SummaryWriter": "SummaryWriter.add_scalar",
         "tensorboardX": "tensorboardX.add_scalar",
-        "Lightning TensorBoardLogger": "TensorBoardLogger.log_metrics, 20 values a call",
-        "CLU": "CLU's write_scalars, 20 values a call",
+        "Lightning TensorBoardLogger": "TensorBoardLogger.log_metrics, 20 values per call",
+        "CLU": "CLU write_scalars, 20 values per call",
     }
     return Backend(
         "tensorboard",
-        "Into TensorBoard",
-        "a bare loop that serializes events of 20 values and writes them with their checksums by "
+        "Delivery to TensorBoard",
+        "a bare loop that serializes events of 20 values and writes them with checksums from "
         "google-crc32c",
         {peers["SummaryWriter"]: 30.0},
         [
-            Arm("bare events", "floor", 5000, delivering.bare_events),
+            Arm("bare event writer", "floor", 5000, delivering.bare_events),
             ours(5000, "tensorboard"),
-            *(whole(name, called, 500) for name, called in peers.items() if name in PEERS),
+            *(by_row(peer, name, 500) for peer, name in peers.items() if peer in PEERS),
         ],
     )
 
 
-def into_wandb() -> Backend:
-    """Offline; a row of metricbus also has its step, epoch and time as columns."""
+def wandb_backend() -> Backend:
+    """Return the arms for W&B, offline; metricbus also writes step, epoch and time columns."""
     rows = 600
-    values, mapping = "Run.log, a value a call", "Run.log, 20 values a call"
+    values, mapping = "Run.log, one value per call", "Run.log, 20 values per call"
     return Backend(
         "wandb",
-        "Into W&B, offline",
-        "a bare loop that serializes W&B's records of 20 values into a file, without W&B's own "
-        "process. The sink's rows have three more columns each: step, epoch and time",
+        "Delivery to W&B, offline",
+        "a bare loop that serializes W&B records of 20 values to a file, without W&B's process. "
+        "Each row of the metricbus sink has three more columns: step, epoch and time",
         {values: 10.0, mapping: 0.9},
         [
-            Arm("bare records", "floor", rows, delivering.bare_records),
+            Arm("bare record writer", "floor", rows, delivering.bare_records),
             ours(rows, "wandb?mode=offline"),
-            each("wandb", values, rows),
-            whole("wandb, a mapping a call", mapping, rows),
+            by_value("wandb", values, rows),
+            by_row("wandb, one mapping per call", mapping, rows),
         ],
     )
 
 
-def into_mlflow_file() -> Backend:
-    """MLflow's client on a new SQLite database."""
+def mlflow_sqlite_backend() -> Backend:
+    """Return the arms for MLflow with a new SQLite database."""
     values = "MlflowClient.log_metric"
 
-    def full(place: Path, rows: int) -> Opened:
-        database = empty_database(place / DATABASE)
-        return delivering.full_batches(place, f"sqlite:///{database}", rows)
+    def full(folder: Path, rows: int) -> Opened:
+        database = empty_database(folder / DATABASE)
+        return delivering.full_batches(folder, f"sqlite:///{database}", rows)
 
     return Backend(
         "mlflow-sqlite",
-        "Into MLflow, SQLite",
+        "Delivery to MLflow, SQLite",
         FULL_BATCHES,
         {values: 25.0},
         [
             Arm("log_batch of 1,000", "floor", 500, full),
             ours(500, "mlflow"),
-            each("mlflow, sqlite", values, 20),
-            whole("mlflow, sqlite, log_batch", "MlflowClient.log_batch, 20 values a call", 100),
+            by_value("mlflow, sqlite", values, 20),
+            by_row("mlflow, sqlite, log_batch", "MlflowClient.log_batch, 20 values per call", 100),
         ],
     )
 
 
-def into_mlflow_server(server: str) -> Backend:
-    """A server on this machine, with a SQLite database; each arm has an experiment there."""
+def mlflow_server_backend(server: str) -> Backend:
+    """Return the arms for a local MLflow server with a SQLite database.
+
+    Each arm has an experiment of its own.
+    """
     values = "MlflowClient.log_metric"
 
-    def open_ours(place: Path, rows: int) -> Opened:
-        sink = f"mlflow+{server}?experiment={place.name}"
-        count = partial(reading.mlflow_values, server, place.name)
-        return by_sink(journal(place, rows), sink, count)
+    def open_ours(folder: Path, rows: int) -> Opened:
+        sink = f"mlflow+{server}?experiment={folder.name}"
+        count = partial(reading.mlflow_values, server, folder.name)
+        return by_sink(journal(folder, rows), sink, count)
 
     return Backend(
         "mlflow-server",
-        "Into MLflow, by a server",
+        "Delivery to MLflow, server",
         FULL_BATCHES,
         {values: 15.0},
         [
@@ -275,20 +285,20 @@ def into_mlflow_server(server: str) -> Backend:
                 "log_batch of 1,000",
                 "floor",
                 250,
-                lambda place, rows: delivering.full_batches(place, server, rows),
+                lambda folder, rows: delivering.full_batches(folder, server, rows),
             ),
             Arm(OURS, "ours", 250, open_ours),
             Arm(
                 values,
                 "peer",
                 5,
-                lambda place, rows: value_by_value(mlflow_peer(place, server), rows),
+                lambda folder, rows: value_by_value(mlflow_peer(folder, server), rows),
             ),
             Arm(
-                "MlflowClient.log_batch, 20 values a call",
+                "MlflowClient.log_batch, 20 values per call",
                 "peer",
                 25,
-                lambda place, rows: row_by_row(MlflowBatches(place, server), rows),
+                lambda folder, rows: row_by_row(MlflowBatches(folder, server), rows),
             ),
         ],
     )

@@ -1,7 +1,7 @@
-"""How long single calls of `log()` take at a steady rate: the tail of their distribution.
+"""Latency of single calls of `log()` at a constant rate, including the tail of the distribution.
 
-Every arm lives in a process of its own: it opens what it needs, is measured in turns, and rests
-when all that it logged has arrived, while the others are measured. The loop is the same in all.
+Each arm has a worker process that opens the arm and runs the same loop in its turns. Between turns,
+it waits until everything is delivered, and is then idle while the other arms are measured.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import partial
 from typing import NamedTuple
 
 from benchmarks.framework.harness import Context, Figure, Result, Target, Unit, interleaved, ratio
-from benchmarks.framework.spawned import ANSWERS_WITHIN, Worker
+from benchmarks.framework.spawned import CALL_TIMEOUT, Worker
 from benchmarks.workloads.latency_arms import (
     BUSY,
-    HANGS_HERE,
-    HANGS_THERE,
+    HANGING_SERVER,
+    HANGING_SINK,
     IDLE,
     PROCESS,
     THREADS,
@@ -30,8 +30,8 @@ from benchmarks.workloads.latency_worker import (
     Rates,
     Turn,
     close_arm,
-    collectors_rates,
-    flood,
+    collector_rates,
+    measure_full_speed,
     open_arm,
     take_turn,
 )
@@ -39,162 +39,180 @@ from benchmarks.workloads.latency_worker import (
 _UNIT: Unit = "µs"
 _HUNDREDTH, _THOUSANDTH = TAILS.index(0.01), TAILS.index(0.001)
 _TEXT = """\
-Each arm has a process of its own and runs the same loop: 20 values a step, each call timed by
-itself, the wait for the next step spent busily in Python. That is the hardest case: such a loop
-never lets go of the interpreter by itself; CPython takes it away after 5 ms if another thread asks.
-The sinks are {sinks}; where one hangs, it stands in for MLflow, or is MLflow's.
+The value that one call in a thousand exceeds. Each arm has a process of its own and runs the same
+loop: 20 values per step, each call timed separately, with a busy wait in Python until the next
+step. This is the most demanding case, because such a loop never releases the GIL voluntarily;
+another thread that requests it has to wait for up to 5 ms. The sinks are {sinks}. In the arms with
+a fault, a hanging sink replaces MLflow, or the MLflow server hangs.
 
-The rate is {rate:,.0f} calls a second, half of what the collector sustains beside a loop that is
-busy in Python all the time ({busy:,.0f} values/s, the journal alone; {in_all:,.0f} where the loop
-waits for it when the queue is full). A peer that does not sustain this is measured at half of its
-own rate. Between rounds, everything is delivered. Garbage collection is on in all arms; what is
-imported is frozen before each round. At the end, everything is read back.
+The rate is {rate:,.0f} calls per second: half the rate that the collector sustains next to a loop
+that never waits ({busy:,.0f} values/s with the journal only; {waiting:,.0f} values/s if the loop
+waits while the queue is full). A peer that does not sustain this rate is measured at half its own
+maximum. Everything is delivered between rounds. Garbage collection is enabled in all arms, and
+imported objects are frozen before each round. Everything is read back at the end.
 
-The controls make the floor's call, which is shorter than ours: fewer of theirs are cut in two when
-another thread takes over."""
+The controls make the same call as the floor. It is shorter than a call of `log()`, so thread
+switches interrupt fewer of these calls."""
 
 
-class Seen(NamedTuple):
-    """What the rounds gave of one arm."""
+class ArmResult(NamedTuple):
+    """Results of one arm over all rounds; `rate` is in calls per second."""
 
     arm: Arm
     rate: float
     turns: list[Turn]
-    complete: str
+    read_back: str
 
-    def figure(self, samples: list[float], at: float | None = None) -> Figure:
-        """The samples, with what the kernel took away meanwhile."""
+    def figure(self, samples: list[float], x: float | None = None) -> Figure:
+        """Return the samples with a note on context switches and garbage collections."""
         switches = sum(turn.switches for turn in self.turns)
-        note = f"{self.rate:,.0f} calls a second; {switches} involuntary switches"
         collections = sum(turn.collections for turn in self.turns)
-        note += f", {collections} garbage collections"
-        return Figure(self.arm.name, samples, self.arm.role, at, self.complete, note)
+        note = (
+            f"{self.rate:,.0f} calls per second; {switches:,} involuntary context switches; "
+            f"{collections:,} garbage collections"
+        )
+        return Figure(self.arm.name, samples, self.arm.role, x, self.read_back, note)
 
 
 def measure(context: Context) -> list[Result]:
     rates = _measure_rates(context)
-    context.tell(
-        f"the collector sustains {rates.beside_busy:,.0f} values/s beside a loop that is busy in "
-        f"Python, {rates.in_all:,.0f} where the loop waits for it"
+    context.log(
+        f"the collector sustains {rates.with_busy_loop:,.0f} values/s next to a busy loop, and "
+        f"{rates.with_waiting_loop:,.0f} values/s if the loop waits for the queue"
     )
-    seen = _measure_arms(context, rates.beside_busy / 2)
+    results = _measure_arms(context, rates.with_busy_loop / 2)
     return [
-        _calls(seen, rates, all_sinks(quick=context.quick)),
-        _greatest(seen),
-        _tails(seen),
-        _steps(seen),
+        _percentile_table(results, rates, all_sinks(quick=context.quick)),
+        _maximum_table(results),
+        _tail_table(results),
+        _steps_table(results),
     ]
 
 
 def _measure_rates(context: Context) -> Rates:
     calls = context.pick(100_000, 10_000)
     with Worker() as worker:
-        place = context.place("rates")
-        found = [worker.do(collectors_rates, place, calls) for _ in range(context.pick(3, 1))]
+        folder = context.new_folder("rates")
+        found = [worker.call(collector_rates, folder, calls) for _ in range(context.pick(3, 1))]
     return Rates(*map(statistics.median, zip(*found, strict=True)))
 
 
-def _measure_arms(context: Context, rate: float) -> list[Seen]:
+def _measure_arms(context: Context, rate: float) -> list[ArmResult]:
     arms = all_arms(quick=context.quick)
     calls = context.pick(24_000, 400)
     with ExitStack() as exits:
         workers = {arm.name: exits.enter_context(Worker()) for arm in arms}
-        opening = [workers[arm.name].begin(open_arm, arm, context.place("latency")) for arm in arms]
-        for one in opening:
-            one.result(ANSWERS_WITHIN)
+        opening = [
+            workers[arm.name].submit(open_arm, arm, context.new_folder("latency")) for arm in arms
+        ]
+        for future in opening:
+            future.result(CALL_TIMEOUT)
         rates = dict.fromkeys(workers, rate)
         for arm in arms:
             if arm.role == "peer":
-                own = workers[arm.name].do(flood, context.pick(5_000, 200))
-                rates[arm.name] = min(rate, own / 2)
+                maximum = workers[arm.name].call(measure_full_speed, context.pick(5_000, 200))
+                rates[arm.name] = min(rate, maximum / 2)
         turns: dict[str, list[Turn]] = {arm.name: [] for arm in arms}
 
-        def measure_one(name: str, _: int) -> float:
-            a_second = rates[name]
-            turns[name].append(workers[name].do(take_turn, a_second, min(calls, int(a_second))))
-            return turns[name][-1].took[-1]
+        def measure_turn(name: str, _: int) -> float:
+            arm_rate = rates[name]
+            turns[name].append(workers[name].call(take_turn, arm_rate, min(calls, int(arm_rate))))
+            return turns[name][-1].durations[-1]
 
-        interleaved({name: partial(measure_one, name) for name in workers}, context.pick(3, 2))
-        context.tell("reading back")
-        closing = {name: worker.begin(close_arm) for name, worker in workers.items()}
-        complete = {name: one.result(ANSWERS_WITHIN) for name, one in closing.items()}
-    return [Seen(arm, rates[arm.name], turns[arm.name], complete[arm.name]) for arm in arms]
-
-
-# What is told
+        interleaved({name: partial(measure_turn, name) for name in workers}, context.pick(3, 2))
+        context.log("reading back")
+        closing = {name: worker.submit(close_arm) for name, worker in workers.items()}
+        read_back = {name: future.result(CALL_TIMEOUT) for name, future in closing.items()}
+    return [ArmResult(arm, rates[arm.name], turns[arm.name], read_back[arm.name]) for arm in arms]
 
 
-def _calls(seen: list[Seen], rates: Rates, sinks: str) -> Result:
-    figures = _figures(seen, lambda turn: turn.took[_THOUSANDTH])
+# Tables
+
+
+def _percentile_table(results: list[ArmResult], rates: Rates, sinks: str) -> Result:
+    figures = _figures(results, lambda turn: turn.durations[_THOUSANDTH])
     return Result(
         "latency",
-        "One call in a thousand takes longer than this",
-        _TEXT.format(sinks=sinks, rate=seen[0].rate, busy=rates.beside_busy, in_all=rates.in_all),
+        "Call latency, 99.9th percentile",
+        _TEXT.format(
+            sinks=sinks,
+            rate=results[0].rate,
+            busy=rates.with_busy_loop,
+            waiting=rates.with_waiting_loop,
+        ),
         _UNIT,
         figures,
-        _targets(figures, "p99.9 of a call"),
-        beside=BUSY,
+        _targets(figures, "p99.9 latency"),
+        baseline=BUSY,
     )
 
 
-def _greatest(seen: list[Seen]) -> Result:
-    figures = _figures(seen, lambda turn: turn.took[-1])
+def _maximum_table(results: list[ArmResult]) -> Result:
+    figures = _figures(results, lambda turn: turn.durations[-1])
     return Result(
         "latency-max",
-        "The longest call of a round",
-        "Of the same calls. A single number of many thousands: what the kernel takes away shows "
-        "here first, in every row.",
+        "Call latency, maximum of a round",
+        "The longest of the same calls. A maximum is one of many thousands of values, so "
+        "preemption by the kernel is visible in every row.",
         _UNIT,
         figures,
-        _targets(figures, "the longest call"),
-        beside=BUSY,
+        _targets(figures, "maximum latency"),
+        baseline=BUSY,
     )
 
 
-def _steps(seen: list[Seen]) -> Result:
-    figures = _figures(seen, lambda turn: turn.late[_HUNDREDTH])
+def _steps_table(results: list[ArmResult]) -> Result:
+    figures = _figures(results, lambda turn: turn.lateness[_HUNDREDTH])
     return Result(
         "latency-steps",
-        "One step in a hundred is done later than this after it was due",
-        "The same rounds, seen from the loop: from when a step's 20 calls were due until the last "
-        "of them returned. It counts what other threads took between the calls, too, and what was "
-        "then to be made up for. (A time per call alone would leave that out.)",
+        "Step latency, 99th percentile",
+        "The same rounds, per step: the time from when a step was due until the last of its 20 "
+        "calls returned. One step in a hundred exceeds this value. Unlike the latency of calls, it "
+        "includes the time that other threads take between calls, and delays caused by earlier "
+        "steps.",
         _UNIT,
         figures,
-        beside=BUSY,
+        baseline=BUSY,
     )
 
 
-def _tails(seen: list[Seen]) -> Result:
-    """What share of the calls takes longer than how long."""
+def _tail_table(results: list[ArmResult]) -> Result:
+    """Return the latency that each fraction of the calls exceeds."""
     return Result(
         "latency-tail",
-        "How many calls take how long",
-        "The tail of the distribution: a point says which share of an arm's calls takes longer. "
-        "The median of the rounds.",
+        "Call latency, tail of the distribution",
+        "Each point shows the latency that a fraction of an arm's calls exceeds, as a median of "
+        "the rounds.",
         _UNIT,
         [
-            one.figure([turn.took[i] / 1e3 for turn in one.turns], at=share)
-            for one in seen
-            for i, share in enumerate(TAILS)
+            result.figure([turn.durations[i] / 1e3 for turn in result.turns], x=fraction)
+            for result in results
+            for i, fraction in enumerate(TAILS)
         ],
         chart="lines",
-        x="share of the calls that take longer",
+        x_label="fraction of calls that take longer",
     )
 
 
-def _figures(seen: list[Seen], of: Callable[[Turn], int]) -> list[Figure]:
-    return [one.figure([of(turn) / 1e3 for turn in one.turns]) for one in seen]
+def _figures(results: list[ArmResult], nanoseconds: Callable[[Turn], int]) -> list[Figure]:
+    return [result.figure([nanoseconds(turn) / 1e3 for turn in result.turns]) for result in results]
 
 
-def _targets(figures: list[Figure], what: str) -> list[Target]:
-    """No worse than beside an idle thread where delivery has a process, else than a busy one."""
+def _targets(figures: list[Figure], quantity: str) -> list[Target]:
+    """Return the targets: all arms relative to the busy thread, some also to the idle thread.
+
+    Arms with a delivery process should not be slower than a deque next to an idle thread.
+    """
     by_name = {figure.name: figure for figure in figures}
-    compared = {PROCESS: IDLE, HANGS_HERE: IDLE, HANGS_THERE: IDLE, THREADS: BUSY}
+    compared = {PROCESS: IDLE, HANGING_SINK: IDLE, HANGING_SERVER: IDLE, THREADS: BUSY}
     pairs = [(ours, BUSY) for ours in compared] + [
-        (ours, beside) for ours, beside in compared.items() if beside == IDLE
+        (ours, baseline) for ours, baseline in compared.items() if baseline == IDLE
     ]
     return [
-        Target(f"{what}, {ours}: to {beside}", ratio(by_name[ours], by_name[beside]), 1.0)
-        for ours, beside in pairs
+        Target(
+            f"{quantity}: {ours}, relative to {baseline}",
+            ratio(by_name[ours], by_name[baseline]),
+            1.0,
+        )
+        for ours, baseline in pairs
     ]

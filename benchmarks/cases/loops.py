@@ -1,7 +1,7 @@
-"""How much longer a training loop takes when it logs, with all that happens in the background.
+"""Slowdown of a training loop by logging, including all background work.
 
-"Nothing, again" is the bare loop measured as if it were an arm: what it shows beside 1.00 is noise,
-and a slowdown smaller than that noise is none that could be seen.
+The arm "no logging" is the bare loop, measured like any other arm. Its deviation from 1.00 is
+noise; smaller slowdowns cannot be detected.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from metricbus import MetricBus
 from metricbus._common.settings import Hosting
 
 BLOCKS, ROUNDS_A_BLOCK = 3, 2
-QUICK = 0.1  # of the seconds of a full run
+QUICK_SCALE = 0.1  # scales the duration of the turns in a quick run
 CORES = 2
-LONGEST_WAIT = 120.0  # seconds
+CLOSE_TIMEOUT = 120.0  # seconds
 
-AGAIN = "nothing, again"
-EACH, MAPPING = "metricbus, a call a scalar", "metricbus, one mapping a step"
-THREAD = "metricbus, a call a scalar, delivery=thread"
+NO_LOGGING = "no logging"
+SINGLE, MAPPING = "metricbus, one call per scalar", "metricbus, one mapping per step"
+THREAD = "metricbus, one call per scalar, delivery=thread"
 
 BUSES: Sequence[Hosting] = ("auto", "thread")
-READY = 1  # values that a bus logs before it is timed
+WARM_UP = 1  # values that each bus logs before the measurement
 
 TEXT = """\
-How many times as long a step of a real PyTorch training on one thread takes when it logs, on
-{cores} cores. Everything that happens in the background meanwhile is counted in. Each turn stands
-between two turns of the bare loop ({alone:.3f} ms a step) and is compared to these; it is timed
-once what works in the background is in full swing. "{again}" is the bare loop measured like an arm:
-it shows what can be told from noise. What each backend has was read back after the last turn, for
-all arms of metricbus together.\
+The duration of a step with logging, relative to the bare loop, on {cores} cores. The loop is a real
+PyTorch training on one thread. The duration includes the effect of all background work. Each turn
+of an arm runs between two turns of the bare loop ({bare:.3f} ms per step) and is compared with
+them; it is timed once the background work has reached a steady state. "{no_logging}" is the bare
+loop measured like an arm and shows the noise. The backends are read back after the last turn, for
+all metricbus arms together.\
 """
 
 
 class Training(NamedTuple):
-    """A training, what it logs to where, and how many times as long it may take at most."""
+    """A training: the length of its steps, what it logs, and the largest accepted slowdown."""
 
     milliseconds: float
     scalars: int
@@ -57,14 +57,14 @@ class Training(NamedTuple):
         "logging",
         "Lightning CSVLogger",
         "SummaryWriter",
-        "wandb, a mapping a call",
+        "wandb, one mapping per call",
         "mlflow, sqlite, log_batch",
     )
-    by_hand: str = "the five backends' own calls"
+    peers_name: str = "the five backends' own APIs"
 
     @property
     def names(self) -> list[str]:
-        """What the scalars are called."""
+        """The names of the scalars."""
         return [f"train/metric{i}" for i in range(self.scalars)]
 
 
@@ -75,14 +75,14 @@ SHORT = Training(
     where="CSV and TensorBoard",
     sinks=["csv", "tensorboard"],
     peers=["SummaryWriter"],
-    by_hand="SummaryWriter.add_scalar",
+    peers_name="SummaryWriter.add_scalar",
 )
 MIDDLE = Training(3.5, scalars=20, limit=1.03)
 LONG = Training(22.0, scalars=20, limit=1.01)
 
 
 def measure(context: Context) -> list[Result]:
-    """One result for each length of a step; a quick run has one that logs everywhere."""
+    """Measure each length of a step; a quick run measures one length with all backends."""
     with two_cores() as cores:
         trainings = [MIDDLE] if context.quick else [SHORT, MIDDLE, LONG]
         return [measure_training(context, training, cores) for training in trainings]
@@ -90,7 +90,7 @@ def measure(context: Context) -> list[Result]:
 
 @contextmanager
 def two_cores() -> Iterator[int]:
-    """Has two cores at most for this thread and for what it starts; says how many there are."""
+    """Restrict this thread and its children to two cores; yield the number of cores."""
     if not hasattr(os, "sched_setaffinity"):
         yield os.cpu_count() or 1
         return
@@ -104,55 +104,55 @@ def two_cores() -> Iterator[int]:
 
 
 def measure_training(context: Context, training: Training, cores: int) -> Result:
-    """The slowdown by each arm, once everything that was logged has been found again."""
-    context.tell(f"steps of {training.milliseconds} ms with {training.scalars} scalars")
-    place = context.place(f"loop-{training.milliseconds}")
+    """Measure the slowdown of each arm; raise unless everything is read back."""
+    context.log(f"steps of {training.milliseconds} ms with {training.scalars} scalars")
+    folder = context.new_folder(f"loop-{training.milliseconds}")
     step = make_training(training.milliseconds)
-    loop = Loop(step, training.milliseconds, QUICK if context.quick else 1.0)
+    loop = Loop(step, training.milliseconds, QUICK_SCALE if context.quick else 1.0)
     with ExitStack() as stack:
-        ours = open_buses(training, place, stack)
-        peers, by_hand = open_peers(training, context, stack)
-        arms = [Arm(AGAIN, "floor"), *ours, by_hand]
-        seen = slowdowns(loop, arms, context.pick(BLOCKS, 1), context.pick(ROUNDS_A_BLOCK, 1))
+        ours = open_buses(training, folder, stack)
+        peers, peers_arm = open_peers(training, context, stack)
+        arms = [Arm(NO_LOGGING, "floor"), *ours, peers_arm]
+        samples = slowdowns(loop, arms, context.pick(BLOCKS, 1), context.pick(ROUNDS_A_BLOCK, 1))
     logged = {arm.name: training.scalars * loop.steps[arm.name] for arm in arms}
-    found = read_back(training, place, READY * len(BUSES) + sum(logged[arm.name] for arm in ours))
-    complete_by = dict.fromkeys((arm.name for arm in ours), found)
+    expected = WARM_UP * len(BUSES) + sum(logged[arm.name] for arm in ours)
+    texts = dict.fromkeys((arm.name for arm in ours), read_back(training, folder, expected))
     for name, peer in peers.items():
-        complete_by[by_hand.name] = complete(name, peer.count, logged[by_hand.name])
-    figures = [figure_of(arm, seen[arm.name], loop, complete_by.get(arm.name, "")) for arm in arms]
+        texts[peers_arm.name] = complete(name, peer.count, logged[peers_arm.name])
+    figures = [figure_of(arm, samples[arm.name], loop, texts.get(arm.name, "")) for arm in arms]
     return result_of(training, figures, loop, cores)
 
 
-def open_buses(training: Training, place: Path, stack: ExitStack) -> list[Arm]:
-    """The arms of a bus as it is by default, and of one whose sinks are threads of the training.
+def open_buses(training: Training, folder: Path, stack: ExitStack) -> list[Arm]:
+    """Open a bus with default delivery and one with delivery threads; return their arms.
 
     Both buses raise if anything is not delivered.
     """
-    stack.enter_context(lines_in(place))
+    stack.enter_context(lines_in(folder))
     if "mlflow" in training.sinks:
-        empty_database(place / DATABASE)
+        empty_database(folder / DATABASE)
     buses = []
     for delivery in BUSES:
         bus = MetricBus(
             sinks=training.sinks,
-            dir=place,
+            dir=folder,
             delivery=delivery,
-            close_timeout=LONGEST_WAIT,
+            close_timeout=CLOSE_TIMEOUT,
             strict=True,
         )
         buses.append(stack.enter_context(bus))
-        bus.log("ready", 1.0, step=0)
-        bus.flush()  # from here on everything is imported, and open
+        bus.log("warm_up", 1.0, step=0)
+        bus.flush()  # afterwards, all backends are imported and open
     default, threads = buses
     return [
-        Arm(EACH, "ours", log_each(default, training.names), default.flush),
+        Arm(SINGLE, "ours", log_single_values(default, training.names), default.flush),
         Arm(MAPPING, "ours", log_mapping(default, training.names), default.flush),
-        Arm(THREAD, "ours", log_each(threads, training.names), threads.flush, seldom=True),
+        Arm(THREAD, "ours", log_single_values(threads, training.names), threads.flush, seldom=True),
     ]
 
 
-def log_each(bus: MetricBus, names: Sequence[str]) -> Log:
-    """Logs a step's scalars one by one."""
+def log_single_values(bus: MetricBus, names: Sequence[str]) -> Log:
+    """Return a function that logs the scalars of a step one by one."""
 
     def log(step: int, loss: float) -> None:
         for name in names:
@@ -162,15 +162,15 @@ def log_each(bus: MetricBus, names: Sequence[str]) -> Log:
 
 
 def log_mapping(bus: MetricBus, names: Sequence[str]) -> Log:
-    """Logs a step's scalars by one call."""
+    """Return a function that logs the scalars of a step in one call."""
     return lambda step, loss: bus.log(dict.fromkeys(names, loss), step=step)
 
 
 def open_peers(
     training: Training, context: Context, stack: ExitStack
 ) -> tuple[dict[str, Peer], Arm]:
-    """The backends' own loggers, and the arm that calls them all at each step."""
-    peers = {name: PEERS[name](context.place("peer")) for name in training.peers}
+    """Open the backends' own loggers; return them with the arm that calls all of them."""
+    peers = {name: PEERS[name](context.new_folder("peer")) for name in training.peers}
     for peer in peers.values():
         stack.callback(peer.close)
 
@@ -183,58 +183,61 @@ def open_peers(
         for peer in peers.values():
             peer.flush()
 
-    return peers, Arm(training.by_hand, "peer", log, flush, seldom=True)
+    return peers, Arm(training.peers_name, "peer", log, flush, seldom=True)
 
 
-def read_back(training: Training, place: Path, logged: int) -> str:
-    """What both buses together have brought into every backend; raises unless it is all."""
+def read_back(training: Training, folder: Path, logged: int) -> str:
+    """Count the values of both buses in every backend; raise if any are missing."""
     kinds = [sink.partition("?")[0] for sink in training.sinks]
-    (found,) = {
-        complete(f"metricbus to {kind}", partial(VALUES[kind], place), logged) for kind in kinds
+    (text,) = {
+        complete(f"metricbus to {kind}", partial(VALUES[kind], folder), logged) for kind in kinds
     }
-    return found
+    return text
 
 
 def slowdowns(loop: Loop, arms: Sequence[Arm], blocks: int, rounds: int) -> dict[str, list[float]]:
-    """Those of each arm; a block has many rounds of most arms, and one of those of great effect."""
-    seen: defaultdict[str, list[float]] = defaultdict(list)
+    """Measure the slowdowns of all arms.
+
+    Each block has several rounds of most arms, and one round of the arms with a large effect.
+    """
+    slowdowns_by_arm: defaultdict[str, list[float]] = defaultdict(list)
     often = {arm.name: partial(loop.slowdown, arm) for arm in arms if not arm.seldom}
     seldom = {arm.name: partial(loop.slowdown, arm) for arm in arms if arm.seldom}
     for _ in range(blocks):
         for name, samples in (interleaved(often, rounds) | interleaved(seldom, 1)).items():
-            seen[name] += samples
-    return seen
+            slowdowns_by_arm[name] += samples
+    return slowdowns_by_arm
 
 
-def figure_of(arm: Arm, samples: list[float], loop: Loop, complete: str) -> Figure:
-    """The arm's slowdowns, with the middle half of them."""
-    note = f"{statistics.median(loop.took[arm.name]):.3f} ms a step"
+def figure_of(arm: Arm, samples: list[float], loop: Loop, read_back: str) -> Figure:
+    """Return the slowdowns of an arm, with a note on their interquartile range."""
+    note = f"{statistics.median(loop.milliseconds[arm.name]):.3f} ms per step"
     if len(samples) > 1:
         low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-        note += f"; middle half {low:.3f} to {high:.3f}"
-    return Figure(arm.name, samples, arm.role, complete=complete, note=note)
+        note += f"; interquartile range {low:.3f} to {high:.3f}"
+    return Figure(arm.name, samples, arm.role, read_back=read_back, note=note)
 
 
 def result_of(training: Training, figures: list[Figure], loop: Loop, cores: int) -> Result:
-    """The table of one training, with what was aimed at for the default bus."""
-    alone = statistics.median(loop.alone)
+    """Return the table of one training, with targets for the default bus."""
+    bare = statistics.median(loop.bare)
     title = (
-        f"A training loop of {training.milliseconds} ms a step that logs {training.scalars} "
-        f"scalars to {training.where}"
+        f"Training loop with {training.milliseconds} ms steps, logging {training.scalars} scalars "
+        f"to {training.where}"
     )
     return Result(
         id=f"loop-{training.milliseconds}ms",
         title=title,
-        text=TEXT.format(cores=cores, alone=alone, again=AGAIN),
+        text=TEXT.format(cores=cores, bare=bare, no_logging=NO_LOGGING),
         unit="x",
         figures=figures,
         targets=[
             Target(
-                f"Slowdown, {training.milliseconds} ms a step: {one.name}",
-                one.median,
+                f"slowdown with {training.milliseconds} ms steps: {figure.name}",
+                figure.median,
                 training.limit,
             )
-            for one in figures
-            if one.name in (EACH, MAPPING)
+            for figure in figures
+            if figure.name in (SINGLE, MAPPING)
         ],
     )

@@ -1,1 +1,1 @@
-"""Running cases in child processes, statistics, results, and the generated page."""
+"""Framework of the benchmarks: child processes, statistics, stored results, and the page."""

@@ -1,8 +1,8 @@
-"""Measures one case in this process; `running` starts it, a fresh one for each case.
+"""Measures one case; `running` starts this module in a new process for each case.
 
-So no case pays for another's imports, threads, loggers or garbage. What the peers print goes to
-standard output, which `running` keeps for the case that something fails; progress is told on the
-standard error that this process was started with.
+A case is therefore not affected by imports, threads, loggers or garbage of another one. Standard
+output and standard error are redirected to the standard output that `running` captures and shows
+if the case fails. Progress messages go to the original standard error.
 
     python -m benchmarks.framework.child CASE MODULE FOLDER full|quick
 """
@@ -19,31 +19,31 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.framework.harness import Case, Context
-from benchmarks.framework.machine import commit, machine, moment
+from benchmarks.framework.machine import commit, current_machine, sample_load
 from benchmarks.framework.results import Measured
 
-ANSWER = "measured.json"
+RESULT_FILE = "measured.json"
 
 
 def measure(case: str, module: str, context: Context) -> Measured:
-    """What the case gives, and under which conditions."""
-    seconds_to_look = 0.1 if context.quick else 1.0
+    """Run the case; return its results with the conditions of the measurement."""
+    load_secs = 0.1 if context.quick else 1.0
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    before = moment(seconds_to_look)
+    before = sample_load(load_secs)
     start = time.perf_counter()
     function: Case = importlib.import_module(module).measure
     results = list(function(context))
     seconds = time.perf_counter() - start
     if not results:
-        raise ValueError(f"the case {case!r} has no results")
+        raise ValueError(f"The case {case!r} returned no results.")
     return Measured(
         case=case,
         results=results,
-        machine=machine(),
+        machine=current_machine(),
         date=date,
         seconds=round(seconds, 1),
         before=before,
-        after=moment(seconds_to_look),
+        after=sample_load(load_secs),
         commit=commit(),
         quick=context.quick,
         missing=missing_peers(),
@@ -51,20 +51,20 @@ def measure(case: str, module: str, context: Context) -> Measured:
 
 
 def missing_peers() -> dict[str, str]:
-    """The peers that are not measured here, and why, if the case asked for peers at all."""
+    """Return the unavailable peers with the reasons, or nothing if the case did not use peers."""
     peers = sys.modules.get("benchmarks.peers")
     return dict(peers.MISSING) if peers else {}
 
 
 def main(case: str, module: str, folder: str, extent: str) -> None:
-    """Measures in the folder, and writes there what was measured."""
-    telling = os.fdopen(os.dup(2), "w", buffering=1)
+    """Measure in the folder, and write the result file there."""
+    progress = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(1, 2)
     work = Path(folder) / "work"
     work.mkdir()
-    context = Context(work, extent == "quick", lambda line: print(f"    {line}", file=telling))
+    context = Context(work, extent == "quick", lambda line: print(f"    {line}", file=progress))
     measured = measure(case, module, context)
-    (Path(folder) / ANSWER).write_bytes(msgspec.json.encode(measured))
+    (Path(folder) / RESULT_FILE).write_bytes(msgspec.json.encode(measured))
 
 
 if __name__ == "__main__":

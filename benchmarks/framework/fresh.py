@@ -1,4 +1,4 @@
-"""A new interpreter for what can only be measured once, or must not find anything imported."""
+"""Runs code in a new interpreter, for measurements that need one without imported modules."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from benchmarks.framework.machine import ROOT
 
 
-def fresh(arguments: Sequence[str], folder: Path, timeout: float = 300.0) -> str:
-    """What a new interpreter that works in `folder` prints; `RuntimeError` if it fails.
+def run_fresh(arguments: Sequence[str], folder: Path, timeout: float = 300.0) -> str:
+    """Run a new interpreter in `folder`; return its standard output.
 
-    It writes to files, not to pipes: a backend's own process may outlive it, and hold a pipe open.
+    The output goes to files instead of pipes, because a process started by a backend may outlive
+    the interpreter and keep a pipe open. Raises `RuntimeError` if the interpreter fails.
     """
     command = [sys.executable, "-W", "ignore", *arguments]
-    said, complaints = folder / "stdout.txt", folder / "stderr.txt"
-    with open(said, "wb") as out, open(complaints, "wb") as err:
+    stdout, stderr = folder / "stdout.txt", folder / "stderr.txt"
+    with open(stdout, "wb") as out, open(stderr, "wb") as err:
         done = subprocess.run(
             command,
             cwd=folder,
@@ -30,13 +31,13 @@ def fresh(arguments: Sequence[str], folder: Path, timeout: float = 300.0) -> str
             check=False,
         )
     if done.returncode:
-        last_words = complaints.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"a worker ended with {done.returncode}:\n{last_words}")
-    return said.read_text()
+        tail = stderr.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"A worker exited with status {done.returncode}:\n{tail}")
+    return stdout.read_text()
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Ours without what would change the buses' settings; the backends keep to the folder."""
+    """Return this environment without metricbus settings; backends write to `folder` only."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("METRICBUS_")}
     return kept | {
         "PYTHONPATH": str(ROOT),

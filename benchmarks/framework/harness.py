@@ -1,9 +1,9 @@
-"""What every case is made of: arms that are measured in turn, figures, targets, results.
+"""Building blocks of a case: interleaved arms, figures, targets and results.
 
-A case is a function that takes a `Context` and returns `Result`s. Its arms (ways to do the same
-thing) are measured in rounds, there and back (A B C, C B A, …), so that what the machine does
-meanwhile falls on all of them alike. Everything that is compared was measured in one run, round by
-round; a ratio is the median of the rounds' ratios.
+A case is a function that takes a `Context` and returns `Result`s. Its arms are alternative ways to
+do the same work. They are measured in rounds of alternating order (A B C, then C B A), so that
+changes in the speed of the machine affect all arms alike. Compared figures always come from the
+same run, and a ratio is the median of the ratios of the rounds.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ Unit = Literal["ns", "µs", "ms", "s", "values/s", "bytes", "MB", "x", "values"]
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one arm gave: a sample for each round, in the result's unit.
+    """Samples of one arm: one per round, in the unit of the result.
 
-    A `floor` is what plain Python or the hardware cannot beat, a `control` what is compared to for
-    another reason. `at` is where it stands on the x axis of a result about growth. `complete` says
-    what reading back found, such as `20,000 of 20,000`; `note` what else is to be known.
+    A `floor` is an arm that plain Python or the hardware cannot beat. A `control` is a reference
+    that does not compete. `x` is the position on the x axis of a line chart. `read_back` describes
+    what was read back, such as `20,000 of 20,000`. `note` holds any further remarks.
     """
 
     name: str
     samples: list[float]
     role: Role = "peer"
-    at: float | None = None
-    complete: str = ""
+    x: float | None = None
+    read_back: str = ""
     note: str = ""
 
     @property
     def median(self) -> float:
-        """The middle of the rounds."""
+        """The median of the rounds."""
         return statistics.median(self.samples)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The least and the greatest round."""
+        """The smallest and the largest round."""
         return min(self.samples), max(self.samples)
 
 
 class Target(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was aimed at, and what was seen."""
+    """A limit that was set before measuring, and the measured value."""
 
-    what: str
-    seen: float
+    name: str
+    measured: float
     limit: float
     unit: Unit = "x"
     at_most: bool = True
@@ -57,14 +57,15 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def met(self) -> bool:
-        """Whether it was reached."""
-        return self.seen <= self.limit if self.at_most else self.seen >= self.limit
+        """Whether the measured value is within the limit."""
+        return self.measured <= self.limit if self.at_most else self.measured >= self.limit
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One table, and one chart unless `chart` is "none"; `beside` names the figure that is 1.0.
+    """One table, with one chart unless `chart` is "none".
 
-    `text` is what a reader must know to trust it, in Markdown. `x` labels the axis of `lines`.
+    `text` describes the method, in Markdown. `baseline` names the figure that ratios are relative
+    to. `x_label` is the label of the x axis of a line chart.
     """
 
     id: str
@@ -73,13 +74,13 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     unit: Unit
     figures: list[Figure]
     targets: list[Target] = []
-    beside: str = ""
-    better: Literal["less", "more"] = "less"
+    baseline: str = ""
+    better: Literal["lower", "higher"] = "lower"
     chart: Literal["bars", "lines", "none"] = "bars"
-    x: str = ""
+    x_label: str = ""
 
     def figure(self, name: str) -> Figure:
-        """The first one of this name; `KeyError` if there is none."""
+        """Return the first figure with this name; raise `KeyError` if there is none."""
         for figure in self.figures:
             if figure.name == name:
                 return figure
@@ -87,25 +88,25 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Context(NamedTuple):
-    """Where and how a case is measured; `tell` prints a line of progress.
+    """Folder and extent of a measurement; `log` prints a progress message.
 
-    A `quick` one only has to show that everything works: one round or two, of few values.
+    A `quick` run only checks that everything works: it has one or two rounds with few values.
     """
 
     folder: Path
     quick: bool
-    tell: Callable[[str], None]
+    log: Callable[[str], None]
 
     def pick(self, full: int, quick: int) -> int:
-        """The number for a full run, or the one for a quick run."""
+        """Return `quick` in a quick run, and `full` otherwise."""
         return quick if self.quick else full
 
-    def place(self, name: str) -> Path:
-        """A new folder below the benchmark's own."""
+    def new_folder(self, name: str) -> Path:
+        """Create a folder with a unique name below the folder of the case."""
         number = sum(1 for _ in self.folder.iterdir())
-        place = self.folder / f"{name}-{number}"
-        place.mkdir(parents=True)
-        return place
+        folder = self.folder / f"{name}-{number}"
+        folder.mkdir(parents=True)
+        return folder
 
 
 Case = Callable[[Context], Sequence[Result]]
@@ -114,35 +115,40 @@ Case = Callable[[Context], Sequence[Result]]
 def interleaved(
     arms: Mapping[str, Callable[[int], float]], rounds: int, *, warm_up: bool = False
 ) -> dict[str, list[float]]:
-    """What each arm gave in each round; an arm is called with the number of the round.
+    """Measure all arms in rounds of alternating order; return the samples by arm.
 
-    With `warm_up`, a round -1 goes before and does not count.
+    Each arm is called with the number of the round. With `warm_up`, an additional round -1 comes
+    first, and its samples are discarded.
     """
-    seen: dict[str, list[float]] = {name: [] for name in arms}
+    samples: dict[str, list[float]] = {name: [] for name in arms}
     for number, name, measure in turns(arms, rounds, warm_up=warm_up):
         value = measure(number)
         if number >= 0:
-            seen[name].append(value)
-    return seen
+            samples[name].append(value)
+    return samples
 
 
 def turns(
     arms: Mapping[str, Callable[[int], float]], rounds: int, *, warm_up: bool = False
 ) -> Iterator[tuple[int, str, Callable[[int], float]]]:
-    """The order in which arms are measured: there in even rounds, back in odd ones."""
-    there = list(arms.items())
+    """Yield the arms of each round: forward in even rounds, backward in odd ones."""
+    forward = list(arms.items())
     for number in range(-1 if warm_up else 0, rounds):
-        for name, measure in there if number % 2 == 0 else reversed(there):
+        for name, measure in forward if number % 2 == 0 else reversed(forward):
             yield number, name, measure
 
 
-def ratio(figure: Figure, beside: Figure) -> float:
-    """How many times the other one: the median of the rounds' ratios."""
-    return statistics.median(ratios(figure, beside))
+def ratio(figure: Figure, baseline: Figure) -> float:
+    """Return the median of the ratios of the rounds."""
+    return statistics.median(ratios(figure, baseline))
 
 
-def ratios(figure: Figure, beside: Figure) -> list[float]:
-    """Round by round; by the medians if the two were not measured in the same rounds."""
-    if len(figure.samples) != len(beside.samples):
-        return [figure.median / beside.median]
-    return [one / other for one, other in zip(figure.samples, beside.samples, strict=True)]
+def ratios(figure: Figure, baseline: Figure) -> list[float]:
+    """Return the ratio of each round.
+
+    If the two figures have different numbers of rounds, return the ratio of their medians.
+    """
+    if len(figure.samples) != len(baseline.samples):
+        return [figure.median / baseline.median]
+    pairs = zip(figure.samples, baseline.samples, strict=True)
+    return [sample / reference for sample, reference in pairs]

@@ -1,6 +1,6 @@
-"""Where something was measured: the machine, the versions, what else it had to do.
+"""Conditions of a measurement: hardware, package versions, and system load.
 
-There is nothing in it that tells whose machine it is: no host's name, no paths.
+The description does not identify the machine: it contains no host name and no paths.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PACKAGES = [
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What is the same for all that is measured here."""
+    """Hardware and software, which are the same for all measurements on one machine."""
 
     processor: str
     cores: int
@@ -46,19 +46,19 @@ class Machine(msgspec.Struct, frozen=True):
     versions: dict[str, str]
 
 
-class Moment(msgspec.Struct, frozen=True):
-    """How busy the machine was: the load average, and the share of its cores that was at work.
+class LoadSample(msgspec.Struct, frozen=True):
+    """Load of the machine: the load average, and the fraction of its cores that is busy.
 
-    The share is taken over a second in which nothing is measured, so it is the others' work, and
-    the load average also has what was measured before.
+    The busy fraction is sampled while nothing is measured, so it shows the load of other
+    processes. The load average includes the preceding measurements.
     """
 
     load: float
     busy: float
 
 
-def machine() -> Machine:
-    """The one at hand, as far as this process may use it."""
+def current_machine() -> Machine:
+    """Describe this machine, as far as this process may use it."""
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
@@ -69,14 +69,14 @@ def machine() -> Machine:
     )
 
 
-def moment(seconds: float = 1.0) -> Moment:
-    """How busy it is now; looking takes these seconds."""
+def sample_load(seconds: float = 1.0) -> LoadSample:
+    """Measure the current load over this many seconds."""
     busy = psutil.cpu_percent(interval=seconds) / 100
-    return Moment(load=round(os.getloadavg()[0], 2), busy=round(busy, 2))
+    return LoadSample(load=round(os.getloadavg()[0], 2), busy=round(busy, 2))
 
 
 def commit(root: Path = ROOT) -> str:
-    """The code that is measured, as `1a2b3c4` or `1a2b3c4+changes`; empty outside of a checkout."""
+    """Return the current commit, as `1a2b3c4` or `1a2b3c4+changes`; empty outside a checkout."""
     if not (root / ".git").exists():
         return ""
     try:
@@ -88,14 +88,14 @@ def commit(root: Path = ROOT) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """What git answers; it takes no lock, so nobody who works here is disturbed."""
+    """Run git without taking a lock, so that it does not interfere with other git processes."""
     command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=30)
     return done.stdout.strip()
 
 
 def _processor() -> str:
-    """The model's name, for which `platform` has no portable answer."""
+    """Return the name of the CPU model, which `platform` does not report portably."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -105,10 +105,10 @@ def _processor() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Of what is installed; some peers have an environment of their own."""
-    apart = [str(path) for path in (ROOT / ".venv" / "peers").glob("lib/python*/site-packages")]
+    """Return the versions of the installed packages, including those of the peers' environment."""
+    separate = [str(path) for path in (ROOT / ".venv" / "peers").glob("lib/python*/site-packages")]
     return {
         package: found.version
         for package in PACKAGES
-        for found in [*metadata.distributions(name=package, path=[*sys.path, *apart])][:1]
+        for found in [*metadata.distributions(name=package, path=[*sys.path, *separate])][:1]
     }

@@ -1,6 +1,6 @@
-"""From what was measured to Markdown: the part of the page between the two marks.
+"""Generates the Markdown results between two markers on the benchmarks page.
 
-The frame around it is written by hand and never touched.
+The text outside the markers is maintained by hand and kept unchanged.
 """
 
 from __future__ import annotations
@@ -10,68 +10,75 @@ from pathlib import Path
 
 from benchmarks.framework.harness import Figure, Result, Target
 from benchmarks.framework.machine import Machine
-from benchmarks.framework.numbers import apart, beside_text, in_unit, place, with_unit
+from benchmarks.framework.numbers import (
+    distinguishable,
+    format_tick,
+    in_unit,
+    ratio_text,
+    with_unit,
+)
 from benchmarks.framework.results import Measured
 
 START, END = "<!-- results -->", "<!-- end of results -->"
-BARE = f"# Benchmarks\n\n{START}\n{END}\n"
-NOTHING = "Nothing has been measured yet: `make bench` does."
-BUSY = 0.1  # of the cores were at work before or after a case: more than that is told
-MOST_COLUMNS = 10  # of a table about growth; with more places than that, only the chart shows all
+EMPTY_PAGE = f"# Benchmarks\n\n{START}\n{END}\n"
+NO_RESULTS = "There are no results yet. Run `make bench` to measure."
+BUSY = 0.1  # fraction of busy cores before or after a case from which the page warns
+MAX_COLUMNS = 10  # columns for positions on the x axis; with more, only the chart shows all
 
-WORDS = {"target", "met", "measured (UTC)", "code", "note"}  # the columns that have some
+TEXT_COLUMNS = {"target", "met", "date (UTC)", "commit", "note"}  # aligned to the left
 
 Row = Sequence[str]
 
 
 def write(path: Path, measured: Sequence[Measured]) -> None:
-    """Puts the results into the page, or into a bare one if there is none."""
-    frame = path.read_text() if path.exists() else BARE
+    """Write the results into the page, or into a new page if there is none."""
+    frame = path.read_text() if path.exists() else EMPTY_PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(replaced(frame, page(measured)))
 
 
 def replaced(frame: str, results: str) -> str:
-    """The page with these results between its marks."""
+    """Return the page with these results between its markers."""
     before, start, rest = frame.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise ValueError(f"the page has no {START} followed by {END}")
+        raise ValueError(f"The page has no marker {START} followed by {END}.")
     return f"{before}{START}\n\n{results}\n\n{END}{after}"
 
 
 def page(measured: Sequence[Measured], *, charts: bool = True) -> str:
-    """All results: warnings, targets, where and when, then table by table."""
+    """Return all results: warnings, targets, conditions, then one section per result."""
     if not measured:
-        return NOTHING
+        return NO_RESULTS
     results = [section(result, charts) for one in measured for result in one.results]
     return "\n\n".join([*warnings(measured), *targets(measured), *conditions(measured), *results])
 
 
 def targets(measured: Sequence[Measured]) -> list[str]:
-    """What was aimed at, and what was seen, of all cases in one table."""
-    aims = [
+    """Return one table with the targets of all cases."""
+    pairs = [
         (one, target) for one in measured for result in one.results for target in result.targets
     ]
-    if not aims:
+    if not pairs:
         return []
-    met = sum(target.met for _, target in aims)
-    rows = [[one.case, *_target(target)] for one, target in aims]
+    met = sum(target.met for _, target in pairs)
+    rows = [[one.case, *_target(target)] for one, target in pairs]
     return [
-        f"### Targets\n\n{met} of {len(aims)} met.",
-        table(["case", "target", "aimed at", "seen", "met"], rows),
+        f"### Targets\n\n{met} of {len(pairs)} targets are met.",
+        table(["case", "target", "limit", "measured", "met"], rows),
     ]
 
 
 def _target(target: Target) -> Row:
-    seen, limit = (with_unit(one, target.unit) for one in apart(target.seen, target.limit))
-    what = f"{target.what} ({target.note})" if target.note else target.what
+    numbers = distinguishable(target.measured, target.limit)
+    measured, limit = (with_unit(number, target.unit) for number in numbers)
+    name = f"{target.name} ({target.note})" if target.note else target.name
     sign = "≤" if target.at_most else "≥"
-    return [what, f"{sign} {limit}", seen, "yes" if target.met else "**no**"]
+    return [name, f"{sign} {limit}", measured, "yes" if target.met else "**no**"]
 
 
 def conditions(measured: Sequence[Measured]) -> list[str]:
-    """The machines and versions, and each case's date, duration and what else went on."""
+    """Return the machines and versions, and the date, duration and system load of each case."""
     machines = list({repr(one.machine): one.machine for one in measured}.values())
     several = len(machines) > 1
     parts = ["### Machine and versions"]
@@ -80,7 +87,7 @@ def conditions(measured: Sequence[Measured]) -> list[str]:
         for number, one in enumerate(machines, 1)
     ]
     parts += _missing(measured)
-    head = ["case", "measured (UTC)", "took, s", "code", "load", "others at work"]
+    head = ["case", "date (UTC)", "duration, s", "commit", "load average", "other load"]
     rows = [_condition(one) for one in measured]
     if several:
         head.append("machine")
@@ -90,18 +97,18 @@ def conditions(measured: Sequence[Measured]) -> list[str]:
         ]
     parts.append(table(head, rows))
     parts.append(
-        "`load` is the load average before and after the case, which has in it what was measured "
-        "before; `others at work` is the share of all cores that was busy in the second before "
-        "it began and in the second after it ended."
+        "`load average` was read before and after the case and includes the preceding "
+        "measurements. `other load` is the fraction of all cores that were busy in the second "
+        "before the case started and in the second after it ended."
     )
     return parts
 
 
 def describe(machine: Machine, head: str = "") -> str:
-    """A machine in a sentence, its packages in another."""
+    """Describe a machine in one sentence, and its packages in another."""
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     return (
-        f"{head}{machine.processor}, {machine.cores} cores usable, {machine.memory} of memory, "
+        f"{head}{machine.processor}, {machine.cores} usable cores, {machine.memory} of memory, "
         f"{machine.kernel}, {machine.python}.\n\nPackages: {versions}."
     )
 
@@ -118,51 +125,55 @@ def _condition(one: Measured) -> Row:
 
 
 def _missing(measured: Sequence[Measured]) -> list[str]:
-    """The peers that could not be measured, and why."""
-    missing = {name: why for one in measured for name, why in one.missing.items()}
+    """List the peers that could not be measured, with the reasons."""
+    missing = {name: reason for one in measured for name, reason in one.missing.items()}
     if not missing:
         return []
-    reasons = [f"- {name}: {why}" for name, why in missing.items()]
-    return ["Not measured here:\n\n" + "\n".join(reasons)]
+    reasons = [f"- {name}: {reason}" for name, reason in missing.items()]
+    return ["Not measured:\n\n" + "\n".join(reasons)]
 
 
 def warnings(measured: Sequence[Measured]) -> list[str]:
-    """What makes the figures worth less."""
+    """Warn about conditions that make the figures less reliable."""
     quick = [one.case for one in measured if one.quick]
     busy = [one.case for one in measured if max(one.before.busy, one.after.busy) > BUSY]
-    told = []
+    texts = []
     if quick:
-        told.append(f"**A quick run, whose figures mean nothing:** {', '.join(quick)}.")
+        texts.append(f"**Quick run; the figures are not meaningful:** {', '.join(quick)}.")
     if busy:
-        told.append(f"**The machine had other work meanwhile:** {', '.join(busy)}.")
-    return told
+        texts.append(f"**The machine had other load during:** {', '.join(busy)}.")
+    return texts
 
 
 def section(result: Result, charts: bool = True) -> str:
-    """A result: what a reader must know, the picture, the table, the targets."""
+    """Return a result: its text, chart, table and targets."""
     parts = [f"### {result.title}", result.text.strip()]
     if charts and result.chart != "none":
         parts.append(f"![{plain(result.title)}](benchmarks/{result.id}.svg)")
-    by_place = any(figure.at is not None for figure in result.figures)
-    parts.append(growth_table(result) if by_place else arms_table(result))
+    has_x = any(figure.x is not None for figure in result.figures)
+    parts.append(x_table(result) if has_x else arms_table(result))
     if result.targets:
-        parts.append("\n".join(_aim(target) for target in result.targets))
+        parts.append("\n".join(_target_line(target) for target in result.targets))
     return "\n\n".join(part for part in parts if part)
 
 
-def _aim(target: Target) -> str:
-    what, limit, seen, met = _target(target)
-    return f"- {what}: aimed at {limit}, seen {seen}, {'met' if met == 'yes' else '**not met**'}"
+def _target_line(target: Target) -> str:
+    name, limit, measured, met = _target(target)
+    outcome = "met" if met == "yes" else "**not met**"
+    return f"- {name}: target {limit}, measured {measured}, {outcome}"
 
 
 def arms_table(result: Result) -> str:
-    """A row for each arm; columns that nobody fills are left out."""
-    beside = result.figure(result.beside) if result.beside else None
-    head = ["", f"median, {unit_of(result)}", "least to most"]
-    rows = [[_name(figure), *_seen(figure, result)] for figure in result.figures]
+    """Return a table with a row per arm; empty columns are omitted."""
+    baseline = result.figure(result.baseline) if result.baseline else None
+    head = ["", f"median, {unit_of(result)}", "min to max"]
+    rows = [[_name(figure), *_median_and_spread(figure, result)] for figure in result.figures]
     columns = [
-        (f"times {result.beside}", [beside_text(figure, beside) for figure in result.figures]),
-        ("read back", [figure.complete for figure in result.figures]),
+        (
+            f"ratio to {result.baseline}",
+            [ratio_text(figure, baseline) for figure in result.figures],
+        ),
+        ("read back", [figure.read_back for figure in result.figures]),
         ("note", [figure.note for figure in result.figures]),
     ]
     for title, cells in columns:
@@ -172,30 +183,32 @@ def arms_table(result: Result) -> str:
     return table(head, rows)
 
 
-def _seen(figure: Figure, result: Result) -> Row:
+def _median_and_spread(figure: Figure, result: Result) -> Row:
     return [in_unit(figure.median, result.unit), spread(figure, result)]
 
 
-def growth_table(result: Result) -> str:
-    """A row for each arm, a column for each place on the x axis; the spread in brackets."""
-    places = _some(sorted({figure.at for figure in result.figures if figure.at is not None}))
-    head = [f"median, {unit_of(result)}; {result.x or 'at'}", *(f"{place(at)}" for at in places)]
-    cells = {(_name(figure), figure.at): _cell(figure, result) for figure in result.figures}
+def x_table(result: Result) -> str:
+    """Return a table with a row per arm and a column per x; spreads are in parentheses."""
+    positions = _sample(sorted({figure.x for figure in result.figures if figure.x is not None}))
+    label = result.x_label or "x"
+    head = [f"median, {unit_of(result)}; {label}", *map(format_tick, positions)]
+    cells = {(_name(figure), figure.x): _cell(figure, result) for figure in result.figures}
     names = list(dict.fromkeys(name for name, _ in cells))
-    rows = [[name, *(cells.get((name, at), "") for at in places)] for name in names]
-    for title, texts in [("read back", _told(result, "complete")), ("note", _told(result, "note"))]:
+    rows = [[name, *(cells.get((name, x), "") for x in positions)] for name in names]
+    for title, field in [("read back", "read_back"), ("note", "note")]:
+        texts = _texts_by_arm(result, field)
         if any(texts.values()):
             head.append(title)
             rows = [[*row, texts[row[0]]] for row in rows]
     return table(head, rows)
 
 
-def _some(places: list[float]) -> list[float]:
-    """All of them if a table can hold them, otherwise some that lie evenly between the ends."""
-    if len(places) <= MOST_COLUMNS:
-        return places
-    last = len(places) - 1
-    return [places[round(i * last / (MOST_COLUMNS - 1))] for i in range(MOST_COLUMNS)]
+def _sample(positions: list[float]) -> list[float]:
+    """Return all positions if they fit into a table, and otherwise an evenly spaced selection."""
+    if len(positions) <= MAX_COLUMNS:
+        return positions
+    last = len(positions) - 1
+    return [positions[round(i * last / (MAX_COLUMNS - 1))] for i in range(MAX_COLUMNS)]
 
 
 def _cell(figure: Figure, result: Result) -> str:
@@ -203,17 +216,22 @@ def _cell(figure: Figure, result: Result) -> str:
     return f"{median} ({spread(figure, result)})" if len(figure.samples) > 1 else median
 
 
-def _told(result: Result, field: str) -> dict[str, str]:
-    """By the arms' names, what their figures say there; of many texts the first and the last."""
-    texts: dict[str, dict[str, None]] = {}
+def _texts_by_arm(result: Result, field: str) -> dict[str, str]:
+    """Return the text of a field for each arm: the first and the last of its different texts."""
+    by_arm: dict[str, dict[str, None]] = {}
     for figure in result.figures:
-        texts.setdefault(_name(figure), {})[getattr(figure, field)] = None
-    told = {name: [text for text in said if text] for name, said in texts.items()}
-    return {name: " … ".join(dict.fromkeys([*said[:1], *said[-1:]])) for name, said in told.items()}
+        texts = by_arm.setdefault(_name(figure), {})
+        if text := getattr(figure, field):
+            texts[text] = None
+    distinct = {name: list(texts) for name, texts in by_arm.items()}
+    return {
+        name: " … ".join(texts if len(texts) < 2 else [texts[0], texts[-1]])
+        for name, texts in distinct.items()
+    }
 
 
 def _name(figure: Figure) -> str:
-    """What is ours stands out, what is no competitor says so."""
+    """Return the name, bold for metricbus, and with the role for floors and controls."""
     match figure.role:
         case "ours":
             return f"**{figure.name}**"
@@ -224,25 +242,25 @@ def _name(figure: Figure) -> str:
 
 
 def spread(figure: Figure, result: Result) -> str:
-    """The least and the greatest round; a single round has none."""
+    """Format the smallest and the largest round; empty if there is only one."""
     if len(figure.samples) < 2:
         return ""
     return " to ".join(in_unit(end, result.unit) for end in figure.spread)
 
 
 def unit_of(result: Result) -> str:
-    """As a table's head names it."""
-    return "times" if result.unit == "x" else result.unit
+    """Return the unit for the header of a table."""
+    return "ratio" if result.unit == "x" else result.unit
 
 
 def table(head: Row, rows: Iterable[Row]) -> str:
-    """In Markdown; words to the left, numbers to the right."""
-    words = [index == 0 or title in WORDS for index, title in enumerate(head)]
+    """Return a Markdown table, with text aligned to the left and numbers to the right."""
+    is_text = [index == 0 or title in TEXT_COLUMNS for index, title in enumerate(head)]
     lines = [[plain(cell) for cell in row] for row in [head, *rows]]
-    lines.insert(1, ["---" if word else "---:" for word in words])
+    lines.insert(1, ["---" if left else "---:" for left in is_text])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plain(text: str) -> str:
-    """Without what would end a cell, or begin a tag."""
+    """Escape characters that would end a cell or start a tag."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

@@ -1,7 +1,7 @@
-"""What was measured, as it is kept in `results.json`: case by case, each with where and when.
+"""Storage of measurements in `results.json`, one entry per case.
 
-A case that is measured again replaces what was there of it and leaves the others alone. So a file
-may come from several runs; each case tells its own.
+A new measurement of a case replaces its previous entry and leaves the others unchanged, so the
+entries of a file may come from different runs. Each entry records its own machine and date.
 """
 
 from __future__ import annotations
@@ -13,35 +13,42 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.framework.harness import Result
-from benchmarks.framework.machine import Machine, Moment
+from benchmarks.framework.machine import LoadSample, Machine
 
-_NUMBERS = re.compile(rb"\[\s+([^\[\]{}\"]+?)\s+\]")  # a list of nothing but numbers
+_NUMBERS = re.compile(rb"\[\s+([^\[\]{}\"]+?)\s+\]")  # a list that contains only numbers
 
 
 class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one case gave, where, when and how long it took; `missing` says which peers were not."""
+    """Results of one case, with the conditions of the measurement.
+
+    `seconds` is the duration of the case. `before` and `after` describe the load of the machine.
+    `missing` maps peers that could not be measured to the reason.
+    """
 
     case: str
     results: list[Result]
     machine: Machine
     date: str
     seconds: float
-    before: Moment
-    after: Moment
+    before: LoadSample
+    after: LoadSample
     commit: str = ""
     quick: bool = False
     missing: dict[str, str] = {}
 
 
 def load(path: Path) -> list[Measured]:
-    """What the file has; nothing if there is none."""
+    """Read the file; return an empty list if it does not exist."""
     if not path.exists():
         return []
     return msgspec.json.decode(path.read_bytes(), type=list[Measured])
 
 
 def save(path: Path, measured: Sequence[Measured]) -> None:
-    """Replaces the file whole. Samples stand on one line, so that a change of one is one line."""
+    """Replace the file atomically.
+
+    The samples of a figure share one line, so that a changed figure is a changed line in a diff.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = msgspec.json.format(msgspec.json.encode(measured), indent=1)
     text = _NUMBERS.sub(lambda found: b"[" + b" ".join(found[1].split()) + b"]", text)
@@ -53,6 +60,6 @@ def save(path: Path, measured: Sequence[Measured]) -> None:
 def merged(
     old: Iterable[Measured], new: Iterable[Measured], order: Sequence[str]
 ) -> list[Measured]:
-    """The new ones in place of the old ones, in this order; what is not in it has had its day."""
+    """Replace old entries by new ones, sort by `order`, and drop cases that `order` lacks."""
     by_case = {one.case: one for one in [*old, *new]}
     return [by_case[case] for case in order if case in by_case]

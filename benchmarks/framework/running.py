@@ -1,4 +1,4 @@
-"""One child process for each case, and nothing of it that stays behind."""
+"""Runs each case in a child process, and kills the processes that it leaves running."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from benchmarks.framework.child import ANSWER
+from benchmarks.framework.child import RESULT_FILE
 from benchmarks.framework.machine import ROOT
 from benchmarks.framework.results import Measured
 
-MARK = "BENCHMARK_CASE"  # in the environment of all that a case starts, so that it can be found
-QUIET = {
+# This environment variable identifies all processes that a case has started.
+MARK = "BENCHMARK_CASE"
+QUIET_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_SILENT": "true",
 }
-FOREIGN = (  # settings of who runs this, which are not to be measured
+# Prefixes of the user's own settings, which must not affect the results.
+REMOVED_SETTINGS = (
     "METRICBUS_",
     "MLFLOW_",
     "WANDB_",
-    "PYTHONDONTWRITEBYTECODE",  # or imports from a checkout would be compiled each time
+    "PYTHONDONTWRITEBYTECODE",  # would recompile imports from a checkout in every process
 )
-LINES_OF_FAILURE = 25
-PATIENCE = 5.0  # seconds for what a case started to end by itself
+FAILURE_LINES = 25
+EXIT_TIMEOUT = 5.0  # seconds for the processes of a case to exit on their own
 
 
 class CaseError(Exception):
-    """A case failed; the message has the end of what it printed."""
+    """Failure of a case; the message contains the last lines of its output."""
 
 
 def run_case(case: str, module: str, *, quick: bool, keep: Path | None = None) -> Measured:
-    """Measures the case in a child; raises `CaseError` if it fails or takes far too long.
+    """Measure the case in a child process; raise `CaseError` if it fails or times out.
 
-    What pyperf wrote is kept in a folder, for who wants to look at it by pyperf's own means.
+    Files written by pyperf are copied to the folder `keep`, for analysis with pyperf's own tools.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -50,13 +52,13 @@ def run_case(case: str, module: str, *, quick: bool, keep: Path | None = None) -
         if keep is not None:
             for file in (folder / "work").glob("*.pyperf.json"):
                 shutil.copy(file, keep)
-        return msgspec.json.decode((folder / ANSWER).read_bytes(), type=Measured)
+        return msgspec.json.decode((folder / RESULT_FILE).read_bytes(), type=Measured)
 
 
 def _run(command: list[str], folder: Path, seconds: float) -> None:
-    said = folder / "said.txt"
+    output = folder / "output.txt"
     (folder / "tmp").mkdir()
-    with open(said, "wb") as log:
+    with open(output, "wb") as log:
         child = subprocess.Popen(
             command, stdout=log, stdin=subprocess.DEVNULL, cwd=folder, env=_environment(folder)
         )
@@ -68,40 +70,44 @@ def _run(command: list[str], folder: Path, seconds: float) -> None:
         finally:
             child.kill()
             child.wait()
-            _sweep(folder.name, PATIENCE if child.returncode == 0 else 0.0)
+            _kill_leftovers(folder.name, EXIT_TIMEOUT if child.returncode == 0 else 0.0)
     if child.returncode != 0:
-        why = f"ended with {child.returncode}" if in_time else f"took more than {seconds:g} s"
-        raise CaseError(f"it {why}; the last that it printed:\n{_end_of(said)}")
+        reason = (
+            f"exited with status {child.returncode}"
+            if in_time
+            else f"did not finish within {seconds:g} s"
+        )
+        raise CaseError(f"The case {reason}. Last lines of its output:\n{_last_lines(output)}")
 
 
 def _command(case: str, module: str, folder: Path, quick: bool) -> list[str]:
     extent = "quick" if quick else "full"
-    ours = [sys.executable, "-W", "ignore", "-m", "benchmarks.framework.child"]
-    return [*ours, case, module, str(folder), extent]
+    python = [sys.executable, "-W", "ignore", "-m", "benchmarks.framework.child"]
+    return [*python, case, module, str(folder), extent]
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """The child's: without settings of the libraries, with temporary files in its folder."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    """Return the child's environment: no library settings, and temporary files in its folder."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(REMOVED_SETTINGS)}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
-    place = {"PYTHONPATH": path, "TMPDIR": str(folder / "tmp"), MARK: folder.name}
-    return {**kept, **QUIET, **place}
+    own = {"PYTHONPATH": path, "TMPDIR": str(folder / "tmp"), MARK: folder.name}
+    return {**kept, **QUIET_SETTINGS, **own}
 
 
-def _sweep(mark: str, patience: float) -> None:
-    """Ends what is still there after so many seconds: it would disturb the next case."""
-    deadline = time.monotonic() + patience
-    while (left := _marked(mark)) and time.monotonic() < deadline:
+def _kill_leftovers(mark: str, timeout: float) -> None:
+    """Kill processes that still run after the timeout, since they would disturb the next case."""
+    deadline = time.monotonic() + timeout
+    while (leftovers := _marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for process in left:
+    for process in leftovers:
         with contextlib.suppress(psutil.NoSuchProcess):
-            print(f"    left behind, killed: {process.name()}", file=sys.stderr)
+            print(f"    killed a leftover process: {process.name()}", file=sys.stderr)
             process.kill()
-    psutil.wait_procs(left, timeout=5)
+    psutil.wait_procs(leftovers, timeout=5)
 
 
 def _marked(mark: str) -> list[psutil.Process]:
-    """The live processes that this case has started, also those that went off on their own."""
+    """Return the live processes that this case has started, including detached ones."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -110,6 +116,6 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def _end_of(path: Path) -> str:
-    lines = path.read_text(errors="replace").splitlines()[-LINES_OF_FAILURE:]
+def _last_lines(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines()[-FAILURE_LINES:]
     return "\n".join(f"    {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""A process of its own for what is measured, with nothing of the one that measures in it."""
+"""A separate worker process that shares no state with the measuring process."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ from typing import Any, TypeVar
 
 import psutil
 
-ANSWERS_WITHIN = 240.0  # seconds
-ENDS_WITHIN = 120.0  # seconds for what it has started
+CALL_TIMEOUT = 240.0  # seconds for one call
+EXIT_TIMEOUT = 120.0  # seconds for the child processes of the worker to exit
 
 T = TypeVar("T")
 
 
 class Worker:
-    """A process that does one thing after another; it ends with all that it has started."""
+    """A process that executes one call after another.
+
+    On exit, its child processes are given time to exit, and are then killed.
+    """
 
     def __init__(self) -> None:
         self._executor = ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"))
-        self.process = psutil.Process(self.do(os.getpid))
+        self.process = psutil.Process(self.call(os.getpid))
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        helpers = self.process.children(recursive=True) if self.process.is_running() else []
-        if kind is not None:  # it may never come to an end by itself
+        children = self.process.children(recursive=True) if self.process.is_running() else []
+        if kind is not None:  # after an error, the worker may never exit on its own
             _kill([self.process])
         self._executor.shutdown(cancel_futures=True)
-        _kill(psutil.wait_procs(helpers, timeout=0 if kind else ENDS_WITHIN)[1])
+        _kill(psutil.wait_procs(children, timeout=0 if kind else EXIT_TIMEOUT)[1])
 
-    def begin(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Has it done there."""
-        return self._executor.submit(work, *arguments)
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Schedule a call in the worker."""
+        return self._executor.submit(function, *arguments)
 
-    def do(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Has it done there, and waits; raises what it raises."""
-        return self.begin(work, *arguments).result(ANSWERS_WITHIN)
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in the worker; return its result, or raise its exception."""
+        return self.submit(function, *arguments).result(CALL_TIMEOUT)
 
 
 def _kill(processes: list[psutil.Process]) -> None:

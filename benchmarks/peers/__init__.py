@@ -1,10 +1,11 @@
-"""What people log with today, behind one interface; each is opened for one run in one folder.
+"""Peers: other loggers behind one interface. Each is opened for one run in a new folder.
 
-Peers are called as their own documentation has it, with the step given. `PEERS` has those whose
-packages are installed beside this interpreter, `MISSING` says why the others are not there, and
-`APART` names those that need an environment of their own, where that has been built. This module
-imports the standard library alone, and a peer's package is imported when it is opened, so that any
-of these environments can run it and each case pays for what it uses.
+Peers are called as their documentation describes, with an explicit step. `PEERS` contains the
+peers that this interpreter can import. `SEPARATE_PEERS` contains those that have an environment of
+their own, if it is installed. `MISSING` maps the unavailable peers to the reasons.
+
+This module only imports the standard library, and imports the package of a peer when the peer is
+opened. Any of the environments can therefore use it, and a case only pays for what it uses.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from benchmarks.peers.apart import CluWriter, Trackio
 from benchmarks.peers.files import (
     LightningCsv,
     LightningTensorBoard,
@@ -23,13 +23,14 @@ from benchmarks.peers.files import (
     TensorBoardX,
     TorchWriter,
 )
+from benchmarks.peers.separate import CluWriter, Trackio
 from benchmarks.peers.server import mlflow_server
 from benchmarks.peers.services import MlflowBatches, MlflowValues, WandbRows, WandbValues
 
-__all__ = ["APART", "MISSING", "PEERS", "Peer", "mlflow_peer", "mlflow_server", "quiet"]
+__all__ = ["MISSING", "PEERS", "SEPARATE_PEERS", "Peer", "mlflow_peer", "mlflow_server", "quiet"]
 
-APART_PYTHON = Path(__file__).resolve().parents[2] / ".venv" / "peers" / "bin" / "python"
-_QUIET = {
+SEPARATE_PYTHON = Path(__file__).resolve().parents[2] / ".venv" / "peers" / "bin" / "python"
+_QUIET_SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -41,97 +42,101 @@ _QUIET = {
 
 
 class Peer(Protocol):
-    """One way to log that people use, opened for one run in one folder."""
+    """A logger, opened for one run in one folder."""
 
     @property
     def name(self) -> str:
-        """What is called: `SummaryWriter.add_scalar`."""
+        """The method that is called, such as `SummaryWriter.add_scalar`."""
 
     @property
     def backend(self) -> str:
-        """What it writes: `tensorboard`, `csv`, `logging`, `wandb`, `mlflow` or `trackio`."""
+        """The backend: `tensorboard`, `csv`, `logging`, `wandb`, `mlflow` or `trackio`."""
 
     def log(self, name: str, value: float, step: int) -> None:
-        """Logs one value, as its documentation has it."""
+        """Log one value, as the peer's documentation describes."""
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """Logs many together where it can, else one after the other."""
+        """Log several values in one call if the peer supports it, and one by one otherwise."""
 
     def flush(self) -> None:
-        """Has written what it can be told to write; W&B and trackio cannot be told."""
+        """Flush pending values; does nothing for W&B and trackio, which have no flush."""
 
     def close(self) -> None:
-        """After it, everything is on disk or in the database."""
+        """Close the run; afterwards, everything is on disk or in the database."""
 
     def count(self) -> int:
-        """Values read back by the backend's own reader, after `close()`."""
+        """Count the values with the backend's own reader, after `close()`."""
 
 
 class _Entry(NamedTuple):
-    """How to open a peer, the packages it needs, and whether they have their own environment."""
+    """A known peer; `separate` means that it may have an environment of its own."""
 
     open: Callable[[Path], Peer]
     packages: tuple[str, ...] = ()
-    apart: bool = False
+    separate: bool = False
 
 
 def _needs_server(folder: Path) -> Peer:
-    raise ValueError("open it by mlflow_peer(folder, uri), with an address from mlflow_server()")
+    raise ValueError(
+        "Open this peer with mlflow_peer(folder, uri); mlflow_server() yields the URI."
+    )
 
 
 _KNOWN: Mapping[str, _Entry] = {
     "SummaryWriter": _Entry(TorchWriter, ("torch", "tensorboard")),
     "tensorboardX": _Entry(TensorBoardX, ("tensorboardX", "tensorboard")),
     "Lightning TensorBoardLogger": _Entry(LightningTensorBoard, ("lightning", "tensorboard")),
-    "CLU": _Entry(CluWriter, ("clu", "tensorflow", "tensorboard"), apart=True),
+    "CLU": _Entry(CluWriter, ("clu", "tensorflow", "tensorboard"), separate=True),
     "Lightning CSVLogger": _Entry(LightningCsv, ("lightning",)),
     "logging": _Entry(StandardLogging),
     "wandb": _Entry(WandbValues, ("wandb",)),
-    "wandb, a mapping a call": _Entry(WandbRows, ("wandb",)),
+    "wandb, one mapping per call": _Entry(WandbRows, ("wandb",)),
     "mlflow, sqlite": _Entry(MlflowValues, ("mlflow",)),
     "mlflow, sqlite, log_batch": _Entry(MlflowBatches, ("mlflow",)),
     "mlflow, server": _Entry(_needs_server, ("mlflow",)),
-    "trackio": _Entry(Trackio, ("trackio",), apart=True),
+    "trackio": _Entry(Trackio, ("trackio",), separate=True),
 }
 
 
-def _lacks(entry: _Entry) -> list[str]:
+def _missing_packages(entry: _Entry) -> list[str]:
     return [package for package in entry.packages if find_spec(package) is None]
 
 
 def _reason(entry: _Entry) -> str:
-    """Why a peer cannot be measured here; empty if it can."""
-    lacks = _lacks(entry)
-    if not lacks or (entry.apart and APART_PYTHON.exists()):
+    """Return why a peer cannot be measured; empty if it can."""
+    packages = _missing_packages(entry)
+    if not packages or (entry.separate and SEPARATE_PYTHON.exists()):
         return ""
-    words = f"not installed: {', '.join(lacks)}"
-    return f"{words}; `make .venv/peers/installed` builds its environment" if entry.apart else words
+    text = f"not installed: {', '.join(packages)}"
+    if entry.separate:
+        text += "; `make .venv/peers/installed` creates its environment"
+    return text
 
 
 PEERS: dict[str, Callable[[Path], Peer]] = {
-    name: entry.open for name, entry in _KNOWN.items() if not _lacks(entry)
+    name: entry.open for name, entry in _KNOWN.items() if not _missing_packages(entry)
 }
-"""A new run in a new folder, by name; only those that this interpreter can import."""
+"""Functions that open a run in a new folder, by peer; only peers that can be imported."""
 
-APART: dict[str, Path] = {
-    name: APART_PYTHON
+SEPARATE_PEERS: dict[str, Path] = {
+    name: SEPARATE_PYTHON
     for name, entry in _KNOWN.items()
-    if entry.apart and _lacks(entry) and APART_PYTHON.exists()
+    if entry.separate and _missing_packages(entry) and SEPARATE_PYTHON.exists()
 }
-"""The interpreter that has a peer which this one has not, by the peer's name."""
+"""Interpreters of the peers that this interpreter cannot import."""
 
 MISSING: dict[str, str] = {
     name: reason for name, entry in _KNOWN.items() if (reason := _reason(entry))
 }
-"""Those that cannot be measured here, and why."""
+"""Reasons why peers cannot be measured, by peer."""
 
 
 def mlflow_peer(folder: Path, uri: str) -> Peer:
-    """`mlflow, server`: a new run in an experiment of its own, at the address."""
+    """Open the peer `mlflow, server`: a run in a new experiment on the server."""
     return MlflowValues(folder, uri)
 
 
 def quiet() -> None:
-    """Keeps the peers from talking and from calling home; what the environment says goes first."""
-    for name, value in _QUIET.items():
+    """Disable output and telemetry of the peers, unless the environment configures them."""
+    for name, value in _QUIET_SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""Peers that write files: TensorBoard's events, CSV, log lines."""
+"""Peers that write files: TensorBoard events, CSV, and log lines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from benchmarks.workloads.reading import log_values, tensorboard_values, wide_csv_values
 
-_NEVER = 10**9  # steps between the writes of a logger that is told when to write
+_NEVER = 10**9  # steps between automatic writes; the benchmark flushes explicitly
 
 
 class _EventWriter:
-    """What the writers with PyTorch's `add_scalar` have in common."""
+    """Base class of the writers with PyTorch's `add_scalar` interface."""
 
     name = ""
     backend = "tensorboard"
@@ -23,30 +23,30 @@ class _EventWriter:
         self._folder = folder
 
     def log(self, name: str, value: float, step: int) -> None:
-        """One event."""
+        """Write one event."""
         self._writer.add_scalar(name, value, step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """An event each: `add_scalars` would make a run of each name."""
+        """Write one event per value; `add_scalars` would create a run per name."""
         add_scalar = self._writer.add_scalar
         for name, value in values.items():
             add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Waits for the writer's thread, and flushes its file."""
+        """Wait for the writer's thread and flush its file."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Flush and close the file."""
         self._writer.close()
 
     def count(self) -> int:
-        """By TensorBoard's loader of event files."""
+        """Count the values with TensorBoard's event file loader."""
         return tensorboard_values(self._folder)
 
 
 class TorchWriter(_EventWriter):
-    """PyTorch's own."""
+    """PyTorch's `SummaryWriter`."""
 
     name = "SummaryWriter.add_scalar"
 
@@ -59,7 +59,7 @@ class TorchWriter(_EventWriter):
 
 
 class TensorBoardX(_EventWriter):
-    """The same without PyTorch."""
+    """tensorboardX's `SummaryWriter`, which does not need PyTorch."""
 
     name = "tensorboardX.add_scalar"
 
@@ -69,7 +69,7 @@ class TensorBoardX(_EventWriter):
 
 
 class LightningTensorBoard:
-    """Lightning's, which writes by PyTorch's writer."""
+    """Lightning's `TensorBoardLogger`, which uses PyTorch's writer."""
 
     name = "TensorBoardLogger.log_metrics"
     backend = "tensorboard"
@@ -81,28 +81,28 @@ class LightningTensorBoard:
         self._logger: Any = TensorBoardLogger(folder)
 
     def log(self, name: str, value: float, step: int) -> None:
-        """A mapping of one."""
+        """Log a mapping with one value."""
         self._logger.log_metrics({name: value}, step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """One mapping."""
+        """Log one mapping."""
         self._logger.log_metrics(values, step)
 
     def flush(self) -> None:
-        """Flushes the writer behind it."""
+        """Flush the underlying writer."""
         self._logger.experiment.flush()
 
     def close(self) -> None:
-        """Ends the run as the trainer does."""
+        """Finalize the run, as the Trainer does."""
         self._logger.finalize("success")
 
     def count(self) -> int:
-        """By TensorBoard's loader of event files."""
+        """Count the values with TensorBoard's event file loader."""
         return tensorboard_values(self._folder)
 
 
 class LightningCsv:
-    """Lightning's, which keeps rows in memory until it is told to save."""
+    """Lightning's `CSVLogger`, which keeps rows in memory until `save` is called."""
 
     name = "CSVLogger.log_metrics"
     backend = "csv"
@@ -113,29 +113,29 @@ class LightningCsv:
         self._logger: Any = CSVLogger(folder, flush_logs_every_n_steps=_NEVER)
 
     def log(self, name: str, value: float, step: int) -> None:
-        """A row with one value."""
+        """Add a row with one value."""
         self._logger.log_metrics({name: value}, step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """One row."""
+        """Add one row."""
         self._logger.log_metrics(values, step)
 
     def flush(self) -> None:
-        """Appends the rows to the file."""
+        """Append the rows to the file."""
         self._logger.save()
 
     def close(self) -> None:
-        """Saves what is left, as the trainer does at the end."""
+        """Save the remaining rows, as the Trainer does at the end."""
         self._logger.finalize("success")
 
     def count(self) -> int:
-        """By the `csv` module; where nothing was logged, there is no file."""
+        """Count the values with the `csv` module; without values, there is no file."""
         file = Path(self._logger.log_dir) / "metrics.csv"
         return wide_csv_values(file) if file.exists() else 0
 
 
 class StandardLogging:
-    """The standard library's, to a file."""
+    """The standard library's `logging`, with a file handler."""
 
     name = "logging.info"
     backend = "logging"
@@ -145,28 +145,28 @@ class StandardLogging:
         self._file = folder / "log.txt"
         self._handler = logging.FileHandler(self._file)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-        # With no parent, so that nothing but the file gets it, and nothing is left behind.
+        # The logger has no parent, so records go only to the file, and no global state changes.
         self._logger = logging.Logger("train", logging.INFO)
         self._logger.addHandler(self._handler)
 
     def log(self, name: str, value: float, step: int) -> None:
-        """A line."""
+        """Log one line."""
         self._logger.info("step %d %s=%g", step, name, value)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """A line for the whole row."""
+        """Log one line for the whole row."""
         row = " ".join([f"{name}={value:g}" for name, value in values.items()])
         self._logger.info("step %d %s", step, row)
 
     def flush(self) -> None:
-        """A handler writes each line at once."""
+        """Flush the handler, which has already written each line."""
         self._handler.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._logger.removeHandler(self._handler)
         self._handler.close()
 
     def count(self) -> int:
-        """By reading `name=value` in every line."""
+        """Count the `name=value` pairs in all lines."""
         return log_values(self._file)

@@ -1,4 +1,4 @@
-"""Peers with a service behind them: Weights & Biases (offline) and MLflow."""
+"""Peers for services: Weights & Biases (offline) and MLflow."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from benchmarks.workloads.reading import mlflow_values, wandb_values
 
 
 class WandbValues:
-    """W&B's run, offline, with one value a call."""
+    """An offline W&B run, called once per value."""
 
-    name = "Run.log, a value a call"
+    name = "Run.log, one value per call"
     backend = "wandb"
 
     def __init__(self, folder: Path) -> None:
@@ -31,38 +31,38 @@ class WandbValues:
         )
 
     def log(self, name: str, value: float, step: int) -> None:
-        """A call; those of the same step become one row of the history."""
+        """Log one value; W&B merges values of the same step into one row."""
         self._run.log({name: value}, step=step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """A call each."""
+        """Log the values one by one."""
         for name, value in values.items():
             self._run.log({name: value}, step=step)
 
     def flush(self) -> None:
-        """There is no such call: W&B's own process writes when it likes."""
+        """Do nothing: W&B has no flush; its process decides when to write."""
 
     def close(self) -> None:
-        """Waits until W&B's own process has written everything."""
+        """Wait until W&B's process has written everything."""
         self._run.finish()
 
     def count(self) -> int:
-        """By reading the records of its `.wandb` file."""
+        """Count the values in the records of the `.wandb` file."""
         return wandb_values(self._folder)
 
 
 class WandbRows(WandbValues):
-    """The same with a mapping a call."""
+    """An offline W&B run, called once per row."""
 
-    name = "Run.log, a mapping a call"
+    name = "Run.log, one mapping per call"
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """One call."""
+        """Log one mapping."""
         self._run.log(values, step=step)
 
 
 class MlflowValues:
-    """MLflow's client, with one value a call."""
+    """MLflow's client, called once per value."""
 
     name = "MlflowClient.log_metric"
     backend = "mlflow"
@@ -73,43 +73,43 @@ class MlflowValues:
         folder.mkdir(parents=True, exist_ok=True)
         self._uri = uri or f"sqlite:///{empty_database(folder / 'mlflow.db')}"
         self._client: Any = MlflowClient(self._uri)
-        self._experiment = str(folder)  # the folder is new, so this is too
-        place = (folder / "artifacts").as_uri()
-        experiment = self._client.create_experiment(self._experiment, artifact_location=place)
+        self._experiment = str(folder)  # unique, because the folder is new
+        artifacts = (folder / "artifacts").as_uri()
+        experiment = self._client.create_experiment(self._experiment, artifact_location=artifacts)
         self._run = self._client.create_run(experiment).info.run_id
 
     def log(self, name: str, value: float, step: int) -> None:
-        """A transaction or, to a server, a request."""
+        """Log one value, in a transaction or in a request to the server."""
         self._client.log_metric(self._run, name, value, step=step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """A call each."""
+        """Log the values one by one."""
         for name, value in values.items():
             self._client.log_metric(self._run, name, value, step=step)
 
     def flush(self) -> None:
-        """Calls return when the database has it."""
+        """Do nothing: a call returns when its values are in the database."""
 
     def close(self) -> None:
-        """Says that the run has ended."""
+        """Set the run to finished."""
         self._client.set_terminated(self._run)
 
     def count(self) -> int:
-        """By the client's metric histories."""
+        """Count the values in the client's metric histories."""
         return mlflow_values(self._uri, self._experiment)
 
 
 class MlflowBatches(MlflowValues):
-    """The same by `log_batch`, many values together."""
+    """MLflow's client, called once per row with `log_batch`."""
 
     name = "MlflowClient.log_batch"
 
     def log(self, name: str, value: float, step: int) -> None:
-        """A batch of one."""
+        """Log a batch with one value."""
         self.log_row({name: value}, step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """One batch."""
+        """Log one batch."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1e3)
@@ -118,16 +118,20 @@ class MlflowBatches(MlflowValues):
 
 
 def empty_database(file: Path) -> Path:
-    """A database with MLflow's tables, copied from one above the file's folder that is made once.
+    """Create a database with MLflow's tables by copying a template; return its path.
 
-    Making the tables takes MLflow seconds, which say nothing about logging.
+    The template is in the parent of the file's folder. Creating the tables takes seconds, which
+    are not part of the cost of logging.
     """
     shutil.copy(make_template(file.parent.parent), file)
     return file
 
 
 def make_template(folder: Path) -> Path:
-    """The database that `empty_database` copies; who starts several processes makes it first."""
+    """Create the template that `empty_database` copies, if it does not exist; return its path.
+
+    Call this before starting several processes that use the template.
+    """
     template = folder / "mlflow-empty.db"
     if not template.exists():
         from mlflow import MlflowClient

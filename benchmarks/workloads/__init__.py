@@ -1,1 +1,1 @@
-"""What the cases measure: ways to log, worker processes, broken backends, and readers."""
+"""Workloads of the cases: logging loops, worker processes, broken backends, and readers."""

@@ -1,4 +1,4 @@
-"""What goes wrong in practice, made to order: sinks that hang or are down, servers, a slow disk."""
+"""Broken components for benchmarks: hanging and failing sinks, unreachable servers, a slow disk."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from unittest import mock
 from metricbus import Sink, Unavailable
 from metricbus._common.records import count_values
 
-_LONGEST_WRITE = 4096  # bytes that a slow disk takes at once, so that it is slow evenly
+# Bytes that the slow disk accepts per write; small pieces keep its rate even.
+_LONGEST_WRITE = 4096
 
 
 class HangingSink(Sink):
-    """Hangs in its first `write` until it is released; from then on it works."""
+    """Sink whose first `write` blocks until `release` is called; after that it works."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,18 +29,18 @@ class HangingSink(Sink):
         self._released = threading.Event()
 
     def write(self, records: Sequence[Any]) -> None:
-        """Blocks, in a wait that leaves the interpreter to others, as a socket would."""
+        """Block without holding the GIL, as a socket would."""
         self.hangs.set()
         self._released.wait()
         self.values += sum(map(count_values, records))
 
     def release(self) -> None:
-        """Lets it go on, so that what it missed can be counted and its thread ends."""
+        """Unblock `write`, so that the held-back values can be counted and the thread can exit."""
         self._released.set()
 
 
 class SwitchedSink(Sink):
-    """A backend that is up and counts what it gets, or is down for the whole run."""
+    """Sink that counts values, or that is down for the whole run."""
 
     def __init__(self, *, up: bool) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class SwitchedSink(Sink):
         self._up = up
 
     def write(self, records: Sequence[Any]) -> None:
-        """Counts the values; `Unavailable` if it is down."""
+        """Count the values; raise `Unavailable` if the sink is down."""
         if not self._up:
             raise Unavailable("switched off")
         self.values += sum(map(count_values, records))
@@ -55,9 +56,10 @@ class SwitchedSink(Sink):
 
 @contextlib.contextmanager
 def hanging_server() -> Iterator[tuple[str, Callable[[float], bool]]]:
-    """The address of a server that takes connections and never answers; and who waits for one.
+    """Yield the address of a server that never answers, and a function that waits for a client.
 
-    The kernel completes a connection before anybody accepts it, so this needs no thread.
+    The function takes a timeout in seconds and returns whether a client has connected. The kernel
+    completes connections before the application accepts them, so the server needs no thread.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -66,35 +68,34 @@ def hanging_server() -> Iterator[tuple[str, Callable[[float], bool]]]:
 
 @contextlib.contextmanager
 def refusing_server() -> Iterator[str]:
-    """The address of a server that is down: its port is kept and refuses connections."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+    """Yield the address of a server that is down: the port is reserved and refuses connections."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
 
 @contextlib.contextmanager
-def slow_disk(bytes_a_second: float) -> Iterator[None]:
-    """Has every `os.write` of this process wait for its share of the disk's rate.
+def slow_disk(bytes_per_second: float) -> Iterator[None]:
+    """Limit the rate of `os.write` in this process.
 
-    The wait leaves the interpreter to others, as a real write does. What a write is allowed does
-    not pile up while nobody writes.
+    The wait releases the GIL, as a real write does. Unused capacity does not accumulate.
     """
     write = os.write
-    with mock.patch("os.write", _Throttle(write, bytes_a_second)):
+    with mock.patch("os.write", _Throttle(write, bytes_per_second)):
         yield
 
 
 class _Throttle:
-    """A disk that is busy until it has taken all that it was given before."""
+    """Replacement for `os.write` that serves writes one after the other, at a fixed rate."""
 
-    def __init__(self, write: Callable[[int, Any], int], bytes_a_second: float) -> None:
+    def __init__(self, write: Callable[[int, Any], int], bytes_per_second: float) -> None:
         self._write = write
-        self._rate = bytes_a_second
+        self._rate = bytes_per_second
         self._free_at = 0.0
         self._lock = threading.Lock()
 
     def __call__(self, fd: int, data: Any) -> int:
-        """Writes as much as a disk takes at once, when it has time for it."""
+        """Write at most `_LONGEST_WRITE` bytes, after the preceding writes."""
         piece = memoryview(data)[:_LONGEST_WRITE]
         with self._lock:
             now = time.monotonic()

@@ -1,6 +1,6 @@
-"""What is timed in the case `calls`: floors, metricbus, and peers, as loops that make calls.
+"""Arms of the case `calls`: loops that call floors, metricbus, and peers.
 
-Each is opened in a new folder by its name. What is not opened is not imported either.
+`opened` opens an arm by name in a new folder. Arms that are not opened are not imported.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.peers import PEERS, Peer, mlflow_peer
-from benchmarks.workloads.ours import ALL, PATIENCE, opened_bus
+from benchmarks.workloads.ours import ALL, TIMEOUT_SECS, opened_bus
 
 NAME, VALUE = "train/loss", 0.5
 ROW = {f"train/metric{i}": i / 7 for i in range(20)}
-PLENTY = 10**7  # more calls than any arm makes
+UNLIMITED = 10**7  # more calls than any arm makes
 
 Loop = Callable[[range], None]
 
 
 class Arm(NamedTuple):
-    """`loop` makes a call a step and `empty` does all but that; `rest` comes after each value.
+    """One way to log, as loops over a range of steps.
 
-    `read_back` counts the values after the end, for arms that can be counted here.
+    `loop` makes one call per step; `empty` is the same loop without the call. `rest` runs after
+    each measurement. `read_back` counts the values after the arm has been closed; it is None for
+    arms that this process cannot count.
     """
 
     loop: Loop
     empty: Loop
-    values: int = 1  # a call
+    values: int = 1  # per call
     rest: Callable[[], object] = lambda: None
     read_back: Callable[[], int] | None = None
 
@@ -38,28 +40,28 @@ class Arm(NamedTuple):
 Opened = AbstractContextManager[Arm]
 
 
-def _nothing(steps: range) -> None:
+def _empty_loop(steps: range) -> None:
     for _ in steps:
         pass
 
 
-# The floors.
+# Floors
 
 
 def deque_append() -> Opened:
-    """What hands a value to another thread with the least there is."""
-    waiting: deque[object] = deque()
+    """Open a floor that appends tuples to a deque: the cheapest way to hand a value to a thread."""
+    calls: deque[object] = deque()
 
     def loop(steps: range) -> None:
-        append, name, value = waiting.append, NAME, VALUE
+        append, name, value = calls.append, NAME, VALUE
         for step in steps:
             append((name, value, step))
 
-    return nullcontext(Arm(loop, _nothing, read_back=lambda: len(waiting)))
+    return nullcontext(Arm(loop, _empty_loop, read_back=lambda: len(calls)))
 
 
-class _Plain:
-    """A method that takes what `log` takes, reads the time and appends."""
+class _PlainLogger:
+    """Logger whose `log` only reads the time and appends the arguments."""
 
     def __init__(self) -> None:
         self.calls: deque[object] = deque()
@@ -77,33 +79,33 @@ class _Plain:
 
 
 def plain_method() -> Opened:
-    """What any such call costs in plain Python, before it looks at anything."""
-    plain = _Plain()
+    """Open a floor that calls a pure-Python method which does not examine its arguments."""
+    plain_logger = _PlainLogger()
 
     def loop(steps: range) -> None:
-        log, name, value = plain.log, NAME, VALUE
+        log, name, value = plain_logger.log, NAME, VALUE
         for step in steps:
             log(name, value, step=step)
 
-    return nullcontext(Arm(loop, _nothing, read_back=lambda: len(plain.calls)))
+    return nullcontext(Arm(loop, _empty_loop, read_back=lambda: len(plain_logger.calls)))
 
 
 def dict_append() -> Opened:
-    """What keeps a mapping that the caller may change afterwards."""
-    waiting: deque[dict[str, float]] = deque()
+    """Open a floor that appends a copy of a mapping, so that the caller may change the original."""
+    rows: deque[dict[str, float]] = deque()
 
     def loop(steps: range) -> None:
-        append, row = waiting.append, ROW
+        append, row = rows.append, ROW
         for _ in steps:
             append(dict(row))
 
-    return nullcontext(Arm(loop, _nothing, len(ROW), read_back=lambda: sum(map(len, waiting))))
+    return nullcontext(Arm(loop, _empty_loop, len(ROW), read_back=lambda: sum(map(len, rows))))
 
 
-# Ours.
+# metricbus
 
 
-def _by_step(bus: Any, value: object) -> Loop:
+def _log_values(bus: Any, value: object) -> Loop:
     def loop(steps: range) -> None:
         log, name = bus.log, NAME
         for step in steps:
@@ -112,7 +114,7 @@ def _by_step(bus: Any, value: object) -> Loop:
     return loop
 
 
-def _by_row(bus: Any) -> Loop:
+def _log_rows(bus: Any) -> Loop:
     def loop(steps: range) -> None:
         log, row = bus.log, ROW
         for step in steps:
@@ -121,7 +123,7 @@ def _by_row(bus: Any) -> Loop:
     return loop
 
 
-def _in_steps(bus: Any) -> Loop:
+def _log_in_steps(bus: Any) -> Loop:
     def loop(steps: range) -> None:
         log, name, value = bus.log, NAME, VALUE
         for _ in bus.steps(steps):
@@ -130,45 +132,47 @@ def _in_steps(bus: Any) -> Loop:
     return loop
 
 
-def _tensor(bus: Any) -> Loop:
+def _log_tensor(bus: Any) -> Loop:
     import torch
 
-    return _by_step(bus, torch.tensor(VALUE))
+    return _log_values(bus, torch.tensor(VALUE))
 
 
 @contextmanager
-def held_back(folder: Path, way: Callable[[Any], Loop], values: int) -> Iterator[Arm]:
-    """All five sinks are on, and get everything at the end: the caller is timed alone."""
-    settings = {"batch_size": PLENTY, "queue_size": PLENTY, "flush_bytes": 1 << 40}
+def held_back(folder: Path, make_loop: Callable[[Any], Loop], values: int) -> Iterator[Arm]:
+    """Open a bus whose five sinks receive the values at the end; only the caller is timed."""
+    settings = {"batch_size": UNLIMITED, "queue_size": UNLIMITED, "flush_bytes": 1 << 40}
     settings |= {"queue_bytes": 1 << 40, "flush_secs": 3600}
     with opened_bus(folder, ALL, **settings) as bus:
-        loop = way(bus)
-        bus.flush(PATIENCE)  # everything has been imported and opened
-        yield Arm(loop, _nothing, values)
+        loop = make_loop(bus)
+        bus.flush(TIMEOUT_SECS)  # imports and opens everything
+        yield Arm(loop, _empty_loop, values)
 
 
 @contextmanager
-def at_work(folder: Path) -> Iterator[Arm]:
-    """All five sinks are on and at work; between the values they finish."""
+def delivering(folder: Path) -> Iterator[Arm]:
+    """Open a bus whose five sinks work during the calls; `rest` waits until they have finished."""
     with opened_bus(folder, ALL) as bus:
-        bus.flush(PATIENCE)
-        yield Arm(_by_step(bus, VALUE), _nothing, rest=lambda: bus.flush(PATIENCE))
+        bus.flush(TIMEOUT_SECS)
+        yield Arm(_log_values(bus, VALUE), _empty_loop, rest=lambda: bus.flush(TIMEOUT_SECS))
 
 
 def switched_off() -> Opened:
-    """A bus that is disabled."""
+    """Open a disabled bus."""
     from metricbus import MetricBus
 
     return nullcontext(
-        Arm(_by_step(MetricBus(disabled=True), VALUE), _nothing, values=0, read_back=lambda: 0)
+        Arm(
+            _log_values(MetricBus(disabled=True), VALUE), _empty_loop, values=0, read_back=lambda: 0
+        )
     )
 
 
-# The peers.
+# Peers
 
 
-class _Nobody:
-    """What stands between a loop and a peer's call, to be taken off."""
+class _EmptyPeer:
+    """Stub with a peer's interface, used to measure the cost of the loop around a peer's call."""
 
     def log(self, name: str, value: float, step: int) -> None:
         pass
@@ -177,7 +181,7 @@ class _Nobody:
         pass
 
 
-def _of_peer(peer: Any, *, together: bool) -> Loop:
+def _peer_loop(peer: Any, *, by_row: bool) -> Loop:
     def loop_values(steps: range) -> None:
         log, name, value = peer.log, NAME, VALUE
         for step in steps:
@@ -188,16 +192,16 @@ def _of_peer(peer: Any, *, together: bool) -> Loop:
         for step in steps:
             log(row, step)
 
-    return loop_rows if together else loop_values
+    return loop_rows if by_row else loop_values
 
 
 @contextmanager
-def of_peer(peer: Peer, *, together: bool) -> Iterator[Arm]:
-    """A peer's own call; between the values it writes what it has kept, where it can be told to."""
+def peer_arm(peer: Peer, *, by_row: bool) -> Iterator[Arm]:
+    """Open an arm that calls a peer; `rest` flushes the peer if it supports that."""
     yield Arm(
-        _of_peer(peer, together=together),
-        _of_peer(_Nobody(), together=together),
-        len(ROW) if together else 1,
+        _peer_loop(peer, by_row=by_row),
+        _peer_loop(_EmptyPeer(), by_row=by_row),
+        len(ROW) if by_row else 1,
         peer.flush,
         peer.count,
     )
@@ -205,23 +209,23 @@ def of_peer(peer: Peer, *, together: bool) -> Iterator[Arm]:
 
 
 OURS: dict[str, Callable[[Path], Opened]] = {
-    "log": lambda to: held_back(to, lambda bus: _by_step(bus, VALUE), 1),
-    "log, mapping": lambda to: held_back(to, _by_row, len(ROW)),
-    "log, in steps": lambda to: held_back(to, _in_steps, 1),
-    "log, tensor": lambda to: held_back(to, _tensor, 1),
-    "log, at work": at_work,
-    "log, disabled": lambda to: switched_off(),
-    "deque": lambda to: deque_append(),
-    "method": lambda to: plain_method(),
-    "dict": lambda to: dict_append(),
+    "log": lambda folder: held_back(folder, lambda bus: _log_values(bus, VALUE), 1),
+    "log, mapping": lambda folder: held_back(folder, _log_rows, len(ROW)),
+    "log, in steps": lambda folder: held_back(folder, _log_in_steps, 1),
+    "log, tensor": lambda folder: held_back(folder, _log_tensor, 1),
+    "log, delivering": delivering,
+    "log, disabled": lambda folder: switched_off(),
+    "deque": lambda folder: deque_append(),
+    "method": lambda folder: plain_method(),
+    "dict": lambda folder: dict_append(),
 }
-"""Floors and ours by the arm's name; a peer's is its name in `PEERS`, with `: row` for rows."""
+"""Floors and metricbus's arms by name. Peers are named as in `PEERS`, plus `: row` for rows."""
 
 
 def opened(arm: str, folder: Path, uri: str) -> Opened:
-    """The arm of this name, in a new folder; `uri` is the server's, for a peer that needs one."""
+    """Return the arm of this name in a new folder; `uri` is for arms that need a server."""
     if arm in OURS:
         return OURS[arm](folder)
-    name, _, how = arm.partition(": ")
+    name, _, variant = arm.partition(": ")
     peer = mlflow_peer(folder, uri) if uri else PEERS[name](folder)
-    return of_peer(peer, together=how == "row")
+    return peer_arm(peer, by_row=variant == "row")

@@ -1,7 +1,7 @@
-"""Ways to bring rows of 20 values into a backend, for the case `delivery`.
+"""Arms of the case `delivery`: ways to write rows of 20 values to a backend.
 
-Each is opened in a new folder first, which is not timed. Then `write` writes all rows and closes,
-which is; and `read_back` counts what is there.
+An arm is opened in a new folder, which is not timed. Its `write` is timed: it writes all rows and
+closes the backend. `read_back` counts the values in the backend.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from metricbus._delivery.sink_specs import SinkSpec, spec_of
 from metricbus._journal.run import RunFolder
 
 NAMES = [f"train/metric{i}" for i in range(20)]
-METRICS_A_BATCH = 1000  # the most that MLflow takes
+METRICS_PER_BATCH = 1000  # MLflow's maximum
 
 _LENGTH, _CRC = struct.Struct("<Q"), struct.Struct("<I")
 
 
 class Opened(NamedTuple):
-    """Something that is open to be written to."""
+    """Open backend that is ready to be written to."""
 
     write: Callable[[], object]
     read_back: Callable[[], int]
 
 
-def journal(place: Path, rows: int) -> Path:
-    """The folder of a run that has a journal alone, to be delivered."""
-    with MetricBus(id="run", sinks="", dir=place, strict=True) as bus:
+def journal(folder: Path, rows: int) -> Path:
+    """Write a journal of this many rows without delivering it; return the run folder."""
+    with MetricBus(id="run", sinks="", dir=folder, strict=True) as bus:
         for step, values in steps(rows):
             bus.log(values, step=step)
-    return place / "run"
+    return folder / "run"
 
 
 def steps(rows: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """What is logged: the values of each step."""
+    """Yield the step and the values of each row."""
     for step in range(rows):
         yield step, dict.fromkeys(NAMES, step / 7)
 
 
 def by_sink(run: Path, url: str, count: Callable[[], int]) -> Opened:
-    """A sink that is given a run's journal."""
+    """Open a sink that receives a run's journal."""
     folder = RunFolder(run)
     spec = spec_of(parse_sink(url))
     spec.sink.open(folder.load(), folder.path, {})
@@ -58,19 +58,19 @@ def by_sink(run: Path, url: str, count: Callable[[], int]) -> Opened:
 
 
 def consume(folder: RunFolder, spec: SinkSpec) -> None:
-    """What a consumer does, without its pauses."""
-    feed = BatchReader(folder, spec)
-    given = 0
-    while (batch := feed.next(ended=False)) is not None:
+    """Deliver the journal as a consumer does, without its pauses."""
+    reader = BatchReader(folder, spec)
+    written = 0
+    while (batch := reader.next(ended=False)) is not None:
         spec.sink.write(batch.records)
-        given += len(batch.records)
-        feed.commit(batch, dict(spec.sink.flush()), given)
-        feed.ledger.acknowledge(spec.sink.acknowledged())
+        written += len(batch.records)
+        reader.commit(batch, dict(spec.sink.flush()), written)
+        reader.ledger.acknowledge(spec.sink.acknowledged())
     spec.sink.close("finished")
 
 
 def value_by_value(peer: Peer, rows: int) -> Opened:
-    """A call a value."""
+    """Open an arm that calls the peer once per value."""
 
     def write() -> None:
         log = peer.log
@@ -83,7 +83,7 @@ def value_by_value(peer: Peer, rows: int) -> Opened:
 
 
 def row_by_row(peer: Peer, rows: int) -> Opened:
-    """A call a row."""
+    """Open an arm that calls the peer once per row."""
 
     def write() -> None:
         for step, values in steps(rows):
@@ -93,12 +93,12 @@ def row_by_row(peer: Peer, rows: int) -> Opened:
     return Opened(write, peer.count)
 
 
-# The floors: what the bare libraries can do.
+# Floors: the same work with the bare libraries
 
 
-def csv_writer(place: Path, rows: int) -> Opened:
-    """The lines of metricbus's CSV by the standard library, in one call."""
-    path = place / "metrics.csv"
+def csv_writer(folder: Path, rows: int) -> Opened:
+    """Open an arm that writes metricbus's CSV format with the standard library, in one call."""
+    path = folder / "metrics.csv"
     file = open(path, "w", newline="")  # noqa: SIM115 - closed by `write`
     writer = csv.writer(file)
     writer.writerow(("step", "epoch", "time", "name", "value", "kind"))
@@ -114,9 +114,9 @@ def csv_writer(place: Path, rows: int) -> Opened:
     return Opened(write, lambda: reading.tidy_csv_values(path))
 
 
-def ready_lines(place: Path, rows: int) -> Opened:
-    """Lines of text that are there already, a row each, as `logging` would write them: at once."""
-    path = place / LOG
+def ready_lines(folder: Path, rows: int) -> Opened:
+    """Open an arm that writes one preformatted line per row, with a flush after each."""
+    path = folder / LOG
     file = open(path, "w")  # noqa: SIM115 - closed by `write`
     head = "2026-01-31 12:00:00,000 metricbus: step"
     lines = [
@@ -133,42 +133,42 @@ def ready_lines(place: Path, rows: int) -> Opened:
     return Opened(write, lambda: reading.log_values(path))
 
 
-def bare_events(place: Path, rows: int) -> Opened:
-    """TensorBoard's events, one a row: filled in, serialized, framed with their checksums."""
+def bare_events(folder: Path, rows: int) -> Opened:
+    """Open an arm that serializes one TensorBoard event per row and writes it with checksums."""
     import google_crc32c
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    file = open(place / "events.out.tfevents.1.bench", "wb")  # noqa: SIM115 - closed by `write`
+    file = open(folder / "events.out.tfevents.1.bench", "wb")  # noqa: SIM115 - closed by `write`
     event = Event(wall_time=1.5, summary=Summary(value=[Summary.Value(tag=tag) for tag in NAMES]))
-    cells = list(event.summary.value)
+    values_of_event = list(event.summary.value)
 
-    def masked(data: bytes) -> bytes:
+    def masked_crc(data: bytes) -> bytes:
         crc = google_crc32c.value(data)
         return _CRC.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
-    def put(data: bytes) -> None:
+    def write_event(data: bytes) -> None:
         length = _LENGTH.pack(len(data))
-        file.write(length + masked(length) + data + masked(data))
+        file.write(length + masked_crc(length) + data + masked_crc(data))
 
     def write() -> None:
         for step, values in steps(rows):
             event.step = step
-            for cell, value in zip(cells, values.values(), strict=True):
-                cell.simple_value = value
-            put(event.SerializeToString())
+            for slot, value in zip(values_of_event, values.values(), strict=True):
+                slot.simple_value = value
+            write_event(event.SerializeToString())
         file.close()
 
-    put(Event(wall_time=1.5, file_version="brain.Event:2").SerializeToString())
-    return Opened(write, lambda: reading.tensorboard_values(place))
+    write_event(Event(wall_time=1.5, file_version="brain.Event:2").SerializeToString())
+    return Opened(write, lambda: reading.tensorboard_values(folder))
 
 
-def bare_records(place: Path, rows: int) -> Opened:
-    """W&B's records, one a row: filled in, serialized, put into a file; no process of W&B's."""
+def bare_records(folder: Path, rows: int) -> Opened:
+    """Open an arm that serializes one W&B record per row to a file, without W&B's process."""
     from wandb.proto import wandb_internal_pb2
 
     proto: Any = wandb_internal_pb2
-    path = place / "records"
+    path = folder / "records"
     file = open(path, "wb")  # noqa: SIM115 - closed by `write`
     record = proto.Record()
     items = [record.history.item.add(nested_key=[name]) for name in NAMES]
@@ -183,32 +183,32 @@ def bare_records(place: Path, rows: int) -> Opened:
         file.close()
 
     def count() -> int:
-        data, at, found = path.read_bytes(), 0, 0
-        while at < len(data):
-            (length,) = _LENGTH.unpack_from(data, at)
-            at += _LENGTH.size + length
-            found += len(proto.Record.FromString(data[at - length : at]).history.item)
-        return found
+        data, offset, values = path.read_bytes(), 0, 0
+        while offset < len(data):
+            (length,) = _LENGTH.unpack_from(data, offset)
+            offset += _LENGTH.size + length
+            values += len(proto.Record.FromString(data[offset - length : offset]).history.item)
+        return values
 
     return Opened(write, count)
 
 
-def full_batches(place: Path, uri: str, rows: int) -> Opened:
-    """MLflow's own client with as many metrics in a call as it takes."""
+def full_batches(folder: Path, uri: str, rows: int) -> Opened:
+    """Open an arm that calls MLflow's client with as many metrics per call as it accepts."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
     client = MlflowClient(uri)
-    experiment = f"{place.name}-batches"
+    experiment = f"{folder.name}-batches"
     run = client.create_run(client.create_experiment(experiment)).info.run_id
-    rows_a_batch = METRICS_A_BATCH // len(NAMES)
+    rows_per_batch = METRICS_PER_BATCH // len(NAMES)
 
     def write() -> None:
         batch: list[Metric] = []
         for step, values in steps(rows):
             now = time.time_ns() // 1_000_000
             batch += [Metric(name, value, now, step) for name, value in values.items()]
-            if (step + 1) % rows_a_batch == 0 or step + 1 == rows:
+            if (step + 1) % rows_per_batch == 0 or step + 1 == rows:
                 client.log_batch(run, batch)
                 batch = []
         client.set_terminated(run)

@@ -1,4 +1,4 @@
-"""The ways to flush whose calls the case `ends` times: ours, the bare bytes, and two others'."""
+"""Arms of the case `flush_close` that time `flush()`: metricbus, a floor, and two peers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from metricbus._common.records import encode
 
 NAMES = [f"train/m{i}" for i in range(20)]
 PENDING = 10_000
-NEVER = 3600.0
+NEVER_SECS = 3600.0
 ATTEMPTS = 5
 
 
 def row(step: int) -> dict[str, float]:
-    """The values of a step."""
-    return {name: (step + at) / 7 for at, name in enumerate(NAMES)}
+    """Return the values of a step."""
+    return {name: (step + i) / 7 for i, name in enumerate(NAMES)}
 
 
 class Flush:
-    """One way: has `PENDING` values wait, and times what writes them; in milliseconds."""
+    """An arm that logs `PENDING` values and times the flush that writes them; base class."""
 
     role: Role = "ours"
 
@@ -36,172 +36,179 @@ class Flush:
         self.open()
 
     def __call__(self, number: int) -> float:
-        """One flush; what the one before has woken up late may write early, then it is not one."""
+        """Return the duration of one flush in milliseconds.
+
+        The previous flush may wake the background thread, which then writes some values early. Such
+        an attempt is repeated.
+        """
         for _ in range(ATTEMPTS):
             steps = range(self.step, self.step + PENDING // len(NAMES))
             self.step = steps.stop
             self.log(steps)
-            if self.all_wait():
+            if self.is_all_pending():
                 break
             self.flush()
         else:
-            raise RuntimeError(f"never did {PENDING:,} values wait")
+            raise RuntimeError(f"Values were written before the flush in {ATTEMPTS} attempts.")
         start = time.perf_counter()
         self.flush()
         return (time.perf_counter() - start) * 1e3
 
     @property
     def logged(self) -> int:
-        """Values so far."""
+        """The number of values logged so far."""
         return self.step * len(NAMES)
 
     def open(self) -> None:
-        """Begins a run."""
+        """Open the run."""
 
     def log(self, steps: range) -> None:
-        """Logs twenty values a step; none is written by that."""
+        """Log 20 values per step; they must not be written yet."""
         raise NotImplementedError
 
-    def all_wait(self) -> bool:
-        """Whether none has been written yet."""
+    def is_all_pending(self) -> bool:
+        """Check whether all logged values are still pending."""
         return True
 
     def flush(self) -> None:
-        """Has them written."""
+        """Write the pending values."""
         raise NotImplementedError
 
     def close(self) -> int:
-        """Ends the run; returns the number of values that are read back."""
+        """Close the run; return the number of values that can be read back."""
         raise NotImplementedError
 
 
 class SingleValues(Flush):
-    """Ours, of a queue with 10,000 calls in it."""
+    """metricbus with 10,000 calls in the queue."""
 
     def open(self) -> None:
-        """Nothing but `flush()` has anything written."""
-        many = 2 * PENDING
+        """Open a bus that writes only in `flush()`."""
+        limit = 2 * PENDING
         self.bus = MetricBus(
             id="run",
             sinks="",
             dir=self.folder,
-            flush_secs=NEVER,
-            batch_size=many,
-            queue_size=many,
+            flush_secs=NEVER_SECS,
+            batch_size=limit,
+            queue_size=limit,
             flush_bytes=1 << 30,
         )
 
     def log(self, steps: range) -> None:
-        """One value a call."""
+        """Log one value per call."""
         for step in steps:
             for name, value in row(step).items():
                 self.bus.log(name, value, step=step)
 
-    def all_wait(self) -> bool:
-        """By the bus's own count."""
+    def is_all_pending(self) -> bool:
+        """Check the bus's own count of pending values."""
         return self.bus.stats().waiting == PENDING
 
     def flush(self) -> None:
-        """As a user has it."""
+        """Flush the bus with its public method."""
         self.bus.flush()
 
     def close(self) -> int:
-        """Counts what the journal has."""
+        """Close the bus; return the number of values in the journal."""
         report = self.bus.close()
         if not report.complete:
-            raise RuntimeError(str(report))
+            raise RuntimeError(f"Values are missing after close:\n{report}")
         return journal_values(self.folder / "run")
 
 
 class Mappings(SingleValues):
-    """Ours, of a queue with 500 calls in it."""
+    """metricbus with 500 calls in the queue."""
 
     def log(self, steps: range) -> None:
-        """One mapping a step."""
+        """Log one mapping per step."""
         for step in steps:
             self.bus.log(row(step), step=step)
 
 
 class Bytes(Flush):
-    """The floor: the same rows by msgspec, in one write, in this thread."""
+    """Floor: encodes the same rows with msgspec and writes them at once, in the calling thread."""
 
     role: Role = "floor"
 
     def open(self) -> None:
-        """A file as the journal's."""
+        """Open a file with the layout of a journal segment."""
         (self.folder / "journal").mkdir()
         self._file = os.open(self.folder / "journal" / "0001.jsonl", os.O_WRONLY | os.O_CREAT)
         self._rows: list[Scalars] = []
 
     def log(self, steps: range) -> None:
-        """Makes the rows."""
+        """Build the rows."""
         self._rows = [
             Scalars(step=step, epoch=0, time=time.time_ns(), values=row(step)) for step in steps
         ]
 
     def flush(self) -> None:
-        """One call each."""
+        """Encode all rows in one call and write them in one call."""
         os.write(self._file, encode(self._rows))
 
     def close(self) -> int:
-        """Counts as in a journal."""
+        """Close the file; return the number of values in it, counted as in a journal."""
         os.close(self._file)
         return journal_values(self.folder)
 
 
 class LogRecords(Flush):
-    """The standard library's way to keep records back and write them at a flush."""
+    """Standard library logging that buffers records until a flush."""
 
     role: Role = "peer"
 
     def open(self) -> None:
-        """A memory handler before a file handler."""
+        """Attach a memory handler that writes to a file handler."""
         self._file = logging.FileHandler(self.folder / "log.txt")
         self._file.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
         self._memory = logging.handlers.MemoryHandler(2 * PENDING, logging.CRITICAL, self._file)
-        self._logger = logging.Logger("train", logging.INFO)  # without a parent
+        self._logger = logging.Logger("train", logging.INFO)  # has no parent
         self._logger.addHandler(self._memory)
 
     def log(self, steps: range) -> None:
-        """One value a record."""
+        """Log one value per record."""
         for step in steps:
             for name, value in row(step).items():
                 self._logger.info("step %d %s=%g", step, name, value)
 
     def flush(self) -> None:
-        """Formats and writes."""
+        """Format and write the buffered records."""
         self._memory.flush()
 
     def close(self) -> int:
-        """Counts `name=value` in the file."""
+        """Close the handlers; return the number of `name=value` pairs in the file."""
         self._memory.close()
         self._file.close()
         return log_values(self.folder / "log.txt")
 
 
 class Events(Flush):
-    """PyTorch's writer, with a queue that is as long; its thread cannot be kept from working."""
+    """PyTorch's writer with an equally long queue; its thread always writes some values early."""
 
     role: Role = "peer"
 
     def open(self) -> None:
-        """A queue of 10 is the default, with which the caller waits for the thread all along."""
+        """Open a writer whose queue never fills.
+
+        With the default length of 10, most calls would wait for the writer's thread.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         writer: Any = SummaryWriter
-        self._writer = writer(self.folder, max_queue=2 * PENDING, flush_secs=NEVER)
+        self._writer = writer(self.folder, max_queue=2 * PENDING, flush_secs=NEVER_SECS)
 
     def log(self, steps: range) -> None:
-        """One value a call."""
+        """Log one value per call."""
         for step in steps:
             for name, value in row(step).items():
                 self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Waits for its thread, and flushes the file."""
+        """Wait for the writer's thread and flush the file."""
         self._writer.flush()
 
     def close(self) -> int:
-        """By TensorBoard's loader."""
+        """Close the writer; return the number of values, read by TensorBoard's loader."""
         self._writer.close()
         return tensorboard_values(self.folder)

@@ -1,4 +1,4 @@
-"""What is logged in the case `growth`: threads that log so many values under so many names."""
+"""Workload of the case `growth`: threads that log a given number of values and names."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ import msgspec
 
 from metricbus import MetricBus
 
-PACE = 400_000  # values a second, all threads together
-BURST = 1_000
-A_STEP = 20
-WARM_UP = 2_000
+PACE = 400_000  # values per second, over all threads
+BURST = 1_000  # values
+VALUES_PER_STEP = 20
+WARM_UP = 2_000  # values
 
 
-class Shape(msgspec.Struct, frozen=True):
-    """One run: how much is logged, and how; `together` means all values of a step in one call."""
+class RunShape(msgspec.Struct, frozen=True):
+    """Size of one run; `together` logs all values of a step in one call."""
 
     values: int
-    names: int = A_STEP
+    names: int = VALUES_PER_STEP
     threads: int = 1
     sinks: str = "csv,tensorboard"
     together: bool = True
 
 
-class Bare:
-    """The least that such a call can do in Python: append what it got, and when."""
+class BareDeque:
+    """Floor: appends the arguments and the time to a deque, the least that such a call can do."""
 
     def __init__(self) -> None:
-        self.waiting: deque[object] = deque()
+        self.calls: deque[object] = deque()
 
     def log(self, name: Any, value: Any = None, *, step: int) -> None:
-        """Keeps it; of a mapping, a copy."""
-        what = name if type(name) is str else dict(name)
-        self.waiting.append((what, value, step, time.time_ns()))
+        """Append the arguments; copy a mapping."""
+        name_or_row = name if type(name) is str else dict(name)
+        self.calls.append((name_or_row, value, step, time.time_ns()))
 
 
-Logs: TypeAlias = MetricBus | Bare
+Logger: TypeAlias = MetricBus | BareDeque
 
 
 class Producer:
-    """The loop of one thread, with names and steps of its own; it adds up what its calls took."""
+    """Loop of one thread, with separate names and steps; it accumulates the time of its calls."""
 
-    def __init__(self, shape: Shape, number: int) -> None:
+    def __init__(self, shape: RunShape, number: int) -> None:
         prefix = f"t{number}" if shape.threads > 1 else "train"
-        self.width = min(shape.names, A_STEP)
+        self.width = min(shape.names, VALUES_PER_STEP)
         self._names = shape.names
         self._rows = [
-            {f"{prefix}/m{i % shape.names}": i / 7 for i in range(at, at + self.width)}
-            for at in range(0, max(shape.names, 64 * self.width), self.width)
+            {f"{prefix}/m{i % shape.names}": i / 7 for i in range(start, start + self.width)}
+            for start in range(0, max(shape.names, 64 * self.width), self.width)
         ]
         self._share = shape.values // shape.threads
         self._pace = PACE / shape.threads
@@ -60,8 +60,8 @@ class Producer:
         self.step = 0
         self.processor = self.wall = 0
 
-    def produce(self, bus: Logs, between: Callable[[], object], *, paced: bool) -> None:
-        """Logs its share of the values; calls `between` after each burst, untimed."""
+    def produce(self, bus: Logger, between: Callable[[], object], *, paced: bool) -> None:
+        """Log this thread's share of the values; call `between` after each burst, untimed."""
         self.processor = self.wall = 0
         due = time.perf_counter()
         for steps in self._bursts(self._share // self.width):
@@ -71,8 +71,8 @@ class Producer:
             if paced:
                 time.sleep(max(0.0, due - time.perf_counter()))
 
-    def warm_up(self, bus: Logs) -> None:
-        """Has everything at work once, and every name used."""
+    def warm_up(self, bus: Logger) -> None:
+        """Log until every name has been used at least once."""
         for steps in self._bursts(max(WARM_UP, self._names) // self.width):
             self._log(bus, steps)
 
@@ -82,7 +82,7 @@ class Producer:
             self.step = min(end, start + length)
             yield range(start, self.step)
 
-    def _log(self, bus: Logs, steps: range) -> None:
+    def _log(self, bus: Logger, steps: range) -> None:
         log, rows, count = bus.log, self._rows, len(self._rows)
         wall, processor = time.perf_counter_ns(), time.thread_time_ns()
         if self._together:
@@ -97,33 +97,36 @@ class Producer:
 
 
 class Producers:
-    """All threads of a run; the first one looks at the memory."""
+    """All threads of a run; the first one also calls `between`."""
 
-    def __init__(self, shape: Shape) -> None:
-        self._all = [Producer(shape, number) for number in range(shape.threads)]
+    def __init__(self, shape: RunShape) -> None:
+        self._producers = [Producer(shape, number) for number in range(shape.threads)]
 
     @property
     def logged(self) -> int:
-        """Values so far."""
-        return sum(one.step * one.width for one in self._all)
+        """The number of values logged so far."""
+        return sum(producer.step * producer.width for producer in self._producers)
 
-    def warm_up(self, bus: Logs) -> None:
-        """In turn."""
-        for one in self._all:
-            one.warm_up(bus)
+    def warm_up(self, bus: Logger) -> None:
+        """Warm up the producers one after the other."""
+        for producer in self._producers:
+            producer.warm_up(bus)
 
-    def produce(self, bus: Logs, between: Callable[[], object], *, paced: bool) -> int:
-        """All at a time; returns how many values that were."""
+    def produce(self, bus: Logger, between: Callable[[], object], *, paced: bool) -> int:
+        """Run all producers in parallel; return the number of values logged."""
         before = self.logged
-        first, *others = self._all
-        with ThreadPoolExecutor(max_workers=len(self._all)) as threads:
-            running = [threads.submit(one.produce, bus, int, paced=paced) for one in others]
+        first, *others = self._producers
+        with ThreadPoolExecutor(max_workers=len(self._producers)) as threads:
+            futures = [
+                threads.submit(producer.produce, bus, int, paced=paced) for producer in others
+            ]
             first.produce(bus, between, paced=paced)
-            for one in running:
-                one.result()
+            for future in futures:
+                future.result()
         return self.logged - before
 
     def spent(self, values: int) -> tuple[float, float]:
-        """Nanoseconds a value inside the calls, all threads together: processor and wall clock."""
-        processor = sum(one.processor for one in self._all)
-        return processor / values, sum(one.wall for one in self._all) / values
+        """Return the processor time and the wall time of all calls, in nanoseconds per value."""
+        processor = sum(producer.processor for producer in self._producers)
+        wall = sum(producer.wall for producer in self._producers)
+        return processor / values, wall / values

@@ -1,12 +1,14 @@
-"""One run of the case `growth`, in a process of its own: everything is logged twice.
+"""Runs one shape of the case `growth` in a worker process. Every run logs its values twice:
 
-* paced, in bursts of a thousand values, as a training does that logs hard. It gives the caller's
-  time a value, beside a deque that is fed alike, and by how much the process grows;
-* flat out. It gives the time from the first `log()` until every sink has everything. A loop that
-  does nothing else is faster than the journal: the queue fills, and its `block` policy holds it.
+* Paced, in bursts of a thousand values, like a training loop that logs heavily. This measures the
+  caller's time per value, the time of a deque under the same load, and the growth of the process.
+* At full speed. This measures the time from the first `log()` until every sink has received
+  everything. The loop is faster than the journal, so the queue fills and its `block` policy limits
+  the loop.
 
-What opening costs is left out, nothing may be dropped, and everything is read back. The process is
-`python -m benchmarks.workloads.growth_run SHAPE`, in a folder of its own.
+The time to open the bus does not count. No value may be dropped, and all values are read back. The
+worker process is `python -m benchmarks.workloads.growth_run SHAPE`. It works in the current
+directory.
 """
 
 from __future__ import annotations
@@ -19,51 +21,53 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from benchmarks.framework.fresh import fresh
-from benchmarks.workloads.growth_load import Bare, Producers, Shape
+from benchmarks.framework.fresh import run_fresh
+from benchmarks.workloads.growth_load import BareDeque, Producers, RunShape
 from benchmarks.workloads.ours import LOG, RUN, log_file, values_by_sink
 from benchmarks.workloads.reading import complete
 from metricbus import MetricBus, Report
 
-FLOOR_VALUES = 100_000  # at most: a bare deque has nothing that grows
-PARSED = 200_000  # values; in larger runs the lines are counted, which takes seconds less
+# The cost of a bare deque does not depend on the number of values, so fewer are enough.
+FLOOR_VALUES = 100_000
+# Larger runs are verified by counting lines, which is faster than parsing them.
+PARSED = 200_000
 
 
-class Seen(msgspec.Struct, frozen=True):
-    """What a run gave: nanoseconds a value, and the MB by which the process grew."""
+class RunCosts(msgspec.Struct, frozen=True):
+    """Results of a run: nanoseconds per value, and the growth of the process in MB."""
 
     caller: float
     wall: float
     floor: float
-    arrival: float
+    delivery: float
     paced_mb: float
-    flat_out_mb: float
+    full_speed_mb: float
     read_back: str
 
 
-def run_apart(shape: Shape, folder: Path) -> Seen:
-    """Has a new interpreter do it, which works in the folder."""
-    told = fresh(["-m", __name__, msgspec.json.encode(shape).decode()], folder)
-    return msgspec.json.decode(told, type=Seen)
+def run_in_new_process(shape: RunShape, folder: Path) -> RunCosts:
+    """Run `run_here` in a new interpreter that works in `folder`; return its result."""
+    output = run_fresh(["-m", __name__, msgspec.json.encode(shape).decode()], folder)
+    return msgspec.json.decode(output, type=RunCosts)
 
 
 class Memory:
-    """By how much this process has grown since it was made, in MB, at most."""
+    """Maximum growth of this process since this object was created, in MB."""
 
     def __init__(self) -> None:
         gc.collect()
         self._process = psutil.Process()
         self._before = self._process.memory_info().rss
-        self.grown = 0.0
+        self.growth = 0.0
 
-    def look(self) -> None:
-        """Takes a sample; some 10 µs."""
+    def sample(self) -> None:
+        """Take a sample, which takes about 10 µs."""
         rss = self._process.memory_info().rss
-        self.grown = max(self.grown, (rss - self._before) / 1e6)
+        self.growth = max(self.growth, (rss - self._before) / 1e6)
 
 
-def run_here(shape: Shape, folder: Path) -> Seen:
-    """The run of this process; raises if a sink does not have everything in the end."""
+def run_here(shape: RunShape, folder: Path) -> RunCosts:
+    """Run the workload in this process; raise unless every sink has received every value."""
     with log_file(folder / LOG):
         bus = MetricBus(id=RUN, sinks=shape.sinks, dir=folder, block_secs=600, close_timeout=600)
         producers = Producers(shape)
@@ -71,44 +75,50 @@ def run_here(shape: Shape, folder: Path) -> Seen:
         check(bus.flush(), producers.logged)
 
         paced = Memory()
-        values = producers.produce(bus, paced.look, paced=True)
+        values = producers.produce(bus, paced.sample, paced=True)
         caller, wall = producers.spent(values)
         check(bus.flush(), producers.logged)
-        paced.look()
+        paced.sample()
 
-        flat_out = Memory()
+        full_speed = Memory()
         start = time.perf_counter_ns()
-        values = producers.produce(bus, flat_out.look, paced=False)
+        values = producers.produce(bus, full_speed.sample, paced=False)
         check(bus.flush(), producers.logged)
-        arrival = (time.perf_counter_ns() - start) / values
-        flat_out.look()
+        delivery = (time.perf_counter_ns() - start) / values
+        full_speed.sample()
 
         check(bus.close(), producers.logged)
     found = read_back(folder, shape.sinks, producers.logged)
     floor = floor_of(shape)
-    return Seen(caller, wall, floor, arrival, paced.grown, flat_out.grown, found)
+    return RunCosts(caller, wall, floor, delivery, paced.growth, full_speed.growth, found)
 
 
-def floor_of(shape: Shape) -> float:
-    """The same loop, paced alike, into a deque that is emptied between the bursts."""
-    bare = Bare()
+def floor_of(shape: RunShape) -> float:
+    """Return the processor time of the same paced loop into a deque, in nanoseconds per value.
+
+    The deque is cleared between bursts.
+    """
+    floor = BareDeque()
     producers = Producers(msgspec.structs.replace(shape, values=min(shape.values, FLOOR_VALUES)))
-    producers.warm_up(bare)
-    values = producers.produce(bare, bare.waiting.clear, paced=True)
+    producers.warm_up(floor)
+    values = producers.produce(floor, floor.calls.clear, paced=True)
     return producers.spent(values)[0]
 
 
 def check(report: Report, logged: int) -> None:
-    """`RuntimeError` unless every sink has every value."""
+    """Raise `RuntimeError` unless every sink has every value."""
     delivered = {sink.delivered for sink in report.sinks.values()}
     if not report.complete or report.logged != logged or delivered - {logged}:
-        raise RuntimeError(f"{logged:,} values were logged, but:\n{report}")
+        raise RuntimeError(f"Not every sink has all {logged:,} logged values:\n{report}")
 
 
 def read_back(folder: Path, sinks: str, logged: int) -> str:
-    """Counts what each backend has, of a large run the CSV file alone; raises unless it is all."""
+    """Count the values in each backend; raise if any are missing.
+
+    Of a large run, only the lines of the CSV file are counted.
+    """
     if logged > PARSED:
-        found = {"csv": _lines(folder / RUN / "csv" / "metrics.csv") - 1}
+        found = {"csv": _count_lines(folder / RUN / "csv" / "metrics.csv") - 1}
     else:
         found = dict(values_by_sink(folder, sinks))
     for sink, values in found.items():
@@ -116,11 +126,11 @@ def read_back(folder: Path, sinks: str, logged: int) -> str:
     return f"{logged:,} of {logged:,}"
 
 
-def _lines(file: Path) -> int:
-    with open(file, "rb") as pieces:
-        return sum(piece.count(b"\n") for piece in iter(lambda: pieces.read(1 << 20), b""))
+def _count_lines(file: Path) -> int:
+    with open(file, "rb") as stream:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
 
 
 if __name__ == "__main__":
-    seen = run_here(msgspec.json.decode(sys.argv[1], type=Shape), Path.cwd())
-    print(msgspec.json.encode(seen).decode())
+    costs = run_here(msgspec.json.decode(sys.argv[1], type=RunShape), Path.cwd())
+    print(msgspec.json.encode(costs).decode())

@@ -1,6 +1,6 @@
-"""The ways to log whose single calls the case `latency` times: each is opened in its own process.
+"""Arms of the case `latency`, whose single calls are timed; each is opened in its own process.
 
-A deque for the floor and the controls, a bus with sinks that work or hang, and the others' loggers.
+The arms are a deque as floor and control, buses whose sinks work or hang, and peers.
 """
 
 from __future__ import annotations
@@ -21,93 +21,95 @@ from benchmarks.workloads.reading import complete, journal_values
 from metricbus import MetricBus, Report, Sink
 from metricbus._common.settings import Hosting
 
-QUEUE = 65_536  # as long as a bus's own
-FOUR = "logging,csv,tensorboard,wandb?mode=offline"
-QUICK = "logging,csv,tensorboard"  # W&B and MLflow take their time to come up
-PATIENCE = 120.0  # seconds for everything to arrive
+QUEUE = 65_536  # the default length of a bus's queue
+FOUR_SINKS = "logging,csv,tensorboard,wandb?mode=offline"
+QUICK_SINKS = "logging,csv,tensorboard"  # W&B and MLflow start slowly
+TIMEOUT_SECS = 120.0  # seconds until everything must be delivered
 
-IDLE = "deque.append beside an idle thread"
-BUSY = "deque.append beside a busy Python thread"
-PROCESS = "MetricBus, delivery has a process"
+IDLE = "deque.append with an idle thread"
+BUSY = "deque.append with a busy Python thread"
+PROCESS = "MetricBus, delivery process"
 THREADS = "MetricBus, delivery=thread"
-HANGS_HERE = "MetricBus, a sink in this process hangs"
-HANGS_THERE = "MetricBus, MLflow's server hangs"
+HANGING_SINK = "MetricBus, a sink in this process hangs"
+HANGING_SERVER = "MetricBus, the MLflow server hangs"
 
 
 class Log(Protocol):
-    """What logs one value."""
+    """Callable that logs one value."""
 
     def __call__(self, name: str, value: float, *, step: int) -> object:
-        """Logs it."""
+        """Log the value."""
         ...
 
 
 class Opened(Protocol):
-    """An arm at work, in its own process."""
+    """An open arm, in its own process."""
 
     @property
     def log(self) -> Log:
-        """What the loop calls."""
+        """The callable that the loop times."""
         ...
 
     def settle(self) -> None:
-        """Waits until nothing more is done in the background."""
+        """Wait until no background work is left."""
 
     def close(self, logged: int) -> str:
-        """Ends it and reads back; says what was found, and raises if that is not everything."""
+        """Close the arm; return what was read back, or raise if any value is missing."""
         ...
 
 
 class Arm(NamedTuple):
-    """One way to log; `open` is called in the arm's process, with a folder of its own."""
+    """One way to log; `open` is called in the arm's process, with a new folder."""
 
     name: str
     role: Role
     open: Callable[[Path], Opened]
 
 
-class Appending:
-    """The floor: a method that appends to a bounded deque; alone, or beside another thread."""
+class BoundedDeque:
+    """Floor and control: appends to a bounded deque, optionally next to a second thread."""
 
-    def __init__(self, beside: Callable[[threading.Event], object] | None, _: Path) -> None:
+    def __init__(self, background: Callable[[threading.Event], object] | None, _: Path) -> None:
         self._calls: deque[tuple[str, float, int]] = deque(maxlen=QUEUE)
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._thread = (
-            threading.Thread(target=beside, args=[self._over], daemon=True) if beside else None
+            threading.Thread(target=background, args=[self._stop], daemon=True)
+            if background
+            else None
         )
         if self._thread:
             self._thread.start()
 
     def log(self, name: str, value: float, *, step: int) -> None:
-        """Appends."""
+        """Append the value."""
         self._calls.append((name, value, step))
 
     def settle(self) -> None:
-        """Nothing is done in the background; the other thread is part of the arm."""
+        """Return at once: there is no background work, and the second thread is part of the arm."""
 
     def close(self, logged: int) -> str:
-        """Ends the thread."""
-        self._over.set()
+        """Stop the second thread."""
+        self._stop.set()
         if self._thread:
             self._thread.join()
         return complete("deque", len(self._calls), logged) if logged <= QUEUE else ""
 
 
-def idle(over: threading.Event) -> None:
-    """A thread that does nothing."""
-    over.wait()
+def idle(stop: threading.Event) -> None:
+    """Wait until stopped: the body of an idle thread."""
+    stop.wait()
 
 
-def busy(over: threading.Event) -> None:
-    """A thread that counts, in plain Python."""
+def busy(stop: threading.Event) -> None:
+    """Count in pure Python until stopped: the body of a busy thread."""
     count = 0
-    while not over.is_set():
+    while not stop.is_set():
         for _ in range(1000):
             count += 1
 
 
 class Bus:
-    """A bus; `broken` is the name of a sink that hangs, if one does."""
+    """A bus; `broken` is the name of a sink that hangs, if any."""
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class Bus:
         self._broken = broken
 
     def settle(self) -> None:
-        """Waits until all sinks that work have everything."""
+        """Wait until all working sinks have received everything."""
         _wait_for(lambda: self._is_settled(self.bus.stats()), lambda: str(self.bus.stats()))
 
     def _is_settled(self, report: Report) -> bool:
@@ -129,62 +131,65 @@ class Bus:
         return not report.waiting and not any(sink.pending for sink in working)
 
     def close(self, logged: int) -> str:
-        """Everything is in the journal, and in all sinks but the one that hangs."""
-        report = self.bus.close(timeout=5 if self._broken else PATIENCE)
+        """Close the bus; raise unless the journal and all working sinks have every value."""
+        report = self.bus.close(timeout=5 if self._broken else TIMEOUT_SECS)
         for name, sink in report.sinks.items():
             expected = (0, logged) if name == self._broken else (logged, 0)
             if (sink.delivered, sink.pending) != expected:
-                raise RuntimeError(f"{name} was to have {expected}:\n{report}")
+                raise RuntimeError(
+                    f"{name} should have {expected[0]:,} values delivered and {expected[1]:,} "
+                    f"pending:\n{report}"
+                )
         if self.bus.folder is None:
-            raise RuntimeError("the run has no folder")
+            raise RuntimeError("The run has no folder.")
         return complete("journal", journal_values(self.bus.folder), logged)
 
 
 class BusWithHangingSink(Bus):
-    """A bus with a sink object that hangs in this process until everything has been measured."""
+    """A bus with a sink object that hangs in this process until the measurements are complete."""
 
     def __init__(self, sinks: str, folder: Path) -> None:
         self._sink = HangingSink()
         super().__init__([*sinks.split(","), self._sink], folder, broken="HangingSink")
 
     def settle(self) -> None:
-        """The others have everything, and this one hangs indeed."""
+        """Wait until the other sinks have everything and this sink hangs."""
         super().settle()
-        if not self._sink.hangs.wait(PATIENCE):
-            raise RuntimeError("the sink that was to hang was never written to")
+        if not self._sink.hangs.wait(TIMEOUT_SECS):
+            raise RuntimeError(f"The hanging sink was not written to within {TIMEOUT_SECS:.0f} s.")
 
     def close(self, logged: int) -> str:
-        """Releases the sink: then it has everything, too."""
+        """Release the sink, so that it receives everything too, and close the bus."""
         self._sink.release()
         self._broken = ""
         super().settle()
-        complete("the sink that hung", self._sink.values, logged)
+        complete("HangingSink", self._sink.values, logged)
         return super().close(logged)
 
 
 class BusWithHangingServer(Bus):
-    """A bus whose MLflow sink has a server that takes connections and never answers."""
+    """A bus whose MLflow sink connects to a server that never answers."""
 
     def __init__(self, sinks: str, folder: Path) -> None:
         self._exits = ExitStack()
-        address, self._is_called = self._exits.enter_context(hanging_server())
+        address, self._wait_for_client = self._exits.enter_context(hanging_server())
         sink = f"mlflow+{address}"
         super().__init__(f"{sinks},{sink}", folder, broken=sink)
 
     def settle(self) -> None:
-        """The others have everything, and this one waits for an answer indeed."""
+        """Wait until the other sinks have everything and this sink waits for the server."""
         super().settle()
-        if not self._is_called(PATIENCE):
-            raise RuntimeError("nobody has called the server that hangs")
+        if not self._wait_for_client(TIMEOUT_SECS):
+            raise RuntimeError(f"No client connected to the server within {TIMEOUT_SECS:.0f} s.")
 
     def close(self, logged: int) -> str:
-        """The rest is in the journal."""
+        """Close the bus; the values for the hanging sink remain in the journal."""
         with self._exits:
             return super().close(logged)
 
 
 class PeerArm:
-    """One of the others, as its documentation has it."""
+    """A peer, called as its documentation recommends."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
@@ -192,28 +197,28 @@ class PeerArm:
         self.log: Log = self._peer.log
 
     def settle(self) -> None:
-        """Has it write what it holds."""
+        """Flush the peer."""
         self._peer.flush()
 
     def close(self, logged: int) -> str:
-        """Reads it back by the backend's own reader."""
+        """Close the peer; read the values back with the backend's own reader."""
         self._peer.close()
         return complete(self._name, self._peer.count(), logged)
 
 
 def all_arms(*, quick: bool) -> list[Arm]:
-    """The floor, the controls, the bus as it may stand, and two of the others."""
-    others = QUICK if quick else FOUR
-    every = all_sinks(quick=quick)
+    """Return the floor, the controls, the bus in several configurations, and two peers."""
+    working = QUICK_SINKS if quick else FOUR_SINKS
+    sinks = all_sinks(quick=quick)
     peers = {"SummaryWriter": "SummaryWriter.add_scalar", "logging": "logging.info to a file"}
     return [
-        Arm("deque.append, no other thread", "floor", partial(Appending, None)),
-        Arm(IDLE, "control", partial(Appending, idle)),
-        Arm(BUSY, "control", partial(Appending, busy)),
-        Arm(PROCESS, "ours", partial(Bus, every)),
-        Arm(THREADS, "ours", partial(Bus, every, delivery="thread")),
-        Arm(HANGS_HERE, "ours", partial(BusWithHangingSink, others)),
-        Arm(HANGS_THERE, "ours", partial(BusWithHangingServer, others)),
+        Arm("deque.append without other threads", "floor", partial(BoundedDeque, None)),
+        Arm(IDLE, "control", partial(BoundedDeque, idle)),
+        Arm(BUSY, "control", partial(BoundedDeque, busy)),
+        Arm(PROCESS, "ours", partial(Bus, sinks)),
+        Arm(THREADS, "ours", partial(Bus, sinks, delivery="thread")),
+        Arm(HANGING_SINK, "ours", partial(BusWithHangingSink, working)),
+        Arm(HANGING_SERVER, "ours", partial(BusWithHangingServer, working)),
         *(
             Arm(name, "peer", partial(PeerArm, peer))
             for peer, name in peers.items()
@@ -223,13 +228,13 @@ def all_arms(*, quick: bool) -> list[Arm]:
 
 
 def all_sinks(*, quick: bool) -> str:
-    """Those of a bus on which nothing hangs."""
-    return QUICK if quick else f"{FOUR},mlflow"
+    """Return the sinks of a bus without a hanging sink."""
+    return QUICK_SINKS if quick else f"{FOUR_SINKS},mlflow"
 
 
 def _wait_for(is_done: Callable[[], bool], state: Callable[[], str]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECS
     while not is_done():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not everything has arrived after {PATIENCE:.0f} s:\n{state()}")
+            raise TimeoutError(f"Values not delivered within {TIMEOUT_SECS:.0f} s:\n{state()}")
         time.sleep(0.01)

@@ -1,6 +1,6 @@
-"""What an arm's process does in the case `latency`: it opens the arm, takes its turns, and closes.
+"""Worker process of an arm in the case `latency`: opens the arm, takes its turns, and closes it.
 
-The loop is the same for all arms. In another process, the collector's own rates are measured.
+All arms run the same loop. Another process measures the rates of the collector.
 """
 
 from __future__ import annotations
@@ -18,95 +18,103 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.peers import quiet
-from benchmarks.workloads.latency_arms import PATIENCE, Arm, Log, Opened
+from benchmarks.workloads.latency_arms import TIMEOUT_SECS, Arm, Log, Opened
 from benchmarks.workloads.reading import complete
 from metricbus import MetricBus
 
 NAMES = [f"train/metric{i}" for i in range(20)]
-TAILS = (0.5, 0.1, 0.01, 0.001, 0.0001)  # shares of the calls that take longer; the last is the max
+TAILS = (0.5, 0.1, 0.01, 0.001, 0.0001)  # fractions of the calls that take longer
 
 
 class Turn(NamedTuple):
-    """What one turn gave, in nanoseconds: for each share of `TAILS`, and the greatest last.
+    """Results of one turn, in nanoseconds: a quantile for each share in `TAILS`, then the maximum.
 
-    `took` is of single calls, `late` of steps: from when one was due until all its calls were done.
+    `durations` describes single calls. `lateness` describes steps: the time from when a step was
+    due until its calls had returned. `switches` counts involuntary context switches, `collections`
+    garbage collections.
     """
 
-    took: list[int]
-    late: list[int]
+    durations: list[int]
+    lateness: list[int]
     switches: int
     collections: int
 
 
 class _State:
-    """What an arm's process keeps between its turns."""
+    """State that the worker process keeps between turns."""
 
     opened: Opened
     steps = 0
 
 
 def open_arm(arm: Arm, folder: Path) -> None:
-    """Opens it, and has everything at work once."""
+    """Open the arm and log once, so that every component has started."""
     quiet()
     os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"
     for name in ("CACHE", "CONFIG", "DATA"):
         os.environ[f"WANDB_{name}_DIR"] = str(folder)
     logging.basicConfig(filename=folder / "log.txt", level=logging.INFO)
     _State.opened = arm.open(folder)
-    take_turn(1e4, 200)  # what the first calls do once
+    take_turn(1e4, 200)  # warms up
 
 
 def take_turn(rate: float, calls: int) -> Turn:
-    """At least so many calls; returns when the arm has settled."""
+    """Make at least this many calls and wait until the arm has settled."""
     steps = math.ceil(calls / len(NAMES))
-    seen = loop(_State.opened.log, rate, _State.steps, steps)
+    turn = loop(_State.opened.log, rate, _State.steps, steps)
     _State.steps += steps
     _State.opened.settle()
-    return seen
+    return turn
 
 
-def flood(calls: int) -> float:
-    """Calls a second that it takes as fast as possible, until they have arrived."""
+def measure_full_speed(calls: int) -> float:
+    """Return the rate in calls per second at full speed, including delivery."""
     start = time.perf_counter()
     take_turn(math.inf, calls)
     return calls / (time.perf_counter() - start)
 
 
 def close_arm() -> str:
-    """What was read back; raises unless it is all."""
+    """Close the arm; return what was read back, or raise if any value is missing."""
     return _State.opened.close(_State.steps * len(NAMES))
 
 
 def loop(log: Log, rate: float, first: int, steps: int) -> Turn:
-    """Logs each step's 20 values when they are due, and is busy in Python until then."""
+    """Log 20 values when each step is due, and run a busy loop in Python until then."""
     now = time.perf_counter_ns
-    gap = int(len(NAMES) / rate * 1e9)
-    took, late = array("q", bytes(8 * steps * len(NAMES))), array("q", bytes(8 * steps))
+    interval = int(len(NAMES) / rate * 1e9)
+    durations, lateness = array("q", bytes(8 * steps * len(NAMES))), array("q", bytes(8 * steps))
     gc.collect()
-    gc.freeze()  # what is imported costs no arm anything; what is logged is collected as ever
-    switches, collections = _switches(), _collections()
+    # Excludes imported modules from garbage collection, because they differ between the arms.
+    gc.freeze()
+    switches, collections = _context_switches(), _collections()
     call = 0
     due = now()
     for i in range(steps):
-        due += gap
+        due += interval
         while now() < due:
             pass
         for name in NAMES:
-            begun = now()
+            start = now()
             log(name, 0.5, step=first + i)
-            took[call] = now() - begun
+            durations[call] = now() - start
             call += 1
-        late[i] = now() - due
-    return Turn(_tail(took), _tail(late), _switches() - switches, _collections() - collections)
+        lateness[i] = now() - due
+    return Turn(
+        _tail(durations),
+        _tail(lateness),
+        _context_switches() - switches,
+        _collections() - collections,
+    )
 
 
 def _tail(times: array[int]) -> list[int]:
-    inverted = np.quantile(np.frombuffer(times, dtype=np.int64), [1 - share for share in TAILS])
-    return [*map(int, inverted), max(times)]
+    quantiles = np.quantile(np.frombuffer(times, dtype=np.int64), [1 - share for share in TAILS])
+    return [*map(int, quantiles), max(times)]
 
 
-def _switches() -> int:
-    """How often the kernel took this thread's core away for something else."""
+def _context_switches() -> int:
+    """Return the number of involuntary context switches of this thread."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
@@ -115,31 +123,35 @@ def _collections() -> int:
 
 
 class Rates(NamedTuple):
-    """Values a second from the queue into the journal, with what logs them working against it."""
+    """Rates from the queue to the journal in values per second, under two kinds of load.
 
-    beside_busy: float
-    in_all: float
+    `with_busy_loop` is the rate while a loop logs without yielding the GIL. `with_waiting_loop` is
+    the rate when the loop waits for the collector because the queue is full.
+    """
+
+    with_busy_loop: float
+    with_waiting_loop: float
 
 
-def collectors_rates(folder: Path, calls: int) -> Rates:
-    """The loop never lets go of the interpreter by itself; or only where the queue is full."""
+def collector_rates(folder: Path, calls: int) -> Rates:
+    """Return the collector's rates, measured with loops that log at full speed."""
     steps = calls // len(NAMES)
     with MetricBus(sinks="", dir=folder, queue_size=10 * calls) as bus:
-        _log_at_once(bus, range(steps))  # from here on, more waits than the collector can take
+        _log_at_full_speed(bus, range(steps))  # builds up a backlog for the collector
         before, start = bus.stats().journalled, time.perf_counter()
-        _log_at_once(bus, range(steps, 3 * steps))
+        _log_at_full_speed(bus, range(steps, 3 * steps))
         seconds = time.perf_counter() - start
-        beside_busy = (bus.stats().journalled - before) / seconds
+        with_busy_loop = (bus.stats().journalled - before) / seconds
     with MetricBus(sinks="", dir=folder) as bus:
         start = time.perf_counter()
-        _log_at_once(bus, range(3 * steps))
-        report = bus.flush(PATIENCE)
-        in_all = report.journalled / (time.perf_counter() - start)
+        _log_at_full_speed(bus, range(3 * steps))
+        report = bus.flush(TIMEOUT_SECS)
+        with_waiting_loop = report.journalled / (time.perf_counter() - start)
         complete("journal", report.journalled, 3 * steps * len(NAMES))
-    return Rates(beside_busy, in_all)
+    return Rates(with_busy_loop, with_waiting_loop)
 
 
-def _log_at_once(bus: MetricBus, steps: range) -> None:
+def _log_at_full_speed(bus: MetricBus, steps: range) -> None:
     for step in steps:
         for name in NAMES:
             bus.log(name, 0.5, step=step)

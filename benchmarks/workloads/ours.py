@@ -1,4 +1,4 @@
-"""metricbus itself beside its peers: a run to all five sinks, or some, and what each then has."""
+"""Runs of metricbus with all five sinks or some of them, and counts of what each contains."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 SINKS = ("logging", "csv", "tensorboard", "wandb?mode=offline", "mlflow")
 ALL = ",".join(SINKS)
-RUN = "run"  # the id, and so the name of the run's folder
+RUN = "run"  # the run id, which is also the name of the run folder
 LOG = "log.txt"
-PATIENCE = 120.0  # seconds for delivery
+TIMEOUT_SECS = 120.0  # seconds for delivery
 
 _DATABASE = "mlflow.db"
 
 
 @contextmanager
 def opened_bus(folder: Path, sinks: str, **settings: Any) -> Iterator[MetricBus]:
-    """A bus in a new folder; when it is left, everything has been delivered, or it raises."""
+    """Open a bus in a new folder; at the end, close it and raise if values are missing."""
     from metricbus import MetricBus
 
     folder.mkdir(parents=True, exist_ok=True)
     if "mlflow" in sinks:
         empty_database(folder / _DATABASE)
     with log_file(folder / LOG):
-        bus = MetricBus(id=RUN, dir=folder, sinks=sinks, close_timeout=PATIENCE, **settings)
+        bus = MetricBus(id=RUN, dir=folder, sinks=sinks, close_timeout=TIMEOUT_SECS, **settings)
         yield bus
         report = bus.close()
     if not report.complete:
-        raise RuntimeError(f"not everything was delivered:\n{report}")
+        raise RuntimeError(f"Values not delivered at close:\n{report}")
 
 
 @contextmanager
 def log_file(file: Path) -> Iterator[None]:
-    """Gives the logger `metricbus` a file, as applications do, and nothing else."""
+    """Send the `metricbus` logger to a file only, as an application would."""
     logger = logging.getLogger("metricbus")
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
@@ -66,7 +66,7 @@ def log_file(file: Path) -> Iterator[None]:
 
 
 def values_by_sink(folder: Path, sinks: str) -> Mapping[str, int]:
-    """What the journal and each sink have, counted by the backend's own reader."""
+    """Return the number of values in the journal and in each sink, by the backends' readers."""
     run = folder / RUN
     readers = {
         "logging": lambda: log_values(folder / LOG),
@@ -75,19 +75,19 @@ def values_by_sink(folder: Path, sinks: str) -> Mapping[str, int]:
         "wandb?mode=offline": lambda: wandb_values(run),
         "mlflow": lambda: mlflow_values(f"sqlite:///{folder / _DATABASE}"),
     }
-    found = {sink: readers[sink]() for sink in sinks.split(",") if sink}
-    return {"journal": journal_values(run), **found}
+    counts = {sink: readers[sink]() for sink in sinks.split(",") if sink}
+    return {"journal": journal_values(run), **counts}
 
 
 def own_files(folder: Path, sink: str) -> list[Path]:
-    """The files that a sink has written, of a run that `opened_bus` made."""
+    """Return the files that a sink has written in a run of `opened_bus`."""
     run = folder / RUN
-    places = {
+    paths = {
         "logging": folder / LOG,
         "csv": run / "csv",
         "tensorboard": run / "tensorboard",
         "wandb?mode=offline": run / "wandb",
         "mlflow": folder / _DATABASE,
     }
-    place = places[sink]
-    return [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    path = paths[sink]
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]

@@ -1,6 +1,6 @@
-"""Where metricbus's own sinks write in a benchmark, and whether all is there.
+"""Output locations of metricbus's sinks in a benchmark, and a check that they are complete.
 
-All runs of a bus lie in one folder, `place`; so does what they have in common.
+All runs of a bus are in one folder, together with their shared log file and database.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from benchmarks.workloads.ours import log_file
 
 LOG = "metricbus.log"
 DATABASE = "mlflow.db"
-LATEST_SECS = 10.0
+RETRY_SECS = 10.0
 
 
-def lines_in(place: Path) -> AbstractContextManager[None]:
-    """Has what metricbus logs for people in a file, and not on the terminal."""
-    return log_file(place / LOG)
+def lines_in(folder: Path) -> AbstractContextManager[None]:
+    """Redirect metricbus's log lines to a file in this folder."""
+    return log_file(folder / LOG)
 
 
 def complete(name: str, count: Callable[[], int], logged: int) -> str:
-    """`20,000 of 20,000`; raises if it does not come to that.
+    """Return a text such as `20,000 of 20,000`; raise if the counts differ.
 
-    W&B's own process may write its last rows a moment after it has said that the run has ended.
+    W&B's process may write its last rows shortly after it has reported the end of the run, so the
+    backend is read again for up to `RETRY_SECS`.
     """
-    deadline = time.monotonic() + LATEST_SECS
+    deadline = time.monotonic() + RETRY_SECS
     while (found := count()) < logged and time.monotonic() < deadline:
         time.sleep(0.1)
     return reading.complete(name, found, logged)
 
 
 VALUES: Mapping[str, Callable[[Path], int]] = {
-    "logging": lambda place: reading.log_values(place / LOG),
-    "csv": lambda place: sum(map(reading.tidy_csv_values, place.glob("*/csv/metrics.csv"))),
-    "tensorboard": lambda place: sum(map(reading.tensorboard_values, place.glob("*/tensorboard"))),
-    "wandb": lambda place: sum(map(reading.wandb_values, place.glob("*/wandb"))),
-    "mlflow": lambda place: reading.mlflow_values(f"sqlite:///{place / DATABASE}"),
+    "logging": lambda runs: reading.log_values(runs / LOG),
+    "csv": lambda runs: sum(map(reading.tidy_csv_values, runs.glob("*/csv/metrics.csv"))),
+    "tensorboard": lambda runs: sum(map(reading.tensorboard_values, runs.glob("*/tensorboard"))),
+    "wandb": lambda runs: sum(map(reading.wandb_values, runs.glob("*/wandb"))),
+    "mlflow": lambda runs: reading.mlflow_values(f"sqlite:///{runs / DATABASE}"),
 }
-"""Values that all runs in a place have brought into a backend, by its own reader."""
+"""For each backend, a function that counts the values of all runs in a folder."""

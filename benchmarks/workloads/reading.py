@@ -1,6 +1,6 @@
-"""What each backend has after a run: values counted by the backend's own reader.
+"""Readers that count the values in each backend after a run, with the backend's own reader.
 
-Only the standard library is imported here; each reader imports what it reads with.
+This module imports only the standard library; each function imports the reader that it needs.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from pathlib import Path
 from typing import Any
 
 _WANDB_HEADER = 7  # bytes before the first block of a `.wandb` file
+
+# LevelDB's log format: the size of a block, and the header of a chunk (checksum, length, type).
 _BLOCK = 32768
-_CHUNK = struct.Struct("<IHB")  # of LevelDB's log format: checksum, length, type
+_CHUNK = struct.Struct("<IHB")
 _FULL, _LAST = 1, 4
 _FLOATS = (1, 2)  # DT_FLOAT and DT_DOUBLE
 _ROW = re.compile(r": step \d+ .*")
-_LOGGED = re.compile(r"\S+=(\S+)")
+_NAME_VALUE = re.compile(r"\S+=(\S+)")
 
 
 class IncompleteError(Exception):
-    """A backend does not have what was logged to it."""
+    """A backend does not contain every logged value."""
 
 
 def complete(name: str, found: int, logged: int) -> str:
-    """`20,000 of 20,000`, for a `Figure`; `IncompleteError` when it is any other number."""
+    """Return a text such as `20,000 of 20,000` for a `Figure`; raise if the counts differ."""
     if found != logged:
         raise IncompleteError(f"{name}: {logged:,} values were logged, {found:,} were read back")
     return f"{found:,} of {logged:,}"
 
 
 def tensorboard_values(folder: Path) -> int:
-    """Scalars in all event files below a folder, by TensorBoard's own loader."""
+    """Count the scalars in all event files below a folder, with TensorBoard's loader."""
     loader: Any = importlib.import_module(
         "tensorboard.backend.event_processing.event_file_loader"
     ).LegacyEventFileLoader
@@ -50,51 +52,51 @@ def tensorboard_values(folder: Path) -> int:
 def _is_scalar(value: Any) -> bool:
     if value.HasField("simple_value"):
         return True
-    tensor = value.tensor  # as TensorFlow 2 writes scalars
+    tensor = value.tensor  # TensorFlow 2 writes scalars as tensors
     return value.HasField("tensor") and tensor.dtype in _FLOATS and not tensor.tensor_shape.dim
 
 
 def wandb_values(folder: Path) -> int:
-    """Values in the history of all `.wandb` files below a folder.
+    """Count the history values in all `.wandb` files below a folder.
 
-    W&B's own columns (`_…`) and metricbus's (`metricbus/…`) do not count.
+    The columns of W&B (`_…`) and of metricbus (`metricbus/…`) do not count.
     """
     return sum(
         not key.startswith(("_", "metricbus/"))
         for file in folder.rglob("*.wandb")
         for record in _wandb_records(file)
         if record.HasField("history")
-        for key in map(_key, record.history.item)
+        for key in map(_history_key, record.history.item)
     )
 
 
-def _key(item: Any) -> str:
+def _history_key(item: Any) -> str:
     return "/".join(item.nested_key) or str(item.key)
 
 
 def _wandb_records(file: Path) -> Iterator[Any]:
-    """The records of a LevelDB log, each of one chunk or of several."""
+    """Yield the records of a LevelDB log; a record has one chunk or several."""
     record: Any = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
-    data, at, parts = file.read_bytes(), _WANDB_HEADER, b""
-    while at + _CHUNK.size <= len(data):
-        left = _BLOCK - at % _BLOCK
-        if left < _CHUNK.size:  # the block's end is padding
-            at += left
+    data, offset, parts = file.read_bytes(), _WANDB_HEADER, b""
+    while offset + _CHUNK.size <= len(data):
+        rest_of_block = _BLOCK - offset % _BLOCK
+        if rest_of_block < _CHUNK.size:  # padding
+            offset += rest_of_block
             continue
-        _, length, kind = _CHUNK.unpack_from(data, at)
-        at += _CHUNK.size
-        parts += data[at : at + length]
-        at += length
+        _, length, kind = _CHUNK.unpack_from(data, offset)
+        offset += _CHUNK.size
+        parts += data[offset : offset + length]
+        offset += length
         if kind in (_FULL, _LAST):
             yield record.FromString(parts)
             parts = b""
 
 
 def mlflow_values(uri: str, experiment: str | None = None) -> int:
-    """All points of all metrics of all runs (of an experiment), by MLflow's own client."""
+    """Count the metric values of all runs, or of one experiment's runs, with MLflow's client."""
     client: Any = importlib.import_module("mlflow").MlflowClient(uri)
-    found = client.search_experiments()
-    ids = [one.experiment_id for one in found if experiment in (None, one.name)]
+    experiments = client.search_experiments()
+    ids = [entry.experiment_id for entry in experiments if experiment in (None, entry.name)]
     return sum(
         len(client.get_metric_history(run.info.run_id, key))
         for run in client.search_runs(ids)
@@ -103,32 +105,34 @@ def mlflow_values(uri: str, experiment: str | None = None) -> int:
 
 
 def wide_csv_values(file: Path) -> int:
-    """Cells with a number, but for the step's, of a table with a column a name."""
+    """Count the numbers in a table with one column per name, except in the column `step`."""
     with open(file, newline="") as lines:
-        return _numbers(
+        return _count_numbers(
             cell for row in csv.DictReader(lines) for key, cell in row.items() if key != "step"
         )
 
 
 def tidy_csv_values(file: Path) -> int:
-    """Rows of the kind `scalar` with a number, of a table with a row a value."""
+    """Count the numbers in a table with one row per value, in rows of kind `scalar`."""
     with open(file, newline="") as lines:
-        return _numbers(row["value"] for row in csv.DictReader(lines) if row["kind"] == "scalar")
+        return _count_numbers(
+            row["value"] for row in csv.DictReader(lines) if row["kind"] == "scalar"
+        )
 
 
 def log_values(file: Path) -> int:
-    """Values in the log lines that begin with a step, written as `name=value`."""
+    """Count `name=value` pairs in log lines whose message starts with a step."""
     with open(file) as lines:
-        rows = [found[0] for line in lines if (found := _ROW.search(line))]
-    return _numbers(value for row in rows for value in _LOGGED.findall(row))
+        rows = [match[0] for line in lines if (match := _ROW.search(line))]
+    return _count_numbers(value for row in rows for value in _NAME_VALUE.findall(row))
 
 
-def _numbers(cells: Iterable[str]) -> int:
-    return len([float(cell) for cell in cells if cell])  # what is no number raises
+def _count_numbers(cells: Iterable[str]) -> int:
+    return len([float(cell) for cell in cells if cell])  # raises for text that is not a number
 
 
 def journal_values(run: Path) -> int:
-    """Scalars in the journal of a run's folder; a line is JSON, and read as such."""
+    """Count the scalars in the journal of a run folder."""
     count = 0
     for segment in run.glob("journal/*.jsonl"):
         with open(segment, "rb") as lines:

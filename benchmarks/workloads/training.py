@@ -1,9 +1,9 @@
-"""A real training loop to log in: steps of a wanted length, and how much longer logging makes them.
+"""A real training loop with steps of a given length, and the slowdown that logging causes.
 
-Each arm is measured beside the bare loop right before and right after it (A X A), so that a machine
-that grows slower or faster meanwhile weighs on both alike. An arm logs for a moment before it is
-timed, so that what happens in the background is in full swing when the clock starts. When the clock
-has stopped, what is still to be done is waited for, so that it takes nothing from the next arm.
+Each arm is measured between two runs of the bare loop (A X A), so that changes of the machine's
+speed affect both alike. An arm logs for a moment before it is timed, so that its background work
+has started. When the timing ends, the loop waits for the rest of that work, so that it does not
+slow down the next arm.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from benchmarks.framework.harness import Role
 TrainStep = Callable[[], float]
 Log = Callable[[int, float], object]
 
-LEAD_IN, TURN, ALONE = 0.25, 0.5, 0.25
-"""Seconds that an arm logs untimed, and then timed, and that the bare loop takes in between."""
+LEAD_IN, TURN, BARE_TURN = 0.25, 0.5, 0.25
+"""Seconds that an arm logs untimed and then timed, and that the bare loop runs in between."""
 
-_SELDOM = 0.35  # of these seconds: of an arm whose effect is great
-_SHORT = 1.0  # milliseconds, below which the network is a smaller one
-_LEAST_BATCH = 16
+_SELDOM_SCALE = 0.35  # shortens the turns of an arm with a large effect
+_SHORT_STEP = 1.0  # milliseconds; shorter steps use a smaller network
+_MIN_BATCH = 16
 _CORRECTIONS = 5
-_LOOKS = 30
+_TIMED_STEPS, _WARM_UP_STEPS = 30, 5
 
 
 def make_training(milliseconds: float | None = None) -> TrainStep:
-    """A training step on one thread that returns its loss.
+    """Return a training step that runs on one thread and returns its loss.
 
-    It takes about a quarter of a millisecond, or as long as is asked for, by the size of its batch.
+    The batch size is chosen so that a step takes about `milliseconds`. Without it, a step takes
+    about a quarter of a millisecond.
     """
     torch.set_num_threads(1)
     if milliseconds is None:
         return _training(hidden=128, batch=64)
-    hidden, batch = (128 if milliseconds < _SHORT else 256), 64
+    hidden, batch = (128 if milliseconds < _SHORT_STEP else 256), 64
     for _ in range(_CORRECTIONS):
         step = _training(hidden, batch)
-        batch = max(_LEAST_BATCH, round(batch * milliseconds / _length_of(step)))
+        batch = max(_MIN_BATCH, round(batch * milliseconds / _step_milliseconds(step)))
     return _training(hidden, batch)
 
 
@@ -62,25 +63,25 @@ def _training(hidden: int, batch: int) -> TrainStep:
     return train_step
 
 
-def _length_of(step: TrainStep) -> float:
-    """Milliseconds, as a median."""
-    seen = []
-    for _ in range(_LOOKS):
+def _step_milliseconds(step: TrainStep) -> float:
+    """Return the median duration of a step in milliseconds."""
+    times = []
+    for _ in range(_TIMED_STEPS):
         start = time.perf_counter()
         step()
-        seen.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(seen[5:])
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[_WARM_UP_STEPS:])
 
 
 def _nothing(*_: object) -> None:
-    """Logs nothing, waits for nothing."""
+    """Do nothing, instead of logging or waiting."""
 
 
 class Arm(NamedTuple):
-    """A way to log in a loop: `log(step, loss)`.
+    """A way to log in a loop, with `log(step, loss)`.
 
-    `rest` waits until nothing of it is left to do. An arm whose effect is great is measured
-    `seldom`, and for a shorter time.
+    `rest` waits until no work is left. An arm with a large effect is measured `seldom`, and for a
+    shorter time.
     """
 
     name: str
@@ -91,44 +92,45 @@ class Arm(NamedTuple):
 
 
 class Loop:
-    """A training loop that goes on and on, now with one arm and now with another.
+    """A training loop that keeps running, with one arm after another.
 
-    `steps` counts those that each arm was given. `took` and `alone` have the milliseconds a step of
-    all turns that were timed, with each arm and bare. A `scale` below 1 makes all turns shorter.
+    `steps` counts the steps of each arm. `milliseconds` has the duration of a step in each arm's
+    timed turns, and `bare` that of the bare loop. A `scale` below 1 shortens all turns.
     """
 
     def __init__(self, train_step: TrainStep, milliseconds: float, scale: float = 1.0) -> None:
         self.steps: Counter[str] = Counter()
-        self.took: defaultdict[str, list[float]] = defaultdict(list)
-        self.alone: list[float] = []
+        self.milliseconds: defaultdict[str, list[float]] = defaultdict(list)
+        self.bare: list[float] = []
         self._train_step = train_step
-        self._steps_a_second = scale * 1e3 / milliseconds
+        self._steps_per_second = scale * 1e3 / milliseconds
         self._bare = Arm("nothing", "control")
-        self._now = 0
+        self._step = 0
 
     def slowdown(self, arm: Arm, _round: int = 0) -> float:
-        """How many times as long a step takes as in the bare loop, right before and after."""
-        before = self.alone[-1] if self.alone else self._run_alone()
-        part = _SELDOM if arm.seldom else 1.0
-        self._run(arm, LEAD_IN * part)
-        took = self._run(arm, TURN * part)
+        """Return the duration of a step relative to the bare loop, which runs before and after."""
+        before = self.bare[-1] if self.bare else self._run_bare()
+        scale = _SELDOM_SCALE if arm.seldom else 1.0
+        self._run(arm, LEAD_IN * scale)
+        took = self._run(arm, TURN * scale)
         arm.rest()
-        self.took[arm.name].append(took)
-        return took / statistics.fmean((before, self._run_alone()))
+        self.milliseconds[arm.name].append(took)
+        return took / statistics.fmean((before, self._run_bare()))
 
-    def _run_alone(self) -> float:
-        self._run(self._bare, ALONE / 10)  # what was waited for has left its traces in the caches
-        self.alone.append(self._run(self._bare, ALONE))
-        return self.alone[-1]
+    def _run_bare(self) -> float:
+        # The arm's background work has displaced the loop's data from the caches.
+        self._run(self._bare, BARE_TURN / 10)
+        self.bare.append(self._run(self._bare, BARE_TURN))
+        return self.bare[-1]
 
     def _run(self, arm: Arm, seconds: float) -> float:
-        """Milliseconds a step, of as many steps as take so long when nothing is logged."""
-        steps = max(2, round(seconds * self._steps_a_second))
+        """Return the milliseconds per step; `seconds` is the duration without logging."""
+        steps = max(2, round(seconds * self._steps_per_second))
         log, train_step = arm.log, self._train_step
         start = time.perf_counter()
-        for step in range(self._now, self._now + steps):
+        for step in range(self._step, self._step + steps):
             log(step, train_step())
         took = time.perf_counter() - start
-        self._now += steps
+        self._step += steps
         self.steps[arm.name] += steps
         return took / steps * 1e3

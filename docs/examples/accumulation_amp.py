@@ -19,7 +19,7 @@ MICRO_BATCH, ACCUMULATE, MAX_NORM, EPOCHS = 16, 4, 1.0, 3
 torch.manual_seed(0)
 digits = load_digits()
 data = TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits.target))
-# The last incomplete batch is dropped, so that each step has equally many micro-batches.
+# The last incomplete batch is dropped, so that every step has the same number of micro-batches.
 loader = DataLoader(data, batch_size=MICRO_BATCH, shuffle=True, drop_last=True)
 
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(DEVICE)

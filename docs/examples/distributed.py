@@ -26,7 +26,7 @@ data = TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits
 train_set, val_set = random_split(data, [0.8, 0.2])
 sampler = DistributedSampler(train_set)
 train_loader = DataLoader(train_set, batch_size=32, sampler=sampler)
-# A DistributedSampler would repeat some samples to give all ranks equally many.
+# A DistributedSampler would repeat some samples, so that all ranks have the same number.
 val_share = torch.utils.data.Subset(val_set, range(rank, len(val_set), dist.get_world_size()))
 val_loader = DataLoader(val_share, batch_size=64)
 
@@ -48,8 +48,8 @@ with MetricBus(run="distributed", sinks="csv") as bus:
             bus.log("train/loss", loss, weight=len(labels))
         with torch.no_grad():
             for images, labels in val_loader:
-                right = (model.module(images).argmax(dim=1) == labels).float().mean()
-                bus.log("val/accuracy", right, weight=len(labels))
+                correct = (model.module(images).argmax(dim=1) == labels).float().mean()
+                bus.log("val/accuracy", correct, weight=len(labels))
 
         # Every rank calls this: the ranks' sums are merged, and the first rank decides.
         if stopping(bus.end_epoch()):

@@ -49,4 +49,4 @@ for group in ("body", "head"):
     rates = history.series(f"lr/{group}")
     peak = rates.value.argmax()
     print(f"{group}: {rates.value[0]:.1e}, highest at step {rates.step[peak]}", end=" ")
-    print(f"({rates.value[peak]:.1e}), at last {rates.value[-1]:.1e}")
+    print(f"({rates.value[peak]:.1e}), finally {rates.value[-1]:.1e}")

@@ -61,14 +61,14 @@ with MetricBus(run="media", sinks="csv") as bus:
     with torch.no_grad():
         guesses = model(val_images).argmax(dim=1)
     misread = (guesses != val_labels).nonzero().flatten().tolist()
-    pictures = {place: Image(enlarged(val_images[place])) for place in misread}
+    pictures = {index: Image(enlarged(val_images[index])) for index in misread}
     bus.log(
         "val/misread",
-        Image([enlarged(val_images[place]) for place in misread], columns=6),
+        Image([enlarged(val_images[index]) for index in misread], columns=6),
     )
-    table = Table(columns=["place", "digit", "guess", "picture"])
-    for place, picture in pictures.items():
-        table.append([place, int(val_labels[place]), int(guesses[place]), picture])
+    table = Table(columns=["index", "digit", "guess", "picture"])
+    for index, picture in pictures.items():
+        table.append([index, int(val_labels[index]), int(guesses[index]), picture])
     bus.log("val/misread_table", table)
     bus.log("weights/film", Video(torch.stack(frames).unsqueeze(-1), fps=4))
     bus.flush()  # so that all losses can be read back

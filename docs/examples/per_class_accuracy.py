@@ -26,16 +26,16 @@ optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
 
 @torch.no_grad()
-def accuracy_of_classes() -> torch.Tensor:
+def class_accuracies() -> torch.Tensor:
     """Return the fraction of correct predictions for each class; shape (classes,)."""
-    right = torch.zeros(len(CLASSES))
-    examples = torch.zeros(len(CLASSES))
+    correct = torch.zeros(len(CLASSES))
+    samples = torch.zeros(len(CLASSES))
     for images, labels in val_loader:
-        is_right = model(images).argmax(dim=1) == labels
-        of_class = nn.functional.one_hot(labels, len(CLASSES)).float()
-        right += is_right.float() @ of_class
-        examples += of_class.sum(dim=0)
-    return right / examples  # NaN for a class without samples, which is logged unchanged
+        is_correct = model(images).argmax(dim=1) == labels
+        one_hot = nn.functional.one_hot(labels, len(CLASSES)).float()
+        correct += is_correct.float() @ one_hot
+        samples += one_hot.sum(dim=0)
+    return correct / samples  # NaN for a class without samples, which is logged unchanged
 
 
 with MetricBus(run="per-class-accuracy", sinks="csv") as bus:
@@ -46,7 +46,7 @@ with MetricBus(run="per-class-accuracy", sinks="csv") as bus:
             loss.backward()
             optimizer.step()
             bus.log("train/loss", loss)
-        accuracy = accuracy_of_classes()
+        accuracy = class_accuracies()
         # A nested mapping is logged as val/accuracy/0, val/accuracy/1 and so on.
         bus.log({"val/accuracy": dict(zip(CLASSES, accuracy, strict=True))})
         bus.log({"val/accuracy_mean": accuracy.mean(), "val/accuracy_worst": accuracy.min()})

@@ -26,7 +26,7 @@ val_loader = DataLoader(val_set, batch_size=256)
 
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
-loss_of = nn.CrossEntropyLoss()
+loss_fn = nn.CrossEntropyLoss()
 
 
 def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ with MetricBus(run="plain-loop", config={"lr": 0.003}, sinks="logging,csv") as b
         model.train()
         for images, labels in bus.steps(train_loader):
             logits = model(images)
-            loss = loss_of(logits, labels)
+            loss = loss_fn(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -57,7 +57,7 @@ with MetricBus(run="plain-loop", config={"lr": 0.003}, sinks="logging,csv") as b
                 logits = model(images)
                 # The last batch is smaller, so the mean must be weighted.
                 bus.log(
-                    {"val/loss": loss_of(logits, labels), "val/accuracy": accuracy(logits, labels)},
+                    {"val/loss": loss_fn(logits, labels), "val/accuracy": accuracy(logits, labels)},
                     weight=len(labels),
                 )
 

@@ -1,6 +1,6 @@
 """System metrics, and how the time of a step is spent.
 
-`SystemMonitor` samples in a thread of its own; `StepTimer` measures the parts of a step. With a
+`SystemMonitor` samples in a background thread; `StepTimer` measures the parts of a step. With a
 GPU, both log additional metrics.
 """
 

@@ -1,4 +1,4 @@
-"""Prints docs/commands.md: every command with its arguments and options.
+"""Generates docs/commands.md, which lists every command with its arguments and options.
 
 python docs/made/commands.py > docs/commands.md
 """
@@ -36,7 +36,7 @@ class Parameter(NamedTuple):
 
     @property
     def usage(self) -> str:
-        """How an argument appears in the usage line."""
+        """The form of an argument in the usage line."""
         name = self.info.metavar or self.name.upper()
         if get_origin(self.kind) is list and not name.endswith("..."):
             name += "..."
@@ -53,7 +53,7 @@ class Parameter(NamedTuple):
 
     @property
     def values(self) -> str:
-        """The type or the choices of the value; empty for a switch."""
+        """The type or the choices of the value; empty for a flag without a value."""
         kind = self.kind
         if get_args(kind) and NoneType in get_args(kind):
             kind = next(arg for arg in get_args(kind) if arg is not NoneType)
@@ -66,13 +66,13 @@ class Parameter(NamedTuple):
 
     @property
     def shown_default(self) -> str:
-        """The default, if there is one to show."""
+        """The default value to show, or an empty string if there is none."""
         default = self.default.value if isinstance(self.default, Enum) else self.default
         return "" if default in (None, False, (), inspect.Parameter.empty) else f"`{default}`"
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the text of the page."""
     sections = []
     for command in app.registered_commands:
         assert command.callback is not None
@@ -81,7 +81,7 @@ def page() -> str:
 
 
 def section(name: str, function: Callable[..., Any]) -> str:
-    """Return the section on one command."""
+    """Return the section about one command."""
     description, _, example = (inspect.getdoc(function) or "").partition("Example: ")
     declared = parameters(function)
     arguments = [param for param in declared if isinstance(param.info, ArgumentInfo)]

@@ -1,8 +1,8 @@
-"""Docstrings as pages want them: their code in fences, their links as links.
+"""Converts docstrings to Markdown for the API pages.
 
-In the source, code in a docstring stands as plain text, like everything else in it. Here a
-paragraph that is Python, and more than a word of it, gets a fence; and `docs/steps.md` becomes a
-link.
+Docstrings in the source contain code as plain paragraphs and refer to pages by path. This griffe
+extension puts code paragraphs into fenced blocks and turns references such as `docs/steps.md` into
+links.
 """
 
 from __future__ import annotations
@@ -17,33 +17,39 @@ _PAGE = re.compile(r"(?<![\w/(`])docs/([\w/-]+)\.md")
 
 
 class Docstrings(Extension):
-    """What mkdocstrings does with each docstring before it is shown."""
+    """Griffe extension that converts each docstring before mkdocstrings renders it."""
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Changes the docstring of whatever has one."""
+        """Convert the docstring of the object, if it has one."""
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
 
 
 def as_markdown(text: str) -> str:
-    """The text of a docstring as Markdown."""
-    shown: list[str] = []
+    """Return a docstring's text as Markdown."""
+    converted: list[str] = []
     code: list[str] = []
     for paragraph in [*text.split("\n\n"), ""]:
         if _is_code(paragraph):
             code.append(paragraph)
             continue
         if code:
-            shown.append("```python\n" + "\n\n".join(code) + "\n```")
+            converted.append("```python\n" + "\n\n".join(code) + "\n```")
             code = []
-        shown.append(_PAGE.sub(r"[\1](../\1.md)", paragraph))
-    return "\n\n".join(shown).rstrip()
+        converted.append(_PAGE.sub(r"[\1](../\1.md)", paragraph))
+    return "\n\n".join(converted).rstrip()
 
 
 def _is_code(paragraph: str) -> bool:
-    """Whether this is Python that does something: a call, an assignment, a statement."""
+    """Check whether the paragraph is Python code with a call, an assignment, or another statement.
+
+    A single expression without a call, such as one word of prose, does not count as code.
+    """
     try:
         body = ast.parse(paragraph).body
     except SyntaxError:
         return False
-    return any(not isinstance(one, ast.Expr) or isinstance(one.value, ast.Call) for one in body)
+    return any(
+        not isinstance(statement, ast.Expr) or isinstance(statement.value, ast.Call)
+        for statement in body
+    )

@@ -1,7 +1,8 @@
-"""What mkdocs does beside its own: pages from files in the root, and a look at what was built.
+"""MkDocs hooks that add pages from the repository root, adapt links, and reject external resources.
 
-CONTRIBUTING.md and CHANGELOG.md stand in the root, where people look for them. The site has them as
-pages, with their links seen from there. Of the built pages none may fetch anything from elsewhere.
+CONTRIBUTING.md and CHANGELOG.md are in the repository root, where readers expect them. The site
+includes both as pages, with their links adapted. The build fails if a built page loads a resource
+from another site.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-FROM_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
-_IN_ROOT = {f"../{source}": page for page, source in FROM_ROOT.items()} | {
+# Pages made from files in the repository root, by the path of the file relative to docs/.
+_PAGES_BY_SOURCE = {f"../{source}": page for page, source in ROOT_PAGES.items()} | {
     "../README.md": "index.md"
 }
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
-_ELSEWHERE = re.compile(
+_EXTERNAL_RESOURCE = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))"""
     r"""[^>]*\bhref=["']?(?:https?:)?//[^>]*>"""
@@ -32,52 +34,54 @@ _ELSEWHERE = re.compile(
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages whose text stands in the root."""
-    for page, source in FROM_ROOT.items():
+    """Add the pages whose source is in the repository root."""
+    for page, source in ROOT_PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, page, content=_LINK.sub(_seen_from_docs, text)))
+        files.append(File.generated(config, page, content=_LINK.sub(_relative_to_docs, text)))
     return files
 
 
-def _seen_from_docs(link: re.Match[str]) -> str:
-    """A link of the root's, as it is below docs/; of one to what the site has not, the text."""
+def _relative_to_docs(link: re.Match[str]) -> str:
+    """Make a root file's link relative to docs/; return its text if the site has no such page."""
     text, target = link.groups()
-    pages = {source: page for page, source in FROM_ROOT.items()}
-    path, mark, anchor = target.partition("#")
+    pages = {source: page for page, source in ROOT_PAGES.items()}
+    path, separator, anchor = target.partition("#")
     if "://" in target or not path:
         return link[0]
     if path in pages:
-        return f"[{text}]({pages[path]}{mark}{anchor})"
+        return f"[{text}]({pages[path]}{separator}{anchor})"
     if path.startswith("docs/"):
         return f"[{text}]({target.removeprefix('docs/')})"
     return text
 
 
 def on_page_markdown(markdown: str, files: Files, page: Page, **kwargs: Any) -> str:
-    """Links as a page wants them, where they are written for those who read the files.
+    """Adapt links, which are written for readers of the source files, to the site.
 
-    One whose text is a file's name shows the title; one to a file of the root goes to its page.
+    A link whose text is a file name shows the page's title instead. A link to a file in the root
+    points to the page made from it.
     """
-    here = PurePosixPath(page.file.src_uri).parent
+    folder = PurePosixPath(page.file.src_uri).parent
 
-    def on_the_site(link: re.Match[str]) -> str:
+    def adapted(link: re.Match[str]) -> str:
         text, target = link.groups()
-        path, mark, anchor = target.partition("#")
-        found = posixpath.normpath((here / path).as_posix())
-        if found in _IN_ROOT:
-            target = posixpath.relpath(_IN_ROOT[found], here) + mark + anchor
-        file = files.get_file_from_path(found)
+        path, separator, anchor = target.partition("#")
+        source = posixpath.normpath((folder / path).as_posix())
+        if source in _PAGES_BY_SOURCE:
+            target = posixpath.relpath(_PAGES_BY_SOURCE[source], folder) + separator + anchor
+        file = files.get_file_from_path(source)
         if file is not None and text.endswith(".md"):
             heading = re.search(r"^# (.+)$", file.content_string, re.MULTILINE)
             text = heading[1] if heading else text
         return f"[{text}]({target})"
 
-    return _LINK.sub(on_the_site, markdown)
+    return _LINK.sub(adapted, markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Fails the build where a page, a style or a picture would fetch something from elsewhere."""
+    """Fail the build if a page, stylesheet or image would load a resource from another site."""
     for path in sorted(Path(config.site_dir).rglob("*")):
-        if path.suffix in {".html", ".css", ".svg"}:
-            for found in _ELSEWHERE.finditer(path.read_text(encoding="utf-8")):
-                raise PluginError(f"{path} fetches from elsewhere: {found[0][:200]}")
+        if path.suffix not in {".html", ".css", ".svg"}:
+            continue
+        if match := _EXTERNAL_RESOURCE.search(path.read_text(encoding="utf-8")):
+            raise PluginError(f"{path} loads an external resource: {match[0][:200]}")

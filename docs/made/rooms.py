@@ -1,7 +1,7 @@
-"""Draw the rooms of the package and their imports, from the import graph: docs/assets/rooms.svg.
+"""Draws docs/assets/rooms.svg: the subpackages of metricbus and the imports between them.
 
-Rooms appear in the order of the layers contract in pyproject.toml. An arrow is an import that no
-other path implies. Every arrow points down; `make lint` checks that.
+The subpackages ("rooms") appear in the order of the layers contract in pyproject.toml. An arrow is
+an import that no other path implies. Every arrow points down, which `make lint` checks.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parents[2]
-WIDTH, HEIGHT, GAP = 650, 26, 10
-BEND, STEP = 26, 11  # pixels: of the shortest arrow, and per further box that an arrow passes
+WIDTH, HEIGHT, GAP = 650, 26, 10  # pixels
+# Width of the shortest arrow, and the extra width for each box that an arrow passes, in pixels.
+BEND, BEND_PER_BOX = 26, 11
 
 
 def room_imports(rooms: list[str]) -> dict[str, set[str]]:
-    """Which rooms each room imports, without imports that a longer path implies."""
+    """Return the rooms that each room imports, without imports that a longer path implies."""
     graph = grimp.build_graph("metricbus", cache_dir=None)
     for room in rooms:
         graph.squash_module(f"metricbus.{room}")
@@ -32,7 +33,8 @@ def room_imports(rooms: list[str]) -> dict[str, set[str]]:
         for room in rooms
     }
     reachable: dict[str, set[str]] = {}
-    for room in reversed(rooms):  # imports point down, so the rooms below are complete
+    # Imports point down, so the rooms below are complete when a room is visited.
+    for room in reversed(rooms):
         reachable[room] = direct[room].union(*(reachable[below] for below in direct[room]))
     return {
         room: {
@@ -45,7 +47,7 @@ def room_imports(rooms: list[str]) -> dict[str, set[str]]:
 
 
 def purpose(room: str) -> str:
-    """The first line of the room's docstring."""
+    """Return the first line of the room's docstring."""
     path = ROOT / "src" / "metricbus" / room
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     first_line = source.read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
@@ -53,7 +55,7 @@ def purpose(room: str) -> str:
 
 
 def svg(rooms: list[str], imports: dict[str, set[str]]) -> str:
-    """The picture: a box for each room, an arc for each import."""
+    """Return the picture: a box for each room and an arc for each import."""
     top = {room: 8 + number * (HEIGHT + GAP) for number, room in enumerate(rooms)}
     parts = []
     for room, y in top.items():
@@ -68,12 +70,12 @@ def svg(rooms: list[str], imports: dict[str, set[str]]) -> str:
     for room, below in imports.items():
         for other in sorted(below, key=rooms.index):
             y0, y1 = top[room] + HEIGHT * 0.65, top[other] + HEIGHT * 0.35
-            x = right + BEND + STEP * (rooms.index(other) - rooms.index(room) - 1)
+            x = right + BEND + BEND_PER_BOX * (rooms.index(other) - rooms.index(room) - 1)
             parts.append(
                 f'<path d="M{right} {y0:.0f} C{x} {y0:.0f} {x} {y1:.0f} {right + 5} {y1:.0f}" '
                 'fill="none" stroke="#5577aa" marker-end="url(#head)"/>'
             )
-    width, height = right + BEND + STEP * len(rooms), 8 + len(rooms) * (HEIGHT + GAP)
+    width, height = right + BEND + BEND_PER_BOX * len(rooms), 8 + len(rooms) * (HEIGHT + GAP)
     head = (
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#5577aa"/></marker></defs>'

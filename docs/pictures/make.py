@@ -1,9 +1,9 @@
-"""Makes the pictures of the command line and of notebooks that the documentation shows.
+"""Generates the documentation's pictures of the command line and of notebooks.
 
     python docs/pictures/make.py
 
-It trains the demo's network three times, so it needs `metricbus[all]`; tmux, and chromium to turn
-pages into pictures. Everything it makes in between is in /tmp/digits, which must not be there.
+The script trains the demo's network three times, so it needs `metricbus[all]`. It also needs tmux,
+and chromium to render pages. Temporary files are in /tmp/digits, which must not exist beforehand.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rich.text import Text
 import metricbus
 
 HERE = Path(__file__).resolve().parent
-PLACE = Path("/tmp/digits")  # is seen in the pictures
-RUNS = {"digits-slow": 1e-3, "digits-base": 1e-2, "digits-fast": 5e-2}  # and their learning rates
-WIDTH = 100
+WORK_FOLDER = Path("/tmp/digits")  # visible in the pictures
+LEARNING_RATES = {"digits-slow": 1e-3, "digits-base": 1e-2, "digits-fast": 5e-2}  # by run
+WIDTH = 100  # columns
 SCREENS = {
     "cli-ls": "metricbus ls",
     "cli-show": "metricbus show digits-base",
@@ -33,19 +33,21 @@ SCREENS = {
     "cli-plot-term": "metricbus plot digits-slow digits-base --name val/accuracy --term",
 }
 
+_END = "end-of-output"  # marks in the captured screen that the command has finished
+
 
 def main() -> None:
-    """Makes all of them."""
-    PLACE.mkdir()
+    """Generate all pictures."""
+    WORK_FOLDER.mkdir()
     try:
-        os.chdir(PLACE)
-        for name, rate in RUNS.items():
+        os.chdir(WORK_FOLDER)
+        for name, rate in LEARNING_RATES.items():
             train(name, rate)
         for name, command in SCREENS.items():
             (HERE / f"{name}.svg").write_text(svg_of(command, screen_of(command)))
-        curves = [
+        plot_command = [
             "plot",
-            *RUNS,
+            *LEARNING_RATES,
             "--name",
             "train/loss",
             "--name",
@@ -54,16 +56,16 @@ def main() -> None:
             "0.6",
         ]
         subprocess.run(
-            [sys.executable, "-m", "metricbus", *curves, "--out", str(HERE / "cli-plot.png")],
+            [sys.executable, "-m", "metricbus", *plot_command, "--out", str(HERE / "cli-plot.png")],
             check=True,
         )
-        photograph_notebook(Path("runs/digits-base"), HERE / "notebook-history.png")
+        screenshot_notebook(Path("runs/digits-base"), HERE / "notebook-history.png")
     finally:
-        shutil.rmtree(PLACE)
+        shutil.rmtree(WORK_FOLDER)
 
 
 def train(name: str, rate: float) -> None:
-    """A run of the demo with this name and learning rate."""
+    """Run the demo with this run name and learning rate."""
     code = (
         "from pathlib import Path\n"
         "import digits as demo\n"
@@ -77,43 +79,43 @@ def train(name: str, rate: float) -> None:
 
 
 def screen_of(command: str) -> str:
-    """What the command shows on a terminal of 100 columns, with its colours, as tmux has it."""
-    tmux = ["tmux", "-L", f"pictures-{time.monotonic_ns()}"]  # a server of its own
+    """Run the command in a tmux session of 100 columns; return its output with ANSI colors."""
+    tmux = ["tmux", "-L", f"pictures-{time.monotonic_ns()}"]  # starts a separate server
     size = ["-x", str(WIDTH), "-y", "60"]
-    shell = f"PATH={Path(sys.executable).parent}:$PATH {command}; echo; echo over; sleep 60"
+    shell = f"PATH={Path(sys.executable).parent}:$PATH {command}; echo; echo {_END}; sleep 60"
     subprocess.run([*tmux, "new-session", "-d", *size, "sh", "-c", shell], check=True)
     try:
         for _ in range(300):
             captured = subprocess.run(
                 [*tmux, "capture-pane", "-e", "-p"], check=True, capture_output=True, text=True
             ).stdout
-            if "\nover" in captured:
-                return captured.rpartition("\nover")[0].rstrip()
+            if f"\n{_END}" in captured:
+                return captured.rpartition(f"\n{_END}")[0].rstrip()
             time.sleep(0.1)
-        raise TimeoutError(f"{command} did not end")
+        raise TimeoutError(f"{command!r} did not finish within 30 s")
     finally:
         subprocess.run([*tmux, "kill-server"], check=True)
 
 
 def svg_of(command: str, screen: str) -> str:
-    """The screen as a picture, in a font that whoever looks at it has; it fetches none."""
-    with open(os.devnull, "w") as nowhere:
+    """Return the screen as an SVG image that uses the viewer's fonts and loads none."""
+    with open(os.devnull, "w") as null:
         console = Console(
-            record=True, width=WIDTH, file=nowhere, force_terminal=True, color_system="truecolor"
+            record=True, width=WIDTH, file=null, force_terminal=True, color_system="truecolor"
         )
         console.print(Text(f"$ {command}", style="bold"))
         console.print(Text.from_ansi(screen), soft_wrap=True)
-        console.print()  # or underscores of the last line are cut off
+        console.print()  # keeps underscores in the last line from being cut off
         picture = console.export_svg(title=command.split(" --", maxsplit=1)[0])
         return re.sub(r"\s*@font-face \{[^}]*\}", "", picture)
 
 
-def photograph_notebook(run: Path, picture: Path) -> None:
-    """What a notebook shows of a history."""
+def screenshot_notebook(run: Path, picture: Path) -> None:
+    """Render a run's history as a notebook shows it, and save a screenshot."""
     page = Path("history.html").absolute()
-    shown = metricbus.read(run)._repr_html_()
+    table = metricbus.read(run)._repr_html_()
     style = "body { font: 13px sans-serif; margin: 12px; background: white }"
-    page.write_text(f"<meta charset=utf-8><style>{style}</style>{shown}")
+    page.write_text(f"<meta charset=utf-8><style>{style}</style>{table}")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     size = "--window-size=720,330"
     subprocess.run(

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.peers import APART_PYTHON, quiet
+from benchmarks.peers import SEPARATE_PYTHON, quiet
 from benchmarks.workloads.reading import (
     journal_values,
     mlflow_values,
@@ -114,7 +114,7 @@ def _trackio_values(folder: Path) -> int:
     )
     environment = os.environ | {"TRACKIO_DIR": str(folder)}
     result = subprocess.run(
-        [APART_PYTHON, "-c", code], env=environment, check=True, capture_output=True, text=True
+        [SEPARATE_PYTHON, "-c", code], env=environment, check=True, capture_output=True, text=True
     )
     return int(result.stdout.split()[-1])
 
@@ -182,7 +182,7 @@ def count_kept_values(
     could still write, at once.
     """
     writer = WRITERS[name]
-    python = str(APART_PYTHON) if writer.is_separate else sys.executable
+    python = str(SEPARATE_PYTHON) if writer.is_separate else sys.executable
     command = [python, "-W", "ignore", "-m", "tests.helpers.killed_writers", "--write", name]
     child = subprocess.Popen(
         [*command, f"--into={folder}", f"--calls={calls}", f"--pace={pace}"],

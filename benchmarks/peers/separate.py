@@ -1,6 +1,6 @@
-"""Peers that do not fit into the project's own environment, and have one to themselves.
+"""Peers that are installed in an environment of their own, because their requirements conflict.
 
-Google's CLU needs TensorFlow; trackio needs an older Pillow than the tests.
+Google's CLU needs TensorFlow. trackio needs an older version of Pillow than the tests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.workloads.reading import tensorboard_values
 
 
 class CluWriter:
-    """CLU's default writer: a log line and TensorFlow's summary, by threads of its own."""
+    """CLU's default writer, whose threads write log lines and TensorFlow summaries."""
 
     name = "clu.metric_writers.write_scalars"
     backend = "tensorboard"
@@ -27,34 +27,35 @@ class CluWriter:
         self._writer: Any = writers.create_default_writer(str(folder))
 
     def log(self, name: str, value: float, step: int) -> None:
-        """A mapping of one, handed to the writer's threads."""
+        """Pass a mapping with one value to the writer's threads."""
         self._writer.write_scalars(step, {name: value})
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """One mapping."""
+        """Pass one mapping to the writer's threads."""
         self._writer.write_scalars(step, values)
 
     def flush(self) -> None:
-        """Waits for the threads, and flushes the file."""
+        """Wait for the threads and flush the file."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Flush and close the file."""
         self._writer.close()
 
     def count(self) -> int:
-        """By TensorBoard's loader of event files."""
+        """Count the values with TensorBoard's event file loader."""
         return tensorboard_values(self._folder)
 
 
 class Trackio:
-    """trackio's run, into its SQLite database, without what it logs of the machine."""
+    """A trackio run that writes to its SQLite database, without system metrics."""
 
     name = "trackio.log"
     backend = "trackio"
 
     def __init__(self, folder: Path) -> None:
-        os.environ["TRACKIO_DIR"] = str(folder)  # read once, at the import: one run a process
+        # trackio reads the variable on import, so a process can only have one run.
+        os.environ["TRACKIO_DIR"] = str(folder)
         self._trackio: Any = importlib.import_module("trackio")
         self._folder = folder
         with contextlib.redirect_stdout(io.StringIO()):
@@ -63,23 +64,23 @@ class Trackio:
             )
 
     def log(self, name: str, value: float, step: int) -> None:
-        """A mapping of one."""
+        """Log a mapping with one value."""
         self._trackio.log({name: value}, step=step)
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """One mapping."""
+        """Log one mapping."""
         self._trackio.log(values, step=step)
 
     def flush(self) -> None:
-        """There is no such call: a thread writes twice a second."""
+        """Do nothing: trackio has no flush; its thread writes twice per second."""
 
     def close(self) -> None:
-        """Waits until the thread has written everything (30 s at most, says trackio)."""
+        """Wait until the thread has written everything, at most 30 s according to trackio."""
         with contextlib.redirect_stdout(io.StringIO()):
             self._trackio.finish()
 
     def count(self) -> int:
-        """By the rows of its own storage, less the columns that it adds."""
+        """Count the cells in trackio's storage, without the columns that it adds."""
         storage: Any = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
         rows = storage.get_logs("bench", "bench")
         return sum(len(row.keys() - {"step", "timestamp"}) for row in rows)

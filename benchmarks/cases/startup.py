@@ -1,10 +1,9 @@
-"""How long it takes to begin: imports, and opening a run until the first `log()` has returned.
+"""Startup time: imports, and opening a run until the first `log()` returns.
 
-Each is measured by `perf_counter` inside an interpreter of its own, around the statement alone.
-That is more precise than timing a whole process from outside, as pyperf's command benchmark does:
-the start of Python, some 10 ms that vary by as much as what is looked for, is not in it. Nothing
-but `time` is imported before, so that nobody finds a module already loaded. A first round, which
-does not count, warms the page cache.
+Each measurement uses a new interpreter and `perf_counter` around the statement. This is more
+precise than timing the whole process, as pyperf's `command` benchmark does, because it excludes the
+start of Python, which takes about 10 ms and varies by as much as the measured times. Only `time` is
+imported before, so no module is already loaded. A warm-up round fills the page cache.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.framework.fresh import fresh
+from benchmarks.framework.fresh import run_fresh
 from benchmarks.framework.harness import Context, Figure, Result, Role, Target, interleaved, ratio
 
 NUMPY = "import numpy"
 OURS = "from metricbus import MetricBus"
 LIGHT: dict[str, Role] = {
-    "import nothing_in_it": "floor",
+    "import empty_module": "floor",
     NUMPY: "control",
     "import msgspec": "control",
     "import metricbus": "ours",
@@ -35,10 +34,10 @@ HEAVY = (
 )
 FIVE_SINKS = "MetricBus, five sinks"
 
-# Each runs in a folder of its own; what stands before `begin()` is not timed, nor what comes after
-# `end()`, where the value is read back.
+# Each snippet runs in a new folder. Only the part between `begin()` and `end()` is timed. The part
+# after `end()` reads the value back.
 OPENINGS: dict[str, tuple[Role, str]] = {
-    "a folder, a file and a process": (
+    "creating a folder, a file and a process": (
         "floor",
         """
         import os, subprocess, sys
@@ -71,7 +70,7 @@ OPENINGS: dict[str, tuple[Role, str]] = {
         count = min(sink.delivered for sink in report.sinks.values())
         """,
     ),
-    "MetricBus, its default sinks": (
+    "MetricBus, default sinks": (
         "ours",
         """
         import logging
@@ -112,7 +111,7 @@ OPENINGS: dict[str, tuple[Role, str]] = {
         run.finish()
         from pathlib import Path
         from benchmarks.workloads.reading import wandb_values
-        deadline = time.monotonic() + 20  # its process may write a little after that
+        deadline = time.monotonic() + 20  # its process may write slightly later
         while not (count := wandb_values(Path())) and time.monotonic() < deadline:
             time.sleep(0.01)
         """,
@@ -131,7 +130,7 @@ OPENINGS: dict[str, tuple[Role, str]] = {
         """,
     ),
 }
-_FRAME = """
+_TEMPLATE = """
 import time
 first = time.perf_counter()
 def begin():
@@ -150,115 +149,120 @@ _PREPARE = (
 
 
 def measure(context: Context) -> list[Result]:
-    """Imports beside numpy's, and the first `log()` beside what the backends' own calls take."""
-    return [_imports(context), *_openings(context)]
+    """Measure imports, and the time until the first `log()` returns."""
+    return [_imports_table(context), *_openings_tables(context)]
 
 
-def _imports(context: Context) -> Result:
-    place = context.place("imports")
-    (place / "nothing_in_it.py").touch()
-    bare = "python -c pass, the whole process"
+def _imports_table(context: Context) -> Result:
+    folder = context.new_folder("imports")
+    (folder / "empty_module.py").touch()
+    bare = "python -c pass, whole process"
     light = interleaved(
-        {bare: lambda _: _whole_process(place), **_importing(LIGHT, place)},
+        {bare: lambda _: _whole_process(folder), **_importing(LIGHT, folder)},
         context.pick(7, 1),
         warm_up=not context.quick,
     )
-    context.tell("imports: those of the backends")
+    context.log("imports of the backends")
     backends = HEAVY[: context.pick(len(HEAVY), 1)]
-    heavy = interleaved(_importing(backends, place), context.pick(2, 1), warm_up=not context.quick)
+    heavy = interleaved(_importing(backends, folder), context.pick(2, 1), warm_up=not context.quick)
     roles = {bare: "control", **LIGHT}
     figures = [
-        Figure(name, seen, roles.get(name, "peer")) for name, seen in (light | heavy).items()
+        Figure(name, samples, roles.get(name, "peer")) for name, samples in (light | heavy).items()
     ]
     result = Result(
-        id="starting-imports",
-        title="Imports",
+        id="startup-imports",
+        title="Import time",
         text=(
-            "Each in a new interpreter, timed inside it around the statement; the files are in the "
-            "page cache. The floor is a module with nothing in it. `import metricbus` alone loads "
-            "next to nothing, names are loaded when they are first used: `from metricbus import "
-            "MetricBus` is what a script has."
+            "Each statement is timed inside a new interpreter; the files are in the page cache. "
+            "The floor is an empty module. `import metricbus` alone loads very little, because "
+            "names are loaded on first use. `from metricbus import MetricBus` is what scripts use."
         ),
         unit="ms",
         figures=figures,
-        beside=NUMPY,
+        baseline=NUMPY,
     )
     targets = [
-        Target(f"{ours} beside {NUMPY}", ratio(result.figure(ours), result.figure(NUMPY)), 1.3)
+        Target(
+            f"{ours}, relative to {NUMPY}", ratio(result.figure(ours), result.figure(NUMPY)), 1.3
+        )
         for ours, role in LIGHT.items()
         if role == "ours"
     ]
     return msgspec.structs.replace(result, targets=targets)
 
 
-def _openings(context: Context) -> list[Result]:
-    place = context.place("openings")
-    fresh(["-c", _PREPARE], place)  # the database: a new one takes seconds, once
-    context.tell("opening a run, each way")
-    whole: dict[str, list[float]] = {}
+def _openings_tables(context: Context) -> list[Result]:
+    folder = context.new_folder("openings")
+    run_fresh(["-c", _PREPARE], folder)  # creating the database takes seconds
+    context.log("opening a run")
+    with_import: dict[str, list[float]] = {}
     wanted = list(OPENINGS)[: context.pick(len(OPENINGS), 2)]
-    arms = {name: _opening(name, OPENINGS[name][1], place, whole) for name in wanted}
-    seen = interleaved(arms, context.pick(2, 1), warm_up=not context.quick)
-    alone = Result(
-        id="starting-first-log",
-        title="From opening a run to the first value logged",
+    arms = {name: _opening(name, OPENINGS[name][1], folder, with_import) for name in wanted}
+    samples = interleaved(arms, context.pick(2, 1), warm_up=not context.quick)
+    without_import = Result(
+        id="startup-first-log",
+        title="Time from opening a run to the first logged value",
         text=(
-            "Each in a new interpreter which has imported the library; until the first `log()` has "
-            "returned. MetricBus opens its backends in the background: this is what the training "
-            "waits for, not when they are ready. MLflow's database is there already: SQLite, used "
-            "by both. The floor makes a folder, a file and a process, and waits for none of them."
+            "The time until the first `log()` returns, in a new interpreter that has imported the "
+            "library. MetricBus opens its backends in the background: this is the time that the "
+            "training waits, not the time until the backends are ready. Both MetricBus and MLflow "
+            "use an existing SQLite database. The floor creates a folder, a file and a process, "
+            "and does not wait for the process."
         ),
         unit="ms",
-        figures=_opened(seen),
-        beside=FIVE_SINKS,
+        figures=_figures(samples),
+        baseline=FIVE_SINKS,
     )
-    seen_ms = alone.figure(FIVE_SINKS).median
-    target = Target("MetricBus() to the first log(), five sinks", seen_ms, 50.0, "ms")
-    together = Result(
-        id="starting-import-to-first-log",
-        title="From importing the library to the first value logged",
-        text="The same processes, with the imports that were left out above.",
+    measured = without_import.figure(FIVE_SINKS).median
+    target = Target("MetricBus() to the first log(), five sinks", measured, 50.0, "ms")
+    including_import = Result(
+        id="startup-import-to-first-log",
+        title="Time from importing the library to the first logged value",
+        text="The same processes, including the imports.",
         unit="ms",
-        figures=_opened(whole),
-        beside=FIVE_SINKS,
+        figures=_figures(with_import),
+        baseline=FIVE_SINKS,
     )
-    return [msgspec.structs.replace(alone, targets=[target]), together]
+    return [msgspec.structs.replace(without_import, targets=[target]), including_import]
 
 
-def _opened(seen: Mapping[str, list[float]]) -> list[Figure]:
+def _figures(samples: Mapping[str, list[float]]) -> list[Figure]:
     return [
-        Figure(name, times, OPENINGS[name][0], complete="1 of 1 in each round")
-        for name, times in seen.items()
+        Figure(name, times, OPENINGS[name][0], read_back="1 of 1 in each round")
+        for name, times in samples.items()
     ]
 
 
-def _importing(statements: Iterable[str], place: Path) -> dict[str, Callable[[int], float]]:
+def _importing(statements: Iterable[str], folder: Path) -> dict[str, Callable[[int], float]]:
     def arm(statement: str) -> Callable[[int], float]:
         code = f"import time\nstart = time.perf_counter()\n{statement}\n"
         code += "print(time.perf_counter() - start)"
-        return lambda _: float(fresh(["-c", code], place)) * 1e3
+        return lambda _: float(run_fresh(["-c", code], folder)) * 1e3
 
     return {statement: arm(statement) for statement in statements}
 
 
 def _opening(
-    name: str, code: str, place: Path, whole: dict[str, list[float]]
+    name: str, code: str, parent: Path, with_import: dict[str, list[float]]
 ) -> Callable[[int], float]:
-    """Gives the milliseconds without the imports; those with them go into `whole`."""
+    """Return a function that measures one round, in milliseconds without the imports.
+
+    The function appends the time with the imports to `with_import`, except in the warm-up.
+    """
 
     def run(number: int) -> float:
-        folder = place / f"{list(OPENINGS).index(name)}-{number}"
+        folder = parent / f"{list(OPENINGS).index(name)}-{number}"
         folder.mkdir()
-        told = fresh(["-c", _FRAME.format(code=textwrap.dedent(code))], folder)
-        opening, all_of_it = (float(seconds) * 1e3 for seconds in told.split()[-2:])
+        output = run_fresh(["-c", _TEMPLATE.format(code=textwrap.dedent(code))], folder)
+        opening, total = (float(seconds) * 1e3 for seconds in output.split()[-2:])
         if number >= 0:
-            whole.setdefault(name, []).append(all_of_it)
+            with_import.setdefault(name, []).append(total)
         return opening
 
     return run
 
 
-def _whole_process(place: Path) -> float:
+def _whole_process(folder: Path) -> float:
     start = time.perf_counter()
-    fresh(["-c", "pass"], place)
+    run_fresh(["-c", "pass"], folder)
     return (time.perf_counter() - start) * 1e3
