@@ -1,9 +1,9 @@
 """Reductions declared with `bus.define()`: over windows, over epochs and across ranks.
 
-In: calls (name, value, weight, step, epoch, time), in the order in which they were logged.
-Out: emissions (name, value, time, routing), which `row_builder` groups into `Scalars` records;
+Input: calls (name, value, weight, step, epoch, time), in the order in which they were logged.
+Output: emissions (name, value, time, routing), which `row_builder` groups into `Scalars` records;
 and partial aggregates, which are saved in checkpoints and merged across ranks.
-Promises: sums are exact, so a mean or a sum does not depend on how its calls were split over
+Guarantees: sums are exact, so a mean or a sum does not depend on how its calls were split over
 chunks, ranks or restarts.
-May not touch: threads, files, the bus. The collector's thread runs `aggregator`.
+Must not access: threads, files, the bus. The collector's thread runs `aggregator`.
 """

@@ -1,13 +1,13 @@
 """The command line: `metricbus ls | show | tail | plot | …`.
 
-In: arguments, settings from the environment, and run folders, which may be damaged or come from
+Input: arguments, settings from the environment, and run folders, which may be damaged or come from
 other programs.
-Out: text for people, or JSON with `--json` (JSON lines for `tail`); files for `plot`, `export` and
-`import`; deliveries for `deliver`. Exit status 0 on success, 1 if there is a problem to report,
+Output: text for people, or JSON with `--json` (JSON lines for `tail`); files for `plot`, `export`
+and `import`; deliveries for `deliver`. Exit status 0 on success, 1 if there is a problem to report,
 such as undelivered values, 2 for misuse and unreadable input, 130 after Ctrl-C.
-Promises: errors are messages, not tracebacks; text from a run cannot control the terminal; tables
+Guarantees: errors are messages, not tracebacks; text from a run cannot control the terminal; tables
 fit the terminal's width; commands that only read leave runs unchanged.
-May not touch: the journal, except through `_journal`; the bus.
+Must not access: the journal, except through `_journal`; the bus.
 
 `app` has the typer application, with one module per command. The entry point below needs only the
 core package: without typer or rich it names the extra to install.

@@ -1,10 +1,11 @@
 """Presents journals to people: histories, summaries, plots, exports, notebook displays.
 
-In: a run folder, live or finished.
-Out: `History` (`metricbus.read`), run statuses and summaries for the command line, figures, files.
-Promises: reading never writes to the run folder. Damaged lines are skipped and counted. Values that
-a rewind supersedes are left out unless they are requested.
-May not touch: the bus, the queue, delivery (whose progress files it reads), backends.
+Input: a run folder, live or finished.
+Output: `History` (`metricbus.read`), run statuses and summaries for the command line, figures,
+files.
+Guarantees: reading never writes to the run folder. Damaged lines are skipped and counted. Values
+that a rewind supersedes are left out unless they are requested.
+Must not access: the bus, the queue, delivery (whose progress files it reads), backends.
 
 `history` reads a whole run; `columns`, `wide_table` and `dataframes` hold and convert its scalars.
 `run_status` reads only the ends of the journal, `run_summary` all of it in bounded memory, and

@@ -1,12 +1,12 @@
 """The non-numeric values that `log()` accepts, and the records that sinks receive for them.
 
-In: an object such as `Image(pixels)`, passed to `log()`. `MediaValue._capture` validates it on the
-caller's thread and copies its data once.
-Out: an `EncodeJob`, which the media worker (`_ingest/media_worker.py`) runs in the background. It
-writes files into the run's `media/` folder and returns a record, such as `ImageRecord`.
-Promises: each medium is encoded once, regardless of the number of sinks. Arrays may change after
+Input: an object such as `Image(pixels)`, passed to `log()`. `MediaValue._capture` validates it on
+the caller's thread and copies its data once.
+Output: an `EncodeJob`, which the media worker (`_ingest/media_worker.py`) runs in the background.
+It writes files into the run's `media/` folder and returns a record, such as `ImageRecord`.
+Guarantees: each medium is encoded once, regardless of the number of sinks. Arrays may change after
 `log()` returns; files that were logged by their path may not, until they have been read.
-May not touch: the bus, the queue, the journal's segments, any sink.
+Must not access: the bus, the queue, the journal's segments, any sink.
 """
 
 from metricbus._common.media_base import MediaValue

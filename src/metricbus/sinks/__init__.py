@@ -1,11 +1,11 @@
 """The sink contract, the registry of sink names, and one package for each backend.
 
-In: batches of records (`Scalars`, `Epoch`, `Rewind`, and the media records of `metricbus.media`)
+Input: batches of records (`Scalars`, `Epoch`, `Rewind`, and the media records of `metricbus.media`)
 from the consumer in `_delivery/consumer.py`.
-Out: the backend's own files or requests, and a small state that the consumer stores after each
+Output: the backend's own files or requests, and a small state that the consumer stores after each
 flush and passes to `Sink.open` after a restart.
-Promises: the contract in `sinks/base.py`; records are never changed, merged or split.
-May not touch: the bus, the queue, the journal's segments, other sinks.
+Guarantees: the contract in `sinks/base.py`; records are never changed, merged or split.
+Must not access: the bus, the queue, the journal's segments, other sinks.
 
 Other packages can register a sink with an entry point:
 

@@ -1,12 +1,13 @@
 """Hooks that log metrics from PyTorch training code; each takes one line to install.
 
-In: a bus or a scope, and a model, an optimizer, a loop or parameters.
-Out: `bus.log()` calls at the bus's current step. The step itself only changes if the user asks for
-it with `watch_optimizer(advance=True)`.
-Promises: no hook waits for an accelerator, except `clip_grad_norm_` where torch itself does and
+Input: a bus or a scope, and a model, an optimizer, a loop or parameters.
+Output: `bus.log()` calls at the bus's current step. The step itself only changes if the user asks
+for it with `watch_optimizer(advance=True)`.
+Guarantees: no hook waits for an accelerator, except `clip_grad_norm_` where torch itself does and
 `StepTimer` at the end of a loop; a failure inside a hook is logged and does not stop training;
 `remove()` restores the model and the optimizer.
-May not touch: the queue, the journal, sinks; gradients and weights, except for clipping.
+Must not access: the queue, the journal, sinks. Hooks read gradients and weights; only clipping
+changes them.
 
 No other package imports torch; they find tensors through `sys.modules`.
 `SystemMonitor`, `EarlyStopping` and `Best` belong to `metricbus.monitors` and are re-exported here.
