@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: .venv/installed-demo  ## Train on real handwritten digits and watch the metrics arrive.
 	$(BIN)/metricbus demo
 
-test: lint types check  ## Lint, types, all tests.
+test: lint types check  ## Run the linter, the type checker and all tests.
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -19,34 +19,34 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	$(BIN)/mypy
 
-check: .venv/installed-dev  ## By as many processes as there are cores; each file stays in one.
+check: .venv/installed-dev  ## Run all tests, one process per core; the tests of a file run in one process.
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-bench: .venv/installed-bench .venv/peers/installed  ## What it costs, beside what people use today.
+bench: .venv/installed-bench .venv/peers/installed  ## Measure what metricbus costs, compared with other loggers.
 	$(BIN)/python -W ignore -m benchmarks
 
-bench-quick: .venv/installed-bench  ## The same in a minute, to see that it works; tells no figures to keep.
+bench-quick: .venv/installed-bench  ## Run all benchmarks briefly, as a test; the figures mean nothing.
 	$(BIN)/python -W ignore -m benchmarks --quick
 
-bench-media: .venv/installed-bench  ## What pictures, histograms and sounds cost.
+bench-media: .venv/installed-bench  ## Measure what images, histograms and audio cost.
 	$(BIN)/python -W ignore benchmarks/media_cost.py
 
-bench-torch: .venv/installed-bench  ## What watching a network's gradients costs.
+bench-torch: .venv/installed-bench  ## Measure what watching gradients costs.
 	$(BIN)/python -W ignore benchmarks/torch_cost.py
 
-chaos: .venv/installed-dev  ## Kills at random instants: more of them than the tests have.
+chaos: .venv/installed-dev  ## Kill processes at random times, more often than the tests do.
 	CHAOS_KILLS=1000 CHAOS_KILLS_WITH_ALL=200 $(BIN)/pytest tests/journal/test_kills.py
 
-pages: .venv/installed-docs  ## The pages that are made from code.
+pages: .venv/installed-docs  ## Generate the pages that are made from code.
 	$(BIN)/metricbus doctor --markdown > docs/environment.md
 	$(BIN)/python docs/made/commands.py > docs/commands.md
 	$(BIN)/python docs/made/rooms.py > docs/assets/rooms.svg
 
-docs: pages  ## The site of the documentation, in site/; any warning fails.
+docs: pages  ## Build the documentation site in site/; any warning fails.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "the site is in site/: open site/index.html by a web server, or make docs-serve"
+	@echo "The site is in site/. Serve that folder with a web server, or run make docs-serve."
 
-docs-serve: pages  ## The same at http://127.0.0.1:8000, made again whenever a page changes.
+docs-serve: pages  ## Serve the site at http://127.0.0.1:8000, and rebuild it when a page changes.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload
 
 clean:
@@ -73,7 +73,7 @@ clean:
 	$(PIP) --group bench
 	touch $@
 
-.venv/peers/installed: constraints-peers.txt  ## Peers that do not go together with the others.
+.venv/peers/installed: constraints-peers.txt  ## Loggers that cannot be installed next to the others.
 	$(PYTHON) -m venv .venv/peers
 	.venv/peers/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints-peers.txt clu tensorflow-cpu tensorboard trackio pyperf
