@@ -20,7 +20,7 @@ from metricbus._common.records import Status
 from metricbus._delivery.report import Tally
 from metricbus._journal.run import RunFolder
 
-WORKER_CONFIG_ENV = "METRICBUS_DELIVERY_TOLD"
+WORKER_CONFIG_ENV = "METRICBUS_DELIVERY_CONFIG"
 """The environment variable with the `WorkerConfig` in JSON; it may contain secrets."""
 
 
