@@ -60,7 +60,7 @@ class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailab
 class Lost(Unavailable):
     """Raised by a sink when its backend has lost records that were not acknowledged.
 
-    `retry_after` is that of `Unavailable`. The consumer reopens the sink, and resumes after the
+    `retry_after` is as in `Unavailable`. The consumer reopens the sink, and resumes after the
     last acknowledged record.
     """
 

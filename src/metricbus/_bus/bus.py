@@ -177,7 +177,7 @@ class MetricBus(EpochSync):
         self._define(Definition(pattern, *options))
 
     def phase(self, name: str) -> Scope:
-        """Return the scope `name`, and define by default how its values are emitted.
+        """Return `scope(name)`, with a default definition of how its values are emitted.
 
         Values of the phase `train` are emitted at their steps. Values of any other phase are
         emitted once an epoch, as their mean. Explicit definitions override this default, whether

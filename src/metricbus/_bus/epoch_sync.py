@@ -48,7 +48,7 @@ class EpochSync(Lifecycle):
         Merges the names defined with `across_ranks=`. Without a `group`, also computes the logged
         torchmetrics objects over all ranks. Every rank of the torch.distributed `group` (default:
         all ranks) must call this, even if it logged nothing. All of them receive the results. The
-        first rank with a journal logs them, at the step of the last value.
+        first rank that writes logs them, at the step of the last value.
 
         Raises `RankError`, naming the missing ranks, if a rank does not call this within `timeout`
         seconds (default: the setting `sync_secs`). The values are then kept for the next merge.

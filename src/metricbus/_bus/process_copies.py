@@ -57,7 +57,7 @@ class ProcessCopies(Recorder):
 
     @property
     def is_on(self) -> bool:
-        """Whether logged values are used.
+        """Whether `log()` has any effect.
 
         Also True on a rank that does not write, because its values may be reduced across ranks.
         """

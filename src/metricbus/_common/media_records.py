@@ -86,7 +86,7 @@ class MediumRecord(
 
     @property
     def x(self) -> int:
-        """The x position for a backend with integer steps only: `at`, cut to 64 bits, or `step`."""
+        """The x position for integer-only backends: `at` if set, clamped to int64, else `step`."""
         if self.at is None:
             return self.step
         return min(max(int(self.at), -(1 << 63)), (1 << 63) - 1)

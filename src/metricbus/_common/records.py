@@ -77,7 +77,7 @@ class Scalars(_Record, frozen=True, tag="scalars"):
 
     @property
     def x(self) -> int:
-        """The x position for a backend with integer steps only: `at`, cut to 64 bits, or `step`."""
+        """The x position for integer-only backends: `at` if set, clamped to int64, else `step`."""
         if self.at is None:
             return self.step
         return min(max(int(self.at), -(1 << 63)), (1 << 63) - 1)
@@ -97,10 +97,10 @@ class Rewind(_Record, frozen=True, tag="rewind"):
 
     A row is earlier if it precedes this record in the same segment, or if it is in another segment
     and its time is not later. An attempt is one start of a run; each resume is a new attempt. If
-    the run was resumed from a checkpoint, `attempt`, `segment` and `line` are where the checkpoint
-    was taken: the record also supersedes the rows from `line` on in that segment, and all rows of
-    the attempts between `attempt` and its own. The record of a `rank` other than 0 supersedes only
-    the rows from `line` on in `segment`.
+    the run was resumed from a checkpoint taken at `attempt`, `segment` and `line`, the record also
+    supersedes the rows from `line` on in that segment, and all rows of the attempts after `attempt`
+    and before that of the record. The record of a `rank` other than 0 supersedes only the rows from
+    `line` on in `segment`.
     """
 
     step: int

@@ -31,7 +31,7 @@ class SinkCounts(Outcomes, frozen=True, kw_only=True):
     that `journalled + others == delivered + rejected + filtered + pending`, where `journalled` and
     `others` are those of the `Report`.
 
-    `error` describes the last failure; after an outage it is cleared. `where` is the path or
+    `error` describes the last failure; the end of an outage clears it. `where` is the path or
     address of the data, and `command` the shell command that opens it.
     """
 

@@ -106,9 +106,9 @@ class History:
 
     `run` has the identity, config and status of the run, and `folder` is its folder. `files` reads
     the files of media; it raises `MediaError` if one is missing or was changed. `partial` has the
-    results so far of unfinished reductions: of a process that died, or of a live run.
-    `damaged` is the number of journal lines that could not be decoded, and `torn` the number of
-    bytes in incomplete lines at the ends of segments.
+    interim results of reductions that a dead process or a live run has not finished. `damaged` is
+    the number of journal lines that could not be decoded, and `torn` the number of bytes in
+    incomplete lines at the ends of segments.
     """
 
     def __init__(
@@ -206,14 +206,14 @@ class History:
         return WideTable(["step", "epoch", *names], rows)
 
     def frame(self, kind: Literal["pandas", "polars"] | None = None, *, wide: bool = False) -> Any:
-        """Return the scalars as a DataFrame of `kind`: by default pandas, else polars.
+        """Return the scalars as a DataFrame; `kind=None` tries pandas, then polars.
 
         The frame has one row per value, in journal order, with the columns step, epoch, time (UTC,
         to the nanosecond), name and value; with `wide=True`, the rows and columns of `wide()`.
         Numbers are exact: if float64 cannot represent an integer in a column, the column holds
         Python objects.
 
-        Raises `MissingPackageError` if the requested library is missing, or both for `kind=None`.
+        Raises `MissingPackageError` if the library is missing, or with `kind=None`, if both are.
         """
         from metricbus._history.dataframes import long_frame, wide_frame
 

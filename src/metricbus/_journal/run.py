@@ -37,8 +37,8 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
 
     Times are in nanoseconds since 1970-01-01 UTC. `sinks` are sink URLs without secrets. `host`,
     `pid`, `process_started` and `program`, the path of the script, describe the process of the
-    newest `attempt`. `launch` identifies the start of all ranks by a launcher such as torchrun;
-    it is empty without one.
+    newest `attempt`. `launch` is the id shared by all ranks that a launcher such as torchrun
+    started together, empty without one.
     """
 
     id: str

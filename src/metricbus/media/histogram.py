@@ -38,7 +38,7 @@ class Histogram(MediaValue):
     the numbers of NaN, infinite and negative infinite values.
 
     If the values take up at most 64 MiB, `log()` copies them and a background thread bins them.
-    More values are binned within the call, block by block and without a copy. CUDA tensors of any
+    Above that, they are binned within the call, in blocks and without a copy. CUDA tensors of any
     size are copied and binned on their device.
 
     `Histogram(counts=, edges=)` logs existing bins instead: `counts` are non-negative whole

@@ -171,8 +171,8 @@ class EarlyStopping(_BestTracker):
     A value is an improvement if it is better than the best one by more than `min_delta`: smaller
     for `mode="min"`, larger for `mode="max"`. NaN is never an improvement. After `patience` checks
     in a row without an improvement, this and every later call returns True. A check that finds no
-    value does not count. If the bus is off, `bus.last` always returns None; pass the number
-    instead. `best` is the newest improvement: smaller gains do not change it.
+    value does not count. `bus.last` is always None if `bus.is_on` is False; pass the number then.
+    `best` is the last value that was an improvement in this sense.
 
     Each check logs `early_stopping/<name>/best`, `…/waited` (the number of checks since the best
     value) and `…/stopped` (0 or 1) at the current step.
@@ -246,8 +246,8 @@ class Best(_BestTracker):
         if best(bus.end_epoch()):
             torch.save(model.state_dict(), "best.pt")
 
-    `bus.end_epoch()` returns the values reduced over the epoch, of which `best` checks the one with
-    its name. `best()` checks `bus.last(name)`, and `best(0.93)` checks the given number; see
+    `bus.end_epoch()` returns the values reduced over the epoch; `best` checks the one called
+    `name`. `best()` checks `bus.last(name)`, and `best(0.93)` checks the given number; see
     `EarlyStopping` for when to use which. `mode` is "max" if larger values are better, as for an
     accuracy, and "min" for a loss. NaN and a value equal to the best one are not better. A better
     value is logged as `best/<name>` at the current step.

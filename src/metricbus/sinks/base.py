@@ -188,7 +188,7 @@ class FileSink(Sink):
         """Return the output folder: `<location>/<run id>`, or `<folder>/<name>` without a location.
 
         A folder at a location is created and marked with the run that owns it. Raises `ConfigError`
-        if it belongs to another run with the same id.
+        if it belongs to a run with the same id in another `dir`.
         """
         if not self.location:
             return folder / name

@@ -3,13 +3,13 @@
 Input: a bus or a scope, and a model, an optimizer, a loop or parameters.
 Output: `bus.log()` calls at the bus's current step. The step itself only changes if the user asks
 for it with `watch_optimizer(advance=True)`.
-Guarantees: no hook waits for an accelerator, except `clip_grad_norm_` where torch itself does and
-`StepTimer` at the end of a loop; a failure inside a hook is logged and does not stop training;
-`remove()` restores the model and the optimizer.
+Guarantees: no hook waits for an accelerator, except `StepTimer` at the end of a loop and
+`clip_grad_norm_` where torch itself does; a failure inside a hook is logged and does not stop
+training; `remove()` restores the model and the optimizer.
 Must not access: the queue, the journal, sinks. Hooks read gradients and weights; only clipping
 changes them.
 
-No other package imports torch; they find tensors through `sys.modules`.
+Other packages find tensors through `sys.modules`; they do not import torch.
 `SystemMonitor`, `EarlyStopping` and `Best` belong to `metricbus.monitors` and are re-exported here.
 """
 

@@ -49,9 +49,9 @@ class StepTimer(HookHandle):
     - in bytes, `memory/peak`: on a GPU, the peak memory allocated by tensors since the last
       measured item; on a CPU, the peak resident memory of the process so far.
 
-    A step is one item of the loop, unless `watch_optimizer(advance=True)` drives the bus's step:
-    then it consists of all items until the step has advanced or the loop ends. Their times and
-    counts are summed into one row, and `every` counts steps, not items.
+    A step is one item of the loop. If `watch_optimizer(advance=True)` drives the bus's step, it is
+    all items until the bus's step advances or the loop ends. Their times and counts are summed into
+    one row, and `every` counts steps, not items.
 
     The times of a phase that is entered several times in a step are summed. Time in nested phases
     is attributed to the inner one only. Outside a loop, and in steps that are not measured, phases

@@ -59,8 +59,8 @@ def watch_activations(
     - `zeros`, the fraction of elements that are exactly 0, from 0 to 1;
     - `dead`, the fraction of units whose elements are 0 in the whole batch. A unit is an index into
       dimension `unit_dim` of the output: 1 by default, as in (batch, channels, height, width) and
-      (batch, features); pass -1 for (batch, time, features). `dead` is left out for outputs without
-      dimension `unit_dim`, and if it is dimension 0, the batch.
+      (batch, features); pass -1 for (batch, time, features). `dead` is left out if `unit_dim` is 0,
+      the batch, or does not exist in the output.
 
     For a module that is called several times in one pass, the mean over its calls is logged. The
     hook never synchronizes with the device. The model can be copied and pickled while it is

@@ -53,7 +53,7 @@ def watch(
 
     * `gradients/<name>` and `parameters/<name>`: histograms with `bins` bins (1 to 4,096);
     * `grad_norm/<name>` and `param_norm/<name>`: 2-norms; `…/total` is the norm over all parameters
-      of the optimizer that makes the first step, `…/total_2` that of the next, and so on;
+      of the optimizer that steps first, `…/total_2` of the one that steps second, and so on;
     * `nonfinite/<name>`, logged with gradient norms: the number of NaN and infinite elements;
     * `update_ratio/<name>`, logged with parameter norms: the norm of the change made by the step,
       divided by the norm of the weight before it (NaN if that is 0). Needs a copy of the weights.
@@ -61,7 +61,7 @@ def watch(
     Parameter values are recorded before the optimizer step, under the names of the unwrapped module
     (without DDP or `torch.compile` prefixes). Parameters without a gradient, or not managed by any
     optimizer, are skipped. Shared parameters are recorded once; complex ones as real and imaginary
-    parts. The call never synchronizes with the device.
+    parts. Logging never synchronizes with the device.
 
     No hook is added to the model, so it can still be pickled. The watch keeps only a weak reference
     to it and ends when the model is garbage-collected. An error while a step is being logged is

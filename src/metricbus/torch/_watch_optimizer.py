@@ -60,8 +60,8 @@ def watch_optimizer(
     have been logged. The step then equals the number of optimizer steps, regardless of gradient
     accumulation; log a batch's loss before `optimizer.step()`. Steps that `GradScaler` skips do not
     count. With a fused optimizer on an accelerator, a skipped step is detected only later. The
-    bus's step is then too high by one until a later optimizer step, which leaves it unchanged. A
-    bus that is off does not make this correction.
+    bus's step is then one too high until a later optimizer step, which does not advance it. If not
+    `bus.is_on`, it stays one too high.
 
     For fused optimizers with `GradScaler`, `amp/skipped` (0 or 1) and `amp/scale` are also logged.
 
