@@ -477,3 +477,40 @@ def test_config_accepts_an_integer_beyond_floats(tmp_path: Path) -> None:
     with MetricBus(sinks="tensorboard", dir=tmp_path, config={"n": 10**400}) as bus:
         bus.log("x", 1.0)
     assert bus.stats().complete
+
+
+def test_reduced_values_are_not_partial(tmp_path: Path) -> None:
+    sink = MemorySink()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        bus.define("x", every=2, reduce="mean", on_epoch=True)
+        for _ in bus.epochs(2):
+            for _ in bus.steps(range(4)):
+                bus.log("x", 1.0)
+    assert len(sink.series("x")) == 4
+    assert len(sink.series("x_epoch")) == 2
+    assert not any(row.partial for row in sink.records)
+
+
+def test_integers_are_logged_in_every_form_of_the_call(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.log("x", 1)
+        bus.log({"x": 2})
+        bus.log("x", 3, epoch=0)
+        bus.log({"x": 4}, weight=2)
+    assert bus.folder is not None
+    values = metricbus.read(bus.folder).series("x").value
+    assert (values.tolist(), values.dtype) == ([1, 2, 3, 4], int)
+
+
+def test_counts_never_decrease(tmp_path: Path) -> None:
+    reports = []
+    with MetricBus(sinks="", dir=tmp_path, flush_secs=0.001) as bus:
+        for step in range(3000):
+            bus.log("x", 1.0, step=step)
+            if step % 10 == 0:
+                reports.append(bus.stats())
+        reports.append(bus.flush())
+    for name in ("logged", "journalled"):
+        counts = [getattr(report, name) for report in reports]
+        assert counts == sorted(counts)
+        assert counts[-1] == 3000

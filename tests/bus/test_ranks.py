@@ -420,3 +420,29 @@ def test_merging_does_not_depend_on_block_secs(tmp_path: Path, block_secs: float
 def test_values_logged_by_hooks_on_other_ranks_are_merged(tmp_path: Path) -> None:
     results = run_ranks(tmp_path, 2, scenarios.log_by_hooks)
     assert results == [{"clip/norm_before": 6.0, "time/step": 4}] * 2
+
+
+def test_rank_that_loads_a_checkpoint_in_the_third_attempt_supersedes_no_other_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ranks live in this process; the environment says which one opens a bus."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    states: dict[int, dict[str, Any]] = {}
+    for attempt in range(3):
+        buses = []
+        for rank in range(2):
+            monkeypatch.setenv("RANK", str(rank))
+            bus = MetricBus(id="r", dir=tmp_path, sinks="", ranks="all", resume=True)
+            if attempt:
+                bus.load_state_dict(states[rank])
+            for step in range(3 * attempt, 3 * attempt + 3):
+                bus.log("x", 10.0 * attempt + rank, step=step)
+            states[rank] = bus.state_dict()
+            buses.append(bus)
+        for bus in reversed(buses):
+            bus.close()
+    history = metricbus.read(tmp_path / "r")
+    for rank, name in enumerate(("x", "rank1/x")):
+        series = history.series(name)
+        assert series.step.tolist() == list(range(9))
+        assert series.value.tolist() == [10.0 * (step // 3) + rank for step in range(9)]

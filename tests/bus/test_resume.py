@@ -577,3 +577,69 @@ def test_epoch_left_by_break_after_its_checkpoint_is_not_repeated(tmp_path: Path
     assert series(folder_of(resumed), "acc") == [(2, 0, 0.0), (5, 1, 1.0)]
     lines = (folder_of(resumed) / "csv" / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[4] for line in lines if ",acc," in line] == ["0.0", "1.0"]
+
+
+def test_value_logged_right_after_the_last_epoch_is_superseded_on_resuming(tmp_path: Path) -> None:
+    """It has the same step as the end of the epoch, which is kept."""
+    with open_with_epoch_accuracy(tmp_path) as bus:
+        for _ in bus.epochs(1):
+            for _ in bus.steps(range(3)):
+                bus.log("acc", 1.0)
+            state = bus.state_dict()
+        bus.log("final", 1.0)
+    with open_with_epoch_accuracy(tmp_path) as resumed:
+        resumed.load_state_dict(state)
+        for _ in resumed.epochs(1):
+            for _ in resumed.steps(range(3)):
+                resumed.log("acc", 2.0)
+        resumed.log("final", 2.0)
+    assert series(folder_of(resumed), "acc") == [(2, 0, 1.0), (5, 1, 2.0)]
+    assert series(folder_of(resumed), "final") == [(5, 1, 2.0)]
+
+
+def test_quantile_of_a_sample_continues_identically_after_a_checkpoint(tmp_path: Path) -> None:
+    """Beyond 65,536 values, a quantile is that of a random sample."""
+    values = [float(value * 7919 % 100_003) for value in range(90_000)]
+
+    def open_bus(name: str) -> MetricBus:
+        bus = MetricBus(name, dir=tmp_path, sinks="", queue_size=200_000)
+        bus.define("x", on_step=False, on_epoch=True, reduce="median")
+        return bus
+
+    def log(bus: MetricBus, part: list[float]) -> None:
+        for value in part:
+            bus.log("x", value, step=0)
+
+    with open_bus("whole") as bus:
+        log(bus, values)
+        expected = bus.end_epoch()
+    with open_bus("first") as bus:
+        log(bus, values[:70_000])
+        state = json.loads(json.dumps(bus.state_dict()))
+    with open_bus("second") as bus:
+        bus.load_state_dict(state)
+        log(bus, values[70_000:])
+        assert bus.end_epoch() == expected
+
+
+@pytest.mark.parametrize("other_step", [2, 20])
+def test_checkpoint_of_another_run_damages_no_line(tmp_path: Path, other_step: int) -> None:
+    with MetricBus("other", dir=tmp_path, sinks="") as other:
+        other.log("y", 1.0, step=other_step)
+        state = other.state_dict()
+    with MetricBus("own", dir=tmp_path, sinks="") as bus:
+        for step in range(6):
+            bus.log("x", float(step), step=step)
+        bus.load_state_dict(state)
+        assert bus.step == other_step
+    history = metricbus.read(folder_of(bus))
+    assert history.damaged == 0
+    assert history.series("x").step.tolist() == list(range(min(other_step + 1, 6)))
+
+
+def test_error_for_something_else_than_a_state_shows_what_it_is(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        with pytest.raises(ValueError, match=r"not a mapping with the keys \['model', 'step'\]"):
+            bus.load_state_dict({"step": 1, "model": {}})
+        with pytest.raises(ValueError, match=r"not str: 'checkpoint\.pt'"):
+            bus.load_state_dict("checkpoint.pt")  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metricbus import Lost, MetricBus, Run, Scalars, Sink
+from metricbus._common.processes import ProcessId, this_process
+from metricbus._common.records import PartialAggregates
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.cursor import DeliveryProgress, load_progress, save_progress
@@ -240,3 +242,61 @@ def test_repeats_rows_that_were_read_before_a_failure(folder: RunFolder) -> None
     consumer.end("finished")
     consumer.run()
     assert len(lines(folder)) == 101
+
+
+def test_flush_that_raises_lost_counts_no_value_twice(folder: RunFolder) -> None:
+    class LosesInFlush(LaggingSink):
+        has_lost = False
+
+        def flush(self) -> Mapping[str, Any]:
+            if len(self.received) > 40 and not self.has_lost:
+                self.has_lost = True
+                del self.backend[self.base + self.acknowledged() :]
+                raise Lost("the backend is gone")
+            return super().flush()
+
+    sink = LosesInFlush()
+    sink.lag = 15
+    consumer = Consumer(folder, spec_of(sink)._replace(options=SinkOptions(batch_size=10)))
+    consumer.end("finished")
+    consumer.run()
+    assert sink.open_count == 2
+    assert sink.backend == [float(step) for step in range(100)]
+    assert consumer.tally().delivered == 100
+
+
+def test_partial_rows_in_flight_are_repeated_in_order_although_acknowledged_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delivery dies before the sink has acknowledged any partial row."""
+    dead = ProcessId(this_process().host, 2**22 + 1, 1)
+    folder, _ = create_run(tmp_path, id="r", name="r", config={})
+    expected: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("metricbus._journal.segment_writer.this_process", lambda: dead)
+        for segment in range(2):
+            writer = SegmentWriter(folder.journal, "r")
+            values = [10.0 * segment + index for index in range(3)]
+            rows = [
+                Scalars(step=0, epoch=0, time=0, values={f"x{value}": value}, partial=True)
+                for value in values
+            ]
+            writer.append([PartialAggregates(time=0, rows=rows)])
+            expected += values
+    sink = LaggingSink()
+    sink.lag = 100
+    spec = spec_of(sink)._replace(options=SinkOptions(batch_size=2))
+    for _ in range(3):
+        consumer = Consumer(folder, spec)
+        consumer.end("killed")
+        for _ in range(3):
+            consumer._run_pass()
+        consumer._lease.release()
+    writer = SegmentWriter(folder.journal, "r")  # the run is resumed
+    writer.append([Scalars(step=1, epoch=0, time=1, values={"x": 99.0})])
+    writer.close()
+    consumer = Consumer(folder, spec)
+    consumer.end("finished")
+    consumer.run()
+    assert sink.backend == [*expected, 99.0]
+    assert consumer.tally().delivered == len(sink.backend)

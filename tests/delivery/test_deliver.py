@@ -375,3 +375,15 @@ def test_does_not_append_to_a_file_that_another_process_has_changed(tmp_path: Pa
         file.append(b"three")
     file.close()
     assert (tmp_path / "x").read_bytes() == b"onetwo"
+
+
+def test_lease_released_between_listing_and_reading_counts_as_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = Lease._lease_files
+    released = {1: tmp_path / "csv.lease-000001"}
+    monkeypatch.setattr(Lease, "_lease_files", lambda self: released | listed(self))
+    own = Lease(tmp_path / "csv")
+    assert own.acquire() == 2
+    own.check()
+    own.release()

@@ -382,3 +382,25 @@ def test_close_returns_in_time_when_a_device_hangs(device: Device) -> None:
     device.ready.set()
     bus.close(timeout=10)
     assert series(bus, "acc/0") == [1.0]
+
+
+def test_value_that_cannot_be_fetched_does_not_affect_the_others(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = device.fetch
+
+    def fail_for_13(device: Any, parts: Sequence[Any], streams: Iterable[Any]) -> Any:
+        if any(13.0 in part for part in parts):
+            raise RuntimeError("a device error")
+        return fetch(device, parts, streams)
+
+    monkeypatch.setattr(device, "fetch", fail_for_13)
+    device.ready.clear()
+    bus = MetricBus(sinks="")
+    bus.log("good", torch.tensor(1.0))
+    bus.log("bad", torch.tensor(13.0))
+    bus.log("good", torch.tensor(2.0))
+    device.ready.set()
+    report = bus.close()
+    assert series(bus, "good") == [1.0, 2.0]
+    assert (report.logged, report.dropped) == (3, 1)

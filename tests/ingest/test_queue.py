@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 
 from metricbus._common.records import Call
+from metricbus._common.settings import Overflow
 from metricbus._ingest.queue import (
     BYTES_PER_VALUE,
     CallQueue,
@@ -276,3 +277,15 @@ def test_values_of_a_command_to_a_closed_queue_are_counted_once() -> None:
     queue.close()
     queue.put_command(CommandWithValue(), request_flush=False)
     assert (queue.dropped_after_close, queue.waiting()) == (1, 0)
+
+
+@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest"])
+def test_wrong_estimate_of_bytes_on_an_empty_queue_raises_nothing(overflow: Overflow) -> None:
+    queue = CallQueue(QueueLimits(nbytes=1000, overflow=overflow))
+    queue.nbytes = 5000  # racing threads can leave such an estimate behind
+    queue.put_row(({"x": 1.0}, 1.0, 0, 0, 0), 1)
+    assert len(queue.calls) + queue.dropped == 1
+    queue.take(10)
+    queue.wait(0.0, idle_secs=0.0)
+    queue.put_row(({"x": 1.0}, 1.0, 0, 0, 0), 1)
+    assert len(queue.calls) == 1

@@ -395,3 +395,13 @@ def test_an_axis_may_be_negative_or_exceed_64_bits(tmp_path: Path) -> None:
     accumulator.Reload()
     steps = {tag: [event.step for event in accumulator.Scalars(tag)] for tag in "xy"}
     assert steps == {"x": [-10, -9, -8], "y": [2**63 - 1]}
+
+
+def test_csv_run_json_has_the_end_of_a_finished_run(tmp_path: Path) -> None:
+    before = time.time_ns()
+    with MetricBus(sinks="csv", dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    assert bus.folder is not None
+    run = json.loads((bus.folder / "csv" / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert before <= run["ended"] <= time.time_ns()
