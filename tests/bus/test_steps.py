@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import metricbus
 from metricbus import MetricBus
 from metricbus._common.clock import Clock, check_step
+from metricbus._common.device_values import ACCELERATORS
 from metricbus.testing import MemorySink
+from tests.helpers.fake_accelerator import FakeAccelerator
 
 
 def steps_of(bus: MetricBus, sink: MemorySink, name: str) -> list[int]:
@@ -46,19 +51,44 @@ def test_validation_loop_does_not_advance_the_step(bus: MetricBus, sink: MemoryS
     assert steps_of(bus, sink, "val") == [1, 1, 1, 3, 3, 3]
 
 
-def test_only_the_thread_that_logged_a_name_first_advances_the_step(bus: MetricBus) -> None:
-    bus.log("loss", 1.0)
-
-    def log_in_thread() -> None:
+def test_only_the_thread_that_opened_the_bus_drives_the_step(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    def monitor() -> None:
         for _ in range(5):
-            bus.log("loss", 1.0)
+            bus.log("gpu/load", 0.5)
 
-    thread = threading.Thread(target=log_in_thread)
+    for _ in range(3):
+        thread = threading.Thread(target=monitor)
+        thread.start()
+        thread.join()
+        bus.log("loss", 1.0)
+    assert steps_of(bus, sink, "loss") == [0, 1, 2]
+    assert steps_of(bus, sink, "gpu/load") == [0] * 10 + [1] * 5
+
+
+def test_info_names_the_metric_that_counts_the_steps_once(
+    bus: MetricBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "metricbus.steps")
+    for _ in range(4):
+        bus.log({"loss": 1.0, "acc": 0.5})
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "metricbus.steps"]
+    assert message.startswith("'loss' counts the steps: each further value of it advances")
+    assert "pass step= or loop over bus.steps()" in message
+
+
+def test_thread_that_configures_the_default_bus_drives_its_step(tmp_path: Path) -> None:
+    def train() -> None:
+        metricbus.configure(sinks="", dir=tmp_path)
+        for _ in range(3):
+            metricbus.bus.log("loss", 1.0)
+
+    thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-    assert bus.step == 0
-    bus.log("loss", 1.0)
-    assert bus.step == 1
+    assert metricbus.bus.step == 2
+    metricbus.bus.close()
 
 
 def test_explicit_step_is_kept_and_the_current_step_only_grows(
@@ -223,6 +253,35 @@ def test_advances_from_8_threads_are_all_counted() -> None:
     assert clock.step == 160_000
 
 
+@pytest.mark.parametrize(
+    "step",
+    [7, 7.0, np.int8(7), np.uint64(7), np.float32(7), np.array(7), torch.tensor(7)],
+    ids=repr,
+)
+def test_accepts_any_whole_number_as_step_and_epoch(
+    bus: MetricBus, sink: MemorySink, step: Any
+) -> None:
+    bus.log("x", 1.0, step=step, epoch=step)
+    bus.log({"x": 1.0}, step=step, epoch=step)
+    bus.flush()
+    points = [(point.step, point.epoch) for point in sink.series("x")]
+    assert points == [(7, 7), (7, 7)]
+    assert all(type(number) is int for point in points for number in point)
+
+
+def test_step_on_a_device_raises_instead_of_waiting(
+    bus: MetricBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ACCELERATORS, "cpu", FakeAccelerator())
+    with pytest.raises(TypeError, match=r"step= must be an int, not Tensor .* wait for the device"):
+        bus.log("x", 1.0, step=torch.tensor(7))
+
+
+def test_error_for_a_fractional_epoch_shows_how_to_use_it_as_an_axis(bus: MetricBus) -> None:
+    with pytest.raises(TypeError, match=r"epoch= must be an int, not float \(0.5\); .*axis="):
+        bus.log("x", 1.0, epoch=0.5)  # type: ignore[call-overload]
+
+
 @given(st.integers(0, 2**63 - 1))
 def test_accepts_any_non_negative_64_bit_step(step: int) -> None:
     assert check_step(step) == step
@@ -236,12 +295,18 @@ def test_accepts_any_non_negative_64_bit_step(step: int) -> None:
         (2**63, ValueError),
         (10**30, ValueError),
         (np.int64(-5), ValueError),
-        (1.0, TypeError),
+        (-1.0, ValueError),
+        (1.5, TypeError),
         (float("nan"), TypeError),
+        (float("inf"), TypeError),
         (True, TypeError),
+        (np.bool_(True), TypeError),
         ("1", TypeError),
-        (torch.tensor(3), TypeError),
-        (np.float32(2), TypeError),
+        (torch.tensor(3.5), TypeError),
+        (torch.tensor(True), TypeError),
+        (torch.tensor([3]), TypeError),
+        (np.array([3]), TypeError),
+        (np.float32(2.5), TypeError),
     ],
     ids=repr,
 )

@@ -157,7 +157,7 @@ def flushed(bus: MetricBus) -> Path:
 
 
 def test_checks_never_advance_the_step(bus: MetricBus) -> None:
-    stopping, best = EarlyStopping(bus, "loss", patience=9), Best(bus, "loss")
+    stopping, best = EarlyStopping(bus, "loss", patience=9), Best(bus, "loss", mode="max")
     for value in (1.0, 2.0, 3.0):
         stopping(value)
         best(value)
@@ -226,7 +226,7 @@ def test_state_of_another_name_or_mode_raises(
 
 def test_error_for_an_incomplete_state_lists_missing_keys(bus: MetricBus) -> None:
     with pytest.raises(ValueError, match="lacks best, epoch, mode, step, waited"):
-        Best(bus, "loss").load_state_dict({"name": "loss"})
+        Best(bus, "loss", mode="max").load_state_dict({"name": "loss"})
 
 
 @pytest.mark.parametrize("patience", [0, -1, 1.5, True])
@@ -248,11 +248,11 @@ def test_mode_must_be_min_or_max(bus: MetricBus) -> None:
 
 def test_name_must_not_be_empty(bus: MetricBus) -> None:
     with pytest.raises(ValueError, match="must not be empty"):
-        Best(bus, "")
+        Best(bus, "", mode="max")
 
 
 def test_best_returns_true_for_each_value_better_than_all_before(bus: MetricBus) -> None:
-    best = Best(bus, "acc")
+    best = Best(bus, "acc", mode="max")
     values = (0.1, 0.3, 0.3, math.nan, 0.2, 0.4)
     assert [best(value) for value in values] == [True, True, False, False, False, True]
 
@@ -264,7 +264,7 @@ def test_best_with_mode_min_is_the_smallest_value(bus: MetricBus) -> None:
 
 
 def test_best_logs_each_better_value(bus: MetricBus) -> None:
-    best = Best(bus, "val/acc")
+    best = Best(bus, "val/acc", mode="max")
     for _ in bus.epochs(3):
         for _ in bus.steps(range(4)):
             pass
@@ -275,13 +275,13 @@ def test_best_logs_each_better_value(bus: MetricBus) -> None:
 
 
 def test_checking_the_same_value_again_is_not_better(bus: MetricBus) -> None:
-    best = Best(bus, "acc")
+    best = Best(bus, "acc", mode="max")
     bus.log("acc", 0.5)
     assert [best(), best()] == [True, False]
 
 
 def test_best_restores_its_state(bus: MetricBus) -> None:
-    first, second = Best(bus, "acc"), Best(bus, "acc")
+    first, second = Best(bus, "acc", mode="max"), Best(bus, "acc", mode="max")
     first(0.5)
     second.load_state_dict(first.state_dict())
     assert (second(0.4), second.value, second.epoch) == (False, 0.5, 0)
@@ -344,5 +344,5 @@ def test_warns_of_a_misspelled_name_at_the_first_check(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
-        Best(bus, "val/los")({"val/loss": 0.5})
+        Best(bus, "val/los", mode="max")({"val/loss": 0.5})
     assert "which are: 'val/loss'; nothing has been logged under this name" in caplog.text

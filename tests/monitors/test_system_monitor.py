@@ -23,6 +23,7 @@ import pytest
 
 from metricbus import MetricBus, MissingPackageError
 from metricbus._common.records import Number
+from metricbus.monitors import system
 from metricbus.monitors.system import SystemMonitor
 from metricbus.testing import MemorySink
 from tests.helpers.limits import HANG_SECS
@@ -226,7 +227,7 @@ def test_without_a_driver_no_gpu_is_logged(
     ("package", "message"),
     [
         ("psutil", r"needs psutil.*pip install 'metricbus\[system\]'$"),
-        ("pynvml", r"needs nvidia-ml-py.*pip install 'metricbus\[system\]', or write gpus=False"),
+        ("pynvml", r"needs nvidia-ml-py.*pip install 'metricbus\[system\]', or leave out gpus="),
     ],
 )
 def test_error_for_a_missing_package_shows_the_pip_command(
@@ -235,8 +236,26 @@ def test_error_for_a_missing_package_shows_the_pip_command(
     find_spec = "metricbus._common.optional_imports.find_spec"
     monkeypatch.setattr(find_spec, lambda name: name != package or None)
     with pytest.raises(MissingPackageError, match=message):
-        SystemMonitor(bus)
+        SystemMonitor(bus, gpus=True)
     assert not is_running()
+
+
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_without_nvidia_ml_py_the_rest_is_monitored(
+    bus: MetricBus,
+    sink: MemorySink,
+    wait_for: WaitFor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    has_driver: bool,
+) -> None:
+    monkeypatch.setattr(system, "find_spec", lambda name: None)
+    monkeypatch.setattr(system, "_NVIDIA_DRIVER", tmp_path if has_driver else tmp_path / "none")
+    assert "process/memory" in first_row(bus, sink, wait_for)
+    assert [r.getMessage() for r in caplog.records if r.name == "metricbus.system"] == [
+        "GPUs are not monitored without nvidia-ml-py: pip install 'metricbus[system]'"
+    ] * has_driver
 
 
 @pytest.mark.parametrize("every_secs", [0.0, -1.0, float("nan"), float("inf")])

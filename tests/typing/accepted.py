@@ -142,7 +142,7 @@ def a_run_is_read(folder: Path) -> None:
 
 def training_is_decided() -> None:
     stopping = EarlyStopping(bus, "loss_epoch", patience=3, mode="min")
-    best = Best(bus.scope("val"), "acc")
+    best = Best(bus.scope("val"), "acc", mode="max")
     assert_type(stopping(bus.end_epoch()), bool)
     assert_type(best(0.9), bool)
     assert_type(best.step, int | None)

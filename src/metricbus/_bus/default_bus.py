@@ -49,6 +49,7 @@ class DefaultBus(MetricBus):
                 self._switch_off()
                 raise
             self._clock = clock or self._clock
+            self._clock.owner_thread = threading.get_ident()
             self._close_hooks = close_hooks
             for definition, default in self._definition_log:
                 try:

@@ -6,6 +6,7 @@ A copy joins the run when it is first used. Until then it has no thread and no o
 from __future__ import annotations
 
 import logging
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -117,6 +118,7 @@ class ProcessCopies(Recorder):
 
     def _become_copy(self, folder: RunFolder, run: Run, rank: Rank) -> None:
         self._session = None
+        self._clock.owner_thread = threading.get_ident()
         self._copied_rank = rank
         self._copied_run = folder, run
         self._queue = LazyQueue(self._join_run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, TypeVar, Unpack
 
 from metricbus._bus.loops import Steps
 from metricbus._common.validation import check_name
@@ -66,8 +66,8 @@ class Scope(_BusMembers):
         name: str | Mapping[str, Any],
         value: Any = _MISSING,
         *,
-        step: int | None = None,
-        epoch: int | None = None,
+        step: SupportsIndex | None = None,
+        epoch: SupportsIndex | None = None,
         weight: float | None = None,
     ) -> None:
         """Log like `MetricBus.log`, with the prefix before each name."""

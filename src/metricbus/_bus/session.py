@@ -259,7 +259,7 @@ class Session:
     def _end_run(self, status: Status) -> None:
         if self.folder is None or self.run is None:
             return
-        ended = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
+        self.run = ended = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
         try:
             # A later attempt may have resumed the run; run.json is then that attempt's.
             if self.folder.load().attempt == self.run.attempt:

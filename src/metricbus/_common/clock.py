@@ -8,7 +8,7 @@ Both start at 0. The rules apply before a record exists, so they are the same fo
    `watch_optimizer(advance=True)` are drivers: they advance the current step. Without a driver, the
    first name that is logged twice becomes the counter: each further value of that name advances the
    step by one, unless a call with a step has advanced it since the previous value. Only calls from
-   the thread that logged the counter's first value count.
+   the thread that opened the bus count, so a monitor thread cannot drive the step.
 
 The current step only changes in single statements without a function call, which the GIL makes
 atomic; a test with 8 threads verifies that no update is lost.
@@ -16,12 +16,16 @@ atomic; a test with 8 threads verifies that no update is lost.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Collection, Mapping
 from numbers import Integral
 from typing import Any
 
+from metricbus._common.device_values import is_device_value
 from metricbus._common.validation import INT_MAX
+
+_log = logging.getLogger("metricbus.steps")
 
 STEPS_DRIVER = "bus.steps()"
 """Name of a `steps()` loop as a step driver."""
@@ -30,23 +34,32 @@ STEPS_DRIVER = "bus.steps()"
 def check_step(step: object, what: str = "step") -> int:
     """Return `step` as a plain int.
 
-    Raises `TypeError` if it is not an integer and `ValueError` if it is not from 0 to 2**63-1; the
-    message calls the argument `what`.
+    Accepts any integer, a float without a fraction, and an array or tensor of shape () on the host
+    with such a number. Raises `TypeError` for anything else, and `ValueError` if the number is not
+    from 0 to 2**63-1; the message calls the argument `what`.
     """
-    if type(step) is int:
-        number = step
-    elif isinstance(step, Integral) and not isinstance(step, bool):
-        number = int(step)
-    else:
-        raise TypeError(
-            f"{what}= must be an int, not {type(step).__name__} ({step!r:.60}); "
-            f"convert it with {what}=int(…)"
-        )
+    number = step if type(step) is int else _whole_number(step, what)
     if number < 0:
         raise ValueError(f"{what}= must be 0 or more, not {number}")
     if number > INT_MAX:
         raise ValueError(f"{what}= must be less than 2**63, not {number:.3e}")
     return number
+
+
+def _whole_number(step: object, what: str) -> int:
+    value = step
+    if getattr(step, "shape", None) == () and not is_device_value(step):
+        value = step.item()  # type: ignore[attr-defined]  # an array, a tensor or a numpy number
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    remedy = f"convert it with {what}=int(…)"
+    if is_device_value(step):
+        remedy = "count in Python, because reading it would wait for the device"
+    elif what == "epoch" and isinstance(value, float):
+        remedy = "log the fraction as a metric, and use that as the x axis: bus.define(…, axis=…)"
+    raise TypeError(f"{what}= must be an int, not {type(step).__name__} ({step!r:.60}); {remedy}")
 
 
 def check_every(every: object) -> int:
@@ -83,7 +96,6 @@ class Clock:
     __slots__ = (
         "_counter",
         "_counter_step",
-        "_counter_thread",
         "_first_logged",
         "_unused_epoch",
         "_unused_step",
@@ -91,6 +103,7 @@ class Clock:
         "epoch",
         "epoch_driver",
         "has_driver",
+        "owner_thread",
         "step",
         "step_driver",
     )
@@ -105,20 +118,19 @@ class Clock:
         # The step and epoch that no loop has used yet: the next loop starts with them. -1 if none.
         self._unused_step = 0
         self._unused_epoch = 0
-        # Name -> (thread, step) of its first value, until a counter is found.
-        self._first_logged: dict[str, tuple[int, int]] = {}
+        self.owner_thread = threading.get_ident()  # the one that opened the bus
+        # Name -> step of its first value, until a counter is found.
+        self._first_logged: dict[str, int] = {}
         self._counter: str | None = None
-        self._counter_thread = 0
         self._counter_step = 0  # step of the counter's last value
 
     def implicit_step(self, names: Collection[str]) -> int:
         """Return the step of a call without a step that logs `names`; may advance the step."""
-        if self.has_driver:
+        if self.has_driver or threading.get_ident() != self.owner_thread:
             return self.step
-        thread = threading.get_ident()
         if self._counter is None:
-            self._find_counter(names, thread)
-        if self._counter_thread == thread and self._counter in names:
+            self._find_counter(names)
+        if self._counter in names:
             if self.step == self._counter_step and self.step < INT_MAX:
                 self.step += 1
             self._counter_step = self.step
@@ -186,16 +198,15 @@ class Clock:
         if state.get("in_steps") and state.get("in_epochs"):
             self._unused_epoch = self.epoch
 
-    def _find_counter(self, names: Collection[str], thread: int) -> None:
-        """Make the first of `names` that this thread has logged at this step the counter."""
-        current = (thread, self.step)
+    def _find_counter(self, names: Collection[str]) -> None:
+        """Make the first of `names` that was logged before at this step the counter."""
         for name in names:
-            first = self._first_logged.setdefault(name, current)
-            if first is current or first[0] != thread:
-                continue
-            if first[1] == self.step:
-                self._counter_step = self.step
-                self._counter_thread = thread
-                self._counter = name
+            if self._first_logged.get(name) == self.step:
+                self._counter, self._counter_step = name, self.step
+                _log.info(
+                    "%r counts the steps: each further value of it advances the step by one. To "
+                    "count otherwise, pass step= or loop over bus.steps()",
+                    name,
+                )
                 return
-            self._first_logged[name] = current
+            self._first_logged[name] = self.step

@@ -127,6 +127,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             sink.rejected or sink.pending for sink in self.sinks.values()
         )
 
+    def __repr__(self) -> str:
+        return f"<Report: {str(self).replace(chr(10), '; ')}>"
+
     def __str__(self) -> str:
         lines = [
             f"logged {self.logged:,}"

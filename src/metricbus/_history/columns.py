@@ -43,6 +43,12 @@ class Series(NamedTuple):
     def __len__(self) -> int:
         return len(self.step)
 
+    def __repr__(self) -> str:
+        if not len(self):
+            return "<Series of 0 values>"
+        steps = f"{self.step.min()} to {self.step.max()}"
+        return f"<Series of {len(self):,} values at steps {steps}, last {self.value[-1]:.6g}>"
+
 
 class ScalarRow(NamedTuple):
     """One row of scalars, with names prefixed by rank.

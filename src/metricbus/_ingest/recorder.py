@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from operator import countOf
 from time import time_ns
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 from metricbus._common.clock import Clock, check_step
 from metricbus._common.device_values import copy_device_values, is_device_value
@@ -48,8 +48,8 @@ class Recorder:
         name: str,
         value: Any,
         *,
-        step: int | None = None,
-        epoch: int | None = None,
+        step: SupportsIndex | None = None,
+        epoch: SupportsIndex | None = None,
         weight: float | None = None,
     ) -> None: ...
 
@@ -58,8 +58,8 @@ class Recorder:
         self,
         name: Mapping[str, Any],
         *,
-        step: int | None = None,
-        epoch: int | None = None,
+        step: SupportsIndex | None = None,
+        epoch: SupportsIndex | None = None,
         weight: float | None = None,
     ) -> None: ...
 
@@ -68,8 +68,8 @@ class Recorder:
         name: str | Mapping[str, Any],
         value: Any = _MISSING,
         *,
-        step: int | None = None,
-        epoch: int | None = None,
+        step: SupportsIndex | None = None,
+        epoch: SupportsIndex | None = None,
         weight: float | None = None,
     ) -> None:
         """Log one value, or a mapping of names to values. Names of nested mappings join with `/`.
@@ -113,8 +113,8 @@ class Recorder:
         self,
         row: dict[str, Any],
         value: object,
-        step: int | None,
-        epoch: int | None,
+        step: SupportsIndex | None,
+        epoch: SupportsIndex | None,
         weight: float | None,
     ) -> bool:
         """Log a mapping of plain numbers without epoch and weight. Return False for other calls."""
@@ -141,7 +141,12 @@ class Recorder:
         return True
 
     def _log_other(
-        self, name: object, value: object, step: int | None, epoch: int | None, weight: float | None
+        self,
+        name: object,
+        value: object,
+        step: SupportsIndex | None,
+        epoch: SupportsIndex | None,
+        weight: float | None,
     ) -> None:
         """Log any other call: a number of another type, a medium, a metric object or a mapping."""
         is_number = type(value) is int or not (
@@ -155,7 +160,9 @@ class Recorder:
         else:
             self._log_mapping(name, value, step, epoch, weight)
 
-    def _log_number(self, name: str, value: object, step: int | None, epoch: int | None) -> None:
+    def _log_number(
+        self, name: str, value: object, step: SupportsIndex | None, epoch: SupportsIndex | None
+    ) -> None:
         number = to_number(name, value)
         if name not in self._checked_names:
             self._checked_names.add(check_name(name))
@@ -166,7 +173,12 @@ class Recorder:
         self._queue.put((name, number, step, epoch, time_ns()))
 
     def _log_mapping(
-        self, mapping: object, value: Any, step: int | None, epoch: int | None, weight: float | None
+        self,
+        mapping: object,
+        value: Any,
+        step: SupportsIndex | None,
+        epoch: SupportsIndex | None,
+        weight: float | None,
     ) -> None:
         if isinstance(mapping, str):
             if value is _MISSING:
@@ -244,7 +256,7 @@ class Recorder:
         """Return the id of the run; empty if there is none."""
         return ""
 
-    def _resolve_step(self, step: int | None, names: Collection[str]) -> int:
+    def _resolve_step(self, step: SupportsIndex | None, names: Collection[str]) -> int:
         """Return the step of a call that logs `names`. Advance the current step to it if needed."""
         clock = self._clock
         if step is None:

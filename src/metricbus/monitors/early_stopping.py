@@ -240,7 +240,7 @@ class EarlyStopping(_BestTracker):
 class Best(_BestTracker):
     """Checks whether a value is the best so far, for example to save a checkpoint.
 
-    best = Best(bus, "val/acc")
+    best = Best(bus, "val/acc", mode="max")
     for epoch in bus.epochs(10):
         train_and_validate()
         if best(bus.end_epoch()):
@@ -253,7 +253,7 @@ class Best(_BestTracker):
     value is logged as `best/<name>` at the current step.
     """
 
-    def __init__(self, bus: MetricBus | Scope, name: str, *, mode: Mode = "max") -> None:
+    def __init__(self, bus: MetricBus | Scope, name: str, *, mode: Mode) -> None:
         super().__init__(bus, name, mode, 0.0)
 
     def __call__(self, value: object = None) -> bool:

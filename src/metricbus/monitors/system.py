@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from metricbus._bus.bus import MetricBus
@@ -23,6 +25,7 @@ _log = logging.getLogger("metricbus.system")
 
 _MAX_INTERVAL_SECS = 86_400.0
 _STOP_SECS = 2.0
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 
 Sensor: TypeAlias = Callable[[], Mapping[str, float | None]]
 """Reads values by metric name. None stands for a value that is not available at the moment."""
@@ -36,9 +39,9 @@ class SystemMonitor(HookHandle):
 
     The first sample is taken at once. Samples are logged at the current step, without advancing it.
     docs/torch.md lists the names and units. CPU load and the rates of disk and network are logged
-    from the second sample on, because they need two. With `gpus=True`, all NVIDIA GPUs of the
-    machine are included, numbered as in `nvidia-smi`; a machine without one has no such metrics. A
-    sensor that fails is skipped, with a warning the first time.
+    from the second sample on, because they need two. All NVIDIA GPUs of the machine are included,
+    numbered as in `nvidia-smi`, if there are any; `gpus=False` leaves them out, and `gpus=True`
+    requires nvidia-ml-py. A sensor that fails is skipped, with a warning the first time.
 
     The monitor stops at `remove()`, at the end of its `with` block, and when the run is closed. A
     forked child process has no monitor.
@@ -47,7 +50,9 @@ class SystemMonitor(HookHandle):
     unless `every_secs` is above 0 and at most 86,400, a day.
     """
 
-    def __init__(self, bus: MetricBus | Scope, every_secs: float = 10.0, gpus: bool = True) -> None:
+    def __init__(
+        self, bus: MetricBus | Scope, every_secs: float = 10.0, gpus: bool | None = None
+    ) -> None:
         check_bus("SystemMonitor(bus, every_secs=10.0)", bus)
         if not 0.0 < every_secs <= _MAX_INTERVAL_SECS:
             raise ValueError(
@@ -56,8 +61,12 @@ class SystemMonitor(HookHandle):
         install = "'metricbus[system]'"
         check_installed("psutil", "SystemMonitor()", install)
         if gpus:
-            install += ", or write gpus=False"
+            install += ", or leave out gpus="
             check_installed("pynvml", "SystemMonitor()", install, package="nvidia-ml-py")
+        elif gpus is None:
+            gpus = find_spec("pynvml") is not None
+            if not gpus and _NVIDIA_DRIVER.exists():
+                _log.warning("GPUs are not monitored without nvidia-ml-py: pip install %s", install)
         bus.log({})  # opens the process-wide bus if the environment configures it
         self._bus = bus
         self._every_secs = every_secs
