@@ -1,4 +1,4 @@
-"""Framework of the benchmarks: rounds, ratios, stored results, the page, and the command."""
+"""The benchmark framework: rounds, ratios, stored results, the page, and the command."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_arms_are_measured_in_alternating_order() -> None:
     assert samples == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
 
 
-def test_samples_of_the_warm_up_are_discarded() -> None:
+def test_warm_up_samples_are_discarded() -> None:
     rounds: list[int] = []
 
     def arm(number: int) -> float:
@@ -90,7 +90,7 @@ def test_samples_of_the_warm_up_are_discarded() -> None:
     assert rounds == [-1, 0, 1]
 
 
-def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
+def test_a_ratio_is_the_median_over_the_rounds() -> None:
     figure, baseline = Figure("one", [2.0, 30.0, 40.0]), Figure("other", [1.0, 3.0, 20.0])
     assert ratio(figure, baseline) == 2.0
     assert ratio(figure, Figure("single round", [10.0])) == 3.0
@@ -137,7 +137,7 @@ def test_met_and_missed_targets_are_listed_first() -> None:
     assert "- rate: target ≥ 1,000,000 values/s, measured 999,000 values/s, **not met**" in text
 
 
-def test_a_table_of_a_line_chart_has_a_limited_number_of_columns() -> None:
+def test_the_table_for_a_line_chart_has_a_limited_number_of_columns() -> None:
     head, ours, theirs = table_rows(report.x_table(line_result()))
     assert head[:2] == ["median, ns; values", "1"]
     assert head[-2:] == ["1,000,000,000,000", "read back"]
@@ -158,7 +158,7 @@ def test_the_page_warns_about_load_and_quick_runs() -> None:
     assert "other load during" not in report.page([quiet])
 
 
-def test_results_of_two_machines_name_the_machine() -> None:
+def test_results_from_two_machines_name_the_machine() -> None:
     other = msgspec.structs.replace(HERE, processor="Another one")
     text = report.page([make_measured("calls"), make_measured("flush_close", machine=other)])
     assert "Machine 2: Another one" in text
@@ -168,7 +168,7 @@ def test_results_of_two_machines_name_the_machine() -> None:
 def test_text_outside_the_markers_is_kept(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text(f"# By hand\n\n{report.START}\nold\n{report.END}\n\n## The end\n")
-    for _ in range(2):  # the second time changes nothing
+    for _ in range(2):  # the second write changes nothing
         report.write(page, [make_measured()])
         text = page.read_text()
         assert text.startswith(f"# By hand\n\n{report.START}\n\n### Targets")
@@ -258,7 +258,7 @@ def test_the_description_does_not_identify_the_machine() -> None:
     assert current_machine().versions["msgspec"] == msgspec.__version__
 
 
-def test_there_is_no_commit_outside_a_checkout(tmp_path: Path) -> None:
+def test_commit_is_empty_outside_a_checkout(tmp_path: Path) -> None:
     assert commit(tmp_path) == ""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "--quiet"], check=True)
@@ -316,7 +316,7 @@ def test_a_failed_case_is_named_and_the_others_run(
     assert "Made up" in out
     assert "printed" not in out
     measured = load(tmp_path / "benchmarks" / "results.json")
-    assert [(one.case, one.results[0].id) for one in measured] == [
+    assert [(case.case, case.results[0].id) for case in measured] == [
         ("kept", "kept"),
         ("good", "made-up"),
     ]
@@ -358,6 +358,6 @@ def test_the_command_lists_the_cases(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_the_command_rejects_unknown_cases() -> None:
     command = [sys.executable, "-m", "benchmarks", "--only", "nonsense"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no case is named nonsense" in done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "no case is named nonsense" in result.stderr

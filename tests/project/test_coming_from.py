@@ -1,7 +1,8 @@
-"""The pages for those who come from elsewhere: both sides run, and both backends have the same.
+"""The migration guides: the code of both libraries runs and logs the same data.
 
-On each page, the blocks that begin with one comment (`# wandb`, `# metricbus`) are one script. Both
-run in one empty folder; then the backend's own reader says what each has left there.
+On each page, the code blocks that start with the same comment (`# wandb`, `# metricbus`) form one
+script. Both scripts run in an empty folder. The backend's own reader then reads what each of them
+has written.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ from benchmarks.peers.services import make_template
 from tests.helpers.wandb_reader import wandb_config, wandb_rows
 
 PAGES = Path(__file__).parents[2] / "docs" / "coming-from"
-OURS = "# metricbus"
+METRICBUS = "# metricbus"
 
 Values = dict[tuple[str, int], float]
 
 
 @pytest.fixture
-def mlflow_as_it_was() -> Iterator[None]:
-    """What their side sets holds for the whole process, and would reach other tests."""
+def reset_mlflow() -> Iterator[None]:
+    """Cleanup of MLflow's global state, which the script sets and other tests would see."""
     import mlflow
     from mlflow.tracking import fluent
 
     yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # it takes that for its default
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # None restores the default
     fluent._active_experiment_id = None
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
 
 
 def blocks(page: str) -> list[tuple[int, str]]:
-    """The Python blocks of a page: their first line and text."""
+    """Return the first line number and the text of each Python block on a page."""
     tokens = MarkdownIt().parse((PAGES / page).read_text())
     return [
         (token.map[0] + 2 if token.map else 0, token.content)
@@ -56,38 +57,39 @@ def blocks(page: str) -> list[tuple[int, str]]:
     ]
 
 
-def whose(code: str) -> str:
+def label(code: str) -> str:
+    """Return the comment that assigns a block to one of the scripts."""
     return code.partition("\n")[0]
 
 
-def run(page: str, *sides: str) -> dict[str, Any]:
-    """Runs all blocks of these sides as one script; what is left of its names."""
+def run(page: str, *labels: str) -> dict[str, Any]:
+    """Run all blocks with these labels as one script and return its global variables."""
     names: dict[str, Any] = {"__name__": "__docs__"}
     with warnings.catch_warnings():
-        if OURS not in sides:
-            warnings.simplefilter("ignore")  # what other libraries warn of is theirs
+        if METRICBUS not in labels:
+            warnings.simplefilter("ignore")  # warnings of other libraries
         for line, code in blocks(page):
-            if whose(code) in sides:
-                padded = "\n" * (line - 1) + code  # errors show the page's own line
+            if label(code) in labels:
+                padded = "\n" * (line - 1) + code  # errors show the line number of the page
                 exec(compile(padded, page, "exec"), names)
     return names
 
 
-def test_every_block_says_whose_it_is() -> None:
-    for page, theirs in {
+def test_every_block_has_a_label() -> None:
+    for page, labels in {
         "summarywriter.md": {"# SummaryWriter"},
         "wandb.md": {"# wandb"},
         "mlflow.md": {"# mlflow"},
         "lightning.md": {"# Lightning", "# the logger"},
     }.items():
-        assert {whose(code) for _, code in blocks(page)} == theirs | {OURS}, page
+        assert {label(code) for _, code in blocks(page)} == labels | {METRICBUS}, page
 
 
 # SummaryWriter
 
 
 def events(folder: Path) -> Values:
-    """All scalars in the files of one folder and its sub-runs of late rows, as they are there."""
+    """Return every scalar in the event files of a folder and its sub-runs of late rows."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     return {
@@ -99,8 +101,8 @@ def events(folder: Path) -> Values:
     }
 
 
-def as_shown(folder: Path) -> tuple[set[tuple[str, int]], dict[str, list[str]]]:
-    """What TensorBoard shows of the folder's own files: scalars, and the names of media."""
+def displayed(folder: Path) -> tuple[set[tuple[str, int]], dict[str, list[str]]]:
+    """Return what TensorBoard displays for a folder without sub-runs: scalars and media names."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     reader = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -112,26 +114,26 @@ def as_shown(folder: Path) -> tuple[set[tuple[str, int]], dict[str, list[str]]]:
 
 @pytest.fixture
 def summary_writers() -> tuple[Path, Path]:
-    """What both sides of the page have written: theirs, ours."""
+    """The folders that the SummaryWriter script and the metricbus script have written."""
     run("summarywriter.md", "# SummaryWriter")
     Path("logs").rename("theirs")
-    run("summarywriter.md", OURS)
+    run("summarywriter.md", METRICBUS)
     return Path("theirs/digits"), Path("logs/digits")
 
 
 def test_event_files_have_the_same_scalars(summary_writers: tuple[Path, Path]) -> None:
     theirs, ours = map(events, summary_writers)
     loss = {("loss/train", 4): pytest.approx(0.2), ("loss/val", 4): pytest.approx(0.3)}
-    assert ours == theirs | loss  # of which add_scalars makes runs
-    sub_runs = [summary_writers[0] / f"loss_{one}" for one in ("train", "val")]
+    assert ours == theirs | loss  # add_scalars writes these to sub-runs
+    sub_runs = [summary_writers[0] / f"loss_{name}" for name in ("train", "val")]
     assert [list(events(folder)) for folder in sub_runs] == [[("loss", 4)]] * 2
     assert {("late", 50), ("late", 10), ("train/loss", 5)} <= ours.keys()
 
 
-def test_tensorboard_shows_the_same_media_and_forgets_the_same(
+def test_tensorboard_displays_the_same_media_and_hides_the_same_scalars(
     summary_writers: tuple[Path, Path],
 ) -> None:
-    (their_scalars, theirs), (our_scalars, ours) = map(as_shown, summary_writers)
+    (their_scalars, theirs), (our_scalars, ours) = map(displayed, summary_writers)
     assert (
         theirs
         == ours
@@ -142,17 +144,18 @@ def test_tensorboard_shows_the_same_media_and_forgets_the_same(
     assert ("train/loss", 4) in our_scalars
 
 
-def test_tensorboardx_has_the_same_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_runs_with_tensorboardx(monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorboardX
     import torch.utils.tensorboard
 
-    number = itertools.count()  # it names files by the second, and would overwrite the first one
+    # tensorboardX names its files by the second, so the second writer would overwrite the first.
+    number = itertools.count()
 
     def writer(*args: Any, **options: Any) -> Any:
         return tensorboardX.SummaryWriter(*args, filename_suffix=f".{next(number)}", **options)
 
     monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", writer)
-    monkeypatch.setattr(tensorboardX.SummaryWriter, "add_audio", Mock())  # it needs soundfile
+    monkeypatch.setattr(tensorboardX.SummaryWriter, "add_audio", Mock())  # requires soundfile
     run("summarywriter.md", "# SummaryWriter")
     assert events(Path("logs/digits")).keys() >= {("train/loss", 0), ("val/acc", 4), ("late", 10)}
 
@@ -161,32 +164,32 @@ def test_tensorboardx_has_the_same_calls(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def rows(folder: Path, step: str) -> tuple[Values, set[str]]:
-    """The numbers of W&B's own history by name and step, and the names of its media."""
+    """Return the numbers in W&B's history by name and step, and the names of the media."""
     numbers: Values = {}
-    named: set[str] = set()
+    media: set[str] = set()
     for row in wandb_rows(folder):
         for name, value in row.items():
             if isinstance(value, dict):
-                named.add(name)
+                media.add(name)
             elif not name.startswith(("_", "metricbus/")):
                 numbers[name, row[step]] = value
-    return numbers, named
+    return numbers, media
 
 
 @pytest.fixture
 def wandb_runs() -> tuple[Path, Path]:
-    """The folders in which both sides of the page have left their W&B runs."""
-    wandb.teardown()  # it would go on in the folder where this process first began a run
+    """The folders with the W&B runs of both scripts."""
+    wandb.teardown()  # otherwise W&B reuses the folder of this process's first run
     run("wandb.md", "# wandb")
-    return Path(), run("wandb.md", OURS)["bus"].folder
+    return Path(), run("wandb.md", METRICBUS)["bus"].folder
 
 
-def test_wandb_has_the_same_values_and_ours_has_the_late_one_too(
+def test_metricbus_delivers_the_values_of_the_wandb_script_and_the_late_one(
     wandb_runs: tuple[Path, Path],
 ) -> None:
     theirs, their_media = rows(wandb_runs[0], "_step")
     ours, our_media = rows(wandb_runs[1], "metricbus/step")
-    implied = {"tokens", "val/acc"}  # the step that each gives to a call without one
+    implied = {"tokens", "val/acc"}  # logged without a step, which each library assigns
     assert {key: ours[key] for key in theirs if key[0] not in implied} == {
         key: value for key, value in theirs.items() if key[0] not in implied
     }
@@ -194,7 +197,7 @@ def test_wandb_has_the_same_values_and_ours_has_the_late_one_too(
     assert their_media == our_media == {"weights", "sample", "errors"}
 
 
-def test_of_a_step_that_comes_twice_wandb_keeps_the_last_and_ours_both(
+def test_for_a_repeated_step_wandb_keeps_the_last_value_and_metricbus_both(
     wandb_runs: tuple[Path, Path],
 ) -> None:
     theirs, ours = (
@@ -206,7 +209,7 @@ def test_of_a_step_that_comes_twice_wandb_keeps_the_last_and_ours_both(
 def test_wandb_has_the_same_config_and_axis(wandb_runs: tuple[Path, Path]) -> None:
     for folder in wandb_runs:
         config = wandb_config(folder)
-        config.pop("_wandb", None)  # W&B's own part
+        config.pop("_wandb", None)  # W&B's internal entries
         assert config == {"lr": 0.1, "optimizer": {"name": "sgd"}}
     (row,) = [row for row in wandb_rows(wandb_runs[1]) if "val/acc" in row]
     assert row["metricbus/x/tokens"] == 4096
@@ -216,44 +219,44 @@ def test_wandb_has_the_same_config_and_axis(wandb_runs: tuple[Path, Path]) -> No
 
 
 def metrics(database: str) -> tuple[Values, dict[str, str], dict[str, str]]:
-    """All points of the one run by key and step, its params and tags, by MLflow's own client."""
+    """Return the points of the only run by key and step, its params and its tags."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{database}")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
+    (run,) = client.search_runs([experiment.experiment_id])
     points = {
         (key, point.step): point.value
-        for key in found.data.metrics
-        for point in client.get_metric_history(found.info.run_id, key)
+        for key in run.data.metrics
+        for point in client.get_metric_history(run.info.run_id, key)
     }
-    return points, found.data.params, found.data.tags | {"status": found.info.status}
+    return points, run.data.params, run.data.tags | {"status": run.info.status}
 
 
-@pytest.mark.usefixtures("mlflow_as_it_was")
+@pytest.mark.usefixtures("reset_mlflow")
 def test_mlflow_has_the_same_metrics_and_params() -> None:
-    make_template(Path())  # its tables take MLflow seconds to make
+    make_template(Path())  # MLflow needs seconds to create its tables
     for database in ("theirs.db", "ours.db"):
         shutil.copy("mlflow-empty.db", database)
     run("mlflow.md", "# mlflow")
-    run("mlflow.md", OURS)
+    run("mlflow.md", METRICBUS)
     theirs, their_params, their_tags = metrics("theirs.db")
     ours, our_params, our_tags = metrics("ours.db")
     assert math.isnan(theirs.pop(("nan", 0)))
     assert math.isnan(ours.pop(("nan", 0)))
-    only_ours = {key: value for key, value in ours.items() if key not in theirs}
-    assert ours == theirs | only_ours
-    assert only_ours.pop(("mean_1", 0)) == 0.5
+    only_metricbus = {key: value for key, value in ours.items() if key not in theirs}
+    assert ours == theirs | only_metricbus
+    assert only_metricbus.pop(("mean_1", 0)) == 0.5
     assert our_tags["metricbus.name.mean_1"] == "mean@1"
-    assert {key.split("/")[1] for key, _ in only_ours} == {"histogram"}
+    assert {key.split("/")[1] for key, _ in only_metricbus} == {"histogram"}
     assert their_params == our_params == {"lr": "0.1", "optimizer/name": "sgd"}
     assert their_tags["status"] == our_tags["status"] == "FINISHED"
     assert (their_tags["baseline"], our_tags["baseline"]) == ("yes", "true")
     assert json.loads(our_tags["mlflow.loggedArtifacts"])[0]["type"] == "table"
 
 
-def test_mlflow_tries_a_server_as_often_as_the_page_says() -> None:
+def test_mlflow_retries_as_often_as_documented() -> None:
     from mlflow.environment_variables import (
         MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
         MLFLOW_HTTP_REQUEST_MAX_RETRIES,
@@ -269,24 +272,25 @@ def test_mlflow_tries_a_server_as_often_as_the_page_says() -> None:
 
 
 def series(folder: Path) -> dict[tuple[str, int, int], float]:
+    """Return the values of a run by name, step and epoch."""
     history = metricbus.read(folder)
     return {
         (name, int(step), int(epoch)): value
         for name in history.names()
-        for one in [history.series(name)]
-        for step, epoch, value in zip(one.step, one.epoch, one.value, strict=True)
+        for points in [history.series(name)]
+        for step, epoch, value in zip(points.step, points.epoch, points.value, strict=True)
     }
 
 
 @pytest.fixture
 def names() -> Iterator[dict[str, Any]]:
-    """What Lightning's side of the page leaves: the model, their logger, ours."""
-    found = run("lightning.md", "# Lightning", "# the logger")
-    yield found
-    found["our_logger"].bus.close()
+    """The variables of the Lightning script, such as the model and both loggers."""
+    variables = run("lightning.md", "# Lightning", "# the logger")
+    yield variables
+    variables["our_logger"].bus.close()
 
 
-def test_the_logger_and_a_loop_of_ones_own_have_what_lightnings_logger_has(
+def test_the_logger_and_a_plain_loop_log_the_same_values_as_lightnings_logger(
     names: dict[str, Any],
 ) -> None:
     with open(Path(names["their_logger"].log_dir) / "metrics.csv", newline="") as lines:
@@ -298,14 +302,16 @@ def test_the_logger_and_a_loop_of_ones_own_have_what_lightnings_logger_has(
         }
     assert series(names["our_logger"].bus.folder) == theirs
     assert dict(names["our_logger"].bus.config) == {"lr": 0.1}
-    own = series(run("lightning.md", OURS)["bus"].folder)
+    plain_loop = series(run("lightning.md", METRICBUS)["bus"].folder)
     for (name, step, epoch), value in theirs.items():
-        ours = own[name.removesuffix("_step"), step, epoch]
+        ours = plain_loop[name.removesuffix("_step"), step, epoch]
         assert ours == pytest.approx(value, rel=1e-4), (name, step)
 
 
-@pytest.mark.filterwarnings("ignore")  # few workers, no validation: Lightning's
-def test_the_logger_stays_open_for_a_test_and_fails_with_the_fit(names: dict[str, Any]) -> None:
+@pytest.mark.filterwarnings("ignore")  # Lightning's: few workers, no validation
+def test_the_logger_stays_open_for_a_test_and_a_failed_fit_fails_the_run(
+    names: dict[str, Any],
+) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -321,12 +327,12 @@ def test_the_logger_stays_open_for_a_test_and_fails_with_the_fit(names: dict[str
     assert json.loads((logger.bus.folder / "run.json").read_text())["status"] == "failed"
 
 
-# The words of the pages
+# References in the text
 
 
 @pytest.mark.parametrize("page", ["wandb.md", "mlflow.md", "../comparison.md"])
-def test_what_a_page_says_of_a_library_is_there(page: str) -> None:
-    """`wandb.Html`, `run.watch(...)`, `mlflow.log_dict`: names that the installed version has."""
+def test_library_functions_that_a_page_mentions_exist(page: str) -> None:
+    """Check names such as `wandb.Html`, `run.watch(...)` and `mlflow.log_dict`."""
     text = (PAGES / page).read_text()
     for library, attribute in set(re.findall(r"`(wandb|mlflow)\.(\w+)", text)):
         module = importlib.import_module(library)
@@ -335,10 +341,10 @@ def test_what_a_page_says_of_a_library_is_there(page: str) -> None:
         assert hasattr(importlib.import_module("wandb").Run, method), f"{page}: run.{method}"
 
 
-def test_what_the_page_says_of_summary_writer_is_there() -> None:
+def test_summary_writer_methods_that_the_page_mentions_exist() -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     text = (PAGES / "summarywriter.md").read_text()
-    called = set(re.findall(r"`(add_\w+)", text))
-    assert len(called) > 10
-    assert all(hasattr(SummaryWriter, name) for name in called)
+    methods = set(re.findall(r"`(add_\w+)", text))
+    assert len(methods) > 10
+    assert all(hasattr(SummaryWriter, name) for name in methods)

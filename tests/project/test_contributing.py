@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md tells is so, and what is there already keeps to what it asks for."""
+"""CONTRIBUTING.md is accurate, and the existing code meets its requirements."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
-CODE = [  # all that stands between backticks, and in blocks of commands
+CODE = [
     child.content
     for token in MarkdownIt().enable("table").parse(PAGE)
     for child in (token, *(token.children or []))
     if child.type in ("code_inline", "fence")
 ]
+"""Inline code and code blocks of the page."""
+
 FILES = sorted(
     {path for path in CODE if re.fullmatch(r"[\w./-]+(/|\.(py|md|txt|toml|json))", path)}
 )
 
 
 def recipe(target: str) -> list[str]:
-    """The commands of a target of the Makefile."""
+    """Return the commands of a Makefile target."""
     block = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
     assert block, target
     return [line.strip().replace("$(BIN)", ".venv/bin") for line in block[1].splitlines()]
@@ -47,41 +49,41 @@ def recipe(target: str) -> list[str]:
 # The page
 
 
-def test_hooks_before_a_commit_are_the_commands_of_lint_and_types() -> None:
+def test_pre_commit_hooks_match_the_lint_and_types_targets() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     entries = re.findall(r"^ *entry: (.+)$", hooks, re.MULTILINE)
     assert entries == [*recipe("lint"), *recipe("types")]
 
 
-def test_every_target_of_make_is_there() -> None:
-    told = {
+def test_every_make_target_exists() -> None:
+    mentioned = {
         target
         for code in CODE
         for words in re.findall(r"^make ((?:[a-z-]+ ?)+)", code, re.MULTILINE)
         for target in words.split()
     }
-    assert told >= {"lint", "test", "docs", "bench"}
-    assert told <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    assert mentioned >= {"lint", "test", "docs", "bench"}
+    assert mentioned <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_every_file_is_there(path: str) -> None:
+def test_every_file_exists(path: str) -> None:
     folders = (ROOT, ROOT / "src" / "metricbus", ROOT / "src" / "metricbus" / "sinks")
-    made_by_a_build = path == "dist/"
-    assert made_by_a_build or any((folder / path).exists() for folder in folders)
+    is_build_output = path == "dist/"
+    assert is_build_output or any((folder / path).exists() for folder in folders)
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_relative_link_has_a_target() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGE)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-# What it asks for
+# Requirements
 
 
 @pytest.mark.parametrize("name", sorted(_BUILTIN))
-def test_a_sink_tells_how_to_install_what_it_needs(name: str) -> None:
+def test_a_sink_names_the_command_that_installs_its_packages(name: str) -> None:
     sink = find_sink(name)
     assert (sink.__doc__ or "").strip()
     if sink.requires:
@@ -91,39 +93,39 @@ def test_a_sink_tells_how_to_install_what_it_needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(_BUILTIN))
-def test_a_sink_has_its_place_in_the_docs(name: str) -> None:
+def test_the_docs_mention_every_sink(name: str) -> None:
     assert f"`{name}`" in DOCS
 
 
 @pytest.mark.parametrize("record", MEDIA_RECORD_TYPES)
-def test_every_sink_takes_every_medium(record: type) -> None:
+def test_every_sink_accepts_every_medium(record: type) -> None:
     assert [name for name in _BUILTIN if record not in find_sink(name).kinds] == []
 
 
 @pytest.mark.parametrize("record", MEDIA_RECORD_TYPES)
-def test_a_medium_has_a_type_that_users_make_and_its_place_in_the_docs(record: type) -> None:
+def test_a_medium_has_a_public_class_that_the_docs_mention(record: type) -> None:
     name = record.__name__.removesuffix("Record")
     assert name in media.__all__
     assert f"`{name}" in DOCS
 
 
 def test_every_setting_is_an_argument_of_the_bus() -> None:
-    """But for the folder of a run to join, which only the environment can say."""
+    """Except for the folder of a run to join, which only the environment can set."""
     arguments = set(inspect.signature(MetricBus).parameters)
     settings = {setting.name for setting in list_settings()}
-    assert settings - arguments == {"run_id", "run_dir"}  # the argument is called `id`
+    assert settings - arguments == {"run_id", "run_dir"}  # `run_id` is the argument `id`
     assert "id" in arguments
 
 
-def test_every_reduction_is_told_in_the_docs() -> None:
+def test_the_docs_mention_every_reduction() -> None:
     assert [name for name in _BY_NAME if f"`{name}`" not in DOCS] == []
 
 
-def test_ranks_reduce_by_what_merges() -> None:
+def test_reductions_across_ranks_can_be_merged() -> None:
     assert [name for name in get_args(AcrossRanks) if not reduction_factory(name)().can_merge] == []
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_a_command_has_an_example_and_its_place_in_the_docs(name: str) -> None:
+def test_a_command_has_an_example_and_the_docs_mention_it(name: str) -> None:
     assert re.search(rf"Example: .*metricbus {name}\b", COMMANDS[name].help)
     assert f"metricbus {name}" in DOCS or f"`{name}`" in DOCS

@@ -1,4 +1,4 @@
-"""The code in README and docs runs, its commands exist, and its links lead somewhere."""
+"""The README and docs: code blocks run, commands exist, and links have a target."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.helpers.limits import HANG_SECS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-CONTINUES = "<!-- continues -->"  # above a block that goes on where the one before it ended
+CONTINUES = "<!-- continues -->"  # placed above a block that continues the previous one
 
 
 class Block(NamedTuple):
-    """A code block: its first line in the page, its text, and whether it goes on with another."""
+    """A code block: its first line number, its text, and whether it continues the previous one."""
 
     line: int
     code: str
@@ -38,75 +38,76 @@ class Block(NamedTuple):
 
 
 def fences(page: Path, language: str) -> list[Block]:
-    """The code blocks of a page in a language."""
-    found = []
-    before: Token | None = None
+    """Return the code blocks of a page in a language."""
+    blocks = []
+    previous: Token | None = None
     for token in MarkdownIt().parse(page.read_text()):
         if token.type == "fence" and token.info.strip() == language:
-            continues = before is not None and before.content.strip() == CONTINUES
-            found.append(Block(token.map[0] + 2 if token.map else 0, token.content, continues))
-        before = token
-    return found
+            continues = previous is not None and previous.content.strip() == CONTINUES
+            blocks.append(Block(token.map[0] + 2 if token.map else 0, token.content, continues))
+        previous = token
+    return blocks
 
 
-def stories(page: Path) -> Iterator[list[Block]]:
-    """The page's Python blocks, those that continue one another together."""
-    story: list[Block] = []
+def scripts(page: Path) -> Iterator[list[Block]]:
+    """Yield the Python blocks of a page, each together with the blocks that continue it."""
+    script: list[Block] = []
     for block in fences(page, "python"):
-        if story and not block.continues:
-            yield story
-            story = []
-        story.append(block)
-    if story:
-        yield story
+        if script and not block.continues:
+            yield script
+            script = []
+        script.append(block)
+    if script:
+        yield script
 
 
-def whereabouts(page: Path) -> str:
+def relative_path(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-STORIES = [
-    pytest.param(page, story, id=f"{whereabouts(page)}:{story[0].line}")
+SCRIPTS = [
+    pytest.param(page, script, id=f"{relative_path(page)}:{script[0].line}")
     for page in PAGES
-    if page.parent.name != "coming-from"  # test_coming_from.py has what these need
-    for story in stories(page)
+    if page.parent.name != "coming-from"  # these are run by test_coming_from.py
+    for script in scripts(page)
 ]
 
 
 @pytest.fixture
-def process_wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process-wide bus to whom nobody has spoken."""
-    fresh = DefaultBus()
-    monkeypatch.setattr("metricbus.bus", fresh)  # first: it comes from the other when first asked
-    monkeypatch.setattr("metricbus._bus.default_bus.bus", fresh)
+def default_bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process-wide bus that has not been configured yet."""
+    bus = DefaultBus()
+    # The order matters: the first access to `metricbus.bus` loads it from `default_bus`.
+    monkeypatch.setattr("metricbus.bus", bus)
+    monkeypatch.setattr("metricbus._bus.default_bus.bus", bus)
     yield
-    fresh.close()
+    bus.close()
 
 
-@pytest.mark.parametrize(("page", "story"), STORIES)
+@pytest.mark.parametrize(("page", "script"), SCRIPTS)
 def test_a_code_block_runs(
-    page: Path, story: list[Block], tmp_path: Path, process_wide: None
+    page: Path, script: list[Block], tmp_path: Path, default_bus: None
 ) -> None:
     names: dict[str, Any] = {"__name__": "__docs__"}
-    for block in story:
-        padded = "\n" * (block.line - 1) + block.code  # errors show the page's own line
+    for block in script:
+        padded = "\n" * (block.line - 1) + block.code  # errors show the line number of the page
         exec(compile(padded, str(page), "exec"), names)
-    tests = [one for name, one in names.items() if name.startswith("test_") and callable(one)]
+    tests = [value for name, value in names.items() if name.startswith("test_") and callable(value)]
     for test in tests:
         test(*[tmp_path] * len(inspect.signature(test).parameters))
 
 
-def test_there_are_code_blocks() -> None:
-    assert len(STORIES) >= 40
+def test_code_blocks_are_collected() -> None:
+    assert len(SCRIPTS) >= 40
 
 
-def test_the_lines_on_the_journals_page_are_records() -> None:
+def test_the_journal_page_shows_valid_records() -> None:
     (lines,) = fences(DOCS / "journal.md", "json")
     kinds = [type(decode(line.encode())) for line in lines.code.splitlines()]
     assert kinds == [Header, Scalars, Scalars, End]
 
 
-def test_every_relative_link_leads_somewhere() -> None:
+def test_every_relative_link_has_a_target() -> None:
     for page in PAGES:
         for token in MarkdownIt().parse(page.read_text()):
             for child in token.children or []:
@@ -116,7 +117,7 @@ def test_every_relative_link_leads_somewhere() -> None:
 
 
 COMMANDS = [
-    pytest.param(line.split("  #")[0], id=f"{whereabouts(page)}: {line[:60]}")
+    pytest.param(line.split("  #")[0], id=f"{relative_path(page)}: {line[:60]}")
     for page in PAGES
     for block in fences(page, "sh")
     for line in block.code.splitlines()
@@ -125,7 +126,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_line_has_a_command_and_options_that_there_are(line: str) -> None:
+def test_a_command_line_uses_existing_commands_and_options(line: str) -> None:
     words = shlex.split(line.partition("|")[0])
     while "=" in words[0]:
         words.pop(0)
@@ -139,42 +140,43 @@ def test_a_command_line_has_a_command_and_options_that_there_are(line: str) -> N
     context.close()
 
 
-def test_there_are_command_lines() -> None:
+def test_command_lines_are_collected() -> None:
     assert len(COMMANDS) >= 30
 
 
-def test_the_page_of_commands_is_what_the_code_says() -> None:
-    made = subprocess.run(
+def test_the_generated_command_reference_is_up_to_date() -> None:
+    result = subprocess.run(
         [sys.executable, DOCS / "made" / "commands.py"],
         capture_output=True,
         text=True,
         check=True,
         timeout=HANG_SECS,
     )
-    assert (DOCS / "commands.md").read_text() == made.stdout, "make pages"
+    assert (DOCS / "commands.md").read_text() == result.stdout, "make pages"
 
 
-def test_every_command_is_told_on_the_command_lines_page() -> None:
+def test_the_docs_mention_every_command() -> None:
     text = (DOCS / "cli.md").read_text() + (DOCS / "guide.md").read_text()
-    told = [name for name in get_command(app).commands if f"metricbus {name}" in text]  # type: ignore[attr-defined]
-    assert set(told) >= {"ls", "show", "compare", "tail", "plot", "import", "deliver"}
+    mentioned = [name for name in get_command(app).commands if f"metricbus {name}" in text]  # type: ignore[attr-defined]
+    assert set(mentioned) >= {"ls", "show", "compare", "tail", "plot", "import", "deliver"}
 
 
-def test_the_api_pages_have_the_public_names_and_no_others() -> None:
+def test_the_api_pages_list_exactly_the_public_names() -> None:
     text = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
-    shown = re.findall(r"^::: (metricbus[\w.]*)$", text, re.MULTILINE)
+    documented = re.findall(r"^::: (metricbus[\w.]*)$", text, re.MULTILINE)
     whole = {"metricbus.testing": metricbus.testing.__all__, "metricbus.sinks.base": []}
     public = {f"metricbus.{name}" for name in metricbus.__all__}
     hooks = {f"metricbus.torch.{name}" for name in metricbus.torch.__all__}
-    again = {name for name in hooks if name.replace(".torch", "") in public}  # under both names
-    below = {"metricbus._bus.scope.Scope", *whole}  # what methods give; modules that stand as one
-    inside = {"metricbus.Sink"}  # in the page of metricbus.sinks.base
-    assert sorted(shown) == sorted((public | hooks | below) - again - inside)
+    aliases = {name for name in hooks if name.replace(".torch", "") in public}
+    # A type that methods return, and modules that are documented as a whole.
+    additional = {"metricbus._bus.scope.Scope", *whole}
+    included = {"metricbus.Sink"}  # in metricbus.sinks.base
+    assert sorted(documented) == sorted((public | hooks | additional) - aliases - included)
     for names in whole.values():
         assert all(name in text for name in names)
 
 
-def test_every_page_is_in_the_sites_nav() -> None:
+def test_the_site_navigation_lists_every_page() -> None:
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     for page in sorted(DOCS.rglob("*.md")):
         assert re.search(rf"[ :]{re.escape(str(page.relative_to(DOCS)))}$", nav, re.MULTILINE), page

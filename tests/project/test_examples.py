@@ -1,7 +1,8 @@
-"""The examples that people copy run as they are, and log what they say.
+"""The examples in `docs/examples` run unchanged and log what they claim to log.
 
-All but the distributed one run in this process: they start no process and set nothing for good but
-torch's seed, and importing torch anew for each would take longer than all of them together.
+All except the distributed one run in this process, because importing torch in a new process for
+each would take longer than all of the examples together. They start no processes and change no
+global state except torch's seed.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ Run = Callable[[str], History]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs an example as `python x.py` would, in an empty folder; what its last run logged."""
+    """A function that runs an example as `python x.py` would and returns the run's history."""
     monkeypatch.setenv("MPLBACKEND", "Agg")
 
     def run(name: str) -> History:
-        left = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-        return metricbus.read(left["bus"].folder)
+        variables = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return metricbus.read(variables["bus"].folder)
 
     return run
 
@@ -53,13 +54,13 @@ def test_every_example_is_tested_and_listed() -> None:
         assert f"]({name}.py)" in listed, f"{name} is not in the list"
 
 
-def test_the_plain_loop_logs_lines_stops_early_and_draws(
+def test_the_plain_loop_logs_stops_early_and_plots(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     history = run("plain_loop")
     losses, epochs = history.series("train/loss"), history.series("val/loss")
-    assert losses.step[:3].tolist() == [9, 19, 22]  # every 10 batches, and the rest of the epoch
+    assert losses.step[:3].tolist() == [9, 19, 22]  # every 10 batches, and at the end of the epoch
     assert len(epochs) < 30
     assert history.series("early_stopping/val/loss/stopped").value[-1] == 1
     assert history.series("val/accuracy").value[-1] > 0.9
@@ -86,7 +87,7 @@ def test_gradient_norms_of_the_first_layer_vanish(run: Run) -> None:
     assert len(history.media("gradients/0.weight")) == len(first)
 
 
-def test_learning_rates_are_logged_for_each_group_by_name(run: Run) -> None:
+def test_learning_rates_are_logged_under_the_name_of_each_group(run: Run) -> None:
     history = run("learning_rates")
     body, head = history.series("lr/body"), history.series("lr/head")
     assert np.allclose(head.value, 10 * body.value)
@@ -105,15 +106,13 @@ def test_clipping_logs_the_norm_before_and_after(run: Run) -> None:
 
 def test_each_class_has_an_accuracy(run: Run) -> None:
     history = run("per_class_accuracy")
-    of_classes = [history.series(f"val/accuracy/{digit}").value for digit in range(10)]
-    assert {len(values) for values in of_classes} == {5}
-    assert np.allclose(np.mean(of_classes, axis=0), history.series("val/accuracy_mean").value)
-    assert (
-        np.min(of_classes, axis=0).tolist() == history.series("val/accuracy_worst").value.tolist()
-    )
+    by_class = [history.series(f"val/accuracy/{digit}").value for digit in range(10)]
+    assert {len(values) for values in by_class} == {5}
+    assert np.allclose(np.mean(by_class, axis=0), history.series("val/accuracy_mean").value)
+    assert np.min(by_class, axis=0).tolist() == history.series("val/accuracy_worst").value.tolist()
 
 
-def test_each_validation_set_has_a_value_an_epoch_and_the_best_is_saved(run: Run) -> None:
+def test_each_validation_set_is_logged_once_per_epoch_and_the_best_model_is_saved(run: Run) -> None:
     history = run("several_validation_sets")
     noisy = history.series("val/noisy/accuracy").value
     assert len(noisy) == len(history.series("val/shifted/accuracy")) == 8
@@ -121,24 +120,24 @@ def test_each_validation_set_has_a_value_an_epoch_and_the_best_is_saved(run: Run
     assert (history.folder / "best.pt").exists()
 
 
-def test_examples_seen_are_the_step(run: Run) -> None:
+def test_the_step_counts_examples_seen(run: Run) -> None:
     history = run("examples_seen")
     steps = history.series("train/loss").step
     assert steps[0] == 128
     assert steps[-1] == 3 * 1797
 
 
-def test_running_averages_are_those_of_the_values(run: Run) -> None:
+def test_running_averages_match_the_logged_values(run: Run) -> None:
     history = run("running_averages")
     losses = history.series("train/loss").value
-    of_20 = history.series("train/loss_of_20").value
-    assert of_20[0] == pytest.approx(losses[:20].mean())
+    means_of_20 = history.series("train/loss_of_20").value
+    assert means_of_20[0] == pytest.approx(losses[:20].mean())
     assert len(history.series("train/loss_smooth")) == len(losses)
     assert history.series("train/loss_epoch").value[0] == pytest.approx(losses[:113].mean())
     assert history.series("train/loss_spread").value[0] == pytest.approx(losses[:20].std())
 
 
-def test_system_metrics_come_beside_the_times_of_steps(run: Run) -> None:
+def test_system_metrics_and_step_times_are_logged(run: Run) -> None:
     history = run("system_metrics")
     assert history.series("system/memory").value[0] > 0
     parts = [
@@ -164,7 +163,7 @@ def test_media_can_be_opened(run: Run) -> None:
         assert getattr(frames, "n_frames", 1) == 12
 
 
-def test_under_accumulation_a_step_is_an_optimizer_step(run: Run) -> None:
+def test_with_gradient_accumulation_the_step_counts_optimizer_steps(run: Run) -> None:
     history = run("accumulation_amp")
     losses = history.series("train/loss")
     assert losses.step.tolist() == list(range(3 * 112 // 4))
@@ -173,18 +172,18 @@ def test_under_accumulation_a_step_is_an_optimizer_step(run: Run) -> None:
     assert losses.value[-1] < losses.value[0] / 2
 
 
-def test_metric_objects_give_a_value_an_epoch(run: Run) -> None:
+def test_metric_objects_log_one_value_per_epoch(run: Run) -> None:
     history = run("metric_objects")
     assert history.series("train/loss").epoch.tolist() == [0, 1, 2, 3, 4]
-    of_classes = [history.series(f"val/accuracy_of/{digit}").value for digit in range(10)]
-    assert {len(values) for values in of_classes} == {5}
+    by_class = [history.series(f"val/accuracy_of/{digit}").value for digit in range(10)]
+    assert {len(values) for values in by_class} == {5}
     assert history.series("val/accuracy").value[-1] > 0.8
     assert history.series("val/f1").value[-1] > 0.8
 
 
-def test_two_ranks_under_torchrun_make_one_run(tmp_path: Path) -> None:
+def test_two_ranks_under_torchrun_write_one_run(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, *launch, str(EXAMPLES / "distributed.py")],
         cwd=tmp_path,
         capture_output=True,
@@ -192,11 +191,12 @@ def test_two_ranks_under_torchrun_make_one_run(tmp_path: Path) -> None:
         timeout=HANG_SECS,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     history = metricbus.read(folder)
     assert len(list((folder / "journal").iterdir())) == 1
     accuracy = history.series("val/accuracy").value
-    right = accuracy * 359  # the whole validation set: a count, as exact as the mean is weighted
-    assert np.allclose(right, np.round(right), atol=1e-3)
+    # If the mean is weighted correctly, the product with the number of examples is an integer.
+    correct = accuracy * 359
+    assert np.allclose(correct, np.round(correct), atol=1e-3)
     assert len(history.series("train/loss")) == len(accuracy)
