@@ -160,7 +160,7 @@ class LinesOptions(msgspec.Struct):
 
 
 class LinesSink(Sink):
-    """The sink of docs/sinks.md, with type annotations."""
+    """The sink of docs/writing-a-sink.md, with type annotations."""
 
     Options = LinesOptions
     kinds = (Scalars,)
