@@ -134,10 +134,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    artefacts = ["--artifacts-destination", str(folder / "artefacts")]
+    artifacts = ["--artifacts-destination", str(folder / "artifacts")]
     with open(folder / "log.txt", "wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *address, *store, *artefacts],
+            [sys.executable, "-m", "mlflow", "server", *address, *store, *artifacts],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -7,8 +7,8 @@ package was reorganized (commit 52ef15a):
     PYTHONPATH=<checkout of 52ef15a>/src python make.py
 
 A child process writes each run through the public API. It replaces the clocks, the host name, the
-script's path and `os.urandom`, and writes to `/tmp/training`. The files therefore reveal nothing about
-the machine except process ids and their start times, and only these change when the files are
+script's path and `os.urandom`, and writes to `/tmp/training`. The files therefore reveal nothing
+about the machine except process ids and their start times, and only these change when the files are
 regenerated. No file is edited after the run.
 """
 

@@ -6,8 +6,8 @@
 A child process logs one value per call at a steady pace, with the writer's defaults, and reports
 its last call. Then the child alone is killed. Its own child processes (of W&B, or of metricbus's
 delivery) continue, as they do when a training runs out of memory. After a while the values are read
-with the backend's own reader. With `--everything`, all of the processes are killed, as in containers
-and under schedulers. CLU and trackio run in a separate environment (`make .venv/peers/installed`).
+with the backend's own reader. With `--everything`, all of the processes are killed, as containers
+and schedulers do. CLU and trackio run in a separate environment (`make .venv/peers/installed`).
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def count_kept_values(
 ) -> int:
     """Return how many of `calls` values, one every `pace` seconds, can be read after the kill.
 
-    Values are counted for up to `patience` seconds. With `everything`, they are counted immediately,
+    Values are counted for up to `patience` seconds. With `everything`, they are counted at once,
     because no process is left that could write more.
     """
     writer = WRITERS[name]

@@ -19,7 +19,7 @@ SLOWNESS = max(1.0, min(_loop_secs() for _ in range(3)) / _REFERENCE_SECS)
 
 
 def scaled(secs: float) -> float:
-    """Return the limit for an operation that takes at most `secs` on the loaded reference machine."""
+    """Return the limit for an operation of at most `secs` on the reference machine under load."""
     return secs * SLOWNESS
 
 

@@ -93,7 +93,7 @@ def share_of(rank: int, size: int) -> list[tuple[float, float]]:
 
 
 def reduce_everything(rank: int, size: int) -> Any:
-    """Use every reduction, with uneven shares, a rank without values, and a name on one rank only."""
+    """Use every reduction with uneven shares, a rank without values, and a name on one rank."""
     with MetricBus(id="r", dir=".", sinks="csv") as bus:
         for op in ("mean", "sum", "min", "max", "count", "std"):
             bus.define(op, across_ranks=op)
