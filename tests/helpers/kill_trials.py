@@ -26,10 +26,11 @@ import metricbus
 from metricbus._common.records import Header, Scalars
 from metricbus._journal.crash_recovery import partial_rows
 from metricbus._journal.segment_reader import JournalReader
+from tests.helpers.limits import scaled
 
 THREADS = 3
 MAX_VALUES = 100_000  # per thread
-GRACE_SECS = 1.0
+GRACE_SECS = scaled(1.0)
 CHECKPOINT_SECS = 0.3
 
 _TRAINING = f"""
