@@ -1,5 +1,7 @@
-"""The starting point of every test: no settings in the environment, an empty folder, quiet loggers,
-default signal handlers. A test that leaves a thread or a process of metricbus behind fails.
+"""The environment of every test.
+
+A test starts without settings in the environment, in an empty folder, with unconfigured loggers and
+default signal handlers. It fails if it leaves a thread or process of metricbus running.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from metricbus.testing import MemorySink
 from tests.helpers.leftovers import MARKER, marked_processes, own_threads, stop_consumers
 from tests.helpers.limits import HANG_SECS, scaled
 
-# A shell script that starts pytest in the background lets it ignore SIGINT, and child processes
-# would inherit that.
+# A shell ignores SIGINT in the commands that it starts in the background. Child processes would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_DFL)
@@ -50,14 +52,14 @@ IN_PROCESS = {"METRICBUS_DELIVERY": "thread", "METRICBUS_LINGER_SECS": "30"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Limit each test, unless the command line does."""
+    """Set a timeout for each test, unless the command line sets one."""
     if config.option.timeout is None:
         config.option.timeout = HANG_SECS
 
 
 @pytest.fixture(autouse=True, scope="session")
 def staging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep W&B from staging the files of tables in the home folder."""
+    """A temporary staging folder for W&B, instead of the one in the home folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(STAGING, str(tmp_path_factory.mktemp("wandb-data")))
         yield
@@ -65,6 +67,7 @@ def staging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A clean environment. Checks afterwards that nothing is left running."""
     threads_before = set(own_threads())
     marker = f"{os.getpid()}-{time.monotonic_ns()}"
     monkeypatch.setenv(MARKER, marker)
@@ -88,25 +91,25 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _fail_for_leftovers(threads_before: set[threading.Thread], marker: str) -> None:
-    """Wait for the threads and processes that the test started; fail if some do not end."""
+    """Wait for the threads and processes that the test started. Fail if some do not end."""
 
-    def left() -> list[str]:
+    def leftovers() -> list[str]:
         threads = [thread.name for thread in own_threads() if thread not in threads_before]
         return threads + [f"{pid}: {line}" for pid, line in marked_processes(marker).items()]
 
     deadline = time.monotonic() + scaled(60)
-    while left() and time.monotonic() < deadline:
+    while leftovers() and time.monotonic() < deadline:
         time.sleep(0.01)
-    if found := left():
+    if remaining := leftovers():
         for pid in marked_processes(marker):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        pytest.fail("the test left running: " + "; ".join(found), pytrace=False)
+        pytest.fail("the test left running: " + "; ".join(remaining), pytrace=False)
 
 
 @pytest.fixture
 def stops_consumers() -> Iterator[None]:
-    """For tests that leave a consumer with a backend that never answers."""
+    """Cleanup for tests that leave a consumer with a backend that never answers."""
     yield
     stop_consumers()
 
@@ -129,12 +132,12 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    artefacts = ["--artifacts-destination", str(folder / "artefacts")]
+    artifacts = ["--artifacts-destination", str(folder / "artifacts")]
     with open(folder / "log.txt", "wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *where, *store, *artefacts],
+            [sys.executable, "-m", "mlflow", "server", *address, *store, *artifacts],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -158,7 +161,7 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture
 def wait_for() -> Callable[[Callable[[], bool]], None]:
-    """Poll a condition until a deadline."""
+    """A function that polls a condition until a deadline."""
     return _wait
 
 

@@ -135,7 +135,7 @@ def test_quantiles_match_numpy(name: str, q: float, values: list[float]) -> None
     assert reduce_values(name, list(values)) == pytest.approx(expected, rel=1e-12, abs=1e-300)
 
 
-def test_quantile_of_many_values_is_that_of_a_sample() -> None:
+def test_quantile_of_many_values_is_estimated_from_a_sample() -> None:
     count = 3 * EXACT_QUANTILES
     assert reduce_values("median", list(range(count))) == pytest.approx(count / 2, rel=0.02)
 

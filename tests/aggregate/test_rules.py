@@ -423,7 +423,7 @@ def test_std_and_count_do_not_replace_single_values(
     "definitions",
     [[{"on_step": False}], [{"on_step": False, "on_epoch": True}, {"on_epoch": False}]],
 )
-def test_warns_of_definitions_that_would_emit_nothing(
+def test_warns_about_definitions_that_would_emit_nothing(
     bus: MetricBus, caplog: pytest.LogCaptureFixture, definitions: list[dict[str, Any]]
 ) -> None:
     for definition in definitions:
@@ -435,7 +435,7 @@ def test_warns_of_definitions_that_would_emit_nothing(
 
 
 @pytest.mark.parametrize("names", [("x", "x_epoch"), ("x_epoch", "x")])
-def test_warns_of_a_name_that_is_also_an_epoch_name(
+def test_warns_about_a_name_that_is_also_an_epoch_name(
     bus: MetricBus, caplog: pytest.LogCaptureFixture, names: tuple[str, str]
 ) -> None:
     bus.define("x", on_epoch=True)
@@ -446,7 +446,7 @@ def test_warns_of_a_name_that_is_also_an_epoch_name(
     assert caplog.text.count("both are written to one series") == 1
 
 
-def test_warns_at_close_of_an_axis_that_was_never_logged(
+def test_warns_at_close_about_an_axis_that_was_never_logged(
     bus: MetricBus, caplog: pytest.LogCaptureFixture
 ) -> None:
     bus.define("loss", axis="tokenz")

@@ -97,7 +97,7 @@ def test_terminal_has_a_bar(bus: MetricBus, terminal: Terminal) -> None:
     assert "| 3/3 [00:00<00:00" in line
 
 
-def test_stream_that_is_no_terminal_has_no_bar(bus: MetricBus, stderr: io.StringIO) -> None:
+def test_stream_that_is_not_a_terminal_has_no_bar(bus: MetricBus, stderr: io.StringIO) -> None:
     for _ in bus.epochs(2):
         list(bus.steps(range(3)))
     assert not stderr.getvalue()
@@ -198,7 +198,7 @@ def test_process_wide_bus_has_a_bar_before_its_first_log(
 
 
 @pytest.mark.parametrize("position", ["around", "inside"])
-def test_loop_with_the_users_own_tqdm_bar_has_no_second_bar(
+def test_loop_with_a_user_defined_tqdm_bar_has_no_second_bar(
     bus: MetricBus, terminal: Terminal, position: str
 ) -> None:
     loop: Any = bus.steps(range(3))
@@ -459,7 +459,7 @@ def test_log_does_no_work_for_the_bars(bus: MetricBus) -> None:
     assert calls == {"log": 1, "time_ns": 1, "append": 1, "len": 1}
 
 
-def test_definition_of_progress_only_is_not_sent_to_the_collector(bus: MetricBus) -> None:
+def test_definition_with_only_progress_is_not_sent_to_the_collector(bus: MetricBus) -> None:
     bus.define("loss", progress=True)
     bus.flush()
     assert bus._session is not None
@@ -555,7 +555,7 @@ def test_validation_loop_shows_the_metrics_of_its_scope(bus: MetricBus, terminal
     assert line.endswith("it/s, val/seen=2]")
 
 
-def test_bar_shows_the_epoch_series_under_its_own_name(bus: MetricBus, terminal: Terminal) -> None:
+def test_bar_shows_the_epoch_series_under_its_name(bus: MetricBus, terminal: Terminal) -> None:
     bus.define("loss*", progress=True)
     bus.define("loss", on_step=True, on_epoch=True)
     for epoch in bus.epochs(1):
@@ -568,7 +568,7 @@ def test_bar_shows_the_epoch_series_under_its_own_name(bus: MetricBus, terminal:
 def test_bar_does_not_wait_for_a_value_on_a_device(
     bus: MetricBus, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = FakeAccelerator(is_late=True)
+    device = FakeAccelerator(blocked=True)
     monkeypatch.setitem(ACCELERATORS, "cpu", device)
     bus.define("loss", progress=True)
     for _ in bus.steps(range(2)):

@@ -155,7 +155,7 @@ def test_values_never_merged_are_emitted_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_merged_values_equal_those_of_a_single_process(tmp_path: Path, size: int) -> None:
+def test_merged_values_match_a_single_process(tmp_path: Path, size: int) -> None:
     results = run_ranks(tmp_path, size, scenarios.reduce_everything, size)
     all_pairs = [pair for rank in range(size) for pair in scenarios.share_of(rank, size)]
     for result in results:
@@ -256,7 +256,7 @@ def test_rank_is_found_without_a_launcher(tmp_path: Path) -> None:
     assert [result[0] for result in results] == [True, False]
 
 
-def test_another_rank_can_be_the_writing_one(tmp_path: Path) -> None:
+def test_another_rank_can_be_the_writing_rank(tmp_path: Path) -> None:
     run_ranks(tmp_path, 2, scenarios.write_values, 1, "", "r")
     assert values(tmp_path / "r", "loss") == [10, 11, 12]
     assert values(tmp_path / "r", "mean") == [0.5]
@@ -312,7 +312,7 @@ def test_filter_matches_a_name_on_all_ranks(tmp_path: Path) -> None:
 # Decisions
 
 
-def test_one_rank_decides_for_all(tmp_path: Path) -> None:
+def test_one_rank_decides_for_all_ranks(tmp_path: Path) -> None:
     results = run_ranks(tmp_path, 2, scenarios.stop_together)
     assert results == [[2, {"from": 0}]] * 2
 
@@ -388,7 +388,7 @@ def test_new_launcher_id_does_not_split_a_run(tmp_path: Path) -> None:
         assert "'best-run-first'" in error
 
 
-def test_warns_of_a_bus_created_before_torch_distributed_was_initialized(tmp_path: Path) -> None:
+def test_warns_about_a_bus_created_before_torch_distributed_was_initialized(tmp_path: Path) -> None:
     results = run_ranks(tmp_path, 2, scenarios.create_bus_too_early)
     assert results == [[{"n": 2}, {}]] * 2
     text = (tmp_path / "stderr-1.txt").read_text()

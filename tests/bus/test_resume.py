@@ -185,7 +185,9 @@ def test_unfinished_delivery_of_the_last_attempt_causes_no_duplicates(
     assert json.loads((tmp_path / "r" / "run.json").read_bytes())["attempt"] == 3
 
 
-def test_mlflow_warns_of_a_changed_param(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mlflow_warns_about_a_changed_param(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for rate in (0.1, 0.2):
         attempt(tmp_path, range(1), id="r", sinks="mlflow", config={"lr": rate})
     assert "'lr' stays 0.1, although the config now has 0.2" in caplog.text
@@ -385,7 +387,7 @@ def test_pending_reductions_continue_after_resuming(tmp_path: Path) -> None:
     assert [(point.step, point.value) for point in second.series("loss")] == [(3, 1.5)]
 
 
-def test_warns_of_a_reduction_that_has_changed(
+def test_warns_about_a_reduction_that_has_changed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:

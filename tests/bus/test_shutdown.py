@@ -47,7 +47,7 @@ def training_with_end(end: str) -> str:
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", "killed"),
     ],
 )
-def test_end_that_runs_exit_handlers_loses_nothing(tmp_path: Path, end: str, status: str) -> None:
+def test_exit_that_runs_handlers_loses_nothing(tmp_path: Path, end: str, status: str) -> None:
     run_script(tmp_path, training_with_end(end))
     history = metricbus.read(tmp_path / "r")
     assert len(history.series("x")) == 1000
@@ -59,7 +59,7 @@ def test_end_that_runs_exit_handlers_loses_nothing(tmp_path: Path, end: str, sta
 @pytest.mark.parametrize(
     "end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), 15)"]
 )
-def test_end_without_exit_handlers_keeps_what_the_collector_has_written(
+def test_exit_without_handlers_keeps_values_written_by_the_collector(
     tmp_path: Path, end: str
 ) -> None:
     """Only values newer than the collector's last pass may be lost."""
@@ -165,9 +165,7 @@ def test_failing_fsync_warns_and_loses_nothing(
 
 
 @pytest.mark.parametrize("host", ["pytest", "thread", "notebook"])
-def test_sink_that_blocks_for_ever_does_not_delay_the_end_beyond_its_deadline(
-    tmp_path: Path, host: str
-) -> None:
+def test_blocked_sink_does_not_delay_exit_beyond_the_deadline(tmp_path: Path, host: str) -> None:
     training = """
         import threading
         from metricbus import MetricBus, Sink

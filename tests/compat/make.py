@@ -2,13 +2,13 @@
 
 `test_old_runs.py` reads, resumes and delivers them with the current version. They represent the
 files that users have on disk, so regenerate them only with metricbus 0.1.0, the version before the
-package was reorganised (commit 52ef15a):
+package was reorganized (commit 52ef15a):
 
     PYTHONPATH=<checkout of 52ef15a>/src python make.py
 
 A child process writes each run through the public API. It replaces the clocks, the host name, the
-script's path and `os.urandom`, and writes to `/tmp/training`. So the files reveal nothing about the
-machine except process ids and their start times, and nothing else changes when they are
+script's path and `os.urandom`, and writes to `/tmp/training`. The files therefore reveal nothing
+about the machine except process ids and their start times, and only these change when the files are
 regenerated. No file is edited after the run.
 """
 
@@ -31,7 +31,7 @@ DATA = Path(__file__).resolve().parent / "data"
 RUNS = Path("/tmp/training")  # TensorBoard's text for a table has the absolute path
 
 HOST = "training-host"
-SINKS = "csv?flush_secs=600,tensorboard?flush_secs=600"  # only flush() makes them deliver
+SINKS = "csv?flush_secs=600,tensorboard?flush_secs=600"  # delivery happens only on flush()
 BEGAN = 1_767_225_600 * 10**9  # 2026-01-01 00:00:00 UTC
 
 NOT_FINITE = {1: math.nan, 2: math.inf, 3: -math.inf}
@@ -53,12 +53,13 @@ class Clock:
         return self.now / 1e9
 
     def install(self) -> None:
-        """Must run before metricbus is imported."""
+        """Replace the clocks of `time`. Call this before metricbus is imported."""
         mock.patch.object(time, "time_ns", self.nanoseconds).start()
         mock.patch.object(time, "perf_counter", self.seconds).start()
 
 
 def conceal_machine() -> None:
+    """Replace the host name, the random bytes and the path of the script."""
     uname = os.uname_result(("Linux", HOST, "6.1", "#1", "x86_64"))
     mock.patch.object(os, "uname", return_value=uname).start()
     mock.patch.object(os, "urandom", bytes).start()  # zeros
@@ -66,15 +67,15 @@ def conceal_machine() -> None:
 
 
 def write_killed_run() -> None:
-    """Two epochs of six steps; the process kills itself at step 10, in the second one.
+    """Run two epochs of six steps, and kill the process at step 10, in the second epoch.
 
-    The sinks have received steps 0 to 6, the checkpoint is taken at step 7, and the journal has all
+    The sinks have received steps 0 to 6, the checkpoint is from step 7, and the journal has all
     steps.
     """
     conceal_machine()
     clock = Clock()
     clock.install()
-    import tensorboard.plugins.hparams.summary_v2  # noqa: F401 - delivery need not wait for it
+    import tensorboard.plugins.hparams.summary_v2  # noqa: F401 - imported early so that delivery does not wait
     import torch
 
     from metricbus import Histogram, Image, MetricBus, Table, Text
@@ -136,14 +137,14 @@ def write_killed_run() -> None:
                 case 10:
                     bus.log("val/acc", 0.75, weight=1)
                     bus.state_dict()
-                    time.sleep(6)  # open reductions are journalled every 5 seconds
+                    time.sleep(6)  # partial aggregates are journalled every 5 seconds
                     os.kill(os.getpid(), signal.SIGKILL)
             bus.state_dict()  # waits until the journal has the step
             clock.tick()
 
 
 def write_finished_run() -> None:
-    """One epoch of three steps; the run is closed normally."""
+    """Run one epoch of three steps and close the run normally."""
     conceal_machine()
     clock = Clock()
     clock.install()
@@ -158,7 +159,7 @@ def write_finished_run() -> None:
 
 
 def check_killed_run() -> None:
-    """The journal ends with the open reductions; the sinks have received steps 0 to 6 only."""
+    """Check that the journal ends with partial aggregates and the sinks have only steps 0 to 6."""
     folder = RUNS / "killed"
     lines = (folder / "journal" / "0001.jsonl").read_bytes().splitlines()
     records: list[dict[str, Any]] = [json.loads(line) for line in lines]

@@ -1,8 +1,8 @@
 """Runs that metricbus 0.1.0 wrote are read, resumed and delivered.
 
-Version 0.1.0 wrote the files in `data/` before the package was reorganised; see `make.py`. The run
-`killed` was killed at step 10, when its sinks had received steps 0 to 6. Its checkpoint was taken
-at step 7. The run `finished` was closed normally. The expected values are what `make.py` logged.
+Version 0.1.0 wrote the files in `data/` before the package was reorganized; see `make.py`. The run
+`killed` was killed at step 10, when its sinks had received steps 0 to 6. Its checkpoint is from
+step 7. The run `finished` was closed normally. The expected values are what `make.py` logged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATA = Path(__file__).resolve().parent / "data"
 HOST = "training-host"  # in run.json, the journal and the leases
 BEGAN = 1_767_225_600 * 10**9
 
-CSV_DELIVERED_BY_OLD_VERSION = """\
+CSV_DELIVERED = """\
 step,epoch,time,name,value,kind
 0,0,1767225600.000000000,train/examples,9007199254740993,scalar
 0,0,1767225600.000000000,train/grad,0.0,scalar
@@ -59,7 +59,7 @@ step,epoch,time,name,value,kind
 6,1,1767225606.000000000,train/grad,1.5,scalar
 """
 
-CSV_LEFT_TO_DELIVER = """\
+CSV_PENDING = """\
 7,1,1767225607.000000000,train/examples,9007199254741000,scalar
 7,1,1767225607.000000000,train/grad,1.75,scalar
 7,1,1767225607.000000000,errors,tables/errors-be4bd567-000000000000.csv,table
@@ -76,12 +76,12 @@ CSV_LEFT_TO_DELIVER = """\
 10,1,1767225610.000000000,train/grad,2.5,scalar
 """
 
-CSV_LEFT_OPEN = """\
+CSV_PARTIAL = """\
 10,1,1767225610.000000000,train/loss,10.0,partial
 10,1,1767225610.000000000,val/acc,0.375,partial
 """
 
-CSV_LOGGED_AFTER_RESUMING = """\
+CSV_AFTER_RESUMING = """\
 7,1,,,rewind
 8,1,train/grad,-1.0,scalar
 9,1,train/loss,57.5,scalar
@@ -97,8 +97,9 @@ GRAD = [0.0, math.nan, math.inf, -math.inf, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the data. The host name is that of the machine that wrote it, where no process of
-    the runs is alive any more.
+    """A copy of the data, with the host name of the machine that wrote it.
+
+    On that host, the processes of the runs have died.
     """
     uname = os.uname_result(("Linux", HOST, "", "", ""))
     monkeypatch.setattr(os, "uname", lambda: uname)
@@ -133,7 +134,7 @@ def torch_checkpoint(runs: Path) -> dict[str, Any]:
 def resume_and_finish(
     runs: Path, load: Callable[[Path], dict[str, Any]] = json_checkpoint
 ) -> MetricBus:
-    """Loads the checkpoint and completes the second epoch, which has four steps left."""
+    """Load the checkpoint and run the remaining four steps of the second epoch."""
     with resume(runs) as bus:
         bus.load_state_dict(load(runs))
         for _ in bus.epochs(1):
@@ -144,24 +145,24 @@ def resume_and_finish(
 
 
 def points(history: metricbus.History, name: str) -> list[tuple[int, int, Any]]:
-    """A series as tuples of step, epoch and value."""
+    """Return a series as tuples of step, epoch and value."""
     series = history.series(name)
     columns = series.step.tolist(), series.epoch.tolist(), series.value.tolist()
     return list(zip(*columns, strict=True))
 
 
-def rows_of(text: str) -> list[list[str]]:
+def parse_rows(text: str) -> list[list[str]]:
     return list(csv.reader(text.splitlines()))
 
 
-def rows_in(path: Path) -> list[list[str]]:
+def read_rows(path: Path) -> list[list[str]]:
     with open(path, newline="") as file:
         return list(csv.reader(file))
 
 
-def events_in(folder: Path) -> EventAccumulator:
-    everything = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
-    accumulator = EventAccumulator(str(folder), size_guidance=everything)
+def read_events(folder: Path) -> EventAccumulator:
+    no_limits = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
+    accumulator = EventAccumulator(str(folder), size_guidance=no_limits)
     accumulator.Reload()
     return accumulator
 
@@ -207,7 +208,7 @@ def test_times_are_read_to_the_nanosecond(runs: Path) -> None:
     assert times == [BEGAN + step * 10**9 for step in range(11)]
 
 
-def test_the_description_of_the_run_is_read(runs: Path) -> None:
+def test_the_metadata_of_the_run_are_read(runs: Path) -> None:
     run = metricbus.read(runs / "killed").run
     assert (run.id, run.name, run.project) == ("killed", "digits", "compat")
     assert (run.tags, run.notes) == (["old"], "Killed at step 10.")
@@ -216,7 +217,7 @@ def test_the_description_of_the_run_is_read(runs: Path) -> None:
     assert (run.started, run.attempt) == (BEGAN, 1)
 
 
-def test_reductions_that_were_open_at_the_kill_are_partial(runs: Path) -> None:
+def test_pending_reductions_of_the_killed_run_are_read_as_partial_rows(runs: Path) -> None:
     partial = metricbus.read(runs / "killed").partial
     assert [(row.step, row.epoch, row.values) for row in partial] == [
         (10, 1, {"train/loss": 10.0}),
@@ -275,7 +276,7 @@ def test_the_killed_run_counts_as_killed_once_it_is_delivered(runs: Path) -> Non
     assert metricbus.read(runs / "killed").run.status == "killed"
 
 
-def test_the_rest_is_delivered_to_the_sinks_that_the_run_names(runs: Path) -> None:
+def test_pending_values_are_delivered_to_the_sinks_of_the_run(runs: Path) -> None:
     counts = metricbus.deliver(runs / "killed")
     assert list(counts) == ["csv", "tensorboard"]
     for sink in counts.values():
@@ -283,7 +284,7 @@ def test_the_rest_is_delivered_to_the_sinks_that_the_run_names(runs: Path) -> No
 
 
 def test_delivery_starts_at_the_saved_offset(runs: Path) -> None:
-    """A delivery from the start of the journal would write the marked line again."""
+    """A delivery that starts at the beginning of the journal would repeat the marked line."""
     file = runs / "killed" / "csv" / "metrics.csv"
     file.write_bytes(file.read_bytes().replace(b"four pixels", b"FOUR PIXELS"))
     metricbus.deliver(runs / "killed")
@@ -305,31 +306,29 @@ def test_delivery_takes_over_the_leases_of_the_killed_process(runs: Path) -> Non
     assert list(offsets.glob("*.lease-*")) == []
 
 
-def test_delivery_appends_the_rest_to_the_csv_file(runs: Path) -> None:
+def test_delivery_appends_pending_values_to_the_csv_file(runs: Path) -> None:
     file = runs / "killed" / "csv" / "metrics.csv"
-    assert rows_in(file) == rows_of(CSV_DELIVERED_BY_OLD_VERSION)
+    assert read_rows(file) == parse_rows(CSV_DELIVERED)
     before = file.read_bytes()
     metricbus.deliver(runs / "killed")
-    assert rows_in(file) == rows_of(
-        CSV_DELIVERED_BY_OLD_VERSION + CSV_LEFT_TO_DELIVER + CSV_LEFT_OPEN
-    )
+    assert read_rows(file) == parse_rows(CSV_DELIVERED + CSV_PENDING + CSV_PARTIAL)
     assert file.read_bytes().startswith(before)
 
 
-def test_delivery_appends_the_rest_to_the_csv_files_of_media(runs: Path) -> None:
+def test_delivery_appends_pending_media_to_the_csv_files(runs: Path) -> None:
     folder = runs / "killed" / "csv"
     metricbus.deliver(runs / "killed")
     (table,) = (folder / "tables").iterdir()
-    assert rows_in(table) == [
+    assert read_rows(table) == [
         ["step", "guess"],
         ["1", "cat"],
         ["1", "'=dog"],
         ["7", "seal"],
         ["9", "owl"],
     ]
-    parts = [(row[0], *row[5:]) for row in rows_in(folder / "tables.csv")[1:]]
+    parts = [(row[0], *row[5:]) for row in read_rows(folder / "tables.csv")[1:]]
     assert parts == [("1", "0", "2", "28"), ("7", "2", "1", "36"), ("9", "3", "1", "43")]
-    histograms = [(row[0], *row[14:]) for row in rows_in(folder / "histograms.csv")[1:]]
+    histograms = [(row[0], *row[14:]) for row in read_rows(folder / "histograms.csv")[1:]]
     assert histograms == [
         ("0", "", "", ""),
         ("0", "0.0", "1.0", "1"),
@@ -344,16 +343,16 @@ def test_delivery_appends_the_rest_to_the_csv_files_of_media(runs: Path) -> None
     ]
 
 
-def test_delivery_appends_the_rest_to_the_event_file(runs: Path) -> None:
+def test_delivery_appends_pending_values_to_the_event_file(runs: Path) -> None:
     file = event_file(runs / "killed")
     before = file.read_bytes()
-    old = events_in(file)
+    old = read_events(file)
     assert scalars(old, "train/loss") == [(3, 1.5), (5, 4.5)]
     assert [step for step, _ in scalars(old, "train/grad")] == list(range(7))
     metricbus.deliver(runs / "killed")
     assert event_file(runs / "killed") == file
     assert file.read_bytes().startswith(before)
-    events = events_in(file)
+    events = read_events(file)
     assert scalars(events, "train/loss") == [(3, 1.5), (5, 4.5), (9, 7.5)]
     np.testing.assert_array_equal(scalars(events, "train/grad"), list(enumerate(GRAD)))
     assert scalars(events, "train/examples") == [(step, 2.0**53) for step in range(11)]
@@ -362,9 +361,9 @@ def test_delivery_appends_the_rest_to_the_event_file(runs: Path) -> None:
     assert scalars(events, "val/acc_partial") == [(1, 0.375)]
 
 
-def test_delivery_appends_the_rest_of_the_media_to_the_event_file(runs: Path) -> None:
+def test_delivery_appends_pending_media_to_the_event_file(runs: Path) -> None:
     metricbus.deliver(runs / "killed")
-    events = events_in(event_file(runs / "killed"))
+    events = read_events(event_file(runs / "killed"))
     histograms = [(event.step, event.histogram_value.sum) for event in events.Histograms("weights")]
     assert histograms == [(0, 6.0), (7, 12.0)]
     images = [(event.step, event.width, event.height) for event in events.Images("sample")]
@@ -374,7 +373,7 @@ def test_delivery_appends_the_rest_of_the_media_to_the_event_file(runs: Path) ->
     assert text.tensor_proto.string_val == [b"# First try"]
 
 
-def test_delivering_again_changes_no_sink(runs: Path) -> None:
+def test_delivering_twice_repeats_nothing(runs: Path) -> None:
     metricbus.deliver(runs / "killed")
     files = [runs / "killed" / "csv" / "metrics.csv", event_file(runs / "killed")]
     before = [file.read_bytes() for file in files]
@@ -393,15 +392,15 @@ def test_delivering_the_finished_run_changes_nothing(runs: Path) -> None:
 def test_the_killed_run_is_delivered_to_a_new_sink(runs: Path, tmp_path: Path) -> None:
     (counts,) = metricbus.deliver(runs / "killed", "csv:elsewhere").values()
     assert (counts.delivered, counts.pending) == (37, 0)
-    rows = rows_in(tmp_path / "elsewhere" / "killed" / "metrics.csv")
-    text = CSV_DELIVERED_BY_OLD_VERSION + CSV_LEFT_TO_DELIVER + CSV_LEFT_OPEN
-    assert rows == rows_of(text.replace("../media/", "media/"))
+    rows = read_rows(tmp_path / "elsewhere" / "killed" / "metrics.csv")
+    text = CSV_DELIVERED + CSV_PENDING + CSV_PARTIAL
+    assert rows == parse_rows(text.replace("../media/", "media/"))
 
 
 def test_the_finished_run_is_delivered_to_a_new_sink(runs: Path) -> None:
     (counts,) = metricbus.deliver(runs / "finished", "tensorboard").values()
     assert (counts.delivered, counts.pending) == (7, 0)
-    events = events_in(event_file(runs / "finished"))
+    events = read_events(event_file(runs / "finished"))
     assert scalars(events, "train/examples") == [(0, 64.0), (1, 128.0), (2, 192.0)]
     assert scalars(events, "train/loss")[:2] == [(0, 1.0), (1, 0.5)]
 
@@ -424,10 +423,10 @@ def test_step_and_epoch_continue_from_the_checkpoint(
 
 
 @pytest.mark.parametrize("load", [json_checkpoint, pickle_checkpoint, torch_checkpoint])
-def test_a_window_that_was_open_at_the_checkpoint_is_filled_up(
+def test_a_pending_window_continues_from_the_checkpoint(
     runs: Path, load: Callable[[Path], dict[str, Any]]
 ) -> None:
-    """Steps 6 and 7 were logged by the old version, with the step as the value."""
+    """The window includes steps 6 and 7 of the old run, whose values are their step numbers."""
     resume_and_finish(runs, load)
     assert points(metricbus.read(runs / "killed"), "train/loss") == [
         (3, 0, 1.5),
@@ -437,7 +436,7 @@ def test_a_window_that_was_open_at_the_checkpoint_is_filled_up(
     ]
 
 
-def test_an_epoch_mean_includes_what_was_logged_before_the_checkpoint(runs: Path) -> None:
+def test_an_epoch_mean_includes_values_logged_before_the_checkpoint(runs: Path) -> None:
     resume_and_finish(runs)
     assert points(metricbus.read(runs / "killed"), "val/acc") == [
         (5, 0, 0.75),
@@ -445,7 +444,7 @@ def test_an_epoch_mean_includes_what_was_logged_before_the_checkpoint(runs: Path
     ]
 
 
-def test_what_came_after_the_checkpoint_is_superseded(runs: Path) -> None:
+def test_values_logged_after_the_checkpoint_are_superseded(runs: Path) -> None:
     resume_and_finish(runs)
     history = metricbus.read(runs / "killed")
     values = history.series("train/grad").value
@@ -457,14 +456,14 @@ def test_what_came_after_the_checkpoint_is_superseded(runs: Path) -> None:
     assert history.partial == []
 
 
-def test_what_is_superseded_stays_in_the_journal(runs: Path) -> None:
+def test_superseded_values_stay_in_the_journal(runs: Path) -> None:
     resume_and_finish(runs)
     history = metricbus.read(runs / "killed", superseded=True)
     values = history.series("train/grad").value
     np.testing.assert_array_equal(values, [*GRAD, -1.0, -1.0, -1.0, -1.0])
 
 
-def test_the_resumed_run_is_a_further_attempt_at_the_same_run(runs: Path) -> None:
+def test_resuming_starts_another_attempt_of_the_same_run(runs: Path) -> None:
     bus = resume_and_finish(runs)
     assert bus.stats().complete
     assert bus.config == {"lr": 0.5, "optimizer": {"name": "adam"}}
@@ -478,15 +477,15 @@ def test_the_resumed_run_continues_the_csv_file(runs: Path) -> None:
     before = file.read_bytes()
     resume_and_finish(runs)
     assert file.read_bytes().startswith(before)
-    old = rows_of(CSV_DELIVERED_BY_OLD_VERSION + CSV_LEFT_TO_DELIVER)
-    rows = rows_in(file)
+    old = parse_rows(CSV_DELIVERED + CSV_PENDING)
+    rows = read_rows(file)
     assert rows[: len(old)] == old
     new = [
         [step, epoch, name, value, kind]
         for step, epoch, _, name, value, kind in rows[len(old) :]
         if name != "time/epoch"
     ]
-    assert new == rows_of(CSV_LOGGED_AFTER_RESUMING)
+    assert new == parse_rows(CSV_AFTER_RESUMING)
 
 
 def test_the_resumed_run_continues_the_event_file(runs: Path) -> None:
@@ -495,7 +494,7 @@ def test_the_resumed_run_continues_the_event_file(runs: Path) -> None:
     resume_and_finish(runs)
     assert event_file(runs / "killed") == file
     assert file.read_bytes().startswith(before)
-    events = events_in(file)
+    events = read_events(file)
     assert scalars(events, "train/loss") == [(3, 1.5), (5, 4.5), (9, 57.5), (11, 110.5)]
     assert scalars(events, "val/acc") == [(0, 0.75), (1, 0.4375)]
     grad = [*GRAD[:8], -1.0, -1.0, -1.0, -1.0]
@@ -504,7 +503,7 @@ def test_the_resumed_run_continues_the_event_file(runs: Path) -> None:
     assert [event.step for event in events.Images("sample")] == [2]
 
 
-def test_the_finished_run_is_resumed_by_its_name(runs: Path) -> None:
+def test_the_finished_run_can_be_resumed_by_name(runs: Path) -> None:
     with MetricBus("baseline", resume="must", dir=runs, sinks="csv", delivery="thread") as bus:
         bus.log("train/loss", 0.25, step=3)
     assert bus.folder == runs / "finished"
@@ -515,5 +514,5 @@ def test_the_finished_run_is_resumed_by_its_name(runs: Path) -> None:
         (2, 0, 1 / 3),
         (3, 0, 0.25),
     ]
-    steps = [row[0] for row in rows_in(runs / "finished" / "csv" / "metrics.csv")]
+    steps = [row[0] for row in read_rows(runs / "finished" / "csv" / "metrics.csv")]
     assert steps == ["step", "0", "0", "1", "1", "2", "2", "2", "3"]

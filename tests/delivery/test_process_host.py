@@ -387,7 +387,7 @@ def test_ignores_the_status_of_an_earlier_delivery(tmp_path: Path) -> None:
     assert csv_values(folder_of(bus)) == [1.0]
 
 
-def test_a_damaged_json_file_keeps_its_last_content(tmp_path: Path) -> None:
+def test_a_damaged_json_file_does_not_replace_the_last_content(tmp_path: Path) -> None:
     file = AtomicJsonFile(tmp_path / "status.json", DeliveryStatus)
     assert file.read() is None
     status = DeliveryStatus(ProcessId("here", 1), {})

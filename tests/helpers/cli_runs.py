@@ -1,4 +1,4 @@
-"""Ways to call the commands, and a run for them to read."""
+"""Helpers that run the commands of the command line, and create a run for them to read."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ def invoke(*arguments: object) -> Result:
 
 def invoke_json(*arguments: object) -> Any:
     """Run a command with `--json` and return the decoded output."""
-    done = invoke(*arguments, "--json")
-    assert done.exit_code == 0, done.stderr
-    return json.loads(done.stdout)
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
 
 
-def run_command(command: str, run: Path, *more: str) -> Result:
+def run_command(command: str, run: Path, *options: str) -> Result:
     """Run one of `READERS` on a run, in this process."""
-    return invoke(*command_arguments(command, run), *more)
+    return invoke(*command_arguments(command, run), *options)
 
 
 def command_arguments(command: str, run: Path) -> list[str]:
     """Return the arguments of one of `READERS` for a run."""
-    return [str(run) if word == "RUN" else word for word in READERS[command]]
+    return [str(run) if part == "RUN" else part for part in READERS[command]]
 
 
-def assert_handled(done: Result, *codes: int) -> None:
+def assert_handled(result: Result, *codes: int) -> None:
     """Check that the command exited with one of the statuses and showed no traceback."""
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    assert done.exit_code in codes, done.output
-    assert "Traceback" not in done.output
-    if done.exit_code == 2:
-        assert done.stderr.strip()
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code in codes, result.output
+    assert "Traceback" not in result.output
+    if result.exit_code == 2:
+        assert result.stderr.strip()
 
 
 def make_run(folder: Path) -> Path:

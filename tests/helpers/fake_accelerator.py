@@ -1,4 +1,4 @@
-"""An accelerator in host memory, so that code for accelerators can be tested without one."""
+"""A fake accelerator in host memory, for tests on machines without an accelerator."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from tests.helpers.limits import HANG_SECS
 
 
 class FakeAccelerator:
-    """Copies values to the host once `released` is set; it is from the start unless `is_late`."""
+    """An accelerator whose copies to the host complete once `released` is set.
 
-    def __init__(self, *, is_late: bool = False) -> None:
+    If `blocked` is false, `released` is set from the start.
+    """
+
+    def __init__(self, *, blocked: bool = False) -> None:
         self.released = threading.Event()
-        if not is_late:
+        if not blocked:
             self.released.set()
 
     def stream(self, device: Any) -> str:

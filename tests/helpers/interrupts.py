@@ -1,4 +1,4 @@
-"""Raises KeyboardInterrupt at any point of a function."""
+"""Helper that raises KeyboardInterrupt at any point of a function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def interrupt_at(work: Callable[[], object], point: int) -> bool:
-    """Call `work` and interrupt it at trace event number `point`; return False if it has fewer."""
+    """Call `work` and interrupt it at trace event `point`. Return False if it has fewer events."""
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         nonlocal point
@@ -21,7 +21,7 @@ def interrupt_at(work: Callable[[], object], point: int) -> bool:
         return trace
 
     previous = sys.gettrace()
-    # A garbage collection would run callbacks of pytest's plugins, and be interrupted there.
+    # A garbage collection would run callbacks of pytest plugins, which would then be interrupted.
     gc.disable()
     sys.settrace(trace)
     try:

@@ -1,7 +1,7 @@
 """Measures how many values a SIGKILL loses, for several writers.
 
-.venv/bin/python -m tests.helpers.killed_writers          # all: a Markdown table, takes minutes
-.venv/bin/python -m tests.helpers.killed_writers wandb    # one
+.venv/bin/python -m tests.helpers.killed_writers          # all, as a Markdown table; takes minutes
+.venv/bin/python -m tests.helpers.killed_writers wandb    # only one
 
 A child process logs one value per call at a steady pace, with the writer's defaults, and reports
 its last call. Then the child alone is killed. Its own child processes (of W&B, or of metricbus's
@@ -178,8 +178,8 @@ def count_kept_values(
 ) -> int:
     """Return how many of `calls` values, one every `pace` seconds, can be read after the kill.
 
-    They are counted up to `patience` seconds later; with `everything`, which leaves no process that
-    could still write, at once.
+    Values are counted for up to `patience` seconds. With `everything`, they are counted at once,
+    because no process is left that could write more.
     """
     writer = WRITERS[name]
     python = str(SEPARATE_PYTHON) if writer.is_separate else sys.executable
@@ -222,7 +222,7 @@ def _path() -> str:
 
 
 def _count(writer: Writer, folder: Path) -> int:
-    """Return the number of values; zero if no file can be read yet."""
+    """Return the number of values, or zero if no file can be read yet."""
     with contextlib.suppress(ValueError, AssertionError, FileNotFoundError):
         return writer.count(folder)
     return 0

@@ -1,6 +1,6 @@
-"""Find and stop what a test left running: threads, consumers and processes of metricbus.
+"""Helpers that find and stop threads, consumers and processes that a test left running.
 
-Every test has a marker of its own in its environment, which the processes that it starts inherit.
+Every test has a unique marker in its environment, which its child processes inherit.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from metricbus._delivery.lease import LeaseLost
 
 MARKER = "TEST_PROCESS_MARKER"
 
-# They belong to the pytest process, serve several tests, and end with it.
+# Processes that serve several tests and end with the pytest process.
 _SERVICES = (b"wandb-core", b"multiprocessing.forkserver", b"multiprocessing.resource_tracker")
 
 
 def own_threads() -> list[threading.Thread]:
-    """Living threads of this process that metricbus started."""
+    """Return the live threads of this process that metricbus started."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("metricbus-")]
 
 
 def marked_processes(marker: str) -> dict[int, str]:
-    """Living processes that a test started, by id, with their command lines."""
+    """Return the command lines of the live processes that a test started, by process id."""
     variable = f"{MARKER}={marker}\0".encode()
-    found = {}
+    commands = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if variable not in (folder / "environ").read_bytes():
                 continue
             command = (folder / "cmdline").read_bytes()
-        except OSError:  # it ended meanwhile, or belongs to another user
+        except OSError:  # it has ended, or belongs to another user
             continue
         if command and not any(service in command for service in _SERVICES):
-            found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")[:200]
-    found.pop(os.getpid(), None)
-    return found
+            commands[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")[:200]
+    commands.pop(os.getpid(), None)
+    return commands
 
 
 def stop_consumers() -> None:
-    """Make consumers whose backend never answers give up, so that their threads end."""
+    """Make consumers give up on backends that never answer, so that their threads end."""
     for thread in own_threads():
         run = getattr(thread, "_target", None)  # deleted when the thread ends
         consumer = getattr(run, "__self__", None)

@@ -1,10 +1,10 @@
-"""Time limits of tests. They only end hangs, and grow on slow machines."""
+"""Time limits of tests. They only stop hanging tests, and are longer on slow machines."""
 
 from __future__ import annotations
 
 import time
 
-_REFERENCE_SECS = 0.006  # of the loop below, on the machine for which the limits were chosen
+_REFERENCE_SECS = 0.006  # duration of the loop below on the reference machine
 
 
 def _loop_secs() -> float:
@@ -19,9 +19,9 @@ SLOWNESS = max(1.0, min(_loop_secs() for _ in range(3)) / _REFERENCE_SECS)
 
 
 def scaled(secs: float) -> float:
-    """The limit for something that takes `secs` at most on the reference machine under load."""
+    """Return the limit for an operation of at most `secs` on the reference machine under load."""
     return secs * SLOWNESS
 
 
 HANG_SECS = scaled(300)
-"""The limit for one test or one child process: whatever takes longer hangs."""
+"""The limit for one test or child process. One that takes longer counts as hanging."""

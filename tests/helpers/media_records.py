@@ -1,4 +1,4 @@
-"""Media records for the tests of sinks, as the journal would have them."""
+"""Media records for the tests of sinks, like those that are read from a journal."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def png(pixels: bytes = PIXELS) -> bytes:
     return file.getvalue()
 
 
-def image(writer: MediaWriter, step: int, name: str = "x", **more: Any) -> ImageRecord:
+def image(writer: MediaWriter, step: int, name: str = "x", **extra: Any) -> ImageRecord:
     file = writer.save("image", name, step, ".png", png())
-    return ImageRecord(**log_fields(step, name), file=file, width=2, height=2, channels=3, **more)
+    return ImageRecord(**log_fields(step, name), file=file, width=2, height=2, channels=3, **extra)
 
 
 def text(writer: MediaWriter, step: int, content: str, name: str = "x") -> TextRecord:
@@ -76,7 +76,7 @@ def video(ref: FileRef, format: str) -> VideoRecord:
     return VideoRecord(**log_fields(0), file=ref, format=format, fps=4, frames=2, width=2, height=2)
 
 
-def audio(writer: MediaWriter, step: int, frames: bytes, **more: Any) -> AudioRecord:
+def audio(writer: MediaWriter, step: int, frames: bytes, **extra: Any) -> AudioRecord:
     file = writer.save("audio", "x", step, ".wav", wav_of(frames))
     fields: dict[str, Any] = {
         "format": "wav",
@@ -84,7 +84,7 @@ def audio(writer: MediaWriter, step: int, frames: bytes, **more: Any) -> AudioRe
         "channels": 2,
         "frames": len(frames) // 4,
     }
-    return AudioRecord(**log_fields(step), **fields, file=file, **more)
+    return AudioRecord(**log_fields(step), **fields, file=file, **extra)
 
 
 def chart(writer: MediaWriter, rows: Sequence[Sequence[Cell]]) -> ChartRecord:

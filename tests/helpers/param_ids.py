@@ -6,5 +6,5 @@ import re
 
 
 def repr_without_address(value: object) -> str:
-    """Return the `repr` without addresses, which differ between the workers of pytest-xdist."""
+    """Return the `repr` without addresses, which differ between pytest-xdist workers."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

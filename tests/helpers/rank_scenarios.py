@@ -1,4 +1,4 @@
-"""The scenarios of `test_ranks.py`: functions that every rank runs, which return JSON values."""
+"""Scenarios for `test_ranks.py`: functions that run on every rank and return JSON values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metricbus._common.distributed import Rank, agree
 from tests.helpers.limits import HANG_SECS
 
 _FORKSERVER = get_context("forkserver")
-# These modules are imported once, instead of by each rank.
+# Import these modules once, instead of in each rank.
 _FORKSERVER.set_forkserver_preload(
     [
         "metricbus",
@@ -38,7 +38,7 @@ _FORKSERVER.set_forkserver_preload(
 def run_ranks(
     folder: Path, size: int, scenario: Callable[..., Any], *args: Any, launcher: bool = True
 ) -> list[Any]:
-    """Run the scenario on `size` gloo ranks. Return their results, None for a rank that died."""
+    """Run the scenario on `size` gloo ranks. Return their results, or None for a rank that died."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -93,7 +93,7 @@ def share_of(rank: int, size: int) -> list[tuple[float, float]]:
 
 
 def reduce_everything(rank: int, size: int) -> Any:
-    """Every reduction, over uneven shares, a rank without values, and a name of one rank only."""
+    """Use every reduction with uneven shares, a rank without values, and a name on one rank."""
     with MetricBus(id="r", dir=".", sinks="csv") as bus:
         for op in ("mean", "sum", "min", "max", "count", "std"):
             bus.define(op, across_ranks=op)
@@ -109,7 +109,7 @@ def reduce_everything(rank: int, size: int) -> Any:
 
 
 def many_epochs(rank: int) -> Any:
-    """Two epochs of a loop, with different values on each rank."""
+    """Run two epochs with different values on each rank."""
     with MetricBus(id="r", dir=".", sinks="csv") as bus:
         bus.define("val/acc", across_ranks="mean")
         for epoch in bus.epochs(2):
@@ -120,7 +120,7 @@ def many_epochs(rank: int) -> Any:
 
 
 def sync_in_addition_to_steps(rank: int) -> Any:
-    """A name that is also emitted on steps, and a sync in the middle of an epoch."""
+    """Synchronize a name that is also emitted on steps, in the middle of an epoch."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("loss", across_ranks="mean", on_step=True)
         for _ in bus.steps(range(2)):
@@ -129,7 +129,7 @@ def sync_in_addition_to_steps(rank: int) -> Any:
 
 
 def sync_in_groups(rank: int) -> Any:
-    """Two groups of two ranks, then all ranks."""
+    """Synchronize two groups of two ranks, then all ranks."""
     groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
@@ -146,7 +146,7 @@ def sync_in_groups(rank: int) -> Any:
 
 
 def sync_without_rank_1(rank: int) -> Any:
-    """Rank 1 calls `sync()` only after the others have given up. Then all ranks call it."""
+    """Call `sync()` on rank 1 only after the other ranks have given up, then on all ranks."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", rank + 1)
@@ -163,7 +163,7 @@ def sync_without_rank_1(rank: int) -> Any:
 
 
 def sync_with_a_dead_rank(rank: int) -> Any:
-    """Rank 2 dies between two calls of `sync()`."""
+    """Let rank 2 die between two calls of `sync()`."""
     with MetricBus(id="r", dir=".", sinks="csv") as bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", rank)
@@ -182,7 +182,7 @@ def sync_with_a_dead_rank(rank: int) -> Any:
 
 
 def define_differently(rank: int) -> Any:
-    """Ranks that define a name differently."""
+    """Define a name differently on each rank."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum" if rank else "mean")
         bus.log("n", 1)
@@ -201,7 +201,7 @@ def resources(rank: int) -> Any:
         bus.flush()
         files = [file.path for file in psutil.Process().open_files() if "/r/" in file.path]
         children = [p for p in psutil.Process().children(recursive=True) if p not in before]
-        held = {
+        counts = {
             "files": len(files),
             "children": len(children),
             "folder": bus.folder is not None,
@@ -211,7 +211,7 @@ def resources(rank: int) -> Any:
             "complete": bus.flush().complete,
         }
         dist.barrier()
-    return held
+    return counts
 
 
 def write_values(rank: int, ranks: Any, sinks: str, id: str | None) -> Any:
@@ -229,7 +229,7 @@ def write_values(rank: int, ranks: Any, sinks: str, id: str | None) -> Any:
 
 
 def open_without_id(rank: int) -> Any:
-    """All ranks should write, but have no common id."""
+    """Open a bus that writes on all ranks, without a common id."""
     try:
         MetricBus(dir=".", sinks="", ranks="all")
     except metricbus.ConfigError as error:
@@ -237,7 +237,7 @@ def open_without_id(rank: int) -> Any:
 
 
 def stop_together(rank: int) -> Any:
-    """Early stopping with values for which the ranks would stop in different epochs."""
+    """Stop early on values for which the ranks would stop in different epochs."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         stopping = EarlyStopping(bus, "val/loss", patience=2)
         for epoch in bus.epochs(20):
@@ -248,7 +248,7 @@ def stop_together(rank: int) -> Any:
 
 
 def resume_from_rank_0(rank: int) -> Any:
-    """Every rank loads the checkpoint of rank 0, in the middle of an epoch."""
+    """Load the checkpoint of rank 0 on every rank, in the middle of an epoch."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)
@@ -258,7 +258,7 @@ def resume_from_rank_0(rank: int) -> Any:
 
 
 def sync_torchmetrics_object(rank: int) -> Any:
-    """A torchmetrics object that has seen different data on each rank."""
+    """Synchronize a torchmetrics object that has seen different data on each rank."""
     import torch
     import torchmetrics
 
@@ -272,7 +272,7 @@ def sync_torchmetrics_object(rank: int) -> Any:
 
 
 def train_together(rank: int) -> Any:
-    """One optimizer step under DDP, with half of the batch on each rank."""
+    """Make one optimizer step under DDP, with half of the batch on each rank."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
@@ -305,7 +305,7 @@ def train_together(rank: int) -> Any:
 
 
 def log_different_numbers_of_metrics(rank: int) -> Any:
-    """Ranks that log different numbers of torchmetrics objects under one name."""
+    """Log a different number of torchmetrics objects under one name on each rank."""
     import torch
     import torchmetrics
 
@@ -318,7 +318,7 @@ def log_different_numbers_of_metrics(rank: int) -> Any:
 
 
 def sum_beyond_64_bits(rank: int) -> Any:
-    """Sums of integers that do not fit into 64 bits."""
+    """Sum integers to a result that does not fit into 64 bits."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
         for _ in range(3):
@@ -327,7 +327,7 @@ def sum_beyond_64_bits(rank: int) -> Any:
 
 
 def interrupt_sync(rank: int) -> Any:
-    """A signal while rank 0 waits for rank 1."""
+    """Send a signal while rank 0 waits for rank 1."""
     import signal
 
     def handle(*_: object) -> None:
@@ -350,7 +350,7 @@ def interrupt_sync(rank: int) -> Any:
 
 
 def make_different_calls(rank: int) -> Any:
-    """Rank 0 calls `agree()` while rank 1 calls `sync()`."""
+    """Call `agree()` on rank 0 while rank 1 calls `sync()`."""
     with MetricBus(id="r", dir=".", sinks="") as bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)
@@ -361,7 +361,7 @@ def make_different_calls(rank: int) -> Any:
 
 
 def close_at_different_times(rank: int) -> Any:
-    """Rank 0 closes the run before rank 1 logs its last values."""
+    """Close the run on rank 0 before rank 1 logs its last values."""
     bus = MetricBus(id="r", dir=".", sinks="csv", ranks="all")
     bus.log("x", rank)
     dist.barrier()
@@ -379,7 +379,7 @@ def close_at_different_times(rank: int) -> Any:
 
 
 def load_state_on_all_ranks(rank: int) -> Any:
-    """Every rank loads its own checkpoint and repeats what came after it."""
+    """Load each rank's own checkpoint and repeat the calls that followed it."""
     with MetricBus(id="r", dir=".", sinks="", ranks="all") as bus:
         for _ in bus.steps(range(3)):
             bus.log("train", rank)
@@ -394,7 +394,7 @@ def load_state_on_all_ranks(rank: int) -> Any:
 
 
 def make_two_attempts(rank: int) -> Any:
-    """Two attempts in one process. Rank 0 starts the second one later."""
+    """Make two attempts in one process. Rank 0 starts its second attempt later."""
     for attempt in range(2):
         if rank == 0 and attempt:
             time.sleep(0.5)
@@ -406,7 +406,7 @@ def make_two_attempts(rank: int) -> Any:
 
 
 def resume_with_new_launcher_id(rank: int) -> Any:
-    """Resuming after the launcher has generated a new id."""
+    """Resume after the launcher has generated a new id."""
     os.environ["TORCHELASTIC_RUN_ID"] = "first"
     with MetricBus("Best Run", dir=".", sinks="", ranks="all") as bus:
         bus.log("x", 1)
@@ -421,7 +421,7 @@ def resume_with_new_launcher_id(rank: int) -> Any:
 
 
 def create_bus_too_early(rank: int) -> Any:
-    """A bus that was created when the rank was not known yet."""
+    """Create a bus before the rank is known."""
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(variable, None)
     bus = MetricBus(id=f"r{rank}", dir=".", sinks="", ranks=rank)
@@ -434,7 +434,7 @@ def create_bus_too_early(rank: int) -> Any:
 
 
 def log_by_hooks(rank: int) -> Any:
-    """Values logged by hooks, also on a rank that does not write."""
+    """Log values by hooks, also on a rank that does not write."""
     import torch
 
     from metricbus.torch import StepTimer, clip_grad_norm_

@@ -1,4 +1,4 @@
-"""Runs training scripts in subprocesses."""
+"""Helper that runs a training script in a subprocess."""
 
 from __future__ import annotations
 

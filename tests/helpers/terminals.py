@@ -1,4 +1,4 @@
-"""Pseudo-terminals for tests, and the text that they display."""
+"""Pseudo-terminals for tests, and rendering of the text that they display."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def render_screen(written: str, columns: int = 80) -> list[str]:
 
 
 class Terminal:
-    """A pseudo-terminal whose output a thread collects. `stream` writes to it."""
+    """A pseudo-terminal. `stream` writes to it, and a thread collects the output."""
 
     def __init__(self, columns: int = 80, rows: int = 24) -> None:
         self._master, self.slave = pty.openpty()

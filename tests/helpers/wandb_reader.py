@@ -1,4 +1,4 @@
-"""Reads W&B's files, independently of the sink."""
+"""A reader for W&B's files that does not depend on the sink."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 def wandb_records(file: Path) -> Iterator[Any]:
     """Yield the complete records of a `.wandb` file: a LevelDB log after a header of 7 bytes."""
-    data, at, record = file.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
+    data, offset, record = file.read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:
+            offset += 32768 - offset % 32768
             continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        chunk = data[at + 7 : at + 7 + length]
+        _, length, kind = struct.unpack_from("<IHB", data, offset)
+        chunk = data[offset + 7 : offset + 7 + length]
         if kind == 0 or len(chunk) < length:
             return
-        at, record = at + 7 + length, record + chunk
+        offset, record = offset + 7 + length, record + chunk
         if kind in (1, 4):
             yield Record.FromString(record)
             record = b""

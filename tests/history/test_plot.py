@@ -104,7 +104,7 @@ def test_downsampling_keeps_one_peak_in_a_million_points() -> None:
 
 
 @given(values=st.lists(numbers, max_size=300), weight=st.floats(0.01, 0.999))
-def test_smoothing_equals_that_of_tensorboard(values: list[float], weight: float) -> None:
+def test_smoothing_matches_tensorboard(values: list[float], weight: float) -> None:
     last, n, expected = 0.0, 0, []
     for value in values:
         if math.isnan(value):

@@ -436,7 +436,7 @@ def test_row_rejected_by_tensorboard_does_not_move_other_rows(
     assert bus.stats().sinks["tensorboard"].rejected == 1
 
 
-def test_sub_run_that_cannot_be_created_at_first_does_not_move_other_rows(tmp_path: Path) -> None:
+def test_sub_run_that_initially_cannot_be_created_does_not_move_other_rows(tmp_path: Path) -> None:
     with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
         bus.log("a", 0.0, step=0)
         bus.flush()

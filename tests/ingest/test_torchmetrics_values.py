@@ -186,7 +186,7 @@ def test_pending_metrics_are_limited(caplog: pytest.LogCaptureFixture) -> None:
     assert [one.step for one in objects.compute(sync=False)] == list(range(1, _MAX_PENDING + 1))
 
 
-def test_warns_of_a_result_with_two_dimensions(
+def test_warns_about_a_result_with_two_dimensions(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     matrix = MulticlassConfusionMatrix(3)
@@ -231,7 +231,7 @@ class Broken(torchmetrics.MeanMetric):
         raise OSError("cannot")
 
 
-def test_warns_of_a_metric_that_fails_and_computes_the_others(
+def test_warns_about_a_metric_that_fails_and_computes_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broken = Broken()
@@ -304,7 +304,7 @@ def test_setting_sync_on_compute_has_no_effect() -> None:
     assert float(metric.compute()) == 4.0
 
 
-def test_with_sync_each_metric_synchronizes_in_its_own_way() -> None:
+def test_with_sync_each_metric_uses_its_own_synchronization() -> None:
     calls: list[object] = []
     metric = torchmetrics.SumMetric(**two_rank_options(calls))
     metric.update(2.0)

@@ -89,7 +89,7 @@ def test_extremes_are_exact(values: Double) -> None:
 
 
 @given(moderate, bin_counts)
-def test_counts_equal_those_of_numpy(values: Double, bins: int) -> None:
+def test_counts_match_numpy(values: Double, bins: int) -> None:
     histogram = bin_values(values, bins)
     assert histogram.counts == np.histogram(values, histogram.edges)[0].tolist()
 

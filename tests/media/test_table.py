@@ -163,7 +163,7 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("make", ARGUMENTS.values(), ids=ARGUMENTS)
-def test_table_accepts(tmp_path: Path, make: Callable[[], Any]) -> None:
+def test_table_accepts_argument(tmp_path: Path, make: Callable[[], Any]) -> None:
     table = Table(make())
     assert table.columns == ["x", "y"]
     rows = rows_of(tmp_path, table)

@@ -53,11 +53,11 @@ def test_improvement_of_exactly_min_delta_does_not_count(bus: MetricBus, mode: A
     assert stopping.best == sign * 1.25
 
 
-def test_equal_value_is_no_improvement(bus: MetricBus) -> None:
+def test_equal_value_is_not_an_improvement(bus: MetricBus) -> None:
     assert stops_at(EarlyStopping(bus, "loss", patience=1), [1.0, 1.0]) == 1
 
 
-def test_nan_is_no_improvement_even_as_the_first_value(bus: MetricBus) -> None:
+def test_nan_is_not_an_improvement_even_as_the_first_value(bus: MetricBus) -> None:
     stopping = EarlyStopping(bus, "loss", patience=2)
     assert stops_at(stopping, [math.nan, 1.0, math.nan, math.nan]) == 3
     assert stopping.best == 1.0
@@ -99,7 +99,7 @@ def test_check_without_a_value_does_not_count(bus: MetricBus, sink: MemorySink) 
     assert sink.names() == []
 
 
-def test_warns_once_of_a_name_that_is_never_logged(
+def test_warns_once_about_a_name_that_is_never_logged(
     bus: MetricBus, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopping = EarlyStopping(bus, "val/lss")
@@ -124,7 +124,7 @@ def test_checks_the_value_reduced_over_the_ended_epoch(bus: MetricBus) -> None:
     assert bus.epoch == 1
 
 
-def test_in_the_body_of_epochs_the_newest_reduced_value_is_of_the_epoch_before(
+def test_inside_an_epochs_loop_the_newest_reduced_value_is_from_the_previous_epoch(
     bus: MetricBus,
 ) -> None:
     bus.define("val/*", on_step=False, on_epoch=True)
@@ -251,7 +251,7 @@ def test_name_must_not_be_empty(bus: MetricBus) -> None:
         Best(bus, "", mode="max")
 
 
-def test_best_returns_true_for_each_value_better_than_all_before(bus: MetricBus) -> None:
+def test_best_returns_true_for_each_new_best_value(bus: MetricBus) -> None:
     best = Best(bus, "acc", mode="max")
     values = (0.1, 0.3, 0.3, math.nan, 0.2, 0.4)
     assert [best(value) for value in values] == [True, True, False, False, False, True]
@@ -263,7 +263,7 @@ def test_best_with_mode_min_is_the_smallest_value(bus: MetricBus) -> None:
     assert best.value == 1.0
 
 
-def test_best_logs_each_better_value(bus: MetricBus) -> None:
+def test_best_logs_each_new_best_value(bus: MetricBus) -> None:
     best = Best(bus, "val/acc", mode="max")
     for _ in bus.epochs(3):
         for _ in bus.steps(range(4)):
@@ -324,7 +324,7 @@ def test_first_rank_decides_for_all_ranks(tmp_path: Path) -> None:
     assert results == [[4, [True, True, False, False], 2.0, True]] * 2
 
 
-def test_warns_of_a_name_that_is_not_reduced_over_the_epoch(
+def test_warns_about_a_name_that_is_not_reduced_over_the_epoch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
@@ -340,7 +340,7 @@ def test_warns_of_a_name_that_is_not_reduced_over_the_epoch(
     assert "bus.define('val/loss', on_epoch=True)" in warning
 
 
-def test_warns_of_a_misspelled_name_at_the_first_check(
+def test_warns_about_a_misspelled_name_at_the_first_check(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:

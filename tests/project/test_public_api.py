@@ -1,4 +1,4 @@
-"""What is public, what importing costs, and how others add a sink."""
+"""Public names, the cost of importing metricbus, and third-party sinks."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from tests.helpers.limits import HANG_SECS
 
 HEAVY = ["tensorboard", "google", "torch", "wandb", "mlflow", "typer", "rich", "tqdm", "matplotlib"]
 
-FACES = [
+FACADES = [
     "metricbus",
     "metricbus._importers",
     "metricbus.media",
     "metricbus.monitors",
     "metricbus.torch",
 ]
-"""Packages that do nothing but name what others are to use."""
+"""Packages that only re-export public names."""
 
 PUBLIC = [
-    *FACES,
+    *FACADES,
     "metricbus._history.history",
     "metricbus.sinks",
     "metricbus.testing",
 ]
-"""The modules that say by `__all__` what is public."""
+"""Modules that declare their public names in `__all__`."""
 
 
-def test_public_names_are_exactly_all() -> None:
+def test_all_lists_exactly_the_public_names() -> None:
     tree = ast.parse(Path(metricbus.__file__).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    for_type_checkers = {
+    static_imports = {
         alias.asname: node.module for node in imports for alias in node.names if alias.asname
     }
-    assert for_type_checkers == metricbus._MODULE_OF
+    assert static_imports == metricbus._MODULE_OF
     assert list(metricbus._MODULE_OF) == metricbus.__all__
     for name in metricbus.__all__:
         assert getattr(metricbus, name) is getattr(import_module(metricbus._MODULE_OF[name]), name)
@@ -55,100 +55,102 @@ def test_public_names_are_exactly_all() -> None:
         import_module("metricbus").Buss  # noqa: B018
 
 
-def test_dir_shows_the_public_names_and_its_own() -> None:
+def test_dir_lists_the_public_names_and_the_module_attributes() -> None:
     assert {"__version__", "__doc__"} < set(dir(metricbus))
-    assert _shown(metricbus) == sorted(metricbus.__all__)
+    assert _public_dir(metricbus) == sorted(metricbus.__all__)
 
 
-def test_a_bus_shows_what_its_page_lists() -> None:
+def test_dir_of_a_bus_lists_the_documented_members() -> None:
     page = (Path(__file__).parents[2] / "docs" / "api" / "bus.md").read_text()
     table = page.split("|---|---|\n")[1].split("\n\n")[0]
     listed = sorted(re.findall(r"`(\w+)`", table))
-    assert _shown(metricbus.MetricBus(disabled=True)) == listed
-    assert _shown(metricbus.bus) == listed
+    assert _public_dir(metricbus.MetricBus(disabled=True)) == listed
+    assert _public_dir(metricbus.bus) == listed
 
 
 @pytest.mark.parametrize(
     "name",
     [name for name in media.__all__ if issubclass(getattr(media, name), media.MediaValue)],
 )
-def test_a_kind_shows_nothing_of_how_it_is_logged(name: str) -> None:
-    shown = {"Table": ["append", "columns", "rows"]}
-    assert _shown(getattr(media, name)) == shown.get(name, [])
+def test_dir_of_a_media_class_lists_no_internal_members(name: str) -> None:
+    public = {"Table": ["append", "columns", "rows"]}
+    assert _public_dir(getattr(media, name)) == public.get(name, [])
 
 
-def test_every_module_with_an_all_is_held_to_it() -> None:
+def test_every_module_with_an_all_is_tested() -> None:
     package = Path(metricbus.__file__).parent
-    found = {
+    modules = {
         ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
         for path in package.rglob("*.py")
         if "\n__all__ = " in path.read_text()
     }
-    assert found == set(PUBLIC)
+    assert modules == set(PUBLIC)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_what_all_names_is_there_once(name: str) -> None:
+def test_all_has_no_missing_and_no_duplicate_names(name: str) -> None:
     module = import_module(name)
     assert sorted(set(module.__all__)) == sorted(module.__all__)
     for public in module.__all__:
         assert hasattr(module, public), public
 
 
-@pytest.mark.parametrize("name", FACES)
-def test_a_face_shows_nothing_else(name: str) -> None:
+@pytest.mark.parametrize("name", FACADES)
+def test_dir_of_a_facade_lists_only_public_names(name: str) -> None:
     module = import_module(name)
-    shown = {
+    listed = {
         public
         for public in dir(module)
         if not public.startswith("_") and not isinstance(getattr(module, public), ModuleType)
     }
-    assert shown - {"annotations"} == set(module.__all__)
+    assert listed - {"annotations"} == set(module.__all__)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_what_a_module_defines_is_public_or_has_an_underscore(name: str) -> None:
+def test_names_outside_all_start_with_an_underscore(name: str) -> None:
     module = import_module(name)
     assert module.__file__
-    defined = {one for one in _defined_in(Path(module.__file__)) if not one.startswith("_")}
+    defined = {name for name in _defined_in(Path(module.__file__)) if not name.startswith("_")}
     assert defined <= set(module.__all__)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_says_what_it_is(name: str) -> None:
+def test_every_public_name_has_a_docstring(name: str) -> None:
     module = import_module(name)
     assert module.__doc__
     for public in module.__all__:
         value = getattr(module, public)
         owner = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
-        assert _tells(owner), public
-        silent = [what for what, method in _methods_of(owner) if not inspect.getdoc(method)]
-        assert not silent, public
+        assert _has_docstring(owner), public
+        undocumented = [
+            method_name for method_name, method in _methods_of(owner) if not inspect.getdoc(method)
+        ]
+        assert not undocumented, public
 
 
-def test_type_checkers_see_the_names_that_there_are() -> None:
+def test_names_for_type_checkers_match_the_runtime_names() -> None:
     tree = ast.parse(Path(metricbus.__file__).read_text())
     (block,) = (
         node
         for node in tree.body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
-    seen = {
+    declared = {
         alias.name: node.module
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == metricbus._MODULE_OF
+    assert declared == metricbus._MODULE_OF
 
 
-def test_a_star_import_has_all_of_them() -> None:
+def test_a_star_import_imports_all_public_names() -> None:
     names: dict[str, object] = {}
     exec("from metricbus import *", names)
     assert names.keys() >= set(metricbus.__all__)
 
 
-def test_importing_imports_neither_a_backend_nor_what_is_not_used() -> None:
+def test_logging_numbers_does_not_import_numpy_or_unused_packages() -> None:
     code = """
         import sys, tempfile
         from metricbus import MetricBus
@@ -161,7 +163,7 @@ def test_importing_imports_neither_a_backend_nor_what_is_not_used() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=HANG_SECS)
 
 
-def test_importing_imports_no_backend() -> None:
+def test_importing_metricbus_imports_no_backend() -> None:
     code = (
         "import sys, json, metricbus, metricbus.testing; from metricbus import *; "
         "print(json.dumps(list(sys.modules)))"
@@ -173,7 +175,7 @@ def test_importing_imports_no_backend() -> None:
     assert not loaded & set(HEAVY)
 
 
-def test_making_a_bus_with_tensorboard_imports_it_in_its_consumer_alone() -> None:
+def test_only_the_consumer_thread_imports_tensorboard() -> None:
     code = """
         import sys, threading
         importer = []
@@ -197,8 +199,8 @@ def test_making_a_bus_with_tensorboard_imports_it_in_its_consumer_alone() -> Non
     assert out.stdout.startswith("['metricbus-tensorboard-")
 
 
-def test_a_third_party_sink_is_installed_and_used(tmp_path: Path) -> None:
-    """The package of docs/writing-a-sink.md, installed by pip and named by its URL."""
+def test_a_third_party_sink_can_be_installed_and_used(tmp_path: Path) -> None:
+    """Install the package from docs/writing-a-sink.md with pip, and use its sink by URL."""
     project = tmp_path / "project"
     project.mkdir()
     page = (Path(__file__).parents[2] / "docs" / "writing-a-sink.md").read_text()
@@ -222,20 +224,20 @@ def test_a_third_party_sink_is_installed_and_used(tmp_path: Path) -> None:
         MetricBus(sinks="lines?prefx=1")
         """
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         timeout=HANG_SECS,
         check=False,
     )
-    assert "delivered 2, rejected 0, filtered 2, pending 0" in done.stdout
-    assert "did you mean 'prefix'?" in done.stderr
+    assert "delivered 2, rejected 0, filtered 2, pending 0" in result.stdout
+    assert "did you mean 'prefix'?" in result.stderr
     lines = Path("out.txt").read_text().splitlines()
     assert lines == ["run 1: step 0 loss=1.0", "run 1: step 2 loss=0.3333333333333333"]
 
 
-def test_every_sink_of_ours_documents_itself() -> None:
+def test_every_built_in_sink_has_a_docstring() -> None:
     for name in ("csv", "logging", "tensorboard"):
         assert find_sink(name).__doc__
 
@@ -244,13 +246,13 @@ def test_the_package_is_typed() -> None:
     assert (Path(metricbus.__file__).parent / "py.typed").exists()
 
 
-def _shown(thing: object) -> list[str]:
-    """What `dir` lists, but for what is internal."""
-    return [name for name in dir(thing) if not name.startswith("_")]
+def _public_dir(value: object) -> list[str]:
+    """Return the names in `dir()` without a leading underscore."""
+    return [name for name in dir(value) if not name.startswith("_")]
 
 
 def _defined_in(path: Path) -> Iterator[str]:
-    """What a module's own statements name, but for imports."""
+    """Yield the names that a module defines at the top level, without imports."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
@@ -259,17 +261,18 @@ def _defined_in(path: Path) -> Iterator[str]:
             yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
-def _tells(owner: Callable[..., object]) -> bool:
-    """Whether it has a text of its own, and not the one that a NamedTuple is given."""
+def _has_docstring(owner: Callable[..., object]) -> bool:
+    """Return whether there is a docstring other than the one that NamedTuple generates."""
     text = owner.__doc__ or ""
     return bool(text) and not text.startswith(f"{owner.__name__}(")
 
 
 def _methods_of(owner: object) -> Iterator[tuple[str, object]]:
-    """Public methods and properties that metricbus itself defines."""
+    """Yield the public methods and properties that are defined in metricbus."""
     for name, member in inspect.getmembers_static(owner):
         function = member.fget if isinstance(member, property) else member
         function = getattr(function, "__func__", function)
-        ours = (getattr(function, "__module__", None) or "").startswith("metricbus")
-        if not name.startswith("_") and inspect.isfunction(function) and ours:
+        module = getattr(function, "__module__", None) or ""
+        is_own = module.startswith("metricbus")
+        if not name.startswith("_") and inspect.isfunction(function) and is_own:
             yield name, getattr(owner, name)

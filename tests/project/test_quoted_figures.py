@@ -1,4 +1,4 @@
-"""The costs that the docs quote match the stored benchmark results."""
+"""The figures quoted in the docs match the stored benchmark results."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ CALLS = {
 """Maps the name of a call in the cost table to its name in the results."""
 
 
-def result_of(id: str) -> Result:
-    (found,) = (result for result in RESULTS if result.id == id)
-    return found
+def result_by_id(id: str) -> Result:
+    (matching,) = (result for result in RESULTS if result.id == id)
+    return matching
 
 
 def quoted_range(name: str) -> tuple[float, float]:
@@ -46,14 +46,14 @@ def quoted_range(name: str) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_quoted_range_includes_the_stored_result(name: str) -> None:
-    calls = result_of("calls")
+    calls = result_by_id("calls")
     by_name = {figure.name: figure for figure in calls.figures}
     low, high = quoted_range(name)
     measured = ratio(by_name[CALLS[name]], by_name["log(name, value, step=)"])
     assert low * 0.97 <= measured <= high * 1.03  # quoted values are rounded
 
 
-def test_the_quoted_numbers_of_targets_match_the_results() -> None:
+def test_the_quoted_target_counts_match_the_results() -> None:
     (quoted,) = re.findall(r"(\d+) targets of which (\d+) are missed", COMPARISON)
     targets = [target for result in RESULTS for target in result.targets]
     missed = [target for target in targets if not target.met]

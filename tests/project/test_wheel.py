@@ -1,9 +1,9 @@
-"""The wheel, as a person gets it: built, installed into a clean environment, used without source.
+"""The wheel as users get it: built, and installed into a clean environment without the sources.
 
-The environment is one of `venv`, which sees nothing of the one that runs the tests, and it must do
-without a network. So what the wheel requires is linked into it from here, distribution by
-distribution, with its metadata. Then pip installs the wheel by `--no-index` and checks that every
-requirement is there: one that pyproject.toml does not name, and one that is not met, show.
+The environment is created by `venv` and is isolated from the one that runs the tests. No network is
+available, so the wheel's dependencies are linked into it with their metadata. Then pip installs the
+wheel with `--no-index`. The installation fails if a requirement is not met, and a test fails if
+pyproject.toml lacks one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
@@ -31,15 +31,15 @@ SOURCE = ROOT / "src" / "metricbus"
 EXTRAS = {"all", "cli", "demo", "media", "mlflow", "system", "tensorboard", "torch", "wandb"}
 
 
-class Clean(NamedTuple):
-    """A clean environment, and an empty folder to work in."""
+class CleanEnvironment(NamedTuple):
+    """A clean environment and an empty working directory."""
 
     venv: Path
     site: Path
     folder: Path
 
     def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs a program of the environment in the empty folder, with no settings at all."""
+        """Run a program of the environment in the empty folder, without any settings."""
         return subprocess.run(
             [self.venv / "bin" / program, *arguments],
             cwd=self.folder,
@@ -51,68 +51,70 @@ class Clean(NamedTuple):
         )
 
     def python(self, code: str) -> str:
-        """What the code prints."""
-        done = self.run("python", "-W", "error", "-c", textwrap.dedent(code))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        """Run Python code and return its output."""
+        result = self.run("python", "-W", "error", "-c", textwrap.dedent(code))
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the wheel and the sdist."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the built wheel and sdist."""
     folder = tmp_path_factory.mktemp("dist")
     _build(ROOT, folder, "sdist", "wheel")
     return folder
 
 
 @pytest.fixture(scope="session")
-def wheel(built: Path) -> Path:
-    (wheel,) = built.glob("*.whl")
+def wheel(dist: Path) -> Path:
+    (wheel,) = dist.glob("*.whl")
     return wheel
 
 
 @pytest.fixture(scope="session")
-def metadata(core: Clean) -> Distribution:
-    """What the installed distribution says of itself."""
+def metadata(core: CleanEnvironment) -> Distribution:
+    """The metadata of the installed distribution."""
     (info,) = core.site.glob("metricbus-*.dist-info")
     return PathDistribution(info)
 
 
 @pytest.fixture(scope="session")
-def core(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
-    """The wheel with numpy and msgspec alone."""
-    return _installed(wheel, (), tmp_path_factory.mktemp("core"))
+def core(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> CleanEnvironment:
+    """An environment with the wheel and its required dependencies, numpy and msgspec."""
+    return _install(wheel, (), tmp_path_factory.mktemp("core"))
 
 
 @pytest.fixture(scope="session")
-def with_cli(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
-    """The wheel with the command line, and what it draws with."""
-    return _installed(wheel, ("cli", "media"), tmp_path_factory.mktemp("cli"))
+def with_cli(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> CleanEnvironment:
+    """An environment with the wheel and the extras of the command line and its plots."""
+    return _install(wheel, ("cli", "media"), tmp_path_factory.mktemp("cli"))
 
 
-# What is in it
+# Contents
 
 
 def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
-    """No tests, benchmarks or docs except the demo; all modules and the py.typed marker."""
-    ours = {f"metricbus/{path.relative_to(SOURCE)}" for path in SOURCE.rglob("*.py")}
+    """It has all modules, py.typed and the demo, but no tests, benchmarks or docs."""
+    modules = {f"metricbus/{path.relative_to(SOURCE)}" for path in SOURCE.rglob("*.py")}
     files = {name for name in _files_of(wheel) if ".dist-info/" not in name}
-    assert files == ours | {"metricbus/py.typed", "metricbus/_cli/demo.py"}
+    assert files == modules | {"metricbus/py.typed", "metricbus/_cli/demo.py"}
 
 
-def test_the_wheel_built_from_the_sdist_is_the_same(built: Path, wheel: Path) -> None:
-    (sdist,) = built.glob("*.tar.gz")
-    unpacked = built / "unpacked"
+def test_a_wheel_built_from_the_sdist_has_the_same_files(dist: Path, wheel: Path) -> None:
+    (sdist,) = dist.glob("*.tar.gz")
+    unpacked = dist / "unpacked"
     with tarfile.open(sdist) as archive:
-        archive.extractall(unpacked, filter="data")
+        # Python 3.11.3 and earlier have no filters.
+        options: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(unpacked, **options)
     (root,) = unpacked.iterdir()
     assert {path.name for path in root.iterdir()} >= {"README.md", "LICENSE", "CHANGELOG.md"}
-    _build(root, built / "again", "wheel")
-    (again,) = (built / "again").glob("*.whl")
-    assert _files_of(again) == _files_of(wheel)
+    _build(root, dist / "rebuilt", "wheel")
+    (rebuilt,) = (dist / "rebuilt").glob("*.whl")
+    assert _files_of(rebuilt) == _files_of(wheel)
 
 
-def test_the_license_is_in_it(metadata: Distribution) -> None:
+def test_the_wheel_includes_the_license(metadata: Distribution) -> None:
     assert metadata.metadata["License-Expression"] == "Apache-2.0"
     assert metadata.metadata.get_all("License-File") == ["LICENSE"]
     text = metadata.read_text("licenses/LICENSE")
@@ -125,24 +127,29 @@ def test_the_readme_is_the_long_description(metadata: Distribution) -> None:
     assert description == (ROOT / "README.md").read_text()
 
 
-def test_the_version_is_the_packages(core: Clean, metadata: Distribution) -> None:
+def test_the_metadata_has_the_version_of_the_package(
+    core: CleanEnvironment, metadata: Distribution
+) -> None:
     assert metadata.version == metricbus.__version__
     assert core.python("import metricbus; print(metricbus.__version__)").strip() == metadata.version
 
 
-def test_every_extra_is_there(metadata: Distribution) -> None:
+def test_the_metadata_lists_every_extra(metadata: Distribution) -> None:
     assert set(metadata.metadata.get_all("Provides-Extra") or []) == EXTRAS
 
 
-def test_the_core_requires_numpy_and_msgspec_alone(metadata: Distribution) -> None:
+def test_the_core_requires_only_numpy_and_msgspec(metadata: Distribution) -> None:
     required = map(Requirement, metadata.requires or [])
-    assert {one.name for one in required if not one.marker} == {"numpy", "msgspec"}
+    assert {requirement.name for requirement in required if not requirement.marker} == {
+        "numpy",
+        "msgspec",
+    }
 
 
-# The core alone
+# Without extras
 
 
-def test_a_run_is_logged_and_read_back(core: Clean) -> None:
+def test_a_run_is_logged_and_read_back(core: CleanEnvironment) -> None:
     printed = core.python(
         """
         import sys
@@ -161,8 +168,8 @@ def test_a_run_is_logged_and_read_back(core: Clean) -> None:
     assert (core.folder / "runs" / "first" / "csv" / "metrics.csv").exists()
 
 
-def test_a_histogram_goes_into_csv(core: Clean) -> None:
-    """A medium that needs no further package."""
+def test_a_histogram_is_written_to_csv(core: CleanEnvironment) -> None:
+    """Histograms need no optional package."""
     printed = core.python(
         """
         import metricbus
@@ -176,7 +183,7 @@ def test_a_histogram_goes_into_csv(core: Clean) -> None:
     assert printed == "['weights']\n"
 
 
-def test_the_delivery_process_needs_nothing_else(core: Clean) -> None:
+def test_the_delivery_process_needs_no_extra(core: CleanEnvironment) -> None:
     printed = core.python(
         """
         from metricbus import MetricBus
@@ -189,13 +196,15 @@ def test_the_delivery_process_needs_nothing_else(core: Clean) -> None:
     assert printed == "1\n"
 
 
-def test_the_command_without_its_packages_says_what_to_install(core: Clean) -> None:
-    done = core.run("metricbus", "ls")
-    assert done.returncode == 2
-    assert done.stderr == ("The command line needs typer and rich: pip install 'metricbus[cli]'\n")
+def test_the_command_without_its_packages_shows_the_pip_command(core: CleanEnvironment) -> None:
+    result = core.run("metricbus", "ls")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "The command line needs typer and rich: pip install 'metricbus[cli]'\n"
+    )
 
 
-def test_what_is_not_installed_is_an_error_with_the_command(core: Clean) -> None:
+def test_a_feature_without_its_package_raises_with_the_pip_command(core: CleanEnvironment) -> None:
     printed = core.python(
         """
         import metricbus
@@ -228,42 +237,42 @@ def test_what_is_not_installed_is_an_error_with_the_command(core: Clean) -> None
     ]
 
 
-# With the command line
+# With the extras of the command line
 
 
-def test_the_command_has_help(with_cli: Clean) -> None:
-    done = with_cli.run("metricbus", "--help")
-    assert done.returncode == 0, done.stderr
+def test_the_command_has_help(with_cli: CleanEnvironment) -> None:
+    result = with_cli.run("metricbus", "--help")
+    assert result.returncode == 0, result.stderr
     for command in ("ls", "show", "tail", "plot", "export", "deliver", "doctor", "sinks", "demo"):
-        assert f" {command} " in done.stdout
+        assert f" {command} " in result.stdout
 
 
-def test_the_command_tells_its_version(with_cli: Clean) -> None:
+def test_the_command_prints_its_version(with_cli: CleanEnvironment) -> None:
     assert with_cli.run("metricbus", "--version").stdout.strip() == metricbus.__version__
 
 
-def test_sinks_lists_all_and_which_can_be_used(with_cli: Clean) -> None:
-    done = with_cli.run("metricbus", "sinks")
-    assert done.returncode == 0, done.stderr
-    _, _, *rows = map(str.split, done.stdout.splitlines())
+def test_sinks_lists_all_sinks_and_whether_they_are_ready(with_cli: CleanEnvironment) -> None:
+    result = with_cli.run("metricbus", "sinks")
+    assert result.returncode == 0, result.stderr
+    _, _, *rows = map(str.split, result.stdout.splitlines())
     ready = {name: answer for name, answer, *_ in rows}
     assert ready.keys() == set(sink_names())
     assert [name for name, answer in ready.items() if answer == "yes"] == ["csv", "logging"]
 
 
-def test_sinks_tells_the_command_that_installs_a_missing_one(with_cli: Clean) -> None:
-    done = with_cli.run("metricbus", "sinks")
-    assert "pip install 'metricbus[wandb]'" in done.stdout
+def test_sinks_shows_the_pip_command_for_a_missing_package(with_cli: CleanEnvironment) -> None:
+    result = with_cli.run("metricbus", "sinks")
+    assert "pip install 'metricbus[wandb]'" in result.stdout
 
 
-def test_doctor_finds_nothing_wrong(with_cli: Clean) -> None:
-    done = with_cli.run("metricbus", "doctor")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "METRICBUS_SINKS" in done.stdout
+def test_doctor_reports_no_problem(with_cli: CleanEnvironment) -> None:
+    result = with_cli.run("metricbus", "doctor")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "METRICBUS_SINKS" in result.stdout
 
 
-def test_a_run_is_listed_shown_and_plotted(with_cli: Clean) -> None:
-    """What a person does first."""
+def test_a_run_is_listed_shown_and_plotted(with_cli: CleanEnvironment) -> None:
+    """These are the first commands that a new user runs."""
     with_cli.python(
         """
         from metricbus import MetricBus
@@ -282,17 +291,17 @@ def test_a_run_is_listed_shown_and_plotted(with_cli: Clean) -> None:
     assert (with_cli.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_python_m_is_the_same_command(with_cli: Clean) -> None:
-    done = with_cli.run("python", "-m", "metricbus", "--version")
-    assert done.stdout.strip() == metricbus.__version__
+def test_python_m_is_the_same_command(with_cli: CleanEnvironment) -> None:
+    result = with_cli.run("python", "-m", "metricbus", "--version")
+    assert result.stdout.strip() == metricbus.__version__
 
 
-# Making it
+# Building and installing
 
 
 def _build(root: Path, into: Path, *targets: str) -> None:
     options = [part for target in targets for part in ("--target", target)]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "--directory", str(into), *options],
         cwd=root,
         capture_output=True,
@@ -300,7 +309,7 @@ def _build(root: Path, into: Path, *targets: str) -> None:
         timeout=HANG_SECS,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def _files_of(wheel: Path) -> set[str]:
@@ -308,57 +317,58 @@ def _files_of(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def _installed(wheel: Path, extras: Sequence[str], folder: Path) -> Clean:
+def _install(wheel: Path, extras: Sequence[str], folder: Path) -> CleanEnvironment:
     venv, empty = folder / "venv", folder / "empty"
     empty.mkdir()
     run = [sys.executable, "-m", "venv", "--without-pip", str(venv)]
     subprocess.run(run, check=True, timeout=HANG_SECS)
     (site,) = venv.glob("lib/python*/site-packages")
-    for needed in _needed_by(wheel, extras):
-        _link(needed, site)
+    for dependency in _dependencies(wheel, extras):
+        _link(dependency, site)
     pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python")]
     options = ["--quiet", "--no-index", "--disable-pip-version-check"]
-    what = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
-    done = subprocess.run(
-        [*pip, "install", *options, what],
+    requirement = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
+    result = subprocess.run(
+        [*pip, "install", *options, requirement],
         capture_output=True,
         text=True,
         timeout=HANG_SECS,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return Clean(venv, site, empty)
+    assert result.returncode == 0, result.stderr
+    return CleanEnvironment(venv, site, empty)
 
 
-def _needed_by(wheel: Path, extras: Sequence[str]) -> Iterator[Distribution]:
-    """The distributions of this environment that the wheel requires, and what those require."""
+def _dependencies(wheel: Path, extras: Sequence[str]) -> Iterator[Distribution]:
+    """Yield the distributions of this environment that the wheel requires, also indirectly."""
     with zipfile.ZipFile(wheel) as archive:
         (info,) = (
             path for path in zipfile.Path(archive).iterdir() if path.name.endswith(".dist-info")
         )
-        waiting = _required(PathDistribution(info), extras)
+        pending = _required(PathDistribution(info), extras)
     seen = set()
-    while waiting:
-        found = distribution(waiting.pop())
-        if found.name not in seen:
-            seen.add(found.name)
-            waiting += _required(found, ())
-            yield found
+    while pending:
+        dependency = distribution(pending.pop())
+        if dependency.name not in seen:
+            seen.add(dependency.name)
+            pending += _required(dependency, ())
+            yield dependency
 
 
-def _required(found: Distribution, extras: Sequence[str]) -> list[str]:
-    required = map(Requirement, found.requires or [])
+def _required(dist: Distribution, extras: Sequence[str]) -> list[str]:
+    """Return the names of the distributions that one requires directly."""
     return [
-        one.name
-        for one in required
-        if not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+        requirement.name
+        for requirement in map(Requirement, dist.requires or [])
+        if not (marker := requirement.marker)
+        or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
     ]
 
 
-def _link(found: Distribution, site: Path) -> None:
-    """Puts a distribution's files, as its RECORD names them, into another environment."""
-    for file in found.files or []:
-        if ".." not in file.parts:  # programs, which stand outside
+def _link(dist: Distribution, site: Path) -> None:
+    """Link the files in a distribution's RECORD into another environment."""
+    for file in dist.files or []:
+        if ".." not in file.parts:  # scripts are outside of site-packages
             link = site / file
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(str(found.locate_file(file)))
+            link.symlink_to(str(dist.locate_file(file)))

@@ -281,7 +281,7 @@ def test_image_path_is_the_one_that_mlflows_ui_expects(backend: Backend) -> None
     assert backend.tags["mlflow.loggedImages"] == "True"
 
 
-def test_image_has_the_same_layout_as_one_of_log_image(backend: Backend) -> None:
+def test_image_has_the_same_layout_as_with_log_image(backend: Backend) -> None:
     backend.write(backend.image("samples", 7))
     ours = backend.artifacts("images")
     tags = backend.tags.keys()
@@ -581,7 +581,7 @@ def test_nothing_is_sent_if_an_image_of_a_table_is_missing(backend: Backend) -> 
     assert backend.artifacts() == []
 
 
-def test_media_are_rejected_without_an_artifact_folder_and_scalars_are_delivered(
+def test_media_are_rejected_without_an_artifact_folder_but_scalars_are_delivered(
     tmp_path: Path, database: Path
 ) -> None:
     experiment = "no folder"

@@ -20,9 +20,9 @@ from metricbus.torch._watch_optimizer import watch_optimizer
 
 
 class FakeDevice:
-    """A timer for a device that shares its clock `time` with the host.
+    """A device timer whose clock, `time`, is also the clock of the host.
 
-    Work is complete at once unless `is_late`.
+    Events are complete immediately unless `is_late` is true.
     """
 
     def __init__(self) -> None:

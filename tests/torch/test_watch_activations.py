@@ -303,7 +303,7 @@ def test_copies_of_a_watched_model_are_not_watched(
 def test_does_not_wait_for_values_on_an_accelerator(
     bus: MetricBus, sink: MemorySink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = FakeAccelerator(is_late=True)
+    device = FakeAccelerator(blocked=True)
     monkeypatch.setitem(ACCELERATORS, "cpu", device)
     model, given = nn.Identity(), torch.ones(2, 2)
     with watch_activations(bus, model, stats=["mean", "dead"]):

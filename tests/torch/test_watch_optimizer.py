@@ -26,7 +26,7 @@ from tests.helpers.fake_accelerator import FakeAccelerator
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, bus: MetricBus) -> Iterator[FakeAccelerator]:
-    device = FakeAccelerator(is_late=True)
+    device = FakeAccelerator(blocked=True)
     monkeypatch.setitem(ACCELERATORS, "cpu", device)
     yield device
     device.released.set()

@@ -1,6 +1,6 @@
-"""Right uses: mypy --strict has nothing to say, and finds the types that are asserted.
+"""Correct uses of the API: `mypy --strict` reports no error and infers the asserted types.
 
-Nothing here runs; `test_api_types.py` has it checked.
+This file is never executed; `test_api_types.py` runs mypy on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ from metricbus import (
 from metricbus.testing import MemorySink, Point
 
 
-def a_bus_is_made_in_many_ways(folder: Path) -> None:
+def create_buses(folder: Path) -> None:
     MetricBus()
     MetricBus("digits", id="digits-1", config={"lr": 3e-4, "layers": [64, 10]}, tags=["baseline"])
     MetricBus(sinks="csv,tensorboard:logs?flush_secs=5", dir=folder)
@@ -46,7 +46,7 @@ def a_bus_is_made_in_many_ways(folder: Path) -> None:
         assert_type(opened, MetricBus)
 
 
-def numbers_and_mappings_are_logged(array: NDArray[np.float32], row: Mapping[str, float]) -> None:
+def log_numbers_and_mappings(array: NDArray[np.float32], row: Mapping[str, float]) -> None:
     bus.log("loss", 0.5)
     bus.log("loss", array.mean(), step=3, epoch=1, weight=32)
     bus.log("correct", True)
@@ -54,7 +54,7 @@ def numbers_and_mappings_are_logged(array: NDArray[np.float32], row: Mapping[str
     bus.log(row)
 
 
-def media_are_logged(array: NDArray[np.float32]) -> None:
+def log_media(array: NDArray[np.float32]) -> None:
     bus.log("weights", Histogram(array))
     bus.log("weights", Histogram(counts=[1, 2], edges=[0.0, 0.5, 1.0]))
     bus.log("sample", Image(array, "a seven", boxes=[Box(1, 2, 3, 4, label="seven")]))
@@ -66,7 +66,7 @@ def media_are_logged(array: NDArray[np.float32]) -> None:
     bus.log("errors", table)
 
 
-def loops_keep_the_types_of_their_items(pairs: list[tuple[str, int]]) -> None:
+def loops_preserve_the_types_of_their_items(pairs: list[tuple[str, int]]) -> None:
     for epoch in bus.epochs(3):
         assert_type(epoch, int)
         for name, number in bus.steps(pairs):
@@ -78,18 +78,18 @@ def loops_keep_the_types_of_their_items(pairs: list[tuple[str, int]]) -> None:
     assert_type(list(enumerate(bus.steps(pairs))), list[tuple[int, tuple[str, int]]])
 
 
-def names_are_defined() -> None:
+def define_names() -> None:
     bus.define("train/*", every=10, reduce="mean")
     bus.define("val/*", on_step=False, on_epoch=True, across_ranks="mean", sinks=["csv"])
     bus.define("spread", every=10, reduce=lambda values: max(values) - min(values))
     bus.define("late", axis="tokens")
-    with_prefix = bus.scope("val").scope("seen")
-    with_prefix.log("loss", 0.5, weight=8)
+    scope = bus.scope("val").scope("seen")
+    scope.log("loss", 0.5, weight=8)
     bus.phase("train").log({"loss": 0.5})
-    with_prefix.define("*", every=10, reduce="mean", across_ranks=None)
+    scope.define("*", every=10, reduce="mean", across_ranks=None)
 
 
-def a_scope_has_what_its_bus_has(pairs: list[tuple[str, int]]) -> None:
+def a_scope_has_the_members_of_its_bus(pairs: list[tuple[str, int]]) -> None:
     val = bus.scope("val")
     for name, _number in val.steps(pairs):
         assert_type(name, str)
@@ -102,7 +102,7 @@ def a_scope_has_what_its_bus_has(pairs: list[tuple[str, int]]) -> None:
     assert_type(val.flush().sinks, dict[str, SinkCounts])
 
 
-def what_comes_back_has_a_type() -> None:
+def return_values_are_typed() -> None:
     assert_type(bus.step, int)
     assert_type(bus.last("loss"), int | float | None)
     assert_type(bus.end_epoch(), dict[str, int | float])
@@ -116,13 +116,13 @@ def what_comes_back_has_a_type() -> None:
     bus.load_state_dict(state)
 
 
-def the_process_wide_bus_is_a_bus() -> None:
+def the_process_wide_bus_is_a_metric_bus() -> None:
     assert_type(metricbus.configure(run="digits", sinks="csv"), MetricBus)
-    anybodys: MetricBus = bus
-    anybodys.log("loss", 0.5)
+    metric_bus: MetricBus = bus
+    metric_bus.log("loss", 0.5)
 
 
-def a_run_is_read(folder: Path) -> None:
+def read_a_run(folder: Path) -> None:
     history = metricbus.read(folder)
     assert_type(history, History)
     assert_type(history.run, Run)
@@ -140,7 +140,7 @@ def a_run_is_read(folder: Path) -> None:
     assert_type(metricbus.deliver(folder, "csv", timeout=3), dict[str, SinkCounts])
 
 
-def training_is_decided() -> None:
+def stop_early_and_track_the_best() -> None:
     stopping = EarlyStopping(bus, "loss_epoch", patience=3, mode="min")
     best = Best(bus.scope("val"), "acc", mode="max")
     assert_type(stopping(bus.end_epoch()), bool)
@@ -148,7 +148,7 @@ def training_is_decided() -> None:
     assert_type(best.step, int | None)
 
 
-def a_test_reads_what_was_logged() -> None:
+def inspect_a_memory_sink() -> None:
     sink = MemorySink()
     assert_type(sink.series("loss"), list[Point])
     assert_type(sink.series("loss")[-1].value, int | float)
@@ -160,7 +160,7 @@ class LinesOptions(msgspec.Struct):
 
 
 class LinesSink(Sink):
-    """A sink as docs/sinks.md has it, with types."""
+    """The sink of docs/writing-a-sink.md, with type annotations."""
 
     Options = LinesOptions
     kinds = (Scalars,)
@@ -179,5 +179,5 @@ class LinesSink(Sink):
         return {"length": self.path.stat().st_size}
 
 
-def a_sink_is_given_as_an_object() -> None:
+def pass_a_sink_object() -> None:
     MetricBus(sinks=["csv", LinesSink("lines.txt", LinesOptions(prefix="run 1: "))])

@@ -1,6 +1,7 @@
-"""Wrong uses: mypy --strict must find each of them, under the code that stands at its line.
+"""Incorrect uses of the API: `mypy --strict` reports each with the error code in its comment.
 
-Nothing here runs; `test_api_types.py` has it checked, and that there is no further error.
+This file is never executed; `test_api_types.py` runs mypy on it and checks that there are no other
+errors.
 """
 
 import metricbus
@@ -8,11 +9,11 @@ from metricbus import Best, Box, EarlyStopping, Image, MetricBus, Sink, Table, b
 from metricbus.testing import MemorySink
 
 
-def a_name_is_mistyped() -> None:
+def mistype_a_name() -> None:
     metricbus.Buss()  # E: attr-defined
 
 
-def a_bus_is_made() -> None:
+def create_buses() -> None:
     MetricBus(run=3)  # E: arg-type
     MetricBus("digits", "digits-1")  # E: call-arg
     MetricBus(sink="csv")  # E: call-arg
@@ -25,7 +26,7 @@ def a_bus_is_made() -> None:
     MetricBus(flush_secs="0.2")  # E: arg-type
 
 
-def something_is_logged() -> None:
+def log_values() -> None:
     bus.log()  # E: call-overload
     bus.log("loss")  # E: call-overload
     bus.log(3, 0.5)  # E: call-overload
@@ -41,7 +42,7 @@ def something_is_logged() -> None:
     bus.scope("val").log("loss", 0.5, step="3")  # E: arg-type
 
 
-def media_are_made(pixels: object) -> None:
+def create_media(pixels: object) -> None:
     Image()  # E: call-arg
     Image(pixels, layout="sideways")  # E: arg-type
     Image(pixels, boxes=[(1, 2, 3, 4)])  # E: list-item
@@ -49,7 +50,7 @@ def media_are_made(pixels: object) -> None:
     Table(["id"], [[7]]).append(7)  # E: arg-type
 
 
-def a_loop_runs(names: list[str]) -> None:
+def run_loops(names: list[str]) -> None:
     bus.steps(5)  # E: arg-type
     bus.steps(names, progress="yes")  # E: arg-type
     bus.epochs(names)  # E: arg-type
@@ -60,7 +61,7 @@ def a_loop_runs(names: list[str]) -> None:
     bus.step = 3  # E: misc
 
 
-def names_are_defined() -> None:
+def define_names() -> None:
     bus.define("loss", every="10")  # E: arg-type
     bus.define("loss", reduce=3)  # E: arg-type
     bus.define("loss", reduce=lambda: 0.5)  # E: arg-type
@@ -68,7 +69,7 @@ def names_are_defined() -> None:
     bus.define(reduce="mean")  # E: call-arg
 
 
-def a_scope_is_used() -> None:
+def use_a_scope() -> None:
     val = bus.scope("val")
     val.flsh()  # E: attr-defined
     val.step = 3  # E: misc
@@ -78,14 +79,14 @@ def a_scope_is_used() -> None:
     val.define("loss", every="10")  # E: arg-type
 
 
-def what_comes_back_is_used() -> None:
+def use_return_values() -> None:
     bus.last("loss") + 1  # E: operator
     bus.close("done")  # E: arg-type
     _ = bus.flush().sinks["csv"].lost  # E: attr-defined
     bus.config["lr"] = 0.1  # E: index
 
 
-def a_run_is_read() -> None:
+def read_a_run() -> None:
     metricbus.read()  # E: call-arg
     history = metricbus.read("runs/1")
     _ = history.series("loss").steps  # E: attr-defined
@@ -95,18 +96,18 @@ def a_run_is_read() -> None:
     metricbus.deliver("runs/1", 3)  # E: arg-type
 
 
-def training_is_decided() -> None:
+def stop_early_and_track_the_best() -> None:
     EarlyStopping("loss", patience=3)  # E: call-arg, arg-type
     EarlyStopping(bus, "loss", patience="3")  # E: arg-type
     Best(bus, "acc", mode="highest")  # E: arg-type
 
 
 class NoWrite(Sink):
-    """Lacks the one method that a sink must have."""
+    """A sink without the required method."""
 
 
-class WriteOfOne(Sink):
-    """Takes a record where records are given."""
+class SingleRecordWrite(Sink):
+    """A sink whose `write` has a parameter of the wrong type."""
 
     def write(self, records: str) -> None: ...  # E: override
 

@@ -120,16 +120,19 @@ class Collector:
         return command.done.wait(min(timeout, threading.TIMEOUT_MAX))
 
     def _run(self) -> None:
-        stop = None
+        stop: commands.Stop | None = None
+        calls: list[Call | Command] = []
         while stop is None:
-            self._queue.wait(self._flush_secs, idle_secs=self._secs_until_checkpoint())
-            while stop is None and (calls := self._queue.take(self._chunk_size())):
-                stop = self._process(calls)
-                yield_gil()
+            if not calls:
+                self._queue.wait(self._flush_secs, idle_secs=self._secs_until_checkpoint())
+            calls = self._queue.take(self._chunk_size())
+            stop = self._process(calls)
+            # After each chunk, because under load the queue may not become empty for a long time.
             if self._secs_until_checkpoint() == 0.0:
                 self._write_partials()
             self._warn_dropped()
             self._write_dropped_counts()
+            yield_gil()
         self._queue.close()
         while calls := self._queue.take(_CHUNK):
             repeated_stop = self._process(calls)
