@@ -45,7 +45,7 @@ with MetricBus(run="several-validation-sets", sinks="csv") as bus:
         model.eval()
         with torch.no_grad():
             for name, loader in val_loaders.items():
-                val = bus.phase(f"val/{name}")
+                val = bus.phase(f"val/{name}", on="epoch")
                 for images, labels in loader:
                     accuracy = (model(images).argmax(dim=1) == labels).float().mean()
                     val.log("accuracy", accuracy, weight=len(labels))

@@ -483,3 +483,25 @@ def test_failed_epoch_does_not_repeat_values_emitted_on_steps(
     bus.log("x", 2.0, step=1)
     bus.end_epoch()
     assert points(bus, sink, "x") == [(0, 1.0), (1, 2.0)]
+
+
+def test_phase_says_when_its_values_are_emitted(bus: MetricBus, sink: MemorySink) -> None:
+    test, warmup = bus.phase("test", on="epoch"), bus.phase("warmup", on="step")
+    for value in (1.0, 3.0):
+        test.log("loss", value)
+        warmup.log("loss", value)
+    assert bus.end_epoch() == {"test/loss": 2.0}
+    bus.flush()
+    assert [point.value for point in sink.series("warmup/loss")] == [1.0, 3.0]
+    assert bus.phase("test")._prefix == "test/"
+
+
+@pytest.mark.parametrize(
+    ("name", "on"), [("training", None), ("val", "steps"), ("train", "epoch"), ("", "epoch")]
+)
+def test_phase_without_a_default_or_with_a_contradiction_raises(
+    bus: MetricBus, name: str, on: Any
+) -> None:
+    bus.phase("train")
+    with pytest.raises(ValueError, match=r"on=|prefix"):
+        bus.phase(name, on=on)

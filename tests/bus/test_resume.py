@@ -645,3 +645,32 @@ def test_error_for_something_else_than_a_state_shows_what_it_is(tmp_path: Path) 
             bus.load_state_dict({"step": 1, "model": {}})
         with pytest.raises(ValueError, match=r"not str: 'checkpoint\.pt'"):
             bus.load_state_dict("checkpoint.pt")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("in_middle", [False, True])
+def test_total_counts_the_epochs_of_all_attempts(tmp_path: Path, in_middle: bool) -> None:
+    with open_with_epoch_accuracy(tmp_path) as bus:
+        for epoch in bus.epochs(total=5):
+            for _ in bus.steps(range(3)):
+                bus.log("acc", float(epoch))
+                if in_middle:
+                    state = bus.state_dict()
+            if not in_middle:
+                state = bus.state_dict()
+            if epoch == 1:
+                break
+    with open_with_epoch_accuracy(tmp_path) as resumed:
+        resumed.load_state_dict(state)
+        epochs = resumed.epochs(total=5)
+        assert list(epochs) == ([1, 2, 3, 4] if in_middle else [2, 3, 4])
+        assert list(resumed.epochs(total=5)) == []
+        assert list(resumed.epochs(2)) == [5, 6]
+
+
+def test_epochs_without_a_number_or_with_two_raises(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        for arguments in ({}, {"n": 1, "total": 2}):
+            with pytest.raises(TypeError, match=r"epochs\(n\), or epochs\(total=n\)"):
+                bus.epochs(**arguments)
+        with pytest.raises(ValueError, match="total= must be 0 or more"):
+            bus.epochs(total=-1)

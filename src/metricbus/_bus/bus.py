@@ -22,6 +22,7 @@ from metricbus._common.settings import (
     Overflow,
     ProgressMode,
     Settings,
+    Unloggable,
     resolve_settings,
 )
 from metricbus.sinks import Sink
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PHASES = {"train": "step", "val": "epoch"}
 _RESUME: dict[object, str] = {True: "allow", False: "never"}
 
 
@@ -77,6 +79,7 @@ class MetricBus(EpochSync):
         queue_size: int | None = None,
         queue_bytes: int | None = None,
         overflow: Overflow | None = None,
+        unloggable: Unloggable | None = None,
         block_secs: float | None = None,
         close_timeout: float | None = None,
         delivery: Hosting | None = None,
@@ -107,6 +110,7 @@ class MetricBus(EpochSync):
             "ranks": None if ranks is None else str(ranks),
         }
         self._settings, _ = resolve_settings(given)
+        self._unloggable = self._settings.unloggable
         if self._settings.disabled:
             self._switch_off()
             return
@@ -132,7 +136,7 @@ class MetricBus(EpochSync):
         self._config = MappingProxyType({})
         self._settings = Settings()
         self._definitions = Definitions()
-        self._phases: set[str] = set()
+        self._phases: dict[str, str] = {}
         self._close_hooks = []
 
     # Definitions
@@ -176,18 +180,27 @@ class MetricBus(EpochSync):
         options = every, reduce, on_step, on_epoch, sink_names, axis, across_ranks, progress
         self._define(Definition(pattern, *options))
 
-    def phase(self, name: str) -> Scope:
+    def phase(self, name: str, on: Literal["step", "epoch"] | None = None) -> Scope:
         """Return `scope(name)`, with a default definition of how its values are emitted.
 
-        Values of the phase `train` are emitted at their steps. Values of any other phase are
-        emitted once an epoch, as their mean. Explicit definitions override this default, whether
-        they were made before or after it.
+        With `on="step"`, the default for the phase `train`, each value is emitted at its step. With
+        `on="epoch"`, the default for the phase `val`, values are emitted once an epoch, as their
+        mean. Other phases must pass `on`. Explicit definitions override this default, whether they
+        were made before or after it.
+
+        Raises `ValueError` if `on` is missing or unknown, or differs from an earlier call.
         """
         scope = Scope(self, name)
+        chosen = on or self._phases.get(name) or _PHASES.get(name)
+        if chosen not in ("step", "epoch") or self._phases.get(name, chosen) != chosen:
+            raise ValueError(
+                f'phase({name!r}) needs on="step", which emits each value, or on="epoch", which '
+                f"emits one mean per epoch, the same in each call, not on={on!r}"
+            )
         if name not in self._phases:
-            self._phases.add(name)
-            on_step = name == "train"
-            default = Definition(f"{name}/*", on_step=on_step, on_epoch=not on_step)
+            self._phases[name] = chosen
+            is_per_step = chosen == "step"
+            default = Definition(f"{name}/*", on_step=is_per_step, on_epoch=not is_per_step)
             self._define(default, default=True)
         return scope
 
@@ -234,15 +247,23 @@ class MetricBus(EpochSync):
         """
         return Steps(self._clock, iterable, ProgressBars(self, progress), advance=advance)
 
-    def epochs(self, n: int, *, progress: bool | None = None) -> Epochs:
-        """Return an iterable over the numbers of the next `n` epochs.
+    def epochs(
+        self, n: int | None = None, *, total: int | None = None, progress: bool | None = None
+    ) -> Epochs:
+        """Return an iterable over the numbers of the next `n` epochs, or of those up to `total`.
 
+        In a resumed run, `n` more epochs follow, while `total` counts the epochs of all attempts.
         Each epoch ends after the loop body, as if by `end_epoch()`, and its duration in seconds is
         logged as `time/epoch`. A progress bar is shown under the same conditions as for `steps()`.
 
-        Raises `MissingPackageError` if a bar was requested and tqdm is not installed. Iterating
-        raises `RuntimeError` inside another `epochs()` loop.
+        Raises `TypeError` unless either `n` or `total` is given, and `MissingPackageError` if a bar
+        was requested and tqdm is not installed. Iterating raises `RuntimeError` inside another
+        `epochs()` loop.
         """
+        if (n is None) == (total is None):
+            raise TypeError("epochs() needs a number of epochs: epochs(n), or epochs(total=n)")
+        if n is None:
+            n = max(0, check_step(total, "total") - self._clock.next_epoch)
         bars = ProgressBars(self, progress)
         return Epochs(self._clock, n, self._begin_epoch, self._end_epoch, bars)
 

@@ -154,6 +154,7 @@ def _unpickle(bus_class: type[ProcessCopies], pickled: _PickledBus) -> ProcessCo
     bus = bus_class.__new__(bus_class)
     bus._init_without_run()
     bus._settings = pickled.settings
+    bus._unloggable = pickled.settings.unloggable
     bus._config = MappingProxyType(dict(pickled.config))
     bus._clock.step, bus._clock.epoch = pickled.clock
     for definition in pickled.definitions:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, TypeVar, Unpack
 
 from metricbus._bus.loops import Steps
+from metricbus._common.settings import Unloggable
 from metricbus._common.validation import check_name
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ class Scope(_BusMembers):
         step: SupportsIndex | None = None,
         epoch: SupportsIndex | None = None,
         weight: float | None = None,
+        unloggable: Unloggable | None = None,
     ) -> None:
         """Log like `MetricBus.log`, with the prefix before each name."""
         options: dict[str, Any] = {"step": step, "epoch": epoch, "weight": weight}
+        options["unloggable"] = unloggable
         if isinstance(name, str) and value is not _MISSING:
             self._bus.log(self._prefix + check_name(name), value, **options)
         elif isinstance(name, Mapping) and value is _MISSING:

@@ -159,9 +159,13 @@ class Clock:
 
     def enter_epoch(self) -> None:
         """Move to the next epoch of a loop, or stay if no loop has used the current epoch yet."""
-        if self.epoch != self._unused_epoch and self.epoch < INT_MAX:
-            self.epoch += 1
+        self.epoch = min(self.next_epoch, INT_MAX)
         self._unused_epoch = -1
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch with which the next `epochs()` loop starts."""
+        return self.epoch + (self.epoch != self._unused_epoch)
 
     def leave_epoch(self) -> None:
         """Move to the next epoch, which no loop has used yet."""

@@ -18,6 +18,7 @@ from metricbus._common.sink_urls import redact
 from metricbus.errors import ConfigError
 
 Hosting: TypeAlias = Literal["auto", "process", "thread", "off"]
+Unloggable: TypeAlias = Literal["raise", "warn", "ignore"]
 Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 Fsync: TypeAlias = Literal["never", "flush", "always"]
 ProgressMode: TypeAlias = Literal["auto", "on", "off"]
@@ -86,6 +87,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "drop the newest call), or drop a call at once. Dropped values are counted."
         ),
     ] = "block"
+    unloggable: Annotated[
+        Unloggable,
+        _doc(
+            "What `log()` does with a value that cannot be logged, such as a text or None in a "
+            "mapping: raise an error, leave it out with one warning per name, or leave it out."
+        ),
+    ] = "raise"
     block_secs: Annotated[
         Seconds, _doc("How long `overflow=block` waits for room in a full queue, in seconds.")
     ] = 5.0

@@ -99,11 +99,16 @@ def check_weight(weight: object) -> float:
     return number
 
 
-def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(
+    mapping: Mapping[Any, Any],
+    prefix: str = "",
+    skip: Callable[[str, Exception], object] | None = None,
+) -> dict[str, Any]:
     """Return the mapping as one flat row; keys of nested mappings are joined with `/`.
 
     Numbers are converted. Media, device values and metric objects are returned as they are. Raises
-    `TypeError` or `ValueError` for the first invalid name or value.
+    `TypeError` or `ValueError` for the first invalid name or value. If `skip` is given, it is
+    called for each invalid value instead, which is left out.
     """
     row: dict[str, Any] = {}
     if prefix.count("/") > _MAX_DEPTH:
@@ -112,11 +117,18 @@ def flatten(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         name = prefix + check_name(key)
         inner: dict[str, Any]
         if isinstance(value, Mapping):
-            inner = flatten(value, f"{name}/")
+            inner = flatten(value, f"{name}/", skip)
         elif isinstance(value, MediaValue) or is_device_value(value) or is_metric_object(value):
             inner = {check_name(name): value}
         else:
-            inner = {check_name(name): to_number(name, value)}
+            check_name(name)
+            try:
+                inner = {name: to_number(name, value)}
+            except (TypeError, ValueError) as error:
+                if skip is None:
+                    raise
+                skip(name, error)
+                continue
         if duplicates := row.keys() & inner.keys():
             raise ValueError(f"the flattened mapping contains {min(duplicates)!r} twice")
         row |= inner

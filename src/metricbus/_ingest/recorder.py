@@ -6,14 +6,17 @@ queue is full under `overflow="block"`. An invalid call raises before any of its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from operator import countOf
 from time import time_ns
-from typing import Any, SupportsIndex, overload
+from typing import Any, SupportsIndex, TypeAlias, overload
 
 from metricbus._common.clock import Clock, check_step
 from metricbus._common.device_values import copy_device_values, is_device_value
 from metricbus._common.media_base import EncodeJob, LogContext, MediaValue
+from metricbus._common.settings import Unloggable
 from metricbus._common.validation import (
     INT_MAX,
     INT_MIN,
@@ -26,6 +29,11 @@ from metricbus._common.validation import (
 from metricbus._ingest.queue import CallQueue, DeferredCall
 from metricbus._ingest.torchmetrics_values import TorchmetricsValues
 from metricbus.errors import ClosedError
+
+_log = logging.getLogger("metricbus.values")
+
+Skip: TypeAlias = Callable[[str, Exception], object]
+"""Handles the name of a value that cannot be logged, and the error."""
 
 _MISSING: Any = object()
 _NUMBERS = frozenset((float, int))
@@ -41,6 +49,8 @@ class Recorder:
         self._metrics = TorchmetricsValues()
         self._checked_names: set[str] = set()
         self._newest: dict[str, Any] = {}  # by name
+        self._unloggable: Unloggable = "raise"
+        self._skipped_names: set[str] = set()
 
     @overload
     def log(
@@ -51,6 +61,7 @@ class Recorder:
         step: SupportsIndex | None = None,
         epoch: SupportsIndex | None = None,
         weight: float | None = None,
+        unloggable: Unloggable | None = None,
     ) -> None: ...
 
     @overload
@@ -61,6 +72,7 @@ class Recorder:
         step: SupportsIndex | None = None,
         epoch: SupportsIndex | None = None,
         weight: float | None = None,
+        unloggable: Unloggable | None = None,
     ) -> None: ...
 
     def log(
@@ -71,6 +83,7 @@ class Recorder:
         step: SupportsIndex | None = None,
         epoch: SupportsIndex | None = None,
         weight: float | None = None,
+        unloggable: Unloggable | None = None,
     ) -> None:
         """Log one value, or a mapping of names to values. Names of nested mappings join with `/`.
 
@@ -79,6 +92,8 @@ class Recorder:
 
         `step` and `epoch` default to the current ones of the bus; see docs/steps.md. `weight`, for
         example the batch size, is the weight of the values in means and standard deviations.
+        `unloggable` overrides the setting of this name: `warn` and `ignore` leave out values that
+        cannot be logged, such as text and None, instead of raising an error.
 
         Raises `TypeError` or `ValueError` for an invalid name, value, step, epoch or weight, before
         any value of the call is logged. Under `strict`, raises `ClosedError` after `close()`.
@@ -91,7 +106,7 @@ class Recorder:
             or weight is not None
         ):
             if type(name) is not dict or not self._try_log_row(name, value, step, epoch, weight):
-                self._log_other(name, value, step, epoch, weight)
+                self._log_other(name, value, step, epoch, weight, unloggable=unloggable)
             return
         if name not in self._checked_names:
             self._checked_names.add(check_name(name))
@@ -147,6 +162,8 @@ class Recorder:
         step: SupportsIndex | None,
         epoch: SupportsIndex | None,
         weight: float | None,
+        *,
+        unloggable: Unloggable | None,
     ) -> None:
         """Log any other call: a number of another type, a medium, a metric object or a mapping."""
         is_number = type(value) is int or not (
@@ -155,10 +172,19 @@ class Recorder:
             or is_device_value(value)
             or is_metric_object(value)
         )
-        if is_number and type(name) is str and weight is None:
+        unloggable = self._unloggable if unloggable is None else unloggable
+        if is_number and type(name) is str and weight is None and unloggable == "raise":
             self._log_number(name, value, step, epoch)
         else:
-            self._log_mapping(name, value, step, epoch, weight)
+            skip = None if unloggable == "raise" else partial(self._skip_value, unloggable)
+            self._log_mapping(name, value, step, epoch, weight, skip=skip)
+
+    def _skip_value(self, unloggable: Unloggable, name: str, error: Exception) -> None:
+        if unloggable not in ("warn", "ignore"):
+            raise ValueError(f'unloggable= must be "raise", "warn" or "ignore", not {unloggable!r}')
+        if unloggable == "warn" and name not in self._skipped_names:
+            self._skipped_names.add(name)
+            _log.warning("%s. The values of %r are left out", error, name)
 
     def _log_number(
         self, name: str, value: object, step: SupportsIndex | None, epoch: SupportsIndex | None
@@ -179,6 +205,8 @@ class Recorder:
         step: SupportsIndex | None,
         epoch: SupportsIndex | None,
         weight: float | None,
+        *,
+        skip: Skip | None,
     ) -> None:
         if isinstance(mapping, str):
             if value is _MISSING:
@@ -187,7 +215,10 @@ class Recorder:
         elif not isinstance(mapping, Mapping):
             check_name(mapping)
         elif value is not _MISSING:
-            raise TypeError("log() takes a name and a value, or only a mapping")
+            raise TypeError(
+                "log() takes a name and a value, or only a mapping, not a mapping and "
+                f"{value!r:.40}; to pass a step, write log({{…}}, step=10)"
+            )
         weight = 1.0 if weight is None else check_weight(weight)
         epoch = None if epoch is None else check_step(epoch, "epoch")
         step = None if step is None else check_step(step)
@@ -195,9 +226,9 @@ class Recorder:
         jobs: dict[str, EncodeJob] = {}
         metrics: dict[str, Any] = {}
         has_device_values = False
-        row = flatten(row)
+        row = flatten(row, skip=skip)
         if not _NUMBERS.issuperset(map(type, row.values())):
-            row, jobs, metrics, has_device_values = self._capture(row)
+            row, jobs, metrics, has_device_values = self._capture(row, skip)
         if not row and not jobs and not metrics:
             return
         clock = self._clock
@@ -222,7 +253,7 @@ class Recorder:
             raise closed_error
 
     def _capture(
-        self, flat: Mapping[str, Any]
+        self, flat: Mapping[str, Any], skip: Skip | None
     ) -> tuple[dict[str, Any], dict[str, EncodeJob], dict[str, Any], bool]:
         """Capture the values of a flat mapping, and split them by kind.
 
@@ -242,8 +273,16 @@ class Recorder:
                     row[name] = value
                     if is_device_value(value):
                         device_values[name] = value
-                elif (job := value._capture_for_run(run, name)) is not None:
-                    jobs[name] = job
+                else:
+                    try:
+                        job = value._capture_for_run(run, name)
+                    except (TypeError, ValueError) as error:
+                        if skip is None:
+                            raise
+                        skip(name, error)
+                        continue
+                    if job is not None:
+                        jobs[name] = job
             if device_values:
                 row |= copy_device_values(device_values)
         except BaseException:
