@@ -669,7 +669,8 @@ def test_total_counts_the_epochs_of_all_attempts(tmp_path: Path, in_middle: bool
 
 def test_epochs_without_a_number_or_with_two_raises(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
-        for arguments in ({}, {"n": 1, "total": 2}):
+        wrong: list[dict[str, Any]] = [{}, {"n": 1, "total": 2}]
+        for arguments in wrong:
             with pytest.raises(TypeError, match=r"epochs\(n\), or epochs\(total=n\)"):
                 bus.epochs(**arguments)
         with pytest.raises(ValueError, match="total= must be 0 or more"):
