@@ -515,3 +515,27 @@ def test_counts_never_decrease(tmp_path: Path) -> None:
         counts = [getattr(report, name) for report in reports]
         assert counts == sorted(counts)
         assert counts[-1] == 3000
+
+
+def test_run_has_its_final_status_after_close(tmp_path: Path) -> None:
+    bus = MetricBus(sinks="", dir=tmp_path)
+    assert bus.run is not None
+    assert (bus.run.status, bus.run.ended) == ("running", None)
+    bus.close("failed")
+    assert bus.run.status == "failed"
+    assert bus.run.ended is not None
+    assert bus.folder is not None
+    assert metricbus.read(bus.folder).run == bus.run
+
+
+def test_reports_and_series_have_a_short_repr(tmp_path: Path) -> None:
+    with MetricBus(sinks="csv", dir=tmp_path) as bus:
+        for step in range(1000):
+            bus.log("x", step / 8, step=step)
+    assert repr(bus.stats()) == (
+        "<Report: logged 1,000 = journalled 1,000 + reduced 0 + dropped 0 + waiting 0; "
+        "csv: delivered 1,000, rejected 0, filtered 0, pending 0>"
+    )
+    assert bus.folder is not None
+    history = metricbus.read(bus.folder)
+    assert repr(history.series("x")) == "<Series of 1,000 values at steps 0 to 999, last 124.875>"
