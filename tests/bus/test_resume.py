@@ -495,7 +495,7 @@ def test_delivery_of_a_killed_attempt_does_not_block_the_next(
     run_script(tmp_path, code)
     with MetricBus("digits", id="r", dir=tmp_path, sinks="csv,tensorboard", resume=True) as bus:
         bus.log("x", 1.0, step=1)
-        report = bus.flush(timeout=30)
+        report = bus.flush(timeout=HANG_SECS)
         assert report.sinks["csv"].pending == 0, str(report)
 
 

@@ -72,7 +72,7 @@ def test_exit_without_handlers_keeps_values_written_by_the_collector(
     history = metricbus.read(tmp_path / "r")
     assert len(history.series("x")) == 1000
     assert history.run.status == "running"
-    metricbus.deliver(tmp_path / "r", timeout=30)
+    metricbus.deliver(tmp_path / "r", timeout=HANG_SECS)
     assert metricbus.read(tmp_path / "r").run.status == "killed"
 
 

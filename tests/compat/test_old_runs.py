@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metricbus
 from metricbus import MetricBus
+from tests.helpers.limits import HANG_SECS
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -302,7 +303,7 @@ def test_delivery_saves_its_progress_in_the_same_files(runs: Path) -> None:
 def test_delivery_takes_over_the_leases_of_the_killed_process(runs: Path) -> None:
     offsets = runs / "killed" / "offsets"
     assert len(list(offsets.glob("*.lease-000001"))) == 2
-    metricbus.deliver(runs / "killed", timeout=30)
+    metricbus.deliver(runs / "killed", timeout=HANG_SECS)
     assert list(offsets.glob("*.lease-*")) == []
 
 

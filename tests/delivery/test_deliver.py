@@ -61,7 +61,7 @@ def csv_values(folder: Path) -> list[float]:
 
 
 def test_delivers_a_killed_run_to_its_configured_sinks_and_marks_it(killed: Path) -> None:
-    counts = deliver(killed, timeout=30)
+    counts = deliver(killed, timeout=HANG_SECS)
     assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 500}
     assert csv_values(killed) == [float(step) for step in range(500)]
     assert metricbus.read(killed).run.status == "killed"
@@ -71,7 +71,7 @@ def test_delivers_a_killed_run_to_its_configured_sinks_and_marks_it(killed: Path
 def test_delivering_twice_repeats_no_value_in_any_sink(killed: Path) -> None:
     sinks = "csv,tensorboard,wandb"
     for _ in range(2):
-        counts = deliver(killed, sinks, timeout=50)
+        counts = deliver(killed, sinks, timeout=HANG_SECS)
         assert all((sink.delivered, sink.pending) == (500, 0) for sink in counts.values())
         assert all(sink.where for sink in counts.values())
     assert len(csv_values(killed)) == 500
@@ -83,7 +83,7 @@ def test_delivers_a_finished_run_to_other_sinks(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1.0)
     sink = MemorySink()
-    deliver(tmp_path / "r", [sink], timeout=30)
+    deliver(tmp_path / "r", [sink], timeout=HANG_SECS)
     assert [point.value for point in sink.series("x")] == [1.0]
     assert sink.status == "finished"
 
@@ -94,9 +94,9 @@ def test_delivers_a_live_run_incrementally(
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1.0)
         bus.flush()
-        assert deliver(tmp_path / "r", "csv", timeout=30)["csv"].delivered == 1
+        assert deliver(tmp_path / "r", "csv", timeout=HANG_SECS)["csv"].delivered == 1
         bus.log("x", 2.0)
-    assert deliver(tmp_path / "r", "csv", timeout=30)["csv"].delivered == 2
+    assert deliver(tmp_path / "r", "csv", timeout=HANG_SECS)["csv"].delivered == 2
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
     assert json.loads((tmp_path / "r" / "csv" / "run.json").read_bytes())["status"] == "finished"
 
@@ -209,7 +209,7 @@ def test_a_frozen_process_does_not_write_after_its_lease_was_taken_over(
     os.kill(frozen.pid, signal.SIGSTOP)
     (file,) = (killed / "offsets").glob("[!.]*.lease-*")
     os.utime(file, (time.time() - 100, time.time() - 100))
-    counts = deliver(killed, "csv?batch_size=20", timeout=40)
+    counts = deliver(killed, "csv?batch_size=20", timeout=HANG_SECS)
     assert next(iter(counts.values())).delivered == 500
     os.kill(frozen.pid, signal.SIGCONT)
     assert frozen.wait(HANG_SECS) == 0
@@ -221,14 +221,14 @@ def test_delivers_to_a_configured_server(tmp_path: Path, mlflow_server: str) -> 
     bus = MetricBus(id="r", sinks=f"csv,{url}", dir=tmp_path, delivery="off")
     bus.log("x", 1.0)
     bus.close()
-    counts = deliver(tmp_path / "r", timeout=50)
+    counts = deliver(tmp_path / "r", timeout=HANG_SECS)
     assert {name: sink.delivered for name, sink in counts.items()} == {"csv": 1, url: 1}
 
 
 def test_refuses_another_selection_of_rows_at_the_same_location(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="csv", dir=tmp_path) as bus:
         bus.log({"loss": 1.0, "acc": 2.0})
-    counts = deliver(tmp_path / "r", "csv?include=loss", timeout=30)["csv?include=loss"]
+    counts = deliver(tmp_path / "r", "csv?include=loss", timeout=HANG_SECS)["csv?include=loss"]
     assert "give csv?include=loss another location" in str(counts.error)
     assert (counts.delivered, counts.pending) == (0, 2)
     assert csv_values(tmp_path / "r") == [1.0, 2.0]
@@ -242,7 +242,7 @@ def test_a_relative_location_refers_to_the_original_directory(
     bus.close()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    deliver(tmp_path / "r", timeout=30)
+    deliver(tmp_path / "r", timeout=HANG_SECS)
     assert (tmp_path / "out" / "r" / "metrics.csv").exists()
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -281,7 +281,7 @@ def test_delivers_the_partial_rows_of_a_worker_that_died_after_the_run_ended(
     bus.close()
     worker.kill()
     worker.wait(HANG_SECS)
-    counts = deliver(tmp_path / "r", timeout=30)["csv"]
+    counts = deliver(tmp_path / "r", timeout=HANG_SECS)["csv"]
     assert (counts.delivered, counts.pending) == (3, 0)
     assert csv_values(tmp_path / "r") == [5.0, 1.0, 2.0]
 
@@ -310,7 +310,7 @@ def test_repeats_partial_rows_in_the_original_order(tmp_path: Path) -> None:
     segment_writer = SegmentWriter(tmp_path / "r" / "journal", "r")
     segment_writer.append([Scalars(step=1, epoch=0, time=1, values={"x": 1.0})])
     segment_writer.close()
-    assert deliver(tmp_path / "r", "tensorboard", timeout=30)["tensorboard"].pending == 0
+    assert deliver(tmp_path / "r", "tensorboard", timeout=HANG_SECS)["tensorboard"].pending == 0
     accumulator = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
     accumulator.Reload()
     found = {

@@ -215,7 +215,7 @@ def test_a_restarted_server_has_every_metric_once(
             wait_for(lambda: bus.stats().sinks["csv"].delivered == logged)  # noqa: B023
         assert bus.stats().sinks[url].pending > 0
         server = start_server(tmp_path, port)
-        assert bus.close(timeout=90).complete, str(bus.stats())
+        assert bus.close(timeout=HANG_SECS).complete, str(bus.stats())
         client = MlflowClient(f"http://127.0.0.1:{port}")
         (run,) = client.search_runs(["1"])
         found = [point.step for point in client.get_metric_history(run.info.run_id, "x")]

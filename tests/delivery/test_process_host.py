@@ -130,7 +130,7 @@ def test_delivery_off_writes_only_the_journal(tmp_path: Path) -> None:
         "offsets",
         "run.json",
     ]
-    metricbus.deliver(folder_of(bus), timeout=30)
+    metricbus.deliver(folder_of(bus), timeout=HANG_SECS)
     assert csv_values(folder_of(bus)) == [0, 1, 2, 3, 4]
 
 
@@ -219,7 +219,7 @@ def test_gives_up_on_a_process_that_dies_repeatedly(
     assert (report.sinks["csv"].delivered, report.sinks["csv"].pending) == (5, 5)
     assert "died repeatedly" in str(report.sinks["csv"].error)
     assert f"metricbus deliver {folder_of(bus)}" in caplog.text
-    metricbus.deliver(folder_of(bus), timeout=30)
+    metricbus.deliver(folder_of(bus), timeout=HANG_SECS)
     assert csv_values(folder_of(bus)) == list(range(10))
 
 
@@ -369,7 +369,7 @@ def test_delivers_a_worker_that_outlives_the_training(tmp_path: Path, wait_for: 
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(worker)])
     wait_for((tmp_path / "joined").exists)
     started = time.monotonic()
-    bus.close(timeout=30)
+    bus.close(timeout=HANG_SECS)
     assert time.monotonic() - started < 15, "close waited for the worker"
     assert csv_values(tmp_path / "r") == [1.0]
     (tmp_path / "go").touch()
@@ -510,7 +510,7 @@ def test_a_frozen_application_does_not_start_itself(
 def test_close_waits_for_delivery_even_without_lingering(tmp_path: Path) -> None:
     bus = MetricBus(sinks="tensorboard", dir=tmp_path, linger_secs=0)
     log(bus, range(20_000))
-    assert bus.close(timeout=40).complete
+    assert bus.close(timeout=HANG_SECS).complete
 
 
 def test_resumes_when_the_process_that_took_over_the_lease_is_done(
@@ -526,7 +526,7 @@ def test_resumes_when_the_process_that_took_over_the_lease_is_done(
     os.utime(file, (time.time() - 100, time.time() - 100))
     log(bus, range(10, 20))
     wait_for(lambda: bus.stats().journalled == 20)
-    assert metricbus.deliver(folder_of(bus), "csv", timeout=30)["csv"].delivered == 20
+    assert metricbus.deliver(folder_of(bus), "csv", timeout=HANG_SECS)["csv"].delivered == 20
     os.kill(process.pid, signal.SIGCONT)
     log(bus, range(20, 30))
     assert bus.close().complete

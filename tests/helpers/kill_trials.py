@@ -26,7 +26,7 @@ import metricbus
 from metricbus._common.records import Header, Scalars
 from metricbus._journal.crash_recovery import partial_rows
 from metricbus._journal.segment_reader import JournalReader
-from tests.helpers.limits import scaled
+from tests.helpers.limits import HANG_SECS, scaled
 
 THREADS = 3
 MAX_VALUES = 100_000  # per thread
@@ -197,6 +197,6 @@ def wandb_points(folder: Path) -> Counter[tuple[str, int, float]]:
 
 def deliver_pending(folder: Path, sinks: str) -> None:
     """Deliver what is pending, after any other process has stopped delivering."""
-    counts = metricbus.deliver(folder, sinks, timeout=60)
+    counts = metricbus.deliver(folder, sinks, timeout=HANG_SECS)
     for name, sink in counts.items():
         assert (sink.pending, sink.rejected) == (0, 0), f"{name}: {sink}"

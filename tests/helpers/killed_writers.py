@@ -34,6 +34,7 @@ from benchmarks.workloads.reading import (
     wandb_values,
     wide_csv_values,
 )
+from tests.helpers.limits import HANG_SECS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,7 +137,7 @@ def _in_journal_and_sinks(folder: Path) -> int:
     from metricbus import deliver
 
     (run,) = folder.glob("*/")
-    deliver(run, timeout=20)
+    deliver(run, timeout=HANG_SECS)
     count = journal_values(run)
     assert tidy_csv_values(run / "csv" / "metrics.csv") == tensorboard_values(run) == count
     return count

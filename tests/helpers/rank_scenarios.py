@@ -343,7 +343,7 @@ def interrupt_sync(rank: int) -> Any:
         signal.signal(signal.SIGALRM, handle)
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         try:
-            bus.sync(timeout=40)
+            bus.sync(timeout=HANG_SECS)
         except InterruptedError:
             Path("interrupted").touch()
             return bus.stats().dropped

@@ -39,6 +39,7 @@ from metricbus._importers import ImportResult, ImportTarget, import_csv, import_
 from metricbus._importers.cells import parse_number, parse_step, parse_time
 from metricbus._journal.segment_reader import JournalReader
 from metricbus.sinks.tensorboard.event_file import encode_tfrecord
+from tests.helpers.limits import HANG_SECS
 
 TIME = 1_700_000_000
 
@@ -349,7 +350,7 @@ def test_an_imported_run_is_delivered_to_csv_and_mlflow(
     result = command("tensorboard", logs, "--dir", root, "--id", "i", "--project", "old")
     assert result.exit_code == 0, result.output
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    counts = metricbus.deliver(root / "i", f"csv,mlflow+{uri}", timeout=60)
+    counts = metricbus.deliver(root / "i", f"csv,mlflow+{uri}", timeout=HANG_SECS)
     assert [(sink.delivered, sink.pending) for sink in counts.values()] == [(20, 0), (20, 0)]
     expected = [(step, float(np.float32(1 / (step + 1)))) for step in range(20)]
     with open(root / "i" / "csv" / "metrics.csv", newline="", encoding="utf-8") as file:

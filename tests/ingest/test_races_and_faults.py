@@ -251,11 +251,11 @@ def test_second_close_after_an_interrupt_waits_for_the_rest(tmp_path: Path, disk
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         with pytest.raises(KeyboardInterrupt):
-            bus.close(timeout=30)
+            bus.close(timeout=HANG_SECS)
     finally:
         signal.signal(signal.SIGALRM, previous)
     disk.is_full = False
-    report = bus.close(timeout=30)
+    report = bus.close(timeout=HANG_SECS)
     assert report.sinks["csv"].delivered == 5
     assert report.complete
 

@@ -22,6 +22,7 @@ from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder
 from metricbus.sinks.wandb.names import column_name, run_id
+from tests.helpers.limits import HANG_SECS
 from tests.helpers.scripts import run_script
 from tests.helpers.wandb_reader import wandb_files, wandb_records, wandb_rows
 
@@ -119,7 +120,7 @@ def deliver_rows(
     with MetricBus(id="r", sinks="", dir=folder) as bus:
         for step in range(count):
             bus.log("x", float(step), step=step)
-    deliver(folder_of(bus), "wandb?mode=offline", timeout=60)
+    deliver(folder_of(bus), "wandb?mode=offline", timeout=HANG_SECS)
     return list(wandb_rows(folder_of(bus)))
 
 
@@ -323,7 +324,7 @@ def test_a_second_project_receives_all_rows_later(tmp_path: Path) -> None:
             bus.log("x", float(step), step=step)
     folder = folder_of(bus)
     for project in ("two", "one"):
-        deliver(folder, f"wandb:{project}", timeout=50)
+        deliver(folder, f"wandb:{project}", timeout=HANG_SECS)
     projects = [
         (record.run.project, len(rows))
         for file in wandb_files(folder)
