@@ -26,6 +26,7 @@ The path of a record:
 `metricbus.read` (`_history/`) and the command line (`_cli/`) read the journal, too.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,9 @@ if TYPE_CHECKING:
     from metricbus.sinks import Sink as Sink
 
 __version__ = "0.1.0"
+
+if sys.platform == "win32":
+    raise ImportError("metricbus runs on Linux and macOS; on Windows, install it in WSL")
 
 # Imported on first use, so that logging numbers does not import what only media need.
 _FROM = {

@@ -539,3 +539,12 @@ def test_reports_and_series_have_a_short_repr(tmp_path: Path) -> None:
     assert bus.folder is not None
     history = metricbus.read(bus.folder)
     assert repr(history.series("x")) == "<Series of 1,000 values at steps 0 to 999, last 124.875>"
+
+
+def test_warns_that_counts_rely_on_the_gil(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    MetricBus(sinks="", dir=tmp_path).close()
+    assert "Python runs without the GIL" in caplog.text
+    assert "PYTHON_GIL=1" in caplog.text

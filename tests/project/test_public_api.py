@@ -276,3 +276,14 @@ def _methods_of(owner: object) -> Iterator[tuple[str, object]]:
         is_own = module.startswith("metricbus")
         if not name.startswith("_") and inspect.isfunction(function) and is_own:
             yield name, getattr(owner, name)
+
+
+def test_import_on_windows_raises_with_a_remedy() -> None:
+    code = "import sys; sys.platform = 'win32'; import metricbus"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECS, check=False
+    )
+    assert (
+        "ImportError: metricbus runs on Linux and macOS; on Windows, install it in WSL"
+        in done.stderr
+    )

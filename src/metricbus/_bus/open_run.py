@@ -9,6 +9,7 @@ run.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,11 @@ def open_session(
     `fields` are further fields of `Run`. Raises `ConfigError` or a subclass of it if the
     configuration cannot work.
     """
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        _log.warning(
+            "Python runs without the GIL, on which the counts of metricbus rely: values may be "
+            "miscounted. Run python -X gil=1, or set PYTHON_GIL=1."
+        )
     rank = current_rank()
     if not is_writing_rank(settings.ranks, rank):
         return NullSession(settings, rank)

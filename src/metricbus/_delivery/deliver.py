@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from metricbus._common.records import count_values
+from metricbus._common.records import Header, Rewind, count_values
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.report import SinkCounts
 from metricbus._delivery.sink_specs import OBJECT_PREFIX, specs_of
@@ -15,7 +15,7 @@ from metricbus._delivery.thread_host import ThreadHost
 from metricbus._journal.crash_recovery import mark_dead_run, partial_rows, segment_states
 from metricbus._journal.rewind import Rewinds
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segment_reader import JournalReader
+from metricbus._journal.segment_reader import JournalReader, Row
 from metricbus.errors import ConfigError
 from metricbus.sinks import Sink, find_sink
 
@@ -91,14 +91,24 @@ def _configured_sinks(run: Run) -> list[str | Sink]:
 
 def _count_journal_values(folder: RunFolder, *, ended: bool) -> int:
     """Count all values in the journal; if the run has ended, with those in partial rows."""
-    rows = list(JournalReader(folder.journal).read())
-    total = sum(count_values(row.record) for row in rows if row.record is not None)
+    total = 0
+    headers_and_rewinds: list[Row] = []
+
+    def count() -> Iterator[Row]:
+        nonlocal total
+        for row in JournalReader(folder.journal).read():
+            total += 0 if row.record is None else count_values(row.record)
+            if isinstance(row.record, Header | Rewind):
+                headers_and_rewinds.append(row)
+            yield row
+
+    partial = partial_rows(count())  # in one pass, without keeping the rows
     if ended:
-        rewinds, states = Rewinds(rows), segment_states(folder.journal)
+        rewinds, states = Rewinds(headers_and_rewinds), segment_states(folder.journal)
         broken = {segment for segment, state in states.items() if state.is_broken}
         total += sum(
             len(row.values)
-            for segment, row in partial_rows(rows)
+            for segment, row in partial
             if segment in broken and not rewinds.supersedes_partial(segment, row)
         )
     return total
