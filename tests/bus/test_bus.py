@@ -159,11 +159,9 @@ def test_id_that_cannot_name_a_folder_raises(tmp_path: Path, id: str) -> None:
         MetricBus(id=id, sinks="", dir=tmp_path)
 
 
-def test_error_for_wrong_tags_or_config_shows_the_correct_call(tmp_path: Path) -> None:
+def test_error_for_tags_given_as_a_string_shows_the_correct_call(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"tags=\['abc'\]"):
         MetricBus(tags="abc", sinks="", dir=tmp_path)
-    with pytest.raises(TypeError, match=r"config=vars\(args\)"):
-        MetricBus(config=[1], sinks="", dir=tmp_path)  # type: ignore[arg-type]
 
 
 def test_two_buses_can_be_open_at_once(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ def create_buses() -> None:
     MetricBus(sink="csv")  # E: call-arg
     MetricBus(sinks=MemorySink())  # E: arg-type
     MetricBus(sinks=[3])  # E: list-item
-    MetricBus(config="lr=0.1")  # E: arg-type
     MetricBus(overflow="explode")  # E: arg-type
     MetricBus(delivery="elsewhere")  # E: arg-type
     MetricBus(resume="perhaps")  # E: arg-type

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from metricbus._aggregate.reductions import AcrossRanks, Reducer
@@ -14,6 +13,7 @@ from metricbus._bus.loops import Epochs, Steps
 from metricbus._bus.progress import ProgressBars
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_step, step_driver_conflict
+from metricbus._common.config import read_only_config
 from metricbus._common.device_values import DeviceValue
 from metricbus._common.records import Number
 from metricbus._common.settings import (
@@ -44,7 +44,9 @@ class MetricBus(EpochSync):
             bus.log("train/loss", train_step(x, y))
 
     `run` is a label and need not be unique. `id` is unique and names the run's folder under `dir`;
-    if omitted, it is made from the label and the time. `sinks` is a string of sink URLs separated
+    if omitted, it is made from the label and the time. `config` is a mapping, an
+    `argparse.Namespace`, or an instance of a dataclass, attrs or pydantic class; nested ones too.
+    `sinks` is a string of sink URLs separated
     by commas, or a list of URLs and `Sink` objects. `resume=True` resumes the run with this `id`
     or, without an `id`, the only run with this label; if there is none, it creates one.
     `resume="must"` raises `ConfigError` instead of creating a run. The other arguments are
@@ -65,7 +67,7 @@ class MetricBus(EpochSync):
         *,
         id: str | None = None,
         project: str | None = None,
-        config: Mapping[str, Any] | None = None,
+        config: object = None,
         sinks: str | Sequence[str | Sink] | None = None,
         dir: str | os.PathLike[str] | None = None,
         tags: Sequence[str] = (),
@@ -97,12 +99,7 @@ class MetricBus(EpochSync):
         self._init_without_run()
         if isinstance(tags, str):
             raise TypeError(f"tags= must be a list of strings, not a string; write tags=[{tags!r}]")
-        if config is not None and not isinstance(config, Mapping):
-            raise TypeError(
-                f"config= must be a mapping of names to values, not {type(config).__name__}; "
-                "for an argparse.Namespace, write config=vars(args)"
-            )
-        self._config = MappingProxyType(dict(config or {}))
+        self._config = read_only_config({} if config is None else config)
         given |= {
             "sinks": None,  # may contain objects; passed to `open_session` instead
             "dir": None if dir is None else os.fspath(dir),
@@ -124,7 +121,7 @@ class MetricBus(EpochSync):
         self._queue = self._session.queue
         if config is None and self._session.run is not None:
             # A resumed or joined run has a config already.
-            self._config = MappingProxyType(self._session.run.config)
+            self._config = read_only_config(self._session.run.config)
         if self._settings.flush_steps is not None:
             self._flush_every(self._settings.flush_steps)
         self._register_for_shutdown()
@@ -133,7 +130,7 @@ class MetricBus(EpochSync):
         super().__init__()
         self._session = None
         self._copied_run = None
-        self._config = MappingProxyType({})
+        self._config = read_only_config({})
         self._settings = Settings()
         self._definitions = Definitions()
         self._phases: dict[str, str] = {}
@@ -339,7 +336,7 @@ class MetricBus(EpochSync):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The run's config, read-only."""
+        """The run's config, read-only at every level."""
         return self._config
 
     def __repr__(self) -> str:

@@ -10,12 +10,12 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from metricbus._aggregate.rules import Definition, Definitions
 from metricbus._bus import shutdown
 from metricbus._bus.lazy_queue import LazyQueue
+from metricbus._common.config import read_only_config
 from metricbus._common.distributed import Rank, current_rank
 from metricbus._common.settings import Settings
 from metricbus._ingest.queue import CallQueue
@@ -155,7 +155,7 @@ def _unpickle(bus_class: type[ProcessCopies], pickled: _PickledBus) -> ProcessCo
     bus._init_without_run()
     bus._settings = pickled.settings
     bus._unloggable = pickled.settings.unloggable
-    bus._config = MappingProxyType(dict(pickled.config))
+    bus._config = read_only_config(pickled.config)
     bus._clock.step, bus._clock.epoch = pickled.clock
     for definition in pickled.definitions:
         bus._definitions.add(definition)

@@ -225,6 +225,8 @@ def _check_id(id: str) -> str:
 
 
 def _to_jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
     if hasattr(value, "tolist"):  # scalars and arrays of numpy and torch
         return value.tolist()
     return str(value)
