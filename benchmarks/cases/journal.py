@@ -25,7 +25,7 @@ from benchmarks.framework.harness import Context, Figure, Result, Role, Target, 
 from benchmarks.workloads.reading import complete
 from metricbus import MetricBus, read
 from metricbus._aggregate.row_builder import join_calls
-from metricbus._common.records import Call, Scalars
+from metricbus._common.records import Call, ScalarRow
 from metricbus._journal.segment_reader import JournalReader
 from metricbus._journal.segment_writer import SegmentWriter
 
@@ -163,7 +163,7 @@ def _reading_table(context: Context, curves: Rows) -> Result:
     run = folder / "run"
     file = run / "journal" / "0001.jsonl"
     lines = file.read_bytes().splitlines()[1:-1]  # without the header and the end marker
-    decoder = msgspec.json.Decoder(Scalars)
+    decoder = msgspec.json.Decoder(ScalarRow)
     arms: dict[str, tuple[Role, Arm]] = {
         "reading the file and splitting it into lines": (
             "floor",
@@ -286,7 +286,7 @@ def _series(run: Path) -> dict[str, list[float]]:
 def _compare(journal: Path, rows: Rows) -> str:
     """Read a journal; raise unless it has exactly these values in order, however grouped."""
     records = [row.record for row in JournalReader(journal).read()]
-    found = [record.values for record in records if isinstance(record, Scalars)]
+    found = [record.values for record in records if isinstance(record, ScalarRow)]
     flat = [item for row in found for item in row.items()]
     if flat != [item for row in rows for item in row.items()]:
         raise RuntimeError("The journal does not contain the values that were written.")

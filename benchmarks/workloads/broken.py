@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
-from metricbus import Sink, Unavailable
+from metricbus import BackendUnavailableError, Sink
 from metricbus._common.records import count_values
 
 # Bytes that the slow disk accepts per write; small pieces keep its rate even.
@@ -48,9 +48,9 @@ class SwitchedSink(Sink):
         self._up = up
 
     def write(self, records: Sequence[Any]) -> None:
-        """Count the values; raise `Unavailable` if the sink is down."""
+        """Count the values; raise `BackendUnavailableError` if the sink is down."""
         if not self._up:
-            raise Unavailable("switched off")
+            raise BackendUnavailableError("switched off")
         self.values += sum(map(count_values, records))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.framework.harness import Role
 from benchmarks.workloads.reading import journal_values, log_values, tensorboard_values
-from metricbus import MetricBus, Scalars
+from metricbus import MetricBus, ScalarRow
 from metricbus._common.records import encode
 
 NAMES = [f"train/m{i}" for i in range(20)]
@@ -135,12 +135,12 @@ class Bytes(Flush):
         """Open a file with the layout of a journal segment."""
         (self.folder / "journal").mkdir()
         self._file = os.open(self.folder / "journal" / "0001.jsonl", os.O_WRONLY | os.O_CREAT)
-        self._rows: list[Scalars] = []
+        self._rows: list[ScalarRow] = []
 
     def log(self, steps: range) -> None:
         """Build the rows."""
         self._rows = [
-            Scalars(step=step, epoch=0, time=time.time_ns(), values=row(step)) for step in steps
+            ScalarRow(step=step, epoch=0, time=time.time_ns(), values=row(step)) for step in steps
         ]
 
     def flush(self) -> None:

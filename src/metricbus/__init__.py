@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from metricbus._bus.default_bus import bus as bus
     from metricbus._bus.default_bus import configure as configure
     from metricbus._common.distributed import agree as agree
-    from metricbus._common.records import Scalars as Scalars
+    from metricbus._common.records import ScalarRow as ScalarRow
     from metricbus._delivery.deliver import deliver as deliver
     from metricbus._delivery.report import DeliveryError as DeliveryError
     from metricbus._delivery.report import Report as Report
@@ -44,24 +44,24 @@ if TYPE_CHECKING:
     from metricbus._history.history import Series as Series
     from metricbus._history.history import read as read
     from metricbus._journal.run import Run as Run
+    from metricbus.errors import BackendUnavailableError as BackendUnavailableError
     from metricbus.errors import ClosedError as ClosedError
     from metricbus.errors import ConfigError as ConfigError
     from metricbus.errors import DeviceError as DeviceError
     from metricbus.errors import JournalError as JournalError
-    from metricbus.errors import Lost as Lost
     from metricbus.errors import MediaError as MediaError
     from metricbus.errors import MetricBusError as MetricBusError
     from metricbus.errors import MissingPackageError as MissingPackageError
     from metricbus.errors import RankError as RankError
-    from metricbus.errors import Rejected as Rejected
+    from metricbus.errors import RecordsLostError as RecordsLostError
+    from metricbus.errors import RecordsRejectedError as RecordsRejectedError
     from metricbus.errors import RunExistsError as RunExistsError
-    from metricbus.errors import Unavailable as Unavailable
     from metricbus.media import Audio as Audio
     from metricbus.media import Box as Box
     from metricbus.media import Chart as Chart
     from metricbus.media import File as File
     from metricbus.media import Histogram as Histogram
-    from metricbus.media import Histograms as Histograms
+    from metricbus.media import HistogramGroup as HistogramGroup
     from metricbus.media import Image as Image
     from metricbus.media import Table as Table
     from metricbus.media import Text as Text
@@ -80,16 +80,17 @@ if sys.platform == "win32":
 _FROM = {
     "metricbus.monitors.early_stopping": "Best EarlyStopping",
     "metricbus.errors": (
-        "ClosedError ConfigError DeviceError JournalError Lost MediaError MetricBusError "
-        "MissingPackageError RankError Rejected RunExistsError Unavailable"
+        "BackendUnavailableError ClosedError ConfigError DeviceError JournalError MediaError "
+        "MetricBusError MissingPackageError RankError RecordsLostError RecordsRejectedError "
+        "RunExistsError"
     ),
     "metricbus._history.history": "History Series read",
-    "metricbus.media": "Audio Box Chart File Histogram Histograms Image Table Text Video",
+    "metricbus.media": "Audio Box Chart File Histogram HistogramGroup Image Table Text Video",
     "metricbus._delivery.deliver": "deliver",
     "metricbus._bus.bus": "MetricBus",
     "metricbus._bus.default_bus": "bus configure",
     "metricbus._common.distributed": "agree",
-    "metricbus._common.records": "Scalars",
+    "metricbus._common.records": "ScalarRow",
     "metricbus._delivery.report": "DeliveryError Report SinkCounts",
     "metricbus._journal.run": "Run",
     "metricbus.sinks": "Sink",

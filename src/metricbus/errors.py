@@ -45,7 +45,7 @@ class RankError(MetricBusError, RuntimeError):
     """Ranks could not be synchronized: one did not arrive in time, or has died."""
 
 
-class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailable(...)`
+class BackendUnavailableError(MetricBusError):
     """Raised by a sink when its backend is temporarily unavailable; the batch is retried.
 
     `OSError`, including `ConnectionError` and `TimeoutError`, has the same effect. `retry_after` is
@@ -57,18 +57,18 @@ class Unavailable(MetricBusError):  # noqa: N818 - a sink reads `raise Unavailab
         self.retry_after = retry_after
 
 
-class Lost(Unavailable):
+class RecordsLostError(BackendUnavailableError):
     """Raised by a sink when its backend has lost records that were not acknowledged.
 
-    `retry_after` is as in `Unavailable`. The consumer reopens the sink, and resumes after the
-    last acknowledged record.
+    `retry_after` is as in `BackendUnavailableError`. The consumer reopens the sink, and resumes
+    after the last acknowledged record.
     """
 
 
-class Rejected(MetricBusError):  # noqa: N818 - a sink reads `raise Rejected(...)`
+class RecordsRejectedError(MetricBusError):
     """Raised by a sink when its backend permanently refuses what was written.
 
     The consumer retries the batch in halves until it has isolated the records that fail, counts
-    these as rejected, and continues. Any other exception from `write`, except `Unavailable`, `Lost`
-    and `OSError`, has the same effect.
+    these as rejected, and continues. Any other exception from `write`, except
+    `BackendUnavailableError`, `RecordsLostError` and `OSError`, has the same effect.
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Number, Scalars, Status
+from metricbus._common.records import Number, ScalarRow, Status
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
 from metricbus.sinks.base import Sink
@@ -38,13 +38,13 @@ class MemorySink(Sink):
     `bus.close()`.
     """
 
-    kinds = (Scalars, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, *MEDIA_RECORD_TYPES)
 
     def __init__(self) -> None:
         super().__init__()
         self.run: Run | None = None
         self.status: Status = "running"
-        self.records: list[Scalars] = []
+        self.records: list[ScalarRow] = []
         self._media: list[MediumRecord] = []
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
@@ -55,7 +55,7 @@ class MemorySink(Sink):
     def write(self, records: Sequence[Any]) -> None:
         """Keep the records."""
         for record in records:
-            if isinstance(record, Scalars):
+            if isinstance(record, ScalarRow):
                 self.records.append(record)
             else:
                 self._media.append(record)

@@ -22,7 +22,7 @@ from metricbus import (
     MetricBus,
     Report,
     RunExistsError,
-    Scalars,
+    ScalarRow,
     Sink,
 )
 from metricbus._common.settings import Overflow
@@ -33,7 +33,7 @@ class RejectsAll(Sink):
     """A sink that rejects every record."""
 
     def write(self, records: object) -> None:
-        raise metricbus.Rejected("no")
+        raise metricbus.RecordsRejectedError("no")
 
 
 def is_consistent(report: Report) -> bool:
@@ -442,7 +442,7 @@ def test_sink_url_has_filters(tmp_path: Path) -> None:
 
 
 def test_records_are_immutable() -> None:
-    row = Scalars(step=0, epoch=0, time=0, values={})
+    row = ScalarRow(step=0, epoch=0, time=0, values={})
     with pytest.raises(AttributeError):
         row.step = 1  # type: ignore[misc]
 

@@ -13,7 +13,7 @@ import torch
 from torchmetrics import MeanMetric
 
 import metricbus
-from metricbus import MetricBus, Report, Scalars
+from metricbus import MetricBus, Report, ScalarRow
 from tests.helpers.scripts import run_script
 
 
@@ -149,7 +149,7 @@ def test_unpickled_disabled_bus_is_disabled(tmp_path: Path) -> None:
 
 
 def test_records_and_reports_can_be_pickled() -> None:
-    record = Scalars(step=1, epoch=0, time=5, values={"x": 1.0})
+    record = ScalarRow(step=1, epoch=0, time=5, values={"x": 1.0})
     report = Report(journalled=3)
     assert pickle.loads(pickle.dumps((record, report))) == (record, report)
 

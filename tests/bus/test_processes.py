@@ -215,10 +215,10 @@ def test_passwords_appear_in_no_file_and_no_output(tmp_path: Path) -> None:
     package.write_text(
         textwrap.dedent(
             """
-            from metricbus import Sink, Unavailable
+            from metricbus import Sink, BackendUnavailableError
             class Secretive(Sink):
                 def write(self, records):
-                    raise Unavailable(f"no answer from {self.location}")
+                    raise BackendUnavailableError(f"no answer from {self.location}")
             """
         )
     )

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metricbus
-from metricbus import ConfigError, MetricBus, Scalars
+from metricbus import ConfigError, MetricBus, ScalarRow
 from metricbus._common.records import Rewind
 from metricbus._ingest import recorder
 from metricbus._journal.run import Run
@@ -275,11 +275,13 @@ def test_each_sink_handles_a_rewind(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_repeated_rewind_is_not_duplicated_in_tensorboard(tmp_path: Path) -> None:
     """The sink loses its state after each write in turn, and recognizes what its files contain."""
-    rows = [Scalars(step=step, epoch=0, time=step, values={"x": float(step)}) for step in range(4)]
-    late = Scalars(step=1, epoch=0, time=5, values={"x": 9.0})
+    rows = [
+        ScalarRow(step=step, epoch=0, time=step, values={"x": float(step)}) for step in range(4)
+    ]
+    late = ScalarRow(step=1, epoch=0, time=5, values={"x": 9.0})
     back = Rewind(step=2, epoch=0, time=6)
-    after = Scalars(step=3, epoch=0, time=7, values={"x": 8.0})
-    later = Scalars(step=0, epoch=0, time=8, values={"x": 7.0})
+    after = ScalarRow(step=3, epoch=0, time=7, values={"x": 8.0})
+    later = ScalarRow(step=0, epoch=0, time=8, values={"x": 7.0})
     records: list[Any] = [*rows, back, late, after, back, later, after]
     run = Run(id="r", name="r")
     for lost in range(len(records)):

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import Result
 
-from metricbus import Histogram, MetricBus, Scalars, Table, Text
+from metricbus import Histogram, MetricBus, ScalarRow, Table, Text
 from metricbus._common.records import Rewind
 from metricbus._history.last_rows import last_rows
 from metricbus._history.name_filter import NameFilter
@@ -59,8 +59,8 @@ def following(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[
         process.communicate()
 
 
-def row(step: int, time: int | None = None, **values: float) -> Scalars:
-    return Scalars(step=step, epoch=0, time=step * 10**9 if time is None else time, values=values)
+def row(step: int, time: int | None = None, **values: float) -> ScalarRow:
+    return ScalarRow(step=step, epoch=0, time=step * 10**9 if time is None else time, values=values)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_does_not_read_lines_twice(run: RunFolder) -> None:
     SegmentWriter(run.journal, "r").append([row(4, x=4.0)])
     reader = JournalReader(run.journal, positions)
     records = [row.record for row in reader.read()]
-    assert [record.step for record in records if isinstance(record, Scalars)] == [3, 4]
+    assert [record.step for record in records if isinstance(record, ScalarRow)] == [3, 4]
     assert reader.damaged == 0
 
 

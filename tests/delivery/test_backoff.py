@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from metricbus import Unavailable
+from metricbus import BackendUnavailableError
 from metricbus._delivery.backoff import Backoff
 
 
@@ -41,6 +41,6 @@ def test_recovery_is_logged_once_and_restarts_with_the_shortest_delay(
 
 def test_delay_that_the_backend_requests_is_kept_up_to_an_hour() -> None:
     backoff = Backoff("csv")
-    assert backoff.next_delay(Unavailable("later", retry_after=7.0)) == (7.0, True)
-    assert backoff.next_delay(Unavailable("later", retry_after=1e9)) == (3600.0, True)
-    assert backoff.next_delay(Unavailable("later", retry_after=-1.0)) == (0.0, True)
+    assert backoff.next_delay(BackendUnavailableError("later", retry_after=7.0)) == (7.0, True)
+    assert backoff.next_delay(BackendUnavailableError("later", retry_after=1e9)) == (3600.0, True)
+    assert backoff.next_delay(BackendUnavailableError("later", retry_after=-1.0)) == (0.0, True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metricbus import Lost, MetricBus, Run, Scalars, Sink
+from metricbus import MetricBus, RecordsLostError, Run, ScalarRow, Sink
 from metricbus._common.processes import ProcessId, this_process
 from metricbus._common.records import PartialAggregates
 from metricbus._common.sink_urls import parse_sink
@@ -62,7 +62,7 @@ class BatchSizes(Sink):
         super().__init__()
         self.batches: list[int] = []
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[ScalarRow]) -> None:
         self.batches.append(sum(len(record.values) for record in records))
 
 
@@ -140,13 +140,13 @@ class LaggingSink(Sink):
         self.received: list[float] = []
         self.repeated = len(self.backend) - self.base
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[ScalarRow]) -> None:
         for record in records:
             (value,) = record.values.values()
             if value in self.dies_at:
                 self.dies_at.remove(value)
                 del self.backend[self.base + (self.acknowledged() or 0) :]
-                raise Lost("the backend is gone")
+                raise RecordsLostError("the backend is gone")
             self.received.append(value)
             if self.repeated:
                 self.repeated -= 1
@@ -207,7 +207,7 @@ def test_repeats_rows_of_several_segments_in_the_original_order(
     for _ in range(data.draw(st.integers(1, 12), "turns")):
         writer = data.draw(st.sampled_from(writers))
         for _ in range(data.draw(st.integers(0, 8), "rows")):
-            writer.append([Scalars(step=0, epoch=0, time=0, values={"x": float(next(values))})])
+            writer.append([ScalarRow(step=0, epoch=0, time=0, values={"x": float(next(values))})])
         sink.lag = data.draw(st.integers(0, 20), "lag")
         if data.draw(st.booleans(), "killed"):
             consumer._lease.release()
@@ -227,7 +227,7 @@ def test_repeats_rows_of_several_segments_in_the_original_order(
 def test_repeats_rows_that_were_read_before_a_failure(folder: RunFolder) -> None:
     """A segment that is temporarily unreadable represents any disk failure."""
     second = SegmentWriter(folder.journal, "r")
-    second.append([Scalars(step=500, epoch=0, time=1, values={"x": 1.0})])
+    second.append([ScalarRow(step=500, epoch=0, time=1, values={"x": 1.0})])
     second.close()
     path = folder.journal / "0002.jsonl"
     content = path.read_bytes()
@@ -252,7 +252,7 @@ def test_flush_that_raises_lost_counts_no_value_twice(folder: RunFolder) -> None
             if len(self.received) > 40 and not self.has_lost:
                 self.has_lost = True
                 del self.backend[self.base + self.acknowledged() :]
-                raise Lost("the backend is gone")
+                raise RecordsLostError("the backend is gone")
             return super().flush()
 
     sink = LosesInFlush()
@@ -278,7 +278,7 @@ def test_partial_rows_in_flight_are_repeated_in_order_although_acknowledged_late
             writer = SegmentWriter(folder.journal, "r")
             values = [10.0 * segment + index for index in range(3)]
             rows = [
-                Scalars(step=0, epoch=0, time=0, values={f"x{value}": value}, partial=True)
+                ScalarRow(step=0, epoch=0, time=0, values={f"x{value}": value}, partial=True)
                 for value in values
             ]
             writer.append([PartialAggregates(time=0, rows=rows)])
@@ -293,7 +293,7 @@ def test_partial_rows_in_flight_are_repeated_in_order_although_acknowledged_late
             consumer._run_pass()
         consumer._lease.release()
     writer = SegmentWriter(folder.journal, "r")  # the run is resumed
-    writer.append([Scalars(step=1, epoch=0, time=1, values={"x": 99.0})])
+    writer.append([ScalarRow(step=1, epoch=0, time=1, values={"x": 99.0})])
     writer.close()
     consumer = Consumer(folder, spec)
     consumer.end("finished")

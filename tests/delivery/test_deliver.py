@@ -17,7 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metricbus
-from metricbus import ConfigError, JournalError, Lost, MetricBus, Scalars, deliver
+from metricbus import ConfigError, JournalError, MetricBus, RecordsLostError, ScalarRow, deliver
 from metricbus._common.files import AppendFile, create_file
 from metricbus._common.processes import ProcessId, this_process
 from metricbus._delivery import lease
@@ -308,7 +308,7 @@ def test_repeats_partial_rows_in_the_original_order(tmp_path: Path) -> None:
     """
     assert script(tmp_path, killed).wait(HANG_SECS) == -signal.SIGKILL
     segment_writer = SegmentWriter(tmp_path / "r" / "journal", "r")
-    segment_writer.append([Scalars(step=1, epoch=0, time=1, values={"x": 1.0})])
+    segment_writer.append([ScalarRow(step=1, epoch=0, time=1, values={"x": 1.0})])
     segment_writer.close()
     assert deliver(tmp_path / "r", "tensorboard", timeout=HANG_SECS)["tensorboard"].pending == 0
     accumulator = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
@@ -371,7 +371,7 @@ def test_does_not_append_to_a_file_that_another_process_has_changed(tmp_path: Pa
     file.append(b"one")
     with open(tmp_path / "x", "ab") as other:
         other.write(b"two")
-    with pytest.raises(Lost, match="was changed by another process"):
+    with pytest.raises(RecordsLostError, match="was changed by another process"):
         file.append(b"three")
     file.close()
     assert (tmp_path / "x").read_bytes() == b"onetwo"

@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 
-from metricbus import MetricBus, Rejected, Report, Scalars, Sink, Unavailable
+from metricbus import (
+    BackendUnavailableError,
+    MetricBus,
+    RecordsRejectedError,
+    Report,
+    ScalarRow,
+    Sink,
+)
 from metricbus._journal.run import Run
 from metricbus.testing import MemorySink
 from tests.helpers.limits import HANG_SECS
@@ -26,21 +33,21 @@ N = 3000
 class Raises(Sink):
     """Always raises, like a permanently broken backend."""
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[ScalarRow]) -> None:
         raise KeyError("broken")
 
 
 class Unreachable(Sink):
     """Is always unavailable, like a server that is down."""
 
-    def write(self, records: Sequence[Scalars]) -> None:
-        raise Unavailable("down")
+    def write(self, records: Sequence[ScalarRow]) -> None:
+        raise BackendUnavailableError("down")
 
 
 class VerySlow(Sink):
     """Takes 5 seconds for each batch."""
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[ScalarRow]) -> None:
         threading.Event().wait(5)
 
 
@@ -59,7 +66,7 @@ class Hangs(Sink):
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         self._maybe_hang("open")
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[ScalarRow]) -> None:
         self._maybe_hang("write")
 
     def flush(self) -> Mapping[str, Any]:
@@ -125,9 +132,9 @@ def test_rejects_only_the_bad_records_of_a_batch(tmp_path: Path) -> None:
     class RejectsNegative(MemorySink):
         """Rejects negative numbers."""
 
-        def write(self, records: Sequence[Scalars]) -> None:
+        def write(self, records: Sequence[ScalarRow]) -> None:
             if any(value < 0 for record in records for value in record.values.values()):
-                raise Rejected("negative")
+                raise RecordsRejectedError("negative")
             super().write(records)
 
     sink = RejectsNegative()
@@ -148,10 +155,10 @@ def test_retries_during_an_outage_and_logs_its_start_and_end(
 
         attempts = 0
 
-        def write(self, records: Sequence[Scalars]) -> None:
+        def write(self, records: Sequence[ScalarRow]) -> None:
             self.attempts += 1
             if self.attempts <= 3:
-                raise Unavailable("down", retry_after=0.01)
+                raise BackendUnavailableError("down", retry_after=0.01)
             super().write(records)
 
     sink = Flaky()
@@ -163,7 +170,7 @@ def test_retries_during_an_outage_and_logs_its_start_and_end(
     assert [point.value for point in sink.series("x")] == [1.0]
     messages = [record.message for record in caplog.records]
     assert messages == [
-        "sink Flaky: delivery delayed, will retry: Unavailable: down",
+        "sink Flaky: delivery delayed, will retry: BackendUnavailableError: down",
         "sink Flaky: delivery has recovered",
     ]
 
@@ -177,7 +184,7 @@ def test_a_sink_that_opens_late_receives_everything(tmp_path: Path) -> None:
         def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
             self.attempts += 1
             if self.attempts < 3:
-                raise Unavailable("not yet", retry_after=0.01)
+                raise BackendUnavailableError("not yet", retry_after=0.01)
             super().open(run, folder, state)
 
     sink = LateOpener()
@@ -193,7 +200,7 @@ def test_writes_batches_instead_of_single_records(tmp_path: Path) -> None:
 
         writes = 0
 
-        def write(self, records: Sequence[Scalars]) -> None:
+        def write(self, records: Sequence[ScalarRow]) -> None:
             self.writes += 1
             super().write(records)
 
@@ -211,8 +218,8 @@ def test_masks_secrets_in_the_errors_of_a_backend(
     class Leaky(Sink):
         """Includes its whole address in its errors."""
 
-        def write(self, records: Sequence[Scalars]) -> None:
-            raise Rejected("POST http://me:hunter2@host/api?token=hunter2 failed")
+        def write(self, records: Sequence[ScalarRow]) -> None:
+            raise RecordsRejectedError("POST http://me:hunter2@host/api?token=hunter2 failed")
 
     with MetricBus(sinks=[Leaky()], dir=tmp_path) as bus:
         bus.log("x", 1.0)
@@ -279,11 +286,11 @@ def test_a_script_with_a_hanging_sink_ends_by_its_deadline(tmp_path: Path) -> No
 def test_memory_does_not_grow_while_a_sink_is_down(tmp_path: Path) -> None:
     code = """
         from pathlib import Path
-        from metricbus import MetricBus, Sink, Unavailable
+        from metricbus import MetricBus, Sink, BackendUnavailableError
 
         class Down(Sink):
             def write(self, records):
-                raise Unavailable("no answer")
+                raise BackendUnavailableError("no answer")
 
         def kilobytes():
             lines = Path("/proc/self/status").read_text().splitlines()

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import metricbus
-from metricbus._common.records import Header, Scalars
+from metricbus._common.records import Header, ScalarRow
 from metricbus._journal.crash_recovery import partial_rows
 from metricbus._journal.segment_reader import JournalReader
 from tests.helpers.limits import HANG_SECS, scaled
@@ -117,13 +117,13 @@ def kill_delivery(folder: Path) -> None:
         pass
 
 
-def check_journal(run: KilledRun) -> list[Scalars]:
+def check_journal(run: KilledRun) -> list[ScalarRow]:
     """Check that the journal has every value older than `GRACE_SECS`. Return all of its records."""
     reader = JournalReader(run.folder / "journal")
     rows = list(reader.read())
     assert reader.damaged == 0
     assert isinstance(rows[0].record, Header)
-    records = [row.record for row in rows if isinstance(row.record, Scalars)]
+    records = [row.record for row in rows if isinstance(row.record, ScalarRow)]
     values: dict[str, list[float]] = {f"x/{thread}": [] for thread in range(THREADS)}
     for record in records:
         for name, value in record.values.items():
@@ -140,7 +140,9 @@ def check_journal(run: KilledRun) -> list[Scalars]:
     return records + partial
 
 
-def expected_points(records: Sequence[Scalars], *, marked: bool) -> Counter[tuple[str, int, float]]:
+def expected_points(
+    records: Sequence[ScalarRow], *, marked: bool
+) -> Counter[tuple[str, int, float]]:
     """Return the name, step and value of each point. `marked` adds a suffix to partial values."""
     return Counter(
         (f"{name}_partial" if record.partial and marked else name, record.step, float(value))

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from metricbus import Scalars
+from metricbus import ScalarRow
 from metricbus._common.media_records import (
     AudioRecord,
     Cell,
@@ -31,8 +31,8 @@ def log_fields(step: int, name: str = "x") -> dict[str, Any]:
     return {"name": name, "step": step, "epoch": 0, "time": step * 10**9}
 
 
-def row(step: int, **values: float) -> Scalars:
-    return Scalars(step=step, epoch=0, time=step * 10**9, values=values)
+def row(step: int, **values: float) -> ScalarRow:
+    return ScalarRow(step=step, epoch=0, time=step * 10**9, values=values)
 
 
 def png(pixels: bytes = PIXELS) -> bytes:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 import metricbus
-from metricbus import MetricBus, Scalars
+from metricbus import MetricBus, ScalarRow
 from metricbus._cli.app import app
 from metricbus._common.records import Number, Rewind
 from metricbus._history import export as export_module
@@ -53,11 +53,11 @@ def export(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["export", *map(str, arguments)])
 
 
-def row(step: int, values: dict[str, Number], **more: Any) -> Scalars:
-    return Scalars(step=step, epoch=0, time=TIME + step, values=values, **more)
+def row(step: int, values: dict[str, Number], **more: Any) -> ScalarRow:
+    return ScalarRow(step=step, epoch=0, time=TIME + step, values=values, **more)
 
 
-def run_of(root: Path, *rows: Scalars | Rewind, id: str = "r") -> RunFolder:
+def run_of(root: Path, *rows: ScalarRow | Rewind, id: str = "r") -> RunFolder:
     folder, run = create_run(root, id=id, name="r", config={}, sinks=[])
     writer = SegmentWriter(folder.journal, run.id)
     writer.append(rows)

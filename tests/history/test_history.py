@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import metricbus
-from metricbus import JournalError, MetricBus, MissingPackageError, Scalars
+from metricbus import JournalError, MetricBus, MissingPackageError, ScalarRow
 from metricbus._history import columns
 
 
@@ -121,7 +121,7 @@ def test_order_is_kept_across_batches_and_changing_names(
 def test_columns_store_every_number_exactly(values: list[int | float], batch: int) -> None:
     stored = columns.ScalarColumns()
     for step, value in enumerate(values):
-        stored.add(step, Scalars(step=step, epoch=0, time=0, values={"x": value}))
+        stored.add(step, ScalarRow(step=step, epoch=0, time=0, values={"x": value}))
         if step % batch == 0:
             stored.pack()
     stored.pack()

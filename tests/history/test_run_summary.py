@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import metricbus
 from metricbus import Image, JournalError, MetricBus, Table
-from metricbus._common.records import Number, Scalars
+from metricbus._common.records import Number, ScalarRow
 from metricbus._history import series_summary
 from metricbus._history.run_status import RunStatus, read_run_status
 from metricbus._history.run_summary import RunSummary, summarize_run
@@ -43,11 +43,11 @@ def status_of(tmp_path: Path) -> RunStatus:
     return read_run_status(folder, folder.load())
 
 
-def row(step: int, **values: Number) -> Scalars:
-    return Scalars(step=step, epoch=0, time=step, values=values)
+def row(step: int, **values: Number) -> ScalarRow:
+    return ScalarRow(step=step, epoch=0, time=step, values=values)
 
 
-def rows_of(folder: Path, batches: Sequence[Sequence[Scalars]]) -> RunFolder:
+def rows_of(folder: Path, batches: Sequence[Sequence[ScalarRow]]) -> RunFolder:
     """Create a run with one more segment per batch of rows."""
     with MetricBus(id="r", sinks="", dir=folder):
         pass
@@ -143,7 +143,7 @@ def test_superseded_values_are_left_out(tmp_path: Path) -> None:
 def test_names_have_rank_prefixes(tmp_path: Path) -> None:
     run = rows_of(tmp_path, [])
     writer = SegmentWriter(run.journal, run="r", rank=1)
-    writer.append([Scalars(step=0, epoch=0, time=0, values={"x": 1}, rank=1)])
+    writer.append([ScalarRow(step=0, epoch=0, time=0, values={"x": 1}, rank=1)])
     writer.close()
     assert list(summarize_run(run).series) == ["rank1/x"]
 
@@ -281,7 +281,7 @@ def _other_names(tmp_path: Path) -> list[str]:
 
 
 def test_status_reads_a_row_longer_than_the_tail(tmp_path: Path) -> None:
-    wide = Scalars(step=7, epoch=0, time=7, values={f"name/{n}": n for n in range(10_000)})
+    wide = ScalarRow(step=7, epoch=0, time=7, values={f"name/{n}": n for n in range(10_000)})
     run = rows_of(tmp_path, [[wide]])
     assert len(read_run_status(run, run.load()).last) == 10_000
 

@@ -34,7 +34,7 @@ from metricbus._common.media_records import (
     TextRecord,
     VideoRecord,
 )
-from metricbus._common.records import Rewind, Scalars
+from metricbus._common.records import Rewind, ScalarRow
 from metricbus._importers import ImportResult, ImportTarget, import_csv, import_tensorboard
 from metricbus._importers.cells import parse_number, parse_step, parse_time
 from metricbus._journal.segment_reader import JournalReader
@@ -273,7 +273,7 @@ def test_folders_become_prefixes_and_are_merged_by_time(logs: Path, target: Impo
     assert history.names() == ["train/loss", "val/loss", "loss"]
     assert points(history, "val/loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
     records = [row.record for row in JournalReader(history.folder / "journal").read()]
-    names = [name for row in records if isinstance(row, Scalars) for name in row.values]
+    names = [name for row in records if isinstance(row, ScalarRow) for name in row.values]
     assert names == ["train/loss", "val/loss", "loss"] * 3
 
 

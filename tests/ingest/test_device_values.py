@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy
 
 import metricbus
-from metricbus import MetricBus, Scalars
+from metricbus import MetricBus, ScalarRow
 from metricbus._common.device_values import ACCELERATORS, as_64_bits, is_device_value, named_values
 from metricbus._journal.segment_reader import JournalReader
 from tests.helpers.limits import HANG_SECS
@@ -139,7 +139,7 @@ def test_values_of_every_dtype_match_those_on_the_host(device: Device) -> None:
     (row,) = (
         line.record
         for line in JournalReader(bus.folder / "journal").read()
-        if isinstance(line.record, Scalars)
+        if isinstance(line.record, ScalarRow)
     )
     expected = {
         name: value.item() if hasattr(value, "item") else value for name, value in given.items()

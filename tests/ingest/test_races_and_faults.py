@@ -19,7 +19,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metricbus
-from metricbus import MetricBus, Rejected, Scalars, Unavailable
+from metricbus import BackendUnavailableError, MetricBus, RecordsRejectedError, ScalarRow
 from metricbus._bus.default_bus import DefaultBus
 from metricbus._common import files
 from metricbus._common.sink_urls import parse_sink
@@ -278,10 +278,10 @@ def test_backend_receives_values_after_a_long_outage(tmp_path: Path) -> None:
 
         attempts = 0
 
-        def write(self, records: Sequence[Scalars]) -> None:
+        def write(self, records: Sequence[ScalarRow]) -> None:
             self.attempts += 1
             if self.attempts <= 1100:
-                raise Unavailable("down", retry_after=0)
+                raise BackendUnavailableError("down", retry_after=0)
             super().write(records)
 
     with MetricBus(sinks=[Down()], dir=tmp_path) as bus:
@@ -315,7 +315,7 @@ def test_values_of_child_processes_do_not_hide_pending_ones(tmp_path: Path, wait
     class SelectiveSink(MemorySink):
         """Is unavailable for values of this process."""
 
-        def write(self, records: Sequence[Scalars]) -> None:
+        def write(self, records: Sequence[ScalarRow]) -> None:
             if any("own" in record.values for record in records):
                 raise OSError("down")
             super().write(records)
@@ -346,7 +346,7 @@ def test_error_without_a_text_does_not_stop_delivery(tmp_path: Path) -> None:
 
         failed = False
 
-        def write(self, records: Sequence[Scalars]) -> None:
+        def write(self, records: Sequence[ScalarRow]) -> None:
             if not self.failed:
                 self.failed = True
                 raise TextlessError
@@ -419,9 +419,9 @@ def test_row_rejected_by_tensorboard_does_not_move_other_rows(
 
     make = EventBuilder.__call__
 
-    def picky(self: EventBuilder, row: Scalars) -> bytes:
+    def picky(self: EventBuilder, row: ScalarRow) -> bytes:
         if "bad" in row.values:
-            raise Rejected("bad")
+            raise RecordsRejectedError("bad")
         return make(self, row)
 
     monkeypatch.setattr(EventBuilder, "__call__", picky)

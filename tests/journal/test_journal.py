@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metricbus._common.records import End, Header, Scalars, decode, encode
+from metricbus._common.records import End, Header, ScalarRow, decode, encode
 from metricbus._journal.segment_reader import JournalReader, Position
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import JournalError
@@ -23,7 +23,7 @@ from tests.helpers.limits import HANG_SECS
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats())
 rows = st.builds(
-    Scalars,
+    ScalarRow,
     step=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 2**63 - 1),
     time=st.integers(0, 2**63 - 1),
@@ -38,25 +38,25 @@ def same(left: float, right: float) -> bool:
     )
 
 
-def scalars(step: int) -> Scalars:
-    return Scalars(step=step, epoch=0, time=step, values={"loss": step / 3})
+def scalars(step: int) -> ScalarRow:
+    return ScalarRow(step=step, epoch=0, time=step, values={"loss": step / 3})
 
 
-def read(folder: Path) -> list[Scalars]:
-    return [row.record for row in JournalReader(folder).read() if isinstance(row.record, Scalars)]
+def read(folder: Path) -> list[ScalarRow]:
+    return [row.record for row in JournalReader(folder).read() if isinstance(row.record, ScalarRow)]
 
 
 @given(rows)
-def test_decoding_an_encoded_row_returns_the_same_row(row: Scalars) -> None:
+def test_decoding_an_encoded_row_returns_the_same_row(row: ScalarRow) -> None:
     decoded = decode(encode([row]).rstrip(b"\n"))
-    assert isinstance(decoded, Scalars)
+    assert isinstance(decoded, ScalarRow)
     assert (decoded.step, decoded.epoch, decoded.time) == (row.step, row.epoch, row.time)
     assert list(decoded.values) == list(row.values)
     assert all(same(decoded.values[name], row.values[name]) for name in row.values)
 
 
 @given(st.lists(rows, min_size=1, max_size=5))
-def test_every_line_is_standard_json(batch: list[Scalars]) -> None:
+def test_every_line_is_standard_json(batch: list[ScalarRow]) -> None:
     def reject(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
@@ -70,7 +70,7 @@ def test_every_line_is_standard_json(batch: list[Scalars]) -> None:
 
 def test_nan_and_infinities_are_encoded_as_strings() -> None:
     values = {"a": math.nan, "b": math.inf, "c": -math.inf, "null": 1.0}
-    line = encode([Scalars(step=0, epoch=0, time=0, values=values)])
+    line = encode([ScalarRow(step=0, epoch=0, time=0, values=values)])
     assert json.loads(line)["values"] == {
         "a": "NaN",
         "b": "Infinity",
@@ -160,7 +160,7 @@ def test_reading_resumes_at_a_saved_position(tmp_path: Path) -> None:
 
 
 def test_a_line_longer_than_the_read_buffer_is_read_whole(tmp_path: Path) -> None:
-    row = Scalars(
+    row = ScalarRow(
         step=0, epoch=0, time=0, values={f"name/{i:06}": float(i) for i in range(100_000)}
     )
     writer = SegmentWriter(tmp_path, run="r")
@@ -209,7 +209,7 @@ def test_a_write_that_fails_halfway_is_truncated(tmp_path: Path) -> None:
     assert os.strerror(errno) == "File too large"
     assert length <= 1000
     reader = JournalReader(tmp_path)
-    steps = [row.record.step for row in reader.read() if isinstance(row.record, Scalars)]
+    steps = [row.record.step for row in reader.read() if isinstance(row.record, ScalarRow)]
     assert steps == list(range(written + 2))
     assert reader.damaged == 0
 
@@ -218,7 +218,7 @@ def test_a_value_takes_at_most_40_bytes_with_20_values_per_step(tmp_path: Path) 
     writer = SegmentWriter(tmp_path, run="r")
     before = writer.length
     batch = [
-        Scalars(
+        ScalarRow(
             step=step,
             epoch=step // 100,
             time=1_795_255_772_261_764_245 + step,

@@ -1,4 +1,4 @@
-"""Tests of `Histograms`: many tensors in one job, each like a single `Histogram`."""
+"""Tests of `HistogramGroup`: many tensors in one job, each like a single `Histogram`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metricbus._common.media_base import EncodeContext, EncodeJob, MediaValue
 from metricbus._common.media_records import HistogramRecord, Medium
 from metricbus._common.settings import Overflow
 from metricbus.errors import DeviceError
-from metricbus.media import Histograms
+from metricbus.media import HistogramGroup
 from metricbus.media.histogram_batch import bin_arrays
 from metricbus.media.histogram_batch_device import count_nonfinite, start_binning
 from metricbus.media.histogram_bins import HistogramData, bin_values
@@ -218,7 +218,7 @@ def tensors_of_all_dtypes() -> dict[str, torch.Tensor]:
 
 def test_tensors_of_all_dtypes_are_logged_under_their_names(tmp_path: Path) -> None:
     tensors = tensors_of_all_dtypes()
-    (records,) = logged(tmp_path, Histograms(tensors, bins=9))
+    (records,) = logged(tmp_path, HistogramGroup(tensors, bins=9))
     assert list(records) == [f"g/{name}" for name in tensors]
     for name, tensor in tensors.items():
         assert_matches(records[f"g/{name}"], tensor.double().numpy(), 9)
@@ -227,7 +227,7 @@ def test_tensors_of_all_dtypes_are_logged_under_their_names(tmp_path: Path) -> N
 @pytest.mark.usefixtures("accelerator")
 def test_tensors_of_all_dtypes_are_binned_on_an_accelerator(tmp_path: Path) -> None:
     tensors = tensors_of_all_dtypes()
-    (records,) = logged(tmp_path, Histograms(tensors, bins=9))
+    (records,) = logged(tmp_path, HistogramGroup(tensors, bins=9))
     for name, tensor in tensors.items():
         assert_matches(records[f"g/{name}"], tensor.double().numpy(), 9)
 
@@ -243,7 +243,7 @@ def test_arrays_lists_and_tensors_may_be_mixed(tmp_path: Path) -> None:
         "none finite": torch.tensor([math.nan, math.inf]),
         "negative": torch.tensor([1 + 2j, 3 + 4j]).conj().imag,
     }
-    (records,) = logged(tmp_path, Histograms(values_by_name, 5))
+    (records,) = logged(tmp_path, HistogramGroup(values_by_name, 5))
     for name, values in values_by_name.items():
         array = values.detach().resolve_neg().numpy() if torch.is_tensor(values) else values
         assert_matches(records[f"g/{name}"], np.asarray(array), 5)
@@ -252,7 +252,7 @@ def test_arrays_lists_and_tensors_may_be_mixed(tmp_path: Path) -> None:
 def test_each_equals_a_single_histogram(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(10.0), "b": torch.tensor([1.0, math.nan, 2.0])}
     together, *alone = logged(
-        tmp_path, Histograms(tensors), *(Histogram(tensor) for tensor in tensors.values())
+        tmp_path, HistogramGroup(tensors), *(Histogram(tensor) for tensor in tensors.values())
     )
     for name, single in zip(tensors, alone, strict=True):
         expected, got = single["g"], together[f"g/{name}"]
@@ -270,7 +270,7 @@ def test_values_are_copied_at_the_call(
     array, tensor = np.zeros(100), torch.zeros(100)
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        bus.log("g", Histograms({"array": array, "tensor": tensor}))
+        bus.log("g", HistogramGroup({"array": array, "tensor": tensor}))
         array[:] = 9
         tensor.fill_(9)
     assert [record.maximum for record in sink.media() if isinstance(record, HistogramRecord)] == [
@@ -294,10 +294,10 @@ def test_large_values_are_binned_at_the_call(tmp_path: Path, dtype: torch.dtype)
         "list": [1.0, 2.0],
         "strided": np.arange(100.0)[::2],
     }
-    job = Histograms(parts)._capture("g")
+    job = HistogramGroup(parts)._capture("g")
     assert job is not None
     assert (job.nbytes, job.media) == (0, 4)
-    (records,) = logged(tmp_path, Histograms(parts))
+    (records,) = logged(tmp_path, HistogramGroup(parts))
     for name, values in parts.items():
         array = values.double().numpy() if torch.is_tensor(values) else np.asarray(values)
         assert_matches(records[f"g/{name}"], array, 64)
@@ -308,17 +308,17 @@ def test_large_values_on_an_accelerator_are_binned_without_a_transfer(
     tmp_path: Path, accelerator: FakeAccelerator
 ) -> None:
     parts = {"many": torch.arange(2000.0)}
-    job = Histograms(parts)._capture("g")
+    job = HistogramGroup(parts)._capture("g")
     assert job is not None
     assert (job.nbytes, accelerator.transfers) == (0, 0)
-    (records,) = logged(tmp_path, Histograms(parts))
+    (records,) = logged(tmp_path, HistogramGroup(parts))
     assert_matches(records["g/many"], parts["many"].numpy(), 64)
 
 
 def test_results_of_an_accelerator_need_one_transfer(
     tmp_path: Path, accelerator: FakeAccelerator
 ) -> None:
-    logged(tmp_path, Histograms({str(i): torch.arange(10.0) for i in range(20)}))
+    logged(tmp_path, HistogramGroup({str(i): torch.arange(10.0) for i in range(20)}))
     assert accelerator.transfers == 1
 
 
@@ -330,7 +330,7 @@ def test_failing_accelerator_drops_histograms_with_the_reason(
 
     monkeypatch.setattr(accelerator, "fetch", fail)
     with MetricBus(sinks=[MemorySink()], dir=tmp_path) as bus:
-        bus.log("g", Histograms({"a": torch.zeros(1), "b": torch.zeros(1)}))
+        bus.log("g", HistogramGroup({"a": torch.zeros(1), "b": torch.zeros(1)}))
         bus.flush(10)
         report = bus.stats()
     assert (report.dropped, report.journalled) == (2, 0)
@@ -339,8 +339,8 @@ def test_failing_accelerator_drops_histograms_with_the_reason(
 
 
 def test_empty_mapping_logs_nothing(tmp_path: Path) -> None:
-    assert Histograms({})._capture("g") is None
-    assert logged(tmp_path, Histograms({})) == [{}]
+    assert HistogramGroup({})._capture("g") is None
+    assert logged(tmp_path, HistogramGroup({})) == [{}]
 
 
 # One job with several media
@@ -348,7 +348,7 @@ def test_empty_mapping_logs_nothing(tmp_path: Path) -> None:
 
 def test_records_are_adjacent_in_the_journal(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
-        bus.log("g", Histograms({name: [1.0] for name in "abc"}))
+        bus.log("g", HistogramGroup({name: [1.0] for name in "abc"}))
         bus.flush(10)
         assert bus.folder is not None
         (segment,) = (bus.folder / "journal").iterdir()
@@ -361,7 +361,7 @@ def test_records_are_adjacent_in_the_journal(tmp_path: Path) -> None:
 def test_each_histogram_counts_as_one_medium(tmp_path: Path) -> None:
     sink = MemorySink()
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
-        bus.log({"loss": 0.5, "g": Histograms({"a": [1.0], "b": [2.0], "c": [3.0]})})
+        bus.log({"loss": 0.5, "g": HistogramGroup({"a": [1.0], "b": [2.0], "c": [3.0]})})
         report = bus.flush(10)
     assert (report.logged, report.journalled, report.dropped, report.waiting) == (4, 4, 0, 0)
     assert next(iter(report.sinks.values())).delivered == 4
@@ -371,7 +371,7 @@ def test_definitions_apply_to_each_name(tmp_path: Path) -> None:
     sink, other = MemorySink(), MemorySink()
     with MetricBus(sinks=[sink, other], dir=tmp_path) as bus:
         bus.define("g/a", axis="epoch")
-        bus.log("g", Histograms({"a": [1.0], "b": [1.0]}), step=7)
+        bus.log("g", HistogramGroup({"a": [1.0], "b": [1.0]}), step=7)
     assert [(record.name, record.axis) for record in sink.media()] == [
         ("g/a", "epoch"),
         ("g/b", ""),
@@ -431,7 +431,7 @@ def test_media_not_encoded_before_close_are_counted(tmp_path: Path, gate: thread
 def test_media_logged_after_close_are_counted_as_dropped(tmp_path: Path) -> None:
     bus = MetricBus(sinks=[MemorySink()], dir=tmp_path)
     bus.close()
-    bus.log("g", Histograms({"a": [1.0], "b": [2.0]}))
+    bus.log("g", HistogramGroup({"a": [1.0], "b": [2.0]}))
     assert bus.stats().dropped == 2
 
 
@@ -439,7 +439,7 @@ def test_media_logged_after_close_are_counted_as_dropped(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("bins", [0, -1, 4097, 2.0, True, "8", None])
-@pytest.mark.parametrize("medium", [Histogram, Histograms])
+@pytest.mark.parametrize("medium", [Histogram, HistogramGroup])
 def test_rejects_invalid_bins(medium: Any, bins: Any) -> None:
     with pytest.raises(ValueError, match=r"metric 'g': bins= must be .* 1 to 4,096, not "):
         medium({"a": [1.0]}, bins)._capture("g")
@@ -447,7 +447,7 @@ def test_rejects_invalid_bins(medium: Any, bins: Any) -> None:
 
 def test_rejects_non_mapping() -> None:
     with pytest.raises(TypeError, match=r"a mapping of names .*, not Tensor .*Histogram\(values\)"):
-        Histograms(torch.zeros(3))  # type: ignore[arg-type]
+        HistogramGroup(torch.zeros(3))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_rejects_non_mapping() -> None:
 )
 def test_rejects_invalid_names(key: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        Histograms({key: [1.0]})._capture("g")
+        HistogramGroup({key: [1.0]})._capture("g")
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_rejects_invalid_names(key: Any, message: str) -> None:
 )
 def test_rejects_values_that_are_not_real_numbers(values: Any, message: str) -> None:
     with pytest.raises(TypeError, match=f"metric 'g/bad' was given {message}"):
-        Histograms({"good": [1.0], "bad": values})._capture("g")
+        HistogramGroup({"good": [1.0], "bad": values})._capture("g")
 
 
 # On CUDA
@@ -485,10 +485,10 @@ def test_rejects_values_that_are_not_real_numbers(values: Any, message: str) -> 
 def test_call_does_not_synchronize_with_cuda(tmp_path: Path) -> None:
     tensors = {name: values.cuda() for name, values in tensors_of_all_dtypes().items()}
     large = {"large": torch.randn(20_000_000, device="cuda")}
-    logged(tmp_path, Histograms(tensors), Histograms(large))  # loads the kernels
+    logged(tmp_path, HistogramGroup(tensors), HistogramGroup(large))  # loads the kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
-        first, second = logged(tmp_path, Histograms(tensors, 9), Histograms(large))
+        first, second = logged(tmp_path, HistogramGroup(tensors, 9), HistogramGroup(large))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for name, tensor in tensors.items():

@@ -20,7 +20,7 @@ import metricbus.testing
 import metricbus.torch
 from metricbus._bus.default_bus import DefaultBus
 from metricbus._cli.app import app
-from metricbus._common.records import End, Header, Scalars, decode
+from metricbus._common.records import End, Header, ScalarRow, decode
 from tests.helpers.limits import HANG_SECS
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_code_blocks_are_collected() -> None:
 def test_the_journal_page_shows_valid_records() -> None:
     (lines,) = fences(DOCS / "journal.md", "json")
     kinds = [type(decode(line.encode())) for line in lines.code.splitlines()]
-    assert kinds == [Header, Scalars, Scalars, End]
+    assert kinds == [Header, ScalarRow, ScalarRow, End]
 
 
 def test_every_relative_link_has_a_target() -> None:

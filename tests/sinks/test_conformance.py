@@ -296,10 +296,10 @@ def test_every_backend_marks_partial_rows(tmp_path: Path, mlflow_server: str) ->
         import os, signal, sys
         from pathlib import Path
         from metricbus._journal.segment_writer import SegmentWriter
-        from metricbus._common.records import PartialAggregates, Scalars
+        from metricbus._common.records import PartialAggregates, ScalarRow
         journal = SegmentWriter(Path(sys.argv[1]), "r")
-        journal.append([Scalars(step=1, epoch=0, time=10**9, values={"whole": 1.0})])
-        row = Scalars(step=2, epoch=0, time=2 * 10**9, values={"loss": 0.5}, partial=True)
+        journal.append([ScalarRow(step=1, epoch=0, time=10**9, values={"whole": 1.0})])
+        row = ScalarRow(step=2, epoch=0, time=2 * 10**9, values={"loss": 0.5}, partial=True)
         journal.append([PartialAggregates(time=3 * 10**9, rows=[row])])
         os.kill(os.getpid(), signal.SIGKILL)
     """

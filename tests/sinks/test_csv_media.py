@@ -25,7 +25,7 @@ from metricbus._common.media_records import (
     ImageCell,
 )
 from metricbus._journal.media_files import MediaWriter, make_file_ref
-from metricbus.errors import Lost, MediaError
+from metricbus.errors import MediaError, RecordsLostError
 from metricbus.sinks.csv.sink import CsvSink
 from tests.helpers.media_records import (
     HISTOGRAM,
@@ -323,7 +323,7 @@ def test_raises_lost_if_a_file_cannot_be_truncated(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "truncate", fail)
-        with pytest.raises(Lost):
+        with pytest.raises(RecordsLostError):
             sink.write([good, bad])
     sink = open_sink(tmp_path, state)
     sink.write([good])
@@ -363,7 +363,7 @@ def test_raises_lost_if_another_process_has_changed_a_table(
     sink.write([table(writer, [[0]], ["a"], id=f"t{number}") for number in range(others)])
     with path.open("ab") as file:
         file.write(b"9\r\n")
-    with pytest.raises(Lost):
+    with pytest.raises(RecordsLostError):
         sink.write([table(writer, [[1]], ["a"], first_row=1)])
     sink.close("failed")
 

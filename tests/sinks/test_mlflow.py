@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.utils.validation import _validate_metric_name
 
-from metricbus import ConfigError, MetricBus, Scalars, Unavailable
+from metricbus import BackendUnavailableError, ConfigError, MetricBus, ScalarRow
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
@@ -196,7 +196,7 @@ def test_metrics_are_batched(url: str, tmp_path: Path, monkeypatch: pytest.Monke
     folder, run = create_run(tmp_path, id="r", name="r", config={})
     writer = SegmentWriter(folder.journal, run.id)
     rows = [
-        Scalars(step=step, epoch=0, time=step * 10**9, values={f"m{i}": 0.5 for i in range(20)})
+        ScalarRow(step=step, epoch=0, time=step * 10**9, values={f"m{i}": 0.5 for i in range(20)})
         for step in range(600)
     ]
     writer.append(rows)
@@ -237,7 +237,7 @@ def test_only_the_value_that_mlflow_refuses_is_rejected(url: str, tmp_path: Path
     writer = SegmentWriter(folder.journal, run.id)
     for step in range(10):
         before_1970 = -(10**9) if step == 4 else step
-        writer.append([Scalars(step=step, epoch=0, time=before_1970, values={"x": 1.0})])
+        writer.append([ScalarRow(step=step, epoch=0, time=before_1970, values={"x": 1.0})])
     writer.close()
     consumer = deliver(folder, url)
     assert (consumer.tally().delivered, consumer.tally().rejected) == (9, 1)
@@ -298,7 +298,7 @@ def test_keys_stay_the_same_when_a_run_is_resumed(database: Path, tmp_path: Path
     folder, run = create_run(tmp_path, id="r", name="r", config={})
     for name in ("mean_1", "mean@1", "mean_1", "mean@1"):
         writer = SegmentWriter(folder.journal, run.id)
-        writer.append([Scalars(step=0, epoch=0, time=10**9, values={name: len(name) / 3})])
+        writer.append([ScalarRow(step=0, epoch=0, time=10**9, values={name: len(name) / 3})])
         writer.close()
         deliver(folder, url)
     uri = f"sqlite:///{database}"
@@ -501,7 +501,7 @@ def test_original_name_is_stored_although_the_first_request_failed(
     def fail_once(self: MlflowSink, tags: Any) -> None:
         if tags and not failed:
             failed.append(tags)
-            raise Unavailable("no answer")
+            raise BackendUnavailableError("no answer")
         log_tags(self, tags)
 
     monkeypatch.setattr(MlflowSink, "_log_tags", fail_once)

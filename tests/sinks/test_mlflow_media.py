@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from PIL import Image as PillowImage
 
-from metricbus import Rejected, Scalars, Unavailable
+from metricbus import BackendUnavailableError, RecordsRejectedError, ScalarRow
 from metricbus._common.media_records import (
     MEDIA_RECORD_TYPES,
     AudioRecord,
@@ -260,8 +260,8 @@ def test_scalars_and_quantiles_keep_their_order_in_one_request(
         "log_batch",
         lambda _, metrics=(), **fields: batches.append([metric.key for metric in metrics]),
     )
-    row = Scalars(step=1, values={"a": 1.0}, **AT)
-    last = Scalars(step=1, values={"z": 1.0}, **AT)
+    row = ScalarRow(step=1, values={"a": 1.0}, **AT)
+    last = ScalarRow(step=1, values={"z": 1.0}, **AT)
     backend.write(row, backend.histogram("h", minimum=0.0), last)
     quantiles = [f"h/histogram/{statistic}" for statistic in ("min", "p25", "p50", "p75")]
     assert batches == [["a", *quantiles, "z"]]
@@ -567,7 +567,7 @@ def test_nothing_is_sent_if_a_file_is_missing_or_changed(backend: Backend, damag
     path = backend.folder.path / bad.file.path
     path.unlink() if damage == "missing" else path.write_bytes(b"other")
     with pytest.raises(MediaError, match=damage):
-        backend.write(good, Scalars(step=1, values={"a": 1.0}, **AT), bad)
+        backend.write(good, ScalarRow(step=1, values={"a": 1.0}, **AT), bad)
     assert backend.artifacts() == []
     assert backend.client.get_run(backend.id).data.metrics == {}
 
@@ -592,7 +592,7 @@ def test_media_are_rejected_without_an_artifact_folder_but_scalars_are_delivered
     backend = Backend(tmp_path / "runs", uri, experiment)
     writer = SegmentWriter(backend.folder.journal, backend.run.id)
     for step in range(5):
-        writer.append([Scalars(step=step, values={"a": 1.0}, **AT), backend.text(step=step)])
+        writer.append([ScalarRow(step=step, values={"a": 1.0}, **AT), backend.text(step=step)])
     writer.close()
     consumer = Consumer(
         backend.folder, spec_of(parse_sink(f"mlflow:{database}?experiment=no folder"))
@@ -610,12 +610,12 @@ def test_retry_uploads_what_is_missing(backend: Backend, monkeypatch: pytest.Mon
     def failing_once(client: Any, run_id: str, file: Path, folder: str) -> None:
         attempts.append(folder.split("/", maxsplit=1)[0])
         if attempts == ["texts", "audio"]:
-            raise Unavailable("not now")
+            raise BackendUnavailableError("not now")
         upload(client, run_id, file, folder)
 
     monkeypatch.setattr(media, "upload", failing_once)
     records = backend.text(), backend.audio(), backend.video()
-    with pytest.raises(Unavailable):
+    with pytest.raises(BackendUnavailableError):
         backend.write(*records)
     backend.write(*records)
     assert attempts == ["texts", "audio", "audio", "videos"]
@@ -647,13 +647,13 @@ def test_a_full_disk_is_a_temporary_failure(tmp_path: Path) -> None:
     client: Any = FailingClient(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="No space") as caught:
         upload(client, "r", tmp_path / "x", "texts")
-    assert not isinstance(caught.value, Rejected)
+    assert not isinstance(caught.value, RecordsRejectedError)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR])
 def test_an_unwritable_folder_is_a_permanent_failure(tmp_path: Path, number: int) -> None:
     client: Any = FailingClient(OSError(number, "no"))
-    with pytest.raises(Rejected, match="writable"):
+    with pytest.raises(RecordsRejectedError, match="writable"):
         upload(client, "r", tmp_path / "x", "texts")
 
 
@@ -729,7 +729,7 @@ def test_an_upload_that_a_server_refuses_permanently_is_rejected(
     fake_answer: Callable[[int, bytes], Backend], status: int, body: bytes
 ) -> None:
     backend = fake_answer(status, body)
-    with pytest.raises(Rejected, match=str(status)):
+    with pytest.raises(RecordsRejectedError, match=str(status)):
         backend.write(backend.text())
 
 
@@ -738,6 +738,6 @@ def test_an_upload_that_a_server_may_accept_later_is_retried(
     fake_answer: Callable[[int, bytes], Backend], status: int
 ) -> None:
     backend = fake_answer(status, b"an error page of a proxy")
-    with pytest.raises(Unavailable, match=str(status)) as caught:
+    with pytest.raises(BackendUnavailableError, match=str(status)) as caught:
         backend.write(backend.text())
     assert caught.value.retry_after == 7

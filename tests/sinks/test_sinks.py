@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from metricbus import MetricBus, Run, Scalars
+from metricbus import MetricBus, Run, ScalarRow
 from metricbus.sinks.csv.cells import safe_cell
 from metricbus.sinks.csv.sink import CsvSink
 from metricbus.sinks.logging.sink import line_of
@@ -35,8 +35,8 @@ from tests.helpers.limits import HANG_SECS
 RUN = Run(id="r", name="r", host="h", pid=1, started=1_700_000_000 * 10**9)
 
 
-def row(step: int, **values: float) -> Scalars:
-    return Scalars(step=step, epoch=0, time=step * 10**9, values=values)
+def row(step: int, **values: float) -> ScalarRow:
+    return ScalarRow(step=step, epoch=0, time=step * 10**9, values=values)
 
 
 # CSV
@@ -60,7 +60,7 @@ def test_csv_preserves_any_name_and_number_exactly(
     folder = tmp_path_factory.mktemp("csv")
     sink = CsvSink()
     sink.open(RUN, folder, {})
-    sink.write([Scalars(step=3, epoch=1, time=1_500_000_000, values=dict(pairs))])
+    sink.write([ScalarRow(step=3, epoch=1, time=1_500_000_000, values=dict(pairs))])
     sink.close("finished")
     with open(folder / "csv" / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -150,7 +150,7 @@ def test_a_relative_location_refers_to_the_directory_in_which_the_bus_was_create
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_no_name_can_inject_a_log_line(name: str) -> None:
-    line = line_of(Scalars(step=0, epoch=0, time=0, values={name: 1.0}))
+    line = line_of(ScalarRow(step=0, epoch=0, time=0, values={name: 1.0}))
     assert line.isprintable()
     assert len(line.splitlines()) == 1
 

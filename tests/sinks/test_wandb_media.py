@@ -37,10 +37,10 @@ from metricbus._common.media_records import (
     VideoRecord,
     encode_rows,
 )
-from metricbus._common.records import Rewind, Scalars
+from metricbus._common.records import Rewind, ScalarRow
 from metricbus._journal.media_files import MediaWriter
 from metricbus._journal.run import Run
-from metricbus.errors import MediaError, Rejected
+from metricbus.errors import MediaError, RecordsRejectedError
 from metricbus.sinks.wandb.names import (
     CHARTS_PREFIX,
     column_name,
@@ -222,7 +222,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         factory.histogram("h", [1, 2, 3], [0.1, 0.2, 1e30, 2e30]),
         factory.histogram("wide", [1] * 1000, [float(edge) for edge in range(1001)], nan=1),
         factory.histogram("empty", [], []),
-        Scalars(**AT, values={"loss": 0.5}),
+        ScalarRow(**AT, values={"loss": 0.5}),
         factory.image("plain", caption="a caption"),
         factory.image("boxed", boxes=boxes, class_labels={3: "cat", 1000: "tree"}),
         factory.masked("masked", CLASSES, class_labels={5: "road"}),
@@ -555,7 +555,7 @@ def test_repeated_delivery_duplicates_nothing(tmp_path: Path) -> None:
         factory.image("i"),
         factory.table("t", [[1, 2]]),
         factory.text("s", "text"),
-        Scalars(**AT, values={"x": 1.0}),
+        ScalarRow(**AT, values={"x": 1.0}),
         factory.histogram("h", [1], [0.0, 1.0]),
     ]
     sink = open_sink(factory, id="again1")
@@ -592,7 +592,7 @@ def test_nothing_is_logged_if_an_image_of_a_table_is_missing(tmp_path: Path) -> 
     (tmp_path / picture.file.path).unlink()
     sink = open_sink(factory)
     with pytest.raises(MediaError, match="is missing"):
-        sink.write([Scalars(**AT, values={"x": 1.0}), table])
+        sink.write([ScalarRow(**AT, values={"x": 1.0}), table])
     sink.close("finished")
     assert list(wandb_rows(tmp_path)) == []
 
@@ -605,7 +605,7 @@ def test_a_file_deleted_after_delivery_does_not_shift_rows(tmp_path: Path) -> No
     sink.close("running")
     (tmp_path / image.file.path).unlink()
     again = open_sink(factory, id="gone2")
-    again.write([image, Scalars(**AT, values={"x": 1.0})])
+    again.write([image, ScalarRow(**AT, values={"x": 1.0})])
     again.close("finished")
     assert [row["_step"] for row in wandb_rows(tmp_path)] == [0, 1]
 
@@ -614,7 +614,7 @@ def test_an_invalid_image_file_is_rejected(tmp_path: Path) -> None:
     factory = RecordFactory(tmp_path)
     file = factory.save("i", b"no png", ".png")
     sink = open_sink(factory)
-    with pytest.raises(Rejected, match="is not an image"):
+    with pytest.raises(RecordsRejectedError, match="is not an image"):
         sink.write([ImageRecord(name="i", file=file, width=1, height=1, channels=1, **AT)])
     sink.close("finished")
 
@@ -626,7 +626,7 @@ def test_only_tables_are_rejected_without_a_staging_folder(
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "a-file"))
     factory = RecordFactory(tmp_path)
     sink = open_sink(factory)
-    with pytest.raises(Rejected, match="WANDB_DATA_DIR"):
+    with pytest.raises(RecordsRejectedError, match="WANDB_DATA_DIR"):
         sink.write([factory.table("t", [[1, 2]])])
     sink.write([factory.image("i")])
     sink.close("finished")
@@ -742,7 +742,7 @@ def test_killing_the_service_process_neither_loses_nor_duplicates_media(tmp_path
         from pathlib import Path
         sys.path.insert(0, sys.argv[1])
         from tests.sinks.test_wandb_media import RecordFactory, open_sink
-        from metricbus.errors import Lost
+        from metricbus.errors import RecordsLostError
         from metricbus._journal.run import Run
         factory = RecordFactory(Path("."))
         records = [factory.image("i"), factory.table("t", [[1, 2]]), factory.audio("a")] * 20
@@ -754,7 +754,7 @@ def test_killing_the_service_process_neither_loses_nor_duplicates_media(tmp_path
         try:
             while True:
                 sink.write(records[30:])
-        except Lost:
+        except RecordsLostError:
             sink.open(Run(id="r", name="media", started=1), factory.folder, {})
         sink.write(records)
         sink.close("finished")
@@ -797,7 +797,7 @@ def test_a_rejected_record_does_not_shift_rows_in_a_repeated_delivery(tmp_path: 
     factory = RecordFactory(tmp_path)
     lost = factory.image("lost")
     (tmp_path / lost.file.path).unlink()
-    rows = [Scalars(**AT, values={"x": float(number)}) for number in range(6)]
+    rows = [ScalarRow(**AT, values={"x": float(number)}) for number in range(6)]
     first = open_sink(factory, id="again1")
     first.write(rows[:3])
     first.skip_rejected(1)

@@ -149,7 +149,7 @@ def test_logs_samples_and_tokens_per_second(
     ("given", "kind"),
     [
         ({"samples": 1.5}, TypeError),
-        ({"tokens": torch.tensor(3)}, TypeError),
+        ({"tokens": torch.tensor([1, 2])}, TypeError),
         ({"samples": -1}, ValueError),
     ],
 )
@@ -501,7 +501,7 @@ def test_rejects_an_unavailable_device(bus: MetricBus) -> None:
         StepTimer(bus, device="cuda:0")
 
 
-@pytest.mark.parametrize(("every", "kind"), [(0, ValueError), (2.0, TypeError)])
+@pytest.mark.parametrize(("every", "kind"), [(0, ValueError), (2.5, TypeError)])
 def test_rejects_an_invalid_every(bus: MetricBus, every: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="every= must be"):
         StepTimer(bus, every=every)

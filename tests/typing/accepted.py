@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import metricbus
 from metricbus import (
     Audio,
+    BackendUnavailableError,
     Best,
     Box,
     EarlyStopping,
@@ -21,16 +22,15 @@ from metricbus import (
     History,
     Image,
     MetricBus,
-    Rejected,
+    RecordsRejectedError,
     Report,
     Run,
-    Scalars,
+    ScalarRow,
     Series,
     Sink,
     SinkCounts,
     Table,
     Text,
-    Unavailable,
     bus,
 )
 from metricbus.testing import MemorySink, Point
@@ -163,17 +163,17 @@ class LinesSink(Sink):
     """The sink of docs/writing-a-sink.md, with type annotations."""
 
     Options = LinesOptions
-    kinds = (Scalars,)
+    kinds = (ScalarRow,)
     requires = ("json",)
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         self.path = folder / f"{run.id}.txt"
 
-    def write(self, records: Sequence[Scalars]) -> None:
+    def write(self, records: Sequence[ScalarRow]) -> None:
         if not self.path.parent.exists():
-            raise Unavailable("the folder is gone", retry_after=2.0)
+            raise BackendUnavailableError("the folder is gone", retry_after=2.0)
         if any(record.step < 0 for record in records):
-            raise Rejected("steps count from 0")
+            raise RecordsRejectedError("steps count from 0")
 
     def flush(self) -> Mapping[str, Any]:
         return {"length": self.path.stat().st_size}

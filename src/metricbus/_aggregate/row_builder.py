@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from metricbus._aggregate.partial_aggregate import LogTime
-from metricbus._common.records import Call, Number, Scalars
+from metricbus._common.records import Call, Number, ScalarRow
 
 
 class Routing(NamedTuple):
@@ -35,7 +35,7 @@ class Emission(NamedTuple):
     routing: Routing
 
 
-def join_calls(calls: Iterable[Call]) -> Iterator[Scalars]:
+def join_calls(calls: Iterable[Call]) -> Iterator[ScalarRow]:
     """Build rows from calls to which no definition applies."""
     values: dict[str, Number] = {}
     row_step = row_epoch = row_time = -1
@@ -52,13 +52,13 @@ def join_calls(calls: Iterable[Call]) -> Iterator[Scalars]:
                 continue
             new_values = name_or_row
         if values:
-            yield Scalars(step=row_step, epoch=row_epoch, time=row_time, values=values)
+            yield ScalarRow(step=row_step, epoch=row_epoch, time=row_time, values=values)
         values, row_step, row_epoch, row_time = new_values, step, epoch, time_ns
     if values:
-        yield Scalars(step=row_step, epoch=row_epoch, time=row_time, values=values)
+        yield ScalarRow(step=row_step, epoch=row_epoch, time=row_time, values=values)
 
 
-def join_emissions(emissions: Iterable[Emission], *, partial: bool = False) -> Iterator[Scalars]:
+def join_emissions(emissions: Iterable[Emission], *, partial: bool = False) -> Iterator[ScalarRow]:
     """Build rows from emissions. Mark them as `partial` if their reductions are in progress."""
     by_routing: dict[Routing, list[Call]] = {}
     for name, value, (step, epoch, time_ns), routing in emissions:

@@ -13,7 +13,7 @@ from metricbus._bus.session import Session
 from metricbus._common.clock import Clock, check_step
 from metricbus._common.distributed import current_rank
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import EPOCH_TIME, End, Epoch, Rewind, Scalars
+from metricbus._common.records import EPOCH_TIME, End, Epoch, Rewind, ScalarRow
 from metricbus._common.validation import INT_MAX
 from metricbus._ingest.commands import ApplyRewind, Snapshot
 from metricbus._journal.segment_reader import JournalReader
@@ -137,7 +137,7 @@ def _line_after_epoch_end(session: Session, state: Mapping[str, Any]) -> int | N
             return row.line + 1 if has_ended else None
         if isinstance(record, End):  # the loop body ended the run after the checkpoint
             return row.line
-        if isinstance(record, Scalars):
+        if isinstance(record, ScalarRow):
             is_other_row = record.axis != "epoch" and not record.values.keys() <= expected
         else:
             is_other_row = isinstance(record, MediumRecord | Rewind)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from metricbus.errors import Lost
+from metricbus.errors import RecordsLostError
 
 
 class AppendFile:
@@ -22,7 +22,7 @@ class AppendFile:
         """Open `path` for appending; with `new`, raise `FileExistsError` if it exists.
 
         With `shared`, another process may wrongly believe that it is the only writer; `append` then
-        raises `Lost` if the file has been changed.
+        raises `RecordsLostError` if the file has been changed.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags | (os.O_EXCL if new else 0), 0o644)
@@ -37,7 +37,7 @@ class AppendFile:
         if self._is_torn:
             self.truncate(self.length)
         if self._shared and os.fstat(self._fd).st_size != self.length:
-            raise Lost(f"{self.path} was changed by another process")
+            raise RecordsLostError(f"{self.path} was changed by another process")
         rest = memoryview(data)
         try:
             while rest:

@@ -72,7 +72,7 @@ class MediumRecord(
 ):
     """Base class of all media records: a name, a step, an epoch and a time (ns since 1970).
 
-    `axis`, `at`, `sinks` and `rank` have the same meaning as in `Scalars`.
+    `axis`, `at`, `sinks` and `rank` have the same meaning as in `ScalarRow`.
     """
 
     name: str

@@ -55,7 +55,7 @@ class Header(_Record, frozen=True, tag="segment"):
     attempt: int = 1
 
 
-class Scalars(_Record, frozen=True, tag="scalars"):
+class ScalarRow(_Record, frozen=True, tag="scalars"):
     """One row: the values that one call, or several adjacent calls, logged at a step and epoch.
 
     `time` is the time of the row's first call, in nanoseconds since 1970-01-01 UTC. `axis` is the x
@@ -119,7 +119,7 @@ class PartialAggregates(_Record, frozen=True, tag="open"):
     """
 
     time: int
-    rows: list[Scalars]
+    rows: list[ScalarRow]
 
 
 class DroppedCounts(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -159,7 +159,7 @@ class End(_Record, frozen=True, tag="end"):
 
 R = TypeVar("R")
 
-Record: TypeAlias = Header | Scalars | Epoch | Rewind | PartialAggregates | Dropped | End | Medium
+Record: TypeAlias = Header | ScalarRow | Epoch | Rewind | PartialAggregates | Dropped | End | Medium
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
@@ -182,7 +182,7 @@ def decode(line: bytes) -> Record:
     if b'"NaN"' in line or b'Infinity"' in line:
         rows = record.rows if isinstance(record, PartialAggregates) else [record]
         for row in rows:
-            if isinstance(row, Scalars):
+            if isinstance(row, ScalarRow):
                 _text_to_nonfinite(row.values)
     return record
 
@@ -197,21 +197,21 @@ def decode_or_none(line: bytes) -> Record | None:
 
 def count_values(record: Record) -> int:
     """Return the number of values in a record: one per name in a row, one for a medium."""
-    if isinstance(record, Scalars):
+    if isinstance(record, ScalarRow):
         return len(record.values)
     return 1 if isinstance(record, MediumRecord) else 0
 
 
 def with_rank(record: R, rank: int) -> R:
     """Return a row or medium with its `rank` set; other records unchanged."""
-    if isinstance(record, Scalars | MediumRecord):
+    if isinstance(record, ScalarRow | MediumRecord):
         return msgspec.structs.replace(record, rank=rank)
     return record
 
 
 def with_rank_prefix(record: R) -> R:
     """Return the record with its rank in all names: `loss` of rank 1 becomes `rank1/loss`."""
-    if not isinstance(record, Scalars | MediumRecord) or not record.rank:
+    if not isinstance(record, ScalarRow | MediumRecord) or not record.rank:
         return record
     prefix = f"rank{record.rank}/"
     axis = record.axis if record.axis in ("", "epoch") else prefix + record.axis
@@ -230,7 +230,7 @@ def _text_to_nonfinite(values: Values) -> None:
 def _nonfinite_to_text(record: Record) -> Record:
     if isinstance(record, PartialAggregates):
         return msgspec.structs.replace(record, rows=list(map(_nonfinite_to_text, record.rows)))
-    if not isinstance(record, Scalars):
+    if not isinstance(record, ScalarRow):
         return record
     values: dict[str, object] = dict(record.values)
     for name, value in record.values.items():

@@ -7,7 +7,7 @@ import random
 
 from metricbus._common.sink_urls import redact
 from metricbus._common.throttled_log import ThrottledLogger
-from metricbus.errors import Unavailable
+from metricbus.errors import BackendUnavailableError
 
 _log = logging.getLogger("metricbus.delivery")
 
@@ -47,7 +47,7 @@ class Backoff:
         """
         self._failures += 1
         self._attempts += 1
-        if isinstance(error, Unavailable) and error.retry_after is not None:
+        if isinstance(error, BackendUnavailableError) and error.retry_after is not None:
             return min(max(error.retry_after, 0.0), _MAX_RETRY_AFTER_SECS), True
         secs = min(_MIN_DELAY_SECS * 2.0 ** min(self._attempts - 1, 20), _MAX_DELAY_SECS)
         return secs * self._random.uniform(0.5, 1.0), False

@@ -15,7 +15,7 @@ from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import (
     PartialAggregates,
     Rewind,
-    Scalars,
+    ScalarRow,
     count_values,
     with_rank_prefix,
 )
@@ -204,7 +204,7 @@ class BatchReader:
         for index, row in enumerate(rows):
             self._maybe_yield_gil(index)
             record = with_rank_prefix(row.record)
-            if isinstance(record, Scalars):
+            if isinstance(record, ScalarRow):
                 values = len(record.values)
                 segments[row.segment] = segments.get(row.segment, 0) + values
                 selected = self._filter.apply(record) if self._is_for_sink(record) else None
@@ -229,7 +229,7 @@ class BatchReader:
         is_for_sink = isinstance(medium, self._record_kinds) and self._is_for_sink(medium)
         return is_for_sink and self._filter.accepts(medium.name)
 
-    def _is_for_sink(self, record: Scalars | MediumRecord) -> bool:
+    def _is_for_sink(self, record: ScalarRow | MediumRecord) -> bool:
         return not record.sinks or self._sink_kind in record.sinks
 
 

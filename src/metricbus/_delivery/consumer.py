@@ -7,10 +7,10 @@ in the journal.
 Each pass reads and filters a batch, calls `write` and `flush`, and saves the progress. If `write`
 fails
 
-* temporarily (`Unavailable`, `OSError`), the consumer rolls the batch back and retries it after a
-  delay (see `backoff`);
-* with the loss of unacknowledged records (`Lost`), it also reopens the sink, and resumes after the
-  last acknowledged record;
+* temporarily (`BackendUnavailableError`, `OSError`), the consumer rolls the batch back and retries
+  it after a delay (see `backoff`);
+* with the loss of unacknowledged records (`RecordsLostError`), it also reopens the sink, and
+  resumes after the last acknowledged record;
 * permanently (any other exception), it retries the batch in halves until it has isolated the
   records that fail. These count as rejected; all others are delivered.
 """
@@ -29,7 +29,7 @@ from metricbus._delivery.lease import Lease, LeaseLost
 from metricbus._delivery.report import Progress, Tally
 from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.run import RunFolder
-from metricbus.errors import ConfigError, Lost, Unavailable
+from metricbus.errors import BackendUnavailableError, ConfigError, RecordsLostError
 
 # Other processes write segments too, and do not wake this one.
 _POLL_SECS = 1.0
@@ -208,7 +208,7 @@ class Consumer:
             self._lease.check()
             if batch.records:
                 self._sink.write(batch.records)
-        except (Unavailable, OSError, LeaseLost):
+        except (BackendUnavailableError, OSError, LeaseLost):
             self._reader.roll_back()
             raise
         except Exception as error:
@@ -241,7 +241,7 @@ class Consumer:
         except LeaseLost as error:
             self._wait_for_lease(error)
             return False
-        except Lost as error:
+        except RecordsLostError as error:
             self._recover_from(error)
             return False
         except Exception as error:
@@ -250,7 +250,7 @@ class Consumer:
 
     def _recover_from(self, error: Exception) -> None:
         """Wait before the next attempt; if records were lost, reopen the sink for it."""
-        if isinstance(error, Lost):
+        if isinstance(error, RecordsLostError):
             self._is_open = False
             self._written_batch = None
             self._reader.roll_back_to_acknowledged()

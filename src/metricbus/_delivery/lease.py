@@ -19,14 +19,14 @@ import msgspec
 
 from metricbus._common.files import create_file
 from metricbus._common.processes import ProcessId, this_process
-from metricbus.errors import MetricBusError, Unavailable
+from metricbus.errors import BackendUnavailableError, MetricBusError
 
 _STALE_SECS = 60.0
 _TOUCH_SECS = 5.0
 _RETRY_SECS = 1.0
 
 
-class LeaseHeld(Unavailable):
+class LeaseHeld(BackendUnavailableError):  # noqa: N818 - named for the event, like LeaseLost
     """Another process is delivering to this sink."""
 
 

@@ -9,7 +9,7 @@ from itertools import product
 
 import msgspec
 
-from metricbus._common.records import Scalars
+from metricbus._common.records import ScalarRow
 from metricbus.sinks.base import SinkOptions
 
 _RANK = re.compile(r"^rank\d+/")
@@ -28,7 +28,7 @@ class RowFilter:
         self._passes_all = not options.include and not options.exclude and options.every == 1
         self.seen = seen
 
-    def apply(self, row: Scalars) -> Scalars | None:
+    def apply(self, row: ScalarRow) -> ScalarRow | None:
         """Return the row with the selected values only, or None if there are none.
 
         `every` does not apply to rows that are logged once per epoch.

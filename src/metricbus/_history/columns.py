@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from metricbus._common.records import Number, Scalars, with_rank_prefix
+from metricbus._common.records import Number, ScalarRow, with_rank_prefix
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -50,7 +50,7 @@ class Series(NamedTuple):
         return f"<Series of {len(self):,} values at steps {steps}, last {self.value[-1]:.6g}>"
 
 
-class ScalarRow(NamedTuple):
+class ColumnRow(NamedTuple):
     """One row of scalars, with names prefixed by rank.
 
     `row_number` counts all rows of the journal, across segments.
@@ -75,11 +75,11 @@ class _ColumnBlock(NamedTuple):
     time: Ints
     columns: dict[str, NDArray[Any]]
 
-    def rows(self) -> Iterator[ScalarRow]:
+    def rows(self) -> Iterator[ColumnRow]:
         values = zip(*(column.tolist() for column in self.columns.values()), strict=True)
         positions = (column.tolist() for column in self[:4])
         for number, step, epoch, time, row in zip(*positions, values, strict=True):
-            yield ScalarRow(number, step, epoch, time, dict(zip(self.columns, row, strict=True)))
+            yield ColumnRow(number, step, epoch, time, dict(zip(self.columns, row, strict=True)))
 
     def masked(self, mask: NDArray[np.bool_]) -> _ColumnBlock:
         columns = {name: column[mask] for name, column in self.columns.items()}
@@ -92,14 +92,14 @@ class ScalarColumns:
     """All scalar rows of a run. `add` the rows in journal order, then call `pack`."""
 
     def __init__(self) -> None:
-        self._buffer: dict[tuple[object, ...], list[tuple[int, Scalars]]] = {}
+        self._buffer: dict[tuple[object, ...], list[tuple[int, ScalarRow]]] = {}
         self._n_buffered = 0
         self._batches: list[list[_ColumnBlock]] = []
 
     def __len__(self) -> int:
         return sum(len(block.row_number) for block in self._blocks())
 
-    def add(self, row_number: int, row: Scalars) -> None:
+    def add(self, row_number: int, row: ScalarRow) -> None:
         """Add a row. `row_number` must be greater than that of every earlier row."""
         if row.values:
             self._buffer.setdefault((row.rank, *row.values), []).append((row_number, row))
@@ -113,7 +113,7 @@ class ScalarColumns:
             self._batches.append([_pack_block(rows) for rows in self._buffer.values()])
             self._buffer, self._n_buffered = {}, 0
 
-    def filter(self, predicate: Callable[[ScalarRow], bool]) -> None:
+    def filter(self, predicate: Callable[[ColumnRow], bool]) -> None:
         """Keep only the rows for which `predicate` returns true."""
         batches = []
         for batch in self._batches:
@@ -152,7 +152,7 @@ class ScalarColumns:
         blocks = [block.row_number for block in self._blocks() if name in block.columns]
         return np.sort(np.concatenate(blocks)) if blocks else np.zeros(0, dtype=np.int64)
 
-    def rows(self) -> Iterator[ScalarRow]:
+    def rows(self) -> Iterator[ColumnRow]:
         """Yield all rows in journal order."""
         # All rows of a batch precede those of the next one, so merging within batches is enough.
         for batch in self._batches:
@@ -162,7 +162,7 @@ class ScalarColumns:
         return chain.from_iterable(self._batches)
 
 
-def _pack_block(buffered: Sequence[tuple[int, Scalars]]) -> _ColumnBlock:
+def _pack_block(buffered: Sequence[tuple[int, ScalarRow]]) -> _ColumnBlock:
     """Pack rows that all have the same names in the same order."""
     rows = [row for _, row in buffered]
     names = list(with_rank_prefix(rows[0]).values)

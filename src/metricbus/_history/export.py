@@ -28,7 +28,7 @@ from typing import IO, Any
 import msgspec
 
 from metricbus._common.optional_imports import check_installed
-from metricbus._common.records import Number, Scalars, with_rank_prefix
+from metricbus._common.records import Number, ScalarRow, with_rank_prefix
 from metricbus._history.name_filter import NameFilter
 from metricbus._history.wide_table import merge_rows, step_and_epoch
 from metricbus._journal.rewind import Rewinds, find_rewinds
@@ -75,7 +75,7 @@ class ScalarSource:
         self._rewinds = Rewinds(()) if superseded else find_rewinds(folder.journal)
         self._sizes = {path.stem: path.stat().st_size for path in folder.journal.glob(f"*{SUFFIX}")}
 
-    def __iter__(self) -> Iterator[Scalars]:
+    def __iter__(self) -> Iterator[ScalarRow]:
         """Yield the rows in journal order."""
         reader = JournalReader(self._journal)
         self.values = 0
@@ -86,7 +86,7 @@ class ScalarSource:
                 bytes_read = sum(position.offset for position in reader.positions.values())
                 self._on_progress(bytes_read, total)
             record = row.record
-            if not isinstance(record, Scalars) or row.end > self._sizes.get(row.segment, 0):
+            if not isinstance(record, ScalarRow) or row.end > self._sizes.get(row.segment, 0):
                 continue
             if self._rewinds and self._rewinds.supersedes(row.segment, row.line, record):
                 continue

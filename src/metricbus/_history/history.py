@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from metricbus._common.media_records import Cell, MediumRecord, TableRecord
-from metricbus._common.records import Header, Rewind, Scalars, with_rank_prefix
-from metricbus._history.columns import ScalarColumns, ScalarRow, Series
+from metricbus._common.records import Header, Rewind, ScalarRow, with_rank_prefix
+from metricbus._history.columns import ColumnRow, ScalarColumns, Series
 from metricbus._history.name_filter import no_match_message
 from metricbus._history.wide_table import WideTable, merge_rows, step_and_epoch
 from metricbus._journal.crash_recovery import partial_rows
@@ -67,7 +67,7 @@ class _JournalPass:
             record, end = row.record, row.end
             if row_number % _ROWS_PER_REPORT == 0:
                 self._on_progress(earlier_bytes + end, self._total_bytes)
-            if isinstance(record, Scalars):
+            if isinstance(record, ScalarRow):
                 self.columns.add(row_number, record)
             elif isinstance(record, MediumRecord):
                 self.media.append((row, record))
@@ -82,10 +82,10 @@ class _JournalPass:
             return
         starts = np.array([start for start, _ in self._segment_starts])
 
-        def is_current(row: ScalarRow) -> bool:
+        def is_current(row: ColumnRow) -> bool:
             index = int(np.searchsorted(starts, row.row_number, "right")) - 1
             start, segment = self._segment_starts[index]
-            record = Scalars(row.step, row.epoch, row.time, {})
+            record = ScalarRow(row.step, row.epoch, row.time, {})
             return not rewinds.supersedes(segment, row.row_number - start, record)
 
         self.columns.filter(is_current)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Record, Rewind, Scalars, decode_or_none, with_rank_prefix
+from metricbus._common.records import Record, Rewind, ScalarRow, decode_or_none, with_rank_prefix
 from metricbus._history.name_filter import NameFilter
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, Position
 from metricbus._journal.tail import end_of_last_line, lines_backwards
 
-TailRecord: TypeAlias = Scalars | MediumRecord | Rewind
+TailRecord: TypeAlias = ScalarRow | MediumRecord | Rewind
 
 
 def select_record(record: Record | None, name_filter: NameFilter) -> TailRecord | None:
@@ -21,7 +21,7 @@ def select_record(record: Record | None, name_filter: NameFilter) -> TailRecord 
 
     Returns None for anything else.
     """
-    if isinstance(record, Scalars | MediumRecord):
+    if isinstance(record, ScalarRow | MediumRecord):
         return name_filter.filter_record(with_rank_prefix(record))
     return record if isinstance(record, Rewind) else None
 

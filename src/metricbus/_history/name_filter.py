@@ -11,12 +11,12 @@ from typing import TypeVar
 import msgspec
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Number, Scalars
+from metricbus._common.records import Number, ScalarRow
 
 _RANK_PREFIX = re.compile(r"^rank\d+/")
 _MAX_LISTED = 20
 
-R = TypeVar("R", bound=Scalars | MediumRecord)
+R = TypeVar("R", bound=ScalarRow | MediumRecord)
 
 
 class NameFilter:

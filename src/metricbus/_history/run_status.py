@@ -21,7 +21,7 @@ from metricbus._common.records import (
     PartialAggregates,
     Record,
     Rewind,
-    Scalars,
+    ScalarRow,
     count_values,
     decode_or_none,
     with_rank_prefix,
@@ -206,7 +206,7 @@ def _latest_values(
             continue
         step = record.step if step is None else max(step, record.step)
         epoch = record.epoch if epoch is None else max(epoch, record.epoch)
-        if isinstance(record, Scalars):
+        if isinstance(record, ScalarRow):
             values = with_rank_prefix(record).values
             last.update({name: (record.step, value) for name, value in values.items()})
     return step, epoch, {name: value for name, (_, value) in last.items()}

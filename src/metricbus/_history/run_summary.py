@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from metricbus._common.media_records import MediumRecord, TableRecord
-from metricbus._common.records import Epoch, Scalars, count_values, with_rank_prefix
+from metricbus._common.records import Epoch, ScalarRow, count_values, with_rank_prefix
 from metricbus._history.series_summary import SeriesSummarizer, SeriesSummary
 from metricbus._journal.crash_recovery import partial_rows, segment_states
 from metricbus._journal.dropped_counts import RunDroppedCounts, SegmentDroppedCounts, total_dropped
@@ -137,7 +137,7 @@ class _SummaryPass:
         record = row.record
         if isinstance(record, Epoch):
             self._last_epoch = max(self._last_epoch, record.epoch)
-        if not isinstance(record, Scalars | MediumRecord):
+        if not isinstance(record, ScalarRow | MediumRecord):
             self._dropped[row.segment].update(record)
             return
         values = count_values(record)
@@ -150,7 +150,7 @@ class _SummaryPass:
         self._first_time = min(self._first_time, record.time)
         self._last_time = max(self._last_time, record.time)
         record = with_rank_prefix(record)
-        if isinstance(record, Scalars):
+        if isinstance(record, ScalarRow):
             self._rows += 1
             self._series.add(record)
         else:

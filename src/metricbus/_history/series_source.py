@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from metricbus._common.records import Scalars
+from metricbus._common.records import ScalarRow
 from metricbus._history.columns import Series
 from metricbus._journal.run import Run
 
@@ -20,7 +20,7 @@ class SeriesSource(Protocol):
 
     folder: Path
     run: Run
-    partial: list[Scalars]
+    partial: list[ScalarRow]
     damaged: int
 
     def __len__(self) -> int: ...

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from metricbus._aggregate.exact_sum import ExactSum
-from metricbus._common.records import Number, Scalars
+from metricbus._common.records import Number, ScalarRow
 from metricbus._history.columns import MAX_EXACT_FLOAT, Floats, Ints
 from metricbus._history.sparkline import SparklineData
 
@@ -50,7 +50,7 @@ class SeriesSummarizer:
         self._n_rows = 0
         self._n_buffered_values = 0
 
-    def add(self, record: Scalars) -> None:
+    def add(self, record: ScalarRow) -> None:
         """Add a row."""
         names = tuple(record.values)
         rows = self._buffer.get(names)

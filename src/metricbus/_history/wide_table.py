@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from metricbus._common.records import Number, Scalars
+from metricbus._common.records import Number, ScalarRow
 from metricbus.sinks.csv.cells import safe_cell
 
 if TYPE_CHECKING:
-    from metricbus._history.columns import ScalarRow
+    from metricbus._history.columns import ColumnRow
 
 
 class WideTable(NamedTuple):
@@ -34,13 +34,13 @@ class WideTable(NamedTuple):
             writer.writerows(self.rows)
 
 
-def step_and_epoch(row: Scalars | ScalarRow) -> tuple[int, int]:
+def step_and_epoch(row: ScalarRow | ColumnRow) -> tuple[int, int]:
     """Return the sort key of the rows for `merge_rows`."""
     return row.step, row.epoch
 
 
 def merge_rows(
-    rows: Iterable[Scalars | ScalarRow],
+    rows: Iterable[ScalarRow | ColumnRow],
 ) -> Iterator[tuple[tuple[int, int], dict[str, Number]]]:
     """Merge adjacent rows of the same step and epoch; a repeated name starts another line.
 

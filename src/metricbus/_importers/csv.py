@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from metricbus._common.records import Number, Rewind, Scalars
+from metricbus._common.records import Number, Rewind, ScalarRow
 from metricbus._common.validation import check_name, suggestion
 from metricbus._importers.cells import parse_number, parse_step, parse_time
 from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter
@@ -234,7 +234,7 @@ class _WideImporter(_Importer):
             if number is not None:
                 row[name] = number
         if row:
-            self._run.add_row(Scalars(step=step, epoch=epoch, time=time, values=row))
+            self._run.add_row(ScalarRow(step=step, epoch=epoch, time=time, values=row))
 
 
 class _LongImporter(_Importer):
@@ -243,7 +243,7 @@ class _LongImporter(_Importer):
     def __init__(self, layout: CsvLayout, run: RunWriter, default_time: int) -> None:
         super().__init__(layout, run, default_time)
         self._name_column, self._value_column = map(layout.names.index, _LONG_COLUMNS)
-        self._row: Scalars | None = None
+        self._row: ScalarRow | None = None
         header = CsvLine(1, layout.names)
         columns = (layout.step, layout.epoch, layout.time)
         known = {
@@ -272,10 +272,10 @@ class _LongImporter(_Importer):
         number = self._number(value, "values that are not numbers", line)
         if name is not None and number is not None:
             is_partial = kind == "partial"
-            row = Scalars(step=step, epoch=epoch, time=time, values={}, partial=is_partial)
+            row = ScalarRow(step=step, epoch=epoch, time=time, values={}, partial=is_partial)
             self._add_value(row, name, number)
 
-    def _add_value(self, new_row: Scalars, name: str, number: Number) -> None:
+    def _add_value(self, new_row: ScalarRow, name: str, number: Number) -> None:
         """Add a value to the buffered row, or to `new_row` if it does not belong to the former."""
         row = self._row
         if row is None or name in row.values or _row_key(row) != _row_key(new_row):
@@ -294,5 +294,5 @@ def unescape_name(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and safe_cell(cell[1:]) == cell else cell
 
 
-def _row_key(row: Scalars) -> tuple[int, int, int, bool]:
+def _row_key(row: ScalarRow) -> tuple[int, int, int, bool]:
     return row.step, row.epoch, row.time, row.partial

@@ -11,7 +11,7 @@ import msgspec
 
 from metricbus._common.media_base import EncodeContext, LogContext
 from metricbus._common.media_records import Medium, MediumRecord
-from metricbus._common.records import DroppedCounts, Record, Rewind, Scalars, Status
+from metricbus._common.records import DroppedCounts, Record, Rewind, ScalarRow, Status
 from metricbus._journal.media_files import MediaWriter
 from metricbus._journal.run import create_run, plain_config
 from metricbus._journal.segment_writer import SegmentWriter
@@ -86,7 +86,7 @@ class RunWriter:
         self.config: Mapping[str, Any] = {}
         self.status: Status = "finished"
 
-    def add_row(self, row: Scalars) -> None:
+    def add_row(self, row: ScalarRow) -> None:
         """Append a row of scalars."""
         self._rows += 1
         self._values += len(row.values)
@@ -107,7 +107,7 @@ class RunWriter:
         """Return the context that writes the files of a medium into the run folder."""
         return EncodeContext(log_context, self._media_writer, self._warned)
 
-    def _append(self, record: Scalars | Rewind | MediumRecord) -> None:
+    def _append(self, record: ScalarRow | Rewind | MediumRecord) -> None:
         first, last = self._time_span or (record.time, record.time)
         self._time_span = min(first, record.time), max(last, record.time)
         self._batch.append(record)  # type: ignore[arg-type]  # the media are a closed set

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_base import LogContext
 from metricbus._common.optional_imports import check_installed
-from metricbus._common.records import Number, Rewind, Scalars
+from metricbus._common.records import Number, Rewind, ScalarRow
 from metricbus._common.validation import check_name
 from metricbus._importers.run_writer import ImportResult, ImportTarget, RunWriter
 from metricbus._journal.segment_reader import OnProgress
@@ -214,7 +214,7 @@ class _FolderImporter:
 
     def _add_row(self, event: Event, row: dict[str, Number]) -> None:
         if row:
-            self._run.add_row(Scalars(step=event.step, epoch=0, time=_time(event), values=row))
+            self._run.add_row(ScalarRow(step=event.step, epoch=0, time=_time(event), values=row))
 
     def _add_media(self, event: Event, value: Summary.Value, plugin: str, location: str) -> None:
         from metricbus._importers.tensorboard_values import decode_media

@@ -19,7 +19,7 @@ from metricbus._common.records import (
     End,
     Header,
     PartialAggregates,
-    Scalars,
+    ScalarRow,
     Status,
     decode_or_none,
 )
@@ -84,7 +84,7 @@ def mark_dead_run(folder: RunFolder) -> Run:
     return dead
 
 
-def partial_rows(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
+def partial_rows(rows: Iterable[Row]) -> list[tuple[str, ScalarRow]]:
     """Return the pending reductions of segments that were not closed, as (segment, partial row).
 
     Names with a later row in the segment are omitted: their reduction was emitted after all.
@@ -95,7 +95,7 @@ def partial_rows(rows: Iterable[Row]) -> list[tuple[str, Scalars]]:
         if isinstance(row.record, PartialAggregates):
             pending[row.segment] = row.record
             emitted[row.segment] = set()
-        elif isinstance(row.record, Scalars) and row.segment in pending:
+        elif isinstance(row.record, ScalarRow) and row.segment in pending:
             emitted[row.segment].update(row.record.values)
         elif isinstance(row.record, End):
             pending.pop(row.segment, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Header, Rewind, Scalars, decode_or_none
+from metricbus._common.records import Header, Rewind, ScalarRow, decode_or_none
 from metricbus._journal.segment_reader import SUFFIX, JournalReader, Row
 
 _AFTER_ALL_LINES = 1 << 62
@@ -21,7 +21,7 @@ class _LocatedRewind(NamedTuple):
     attempt: int
     rewind: Rewind
 
-    def follows(self, segment: str, line: int, attempt: int, row: Scalars | MediumRecord) -> bool:
+    def follows(self, segment: str, line: int, attempt: int, row: ScalarRow | MediumRecord) -> bool:
         """Check whether it was written after `row`; compares clocks only within one attempt."""
         if segment == self.segment:
             return line < self.line
@@ -46,7 +46,7 @@ class Rewinds:
     def __bool__(self) -> bool:
         return bool(self._rewinds)
 
-    def supersedes(self, segment: str, line: int, row: Scalars | MediumRecord) -> bool:
+    def supersedes(self, segment: str, line: int, row: ScalarRow | MediumRecord) -> bool:
         """Check whether any rewind supersedes the row at this line."""
         attempt = self._attempts.get(segment, 1)
         return any(
@@ -59,7 +59,7 @@ class Rewinds:
             for located in self._rewinds
         )
 
-    def supersedes_partial(self, segment: str, row: Scalars) -> bool:
+    def supersedes_partial(self, segment: str, row: ScalarRow) -> bool:
         """Check whether any rewind supersedes a partial row of a segment whose writer died."""
         return self.supersedes(segment, _AFTER_ALL_LINES, row)
 

@@ -27,7 +27,7 @@ from metricbus.media.audio import Audio
 from metricbus.media.chart import Chart
 from metricbus.media.file import File
 from metricbus.media.histogram import Histogram
-from metricbus.media.histogram_group import Histograms
+from metricbus.media.histogram_group import HistogramGroup
 from metricbus.media.image import Image
 from metricbus.media.table import Table
 from metricbus.media.text import Text
@@ -43,8 +43,8 @@ __all__ = [
     "FileRecord",
     "FileRef",
     "Histogram",
+    "HistogramGroup",
     "HistogramRecord",
-    "Histograms",
     "Image",
     "ImageRecord",
     "MediaValue",

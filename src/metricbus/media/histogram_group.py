@@ -1,4 +1,4 @@
-"""The `Histograms` medium: histograms of many arrays or tensors for little more than one copy."""
+"""The `HistogramGroup` medium: histograms of many tensors for little more than one copy."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from metricbus.media.histogram_bins import (
 Tensor: TypeAlias = Any
 
 
-class Histograms(MediaValue):
+class HistogramGroup(MediaValue):
     """One histogram for each of several arrays or tensors, computed together.
 
-    bus.log("gradients", Histograms({"fc1.weight": g1, "fc1.bias": g2}))
+    bus.log("gradients", HistogramGroup({"fc1.weight": g1, "fc1.bias": g2}))
 
     logs `gradients/fc1.weight` and `gradients/fc1.bias`. Each equals what `Histogram` would log,
     but all are computed together in a few operations. A value within rounding error of an edge may
@@ -54,7 +54,7 @@ class Histograms(MediaValue):
     def __init__(self, tensors: Mapping[str, Any], bins: int = 64) -> None:
         if not isinstance(tensors, Mapping):
             raise TypeError(
-                "Histograms() requires a mapping of names to arrays or tensors, not "
+                "HistogramGroup() requires a mapping of names to arrays or tensors, not "
                 f"{describe_array(tensors)}; for a single one, call Histogram(values)"
             )
         self._tensors = tensors

@@ -1,7 +1,7 @@
 """The sink contract, the registry of sink names, and one package for each backend.
 
-Input: batches of records (`Scalars`, `Epoch`, `Rewind`, and the media records of `metricbus.media`)
-from the consumer in `_delivery/consumer.py`.
+Input: batches of records (`ScalarRow`, `Epoch`, `Rewind`, and the media records of
+`metricbus.media`) from the consumer in `_delivery/consumer.py`.
 Output: the backend's own files or requests, and a small state that the consumer stores after each
 flush and passes to `Sink.open` after a restart.
 Guarantees: the contract in `sinks/base.py`; records are never changed, merged or split.
@@ -21,24 +21,33 @@ from typing import TYPE_CHECKING, Any, get_origin
 
 import msgspec
 
-from metricbus._common.records import Rewind, Scalars
+from metricbus._common.records import Rewind, ScalarRow
 from metricbus._common.settings import describe_type
 from metricbus._common.sink_urls import SinkURL, redact
 from metricbus._common.validation import suggestion
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
-from metricbus.errors import ConfigError, MissingPackageError
+from metricbus.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    MissingPackageError,
+    RecordsLostError,
+    RecordsRejectedError,
+)
 from metricbus.sinks.base import FileSink, Sink, SinkOptions
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 __all__ = [
+    "BackendUnavailableError",
     "FileSink",
     "MediaFolder",
+    "RecordsLostError",
+    "RecordsRejectedError",
     "Rewind",
     "Run",
-    "Scalars",
+    "ScalarRow",
     "Sink",
     "SinkOptions",
     "find_sink",

@@ -21,13 +21,13 @@ recognizes repeated records. If records reach the backend some time after `flush
 
 **Errors.** The consumer reacts to the type of an exception:
 
-* `Unavailable`, or any `OSError`: the backend cannot be reached now. The consumer waits and repeats
-  the same records.
-* `Rejected`, or any other exception from `write`: the backend will never accept the batch. The
-  consumer writes it again in halves until it has isolated the records that fail, and counts those
-  as rejected.
-* `Lost`: the backend has lost records that were not acknowledged. The consumer waits, opens the
-  sink with the last acknowledged state, and repeats all records after it.
+* `BackendUnavailableError`, or any `OSError`: the backend cannot be reached now. The consumer waits
+  and repeats the same records.
+* `RecordsRejectedError`, or any other exception from `write`: the backend will never accept the
+  batch. The consumer writes it again in halves until it has isolated the records that fail, and
+  counts those as rejected.
+* `RecordsLostError`: the backend has lost records that were not acknowledged. The consumer waits,
+  opens the sink with the last acknowledged state, and repeats all records after it.
 
 After any other exception from `open` or `flush`, the consumer waits and repeats only that
 call, not the writes before it.
@@ -44,7 +44,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 import msgspec
 
-from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._common.records import Rewind, ScalarRow, Status
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
 
@@ -94,7 +94,7 @@ class Sink(ABC):
     * `install`: the command that installs them, for the error message.
     """
 
-    kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (Scalars,)
+    kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (ScalarRow,)
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     shareable: ClassVar[bool] = False
     exclusive_reason: ClassVar[str] = ""
@@ -115,7 +115,7 @@ class Sink(ABC):
 
         `run` describes the run, `folder` is its folder, and `state` is what the last `flush`
         returned, empty for a new sink. The consumer calls `open` until it succeeds, and again after
-        each `Lost`.
+        each `RecordsLostError`.
         """
 
     @abstractmethod
@@ -208,7 +208,7 @@ class FileSink(Sink):
         return output
 
 
-def with_partial_suffix(records: Sequence[Scalars | Rewind]) -> Sequence[Scalars | Rewind]:
+def with_partial_suffix(records: Sequence[ScalarRow | Rewind]) -> Sequence[ScalarRow | Rewind]:
     """Rename the values of partial rows from `loss` to `loss_partial`.
 
     For backends in which a value cannot be marked as partial.
@@ -225,5 +225,5 @@ def with_partial_suffix(records: Sequence[Scalars | Rewind]) -> Sequence[Scalars
     ]
 
 
-def _is_partial(record: Scalars | Rewind) -> TypeGuard[Scalars]:
-    return isinstance(record, Scalars) and record.partial
+def _is_partial(record: ScalarRow | Rewind) -> TypeGuard[ScalarRow]:
+    return isinstance(record, ScalarRow) and record.partial

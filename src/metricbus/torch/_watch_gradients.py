@@ -16,7 +16,7 @@ from metricbus._bus.hook_arguments import requires_bus
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
 from metricbus._common.handle import HookHandle
-from metricbus.media.histogram_group import Histograms
+from metricbus.media.histogram_group import HistogramGroup
 from metricbus.torch import _tensor_stats as stats
 from metricbus.torch._hook_registry import HookRegistration, log_row
 from metricbus.torch._modules import unwrap_checked
@@ -79,7 +79,7 @@ def watch(
         raise ValueError(f"log= must be one of {', '.join(map(repr, _CHOICES))}, not {log!r:.60}")
     if not (norms or histograms):
         raise ValueError("watch() has nothing to log; pass norms=True or histograms=True")
-    Histograms({}, bins)._capture("watch()")  # checks the bins
+    HistogramGroup({}, bins)._capture("watch()")  # checks the bins
     options = _WatchOptions(
         every=check_every(every),
         gradients=log != "parameters",
@@ -219,7 +219,7 @@ class ModelWatch(HookHandle):
                 row |= _prefixed("nonfinite", stats.nonfinite_counts(tensors, norms))
             log_row(self._bus, row)
         if self._options.histograms:
-            log_row(self._bus, {histogram: Histograms(tensors, self._options.bins)})
+            log_row(self._bus, {histogram: HistogramGroup(tensors, self._options.bins)})
 
     def _is_bus_on(self) -> bool:
         if self._bus.run is None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from metricbus._common.files import AppendFile
-from metricbus.errors import Lost
+from metricbus.errors import RecordsLostError
 
 _log = logging.getLogger("metricbus.sinks.csv")
 
@@ -55,7 +55,7 @@ class AppendTransaction:
         length = self.lengths.get(path, 0)
         try:
             if file.length != length and path in self._verified:
-                raise Lost(f"{file.path} was modified by another process")
+                raise RecordsLostError(f"{file.path} was modified by another process")
             if file.length > length:
                 file.truncate(length)
             elif file.length < length:
@@ -74,7 +74,7 @@ class AppendTransaction:
     def rollback(self) -> None:
         """Remove everything that was appended since the last commit.
 
-        Raises `Lost` if a file cannot be truncated.
+        Raises `RecordsLostError` if a file cannot be truncated.
         """
         try:
             for path, length in self._uncommitted.items():
@@ -85,7 +85,7 @@ class AppendTransaction:
                 if not length:
                     os.unlink(self._folder / path)
         except OSError as error:
-            raise Lost(f"cannot truncate {self._folder / path}: {error}") from error
+            raise RecordsLostError(f"cannot truncate {self._folder / path}: {error}") from error
         finally:
             self._uncommitted.clear()
 

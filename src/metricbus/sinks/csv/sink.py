@@ -30,9 +30,9 @@ import msgspec
 
 from metricbus._common.files import replace_file
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._common.records import Rewind, ScalarRow, Status
 from metricbus._journal.run import Run
-from metricbus.errors import Lost
+from metricbus.errors import RecordsLostError
 from metricbus.sinks.base import FileSink
 from metricbus.sinks.csv.cells import lines, quoted, seconds
 from metricbus.sinks.csv.files import AppendTransaction
@@ -47,7 +47,7 @@ _STATE_KEYS = {"length": _METRICS, "histograms": HISTOGRAMS, "tables": TABLES}
 class CsvSink(FileSink):
     """Appends to `metrics.csv` in the run folder, or in `FOLDER/<run id>` with `csv:FOLDER`."""
 
-    kinds = (Scalars, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Rewind, *MEDIA_RECORD_TYPES)
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Truncate the files to the lengths in `state`, and append from there."""
@@ -78,7 +78,7 @@ class CsvSink(FileSink):
             text = "".join(self._lines(records))
             self._media.finish()
             self._files.append(_METRICS, text.encode(), b"")
-        except Lost:
+        except RecordsLostError:
             raise
         except BaseException:
             self._media.discard()
@@ -92,7 +92,7 @@ class CsvSink(FileSink):
         result: list[str] = []
         for record in records:
             start = f"{record.step},{record.epoch},{seconds(record.time)},"
-            if type(record) is Scalars:
+            if type(record) is ScalarRow:
                 kind = "partial" if record.partial else "scalar"
                 for name, value in record.values.items():
                     cell = quoted_names.get(name)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Epoch, Rewind, Scalars, Status
+from metricbus._common.records import Epoch, Rewind, ScalarRow, Status
 from metricbus._common.tqdm_logging import TqdmStreamHandler
 from metricbus._common.wakeup import yield_gil
 from metricbus._journal.run import Run
@@ -44,7 +44,7 @@ class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LoggingSink(Sink):
     """Writes rows and media to the logger `metricbus`, in the training process."""
 
-    kinds = (Scalars, Epoch, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Epoch, Rewind, *MEDIA_RECORD_TYPES)
     shareable = True
     training_process_only = True
     Options = LoggingOptions
@@ -65,7 +65,7 @@ class LoggingSink(Sink):
             config = msgspec.json.encode(run.config).decode()
             self._logger.log(self._level, "config %s", config)
 
-    def write(self, records: Sequence[Scalars | Epoch | Rewind | MediumRecord]) -> None:
+    def write(self, records: Sequence[ScalarRow | Epoch | Rewind | MediumRecord]) -> None:
         """Log one line per record."""
         logger, level = self._logger, self._level
         if not logger.isEnabledFor(level):
@@ -81,7 +81,7 @@ class LoggingSink(Sink):
                 extra["medium"] = record
                 line = media.pop()
             else:
-                if isinstance(record, Scalars):
+                if isinstance(record, ScalarRow):
                     extra["metrics"] = record.values
                 line = line_of(record)
             log_record = logger.makeRecord(
@@ -101,7 +101,7 @@ class LoggingSink(Sink):
         return 'logging.getLogger("metricbus")'
 
 
-def line_of(record: Scalars | Epoch | Rewind) -> str:
+def line_of(record: ScalarRow | Epoch | Rewind) -> str:
     """Return the record as one line of text; floats have six significant digits."""
     if isinstance(record, Rewind):
         return f"rewind to step {record.step} epoch {record.epoch}: later rows are superseded"

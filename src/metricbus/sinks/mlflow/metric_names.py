@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from metricbus._common.media_records import HistogramRecord, MediumRecord
-from metricbus._common.records import Rewind, Scalars
+from metricbus._common.records import Rewind, ScalarRow
 from metricbus._common.sink_urls import short_hash
 from metricbus.sinks.base import with_partial_suffix
 
@@ -63,18 +63,18 @@ class KeyMapper:
         return name in self._keys
 
 
-def metric_rows(records: Sequence[Scalars | Rewind | MediumRecord]) -> list[Scalars]:
+def metric_rows(records: Sequence[ScalarRow | Rewind | MediumRecord]) -> list[ScalarRow]:
     """Return the rows that become metrics, in journal order."""
-    rows: list[Scalars | Rewind] = []
+    rows: list[ScalarRow | Rewind] = []
     for record in records:
-        if isinstance(record, Scalars):
+        if isinstance(record, ScalarRow):
             rows.append(record)
         elif isinstance(record, HistogramRecord):
             rows.append(_quantile_row(record))
-    return [row for row in with_partial_suffix(rows) if isinstance(row, Scalars)]
+    return [row for row in with_partial_suffix(rows) if isinstance(row, ScalarRow)]
 
 
-def _quantile_row(record: HistogramRecord) -> Scalars:
+def _quantile_row(record: HistogramRecord) -> ScalarRow:
     statistics = {
         "min": record.minimum,
         "p25": record.quantile(0.25),
@@ -83,7 +83,7 @@ def _quantile_row(record: HistogramRecord) -> Scalars:
         "max": record.maximum,
         "mean": record.mean,
     }
-    return Scalars(
+    return ScalarRow(
         step=record.step,
         epoch=record.epoch,
         time=record.time,

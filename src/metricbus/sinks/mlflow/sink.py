@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._common.records import Rewind, ScalarRow, Status
 from metricbus._common.sink_urls import redact
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
@@ -63,7 +63,7 @@ class MlflowSink(Sink):
 
     Options = MlflowOptions
     options: MlflowOptions
-    kinds = (Scalars, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Rewind, *MEDIA_RECORD_TYPES)
     prefers_subprocess = True
     dedup = "content"
     requires = ("mlflow",)
@@ -137,7 +137,7 @@ class MlflowSink(Sink):
         for batch in store.in_batches(tags, _PARAMS_PER_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, tags=batch)
 
-    def write(self, records: Sequence[Scalars | Rewind | MediumRecord]) -> None:
+    def write(self, records: Sequence[ScalarRow | Rewind | MediumRecord]) -> None:
         """Upload media one by one, then send metrics in as few requests as MLflow allows."""
         rows = metric_names.metric_rows(records)
         self._media.send([record for record in records if isinstance(record, MediumRecord)])
@@ -164,7 +164,7 @@ class MlflowSink(Sink):
             ]
         )
 
-    def _metrics(self, rows: Sequence[Scalars]) -> Iterator[Metric]:
+    def _metrics(self, rows: Sequence[ScalarRow]) -> Iterator[Metric]:
         from mlflow.entities import Metric
 
         key_of, allocate = self._keys.key, self._timestamps.allocate
@@ -184,7 +184,7 @@ class MlflowSink(Sink):
         self._warn_once("%r is infinite; MLflow stores infinities as the largest float", name)
         return math.copysign(sys.float_info.max, number)
 
-    def _tag_new_names(self, rows: Sequence[Scalars]) -> None:
+    def _tag_new_names(self, rows: Sequence[ScalarRow]) -> None:
         """Store the original of each changed name, before the first value under the new one."""
         from mlflow.entities import RunTag
 

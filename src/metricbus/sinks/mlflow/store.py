@@ -16,7 +16,7 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
-from metricbus.errors import ConfigError, Rejected, Unavailable
+from metricbus.errors import BackendUnavailableError, ConfigError, RecordsRejectedError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +32,8 @@ _UNUSABLE_FOLDER = (EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM
 def api_calls(timeout_secs: int) -> Iterator[None]:
     """Limit the time of each MLflow request in the block, and map MLflow's errors.
 
-    Raises `Rejected` if MLflow refused a request permanently, and `Unavailable` otherwise.
+    Raises `RecordsRejectedError` if MLflow refused a request permanently, and
+    `BackendUnavailableError` otherwise.
     """
     from mlflow.exceptions import MlflowException, RestException
 
@@ -44,16 +45,17 @@ def api_calls(timeout_secs: int) -> Iterator[None]:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         # only a RestException is MLflow's own answer; a proxy may send the same status
         if status in _PERMANENT_STATUSES and (response is None or isinstance(error, RestException)):
-            raise Rejected(f"MLflow: {error}") from error
+            raise RecordsRejectedError(f"MLflow: {error}") from error
         delay = None if response is None else retry_after(response.headers.get("Retry-After"))
-        raise Unavailable(f"MLflow: {error}", retry_after=delay) from error
+        raise BackendUnavailableError(f"MLflow: {error}", retry_after=delay) from error
 
 
 def upload(client: MlflowClient, run_id: str, file: Path, folder: str) -> None:
     """Upload a file to the run's artifacts.
 
-    Raises `Rejected` if the artifact can never be written, and `Unavailable` or another `OSError`
-    if a later attempt may succeed. (Error responses of a server are `OSError`s, too.)
+    Raises `RecordsRejectedError` if the artifact can never be written, and
+    `BackendUnavailableError` or another `OSError` if a later attempt may succeed. (Error responses
+    of a server are `OSError`s, too.)
     """
     try:
         client.log_artifact(run_id, str(file), folder)
@@ -62,10 +64,12 @@ def upload(client: MlflowClient, run_id: str, file: Path, folder: str) -> None:
         response = getattr(error, "response", None)
         if response is not None:
             if _is_permanent(response):
-                raise Rejected(message) from error
-            raise Unavailable(message, retry_after(response.headers.get("Retry-After"))) from error
+                raise RecordsRejectedError(message) from error
+            raise BackendUnavailableError(
+                message, retry_after(response.headers.get("Retry-After"))
+            ) from error
         if error.errno in _UNUSABLE_FOLDER:
-            raise Rejected(
+            raise RecordsRejectedError(
                 f"{message}. The experiment's artifact folder must exist and be writable for the "
                 "delivering process, or a server must store artifacts itself (mlflow server "
                 "--serve-artifacts --artifacts-destination FOLDER)"

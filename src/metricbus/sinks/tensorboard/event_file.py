@@ -22,7 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from metricbus._common.files import AppendFile
 
 if TYPE_CHECKING:
-    from metricbus._common.records import Rewind, Scalars
+    from metricbus._common.records import Rewind, ScalarRow
 
 SCALAR = "simple_value"
 """The field of `Summary.Value` that holds a scalar."""
@@ -147,7 +147,7 @@ class EventBuilder:
     def __init__(self) -> None:
         self._cache: dict[tuple[str, ...], tuple[Event, list[Summary.Value]]] = {}
 
-    def __call__(self, row: Scalars) -> bytes:
+    def __call__(self, row: ScalarRow) -> bytes:
         """Return the event of a row."""
         names = tuple(row.values)
         cached = self._cache.get(names)

@@ -29,7 +29,7 @@ from tensorboard.plugins.audio import metadata as audio
 from tensorboard.plugins.text import metadata as text
 
 from metricbus._common import media_records as media
-from metricbus._common.records import Scalars
+from metricbus._common.records import ScalarRow
 from metricbus._journal.media_files import MediaFolder
 from metricbus.sinks.media_text import caption_of, cell_text, kind_of
 from metricbus.sinks.tensorboard.event_file import SCALAR, EventFile
@@ -72,7 +72,7 @@ class Tags:
             tags.append(self._available(f"{record.name}/caption", "tensor", "text"))
         return tags
 
-    def without_conflicts(self, row: Scalars) -> Scalars:
+    def without_conflicts(self, row: ScalarRow) -> ScalarRow:
         """Return the row with those values renamed whose names are tags of media."""
         if self._media.keys().isdisjoint(row.values.keys()):
             return row

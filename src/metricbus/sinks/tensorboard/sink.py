@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._common.records import Rewind, ScalarRow, Status
 from metricbus._journal.run import Run, flat_config
 from metricbus.sinks.base import FileSink, with_partial_suffix
 
@@ -40,7 +40,7 @@ _LANES = ("", *(f"late-{n}" for n in range(1, 8)))
 class TensorBoardSink(FileSink):
     """Writes event files; `tensorboard:FOLDER` writes them to `FOLDER/<run id>`."""
 
-    kinds = (Scalars, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Rewind, *MEDIA_RECORD_TYPES)
     dedup = "position"
     prefers_subprocess = True
     requires = ("tensorboard", "google_crc32c")
@@ -79,7 +79,7 @@ class TensorBoardSink(FileSink):
         batches: dict[str, list[bytes]] = {}
         size = 0
         for record in with_partial_suffix(records):
-            if type(record) is Scalars:
+            if type(record) is ScalarRow:
                 row = self._tags.without_conflicts(record)
                 name = self._lane_for(row.values, row.x)
                 if self._lanes[name].register(row.values, row.x):

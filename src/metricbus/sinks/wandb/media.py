@@ -18,7 +18,7 @@ import msgspec
 
 from metricbus._common import media_records as media
 from metricbus._journal.media_files import MediaFolder, safe_name
-from metricbus.errors import Rejected
+from metricbus.errors import RecordsRejectedError
 from metricbus.sinks.wandb import names
 from metricbus.sinks.wandb.tables import TableBuilder
 
@@ -229,12 +229,12 @@ def _mask_classes(mask: NDArray[Any]) -> dict[int, str]:
 
 @contextmanager
 def _image_errors(ref: media.FileRef) -> Iterator[None]:
-    """Raise `Rejected` if the file is no image, for which Pillow raises an `OSError`."""
+    """Raise `RecordsRejectedError` if Pillow raises an `OSError` for a file that is no image."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
-            raise Rejected(f"{ref.path} is not an image: {error}") from error
+            raise RecordsRejectedError(f"{ref.path} is not an image: {error}") from error
         raise
 
 

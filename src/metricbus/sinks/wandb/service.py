@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from metricbus.errors import Lost, Rejected
+from metricbus.errors import RecordsLostError, RecordsRejectedError
 
 if TYPE_CHECKING:
     import wandb
@@ -49,23 +49,23 @@ class WandbService:
     def map_errors(self) -> Iterator[None]:
         """Map errors of W&B calls in the block.
 
-        Raises `Lost` if the service process is dead or other code has finished the run.
+        Raises `RecordsLostError` if the service process is dead or other code has finished the run.
         """
         try:
             yield
         except Exception as error:
             if isinstance(error, PermissionError):  # of the folder in which W&B stages tables
-                raise Rejected(str(error)) from error
+                raise RecordsRejectedError(str(error)) from error
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # of a file, such as a full disk, and not of the connection
             if isinstance(error, OSError) or type(error).__name__ in _CONNECTION_ERRORS:
                 self.is_dead = True
-                raise Lost(
+                raise RecordsLostError(
                     f"W&B's service process has died ({type(error).__name__}); it is restarted, "
                     "and rows that it had not saved are sent again"
                 ) from error
             if type(error).__name__ == "UsageError" and "is finished" in str(error):
-                raise Lost(f"other code has finished the W&B run ({error})") from error
+                raise RecordsLostError(f"other code has finished the W&B run ({error})") from error
             raise
 
 

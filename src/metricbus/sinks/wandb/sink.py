@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Rewind, Scalars, Status
+from metricbus._common.records import Rewind, ScalarRow, Status
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
-from metricbus.errors import Unavailable
+from metricbus.errors import BackendUnavailableError
 from metricbus.sinks.base import Sink
 from metricbus.sinks.wandb.datastore import HistoryFile, find_files, save_destination
 from metricbus.sinks.wandb.media import MediaConverter
@@ -45,7 +45,7 @@ _POLL_SECS = 0.01
 class WandbSink(Sink):
     """Logs to Weights & Biases: `wandb:PROJECT` or `wandb://TEAM/PROJECT`."""
 
-    kinds = (Scalars, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Rewind, *MEDIA_RECORD_TYPES)
     dedup = "position"
     prefers_subprocess = True
     Options = WandbOptions
@@ -104,7 +104,7 @@ class WandbSink(Sink):
             save_destination(file, self._destination)
             self._file = HistoryFile(file)
 
-    def write(self, records: Sequence[Scalars | Rewind | MediumRecord]) -> None:
+    def write(self, records: Sequence[ScalarRow | Rewind | MediumRecord]) -> None:
         """Log one history row for each record, except for those that W&B's files already have.
 
         Raises `MediaError` before the first row if a media file is missing or has changed.
@@ -122,7 +122,7 @@ class WandbSink(Sink):
                 self._log(record, number)
         self._written += len(records)
 
-    def _log(self, record: Scalars | Rewind | MediumRecord, number: int) -> None:
+    def _log(self, record: ScalarRow | Rewind | MediumRecord, number: int) -> None:
         self._run.log(self._row(record, number), step=number, commit=True)
         self._last_logged, self._next = number, number + 1
 
@@ -131,7 +131,7 @@ class WandbSink(Sink):
         self._written += count
         self._next = max(self._next, self._base + self._written)
 
-    def _row(self, record: Scalars | Rewind | MediumRecord, number: int) -> dict[str, Any]:
+    def _row(self, record: ScalarRow | Rewind | MediumRecord, number: int) -> dict[str, Any]:
         row: dict[str, Any] = {
             STEP: record.step,
             EPOCH: record.epoch,
@@ -191,7 +191,7 @@ class WandbSink(Sink):
         file = self._file
         while file and not (self._last_saved(file) >= self._last_logged and file.has_exit):
             if time.monotonic() > deadline:
-                raise Unavailable(
+                raise BackendUnavailableError(
                     f"W&B has finished the run, but its last rows are not in {self.where} after "
                     f"{_LAST_WRITE_SECS:.0f} s"
                 )
