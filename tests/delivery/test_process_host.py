@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import metricbus
@@ -388,7 +389,7 @@ def test_ignores_the_status_of_an_earlier_delivery(tmp_path: Path) -> None:
 
 
 def test_a_damaged_json_file_does_not_replace_the_last_content(tmp_path: Path) -> None:
-    file = AtomicJsonFile(tmp_path / "status.json", DeliveryStatus)
+    file = AtomicJsonFile(tmp_path / "status.json", msgspec.json.Decoder(DeliveryStatus))
     assert file.read() is None
     status = DeliveryStatus(ProcessId("here", 1), {})
     file.write(status)

@@ -287,3 +287,17 @@ def test_import_on_windows_raises_with_a_remedy() -> None:
         "ImportError: metricbus runs on Linux and macOS; on Windows, install it in WSL"
         in done.stderr
     )
+
+
+def test_no_thread_is_the_first_to_decode_a_class() -> None:
+    """Only decoders of modules decode: in msgspec 0.22, two first decodings at once can crash."""
+    source = Path(metricbus.__file__).parent
+    found = [
+        f"{path.relative_to(source)}:{node.lineno}"
+        for path in source.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("msgspec.json.decode", "msgspec.msgpack.decode")
+        and any(keyword.arg == "type" for keyword in node.keywords)
+    ]
+    assert found == []

@@ -257,7 +257,8 @@ def logged(
         backend.url.format(server=mlflow_server) for backend in BACKENDS.values() if backend.url
     ]
     folder_of_runs = tmp_path_factory.mktemp("runs")
-    with MetricBus(sinks=[memory, *urls], dir=folder_of_runs, delivery=request.param) as bus:
+    options = {"dir": folder_of_runs, "delivery": request.param, "close_timeout": HANG_SECS}
+    with MetricBus(sinks=[memory, *urls], **options) as bus:
         script = Script(bus)
         script.run()
         folder = bus.folder
@@ -307,7 +308,7 @@ def test_every_backend_marks_partial_rows(tmp_path: Path, mlflow_server: str) ->
     logging.getLogger("metricbus").addHandler(handler)
     logging.getLogger("metricbus").setLevel(logging.INFO)
     urls = ["logging", "csv", "tensorboard", "wandb", f"mlflow+{mlflow_server}?experiment=partial"]
-    with MetricBus(sinks=[memory, *urls], dir=tmp_path) as bus:
+    with MetricBus(sinks=[memory, *urls], dir=tmp_path, close_timeout=HANG_SECS) as bus:
         folder = bus.folder
         assert folder is not None
         command = [sys.executable, "-c", textwrap.dedent(code), str(folder / "journal")]

@@ -168,12 +168,15 @@ def test_processes_can_create_the_same_database_at_once(tmp_path: Path) -> None:
     code = """
         import sys
         from metricbus import MetricBus
-        with MetricBus(id=sys.argv[1], sinks="mlflow", project="p", dir="runs") as bus:
-            bus.log("x", 1.0)
+        bus = MetricBus(id=sys.argv[1], sinks="mlflow", project="p", dir="runs")
+        bus.log("x", 1.0)
+        bus.close(timeout=float(sys.argv[2]))
         sys.exit(not bus.stats().complete)
     """
     processes = [
-        subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), f"r{i}"], cwd=tmp_path)
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), f"r{i}", str(HANG_SECS)], cwd=tmp_path
+        )
         for i in range(4)
     ]
     assert [process.wait(HANG_SECS) for process in processes] == [0] * 4

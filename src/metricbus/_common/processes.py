@@ -1,6 +1,10 @@
 """Identity of processes, and whether they are alive.
 
 A process is identified by host, process id and start time, because process ids are reused.
+
+Here and wherever a class is decoded, its decoder is created by the module that defines it. msgspec
+0.22 shares what it has learned about a class before it is complete, and a second thread that
+decodes the class at that moment ends the process with a segmentation fault.
 """
 
 from __future__ import annotations
@@ -37,6 +41,9 @@ class ProcessId(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+decode_process_id = msgspec.json.Decoder(ProcessId).decode
 
 
 def this_process() -> ProcessId:

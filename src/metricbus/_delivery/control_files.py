@@ -70,15 +70,18 @@ class DeliveryStatus(msgspec.Struct, frozen=True):
     is_exiting: bool = msgspec.field(default=False, name="over")
 
 
+_COMMANDS = msgspec.json.Decoder(WorkerCommands)
+_STATUS = msgspec.json.Decoder(DeliveryStatus)
+
 T = TypeVar("T")
 
 
 class AtomicJsonFile(Generic[T]):
     """A JSON file that is replaced atomically and decoded only when it has changed."""
 
-    def __init__(self, path: Path, content_type: type[T]) -> None:
+    def __init__(self, path: Path, decoder: msgspec.json.Decoder[T]) -> None:
         self._path = path
-        self._type = content_type
+        self._decoder = decoder
         self._version: tuple[int, int] | None = None
         self._content: T | None = None
 
@@ -92,7 +95,7 @@ class AtomicJsonFile(Generic[T]):
             stat = self._path.stat()
             version = (stat.st_ino, stat.st_mtime_ns)
             if version != self._version:
-                self._content = msgspec.json.decode(self._path.read_bytes(), type=self._type)
+                self._content = self._decoder.decode(self._path.read_bytes())
                 self._version = version
         except (OSError, msgspec.DecodeError):  # missing, or damaged by a crash
             pass
@@ -101,9 +104,9 @@ class AtomicJsonFile(Generic[T]):
 
 def worker_commands_file(folder: RunFolder, attempt: int) -> AtomicJsonFile[WorkerCommands]:
     """Return the file with the commands for the delivery process of one attempt."""
-    return AtomicJsonFile(folder.delivery / f"orders-{attempt}.json", WorkerCommands)
+    return AtomicJsonFile(folder.delivery / f"orders-{attempt}.json", _COMMANDS)
 
 
 def delivery_status_file(folder: RunFolder, attempt: int) -> AtomicJsonFile[DeliveryStatus]:
     """Return the file with the status of the delivery process of one attempt."""
-    return AtomicJsonFile(folder.delivery / f"status-{attempt}.json", DeliveryStatus)
+    return AtomicJsonFile(folder.delivery / f"status-{attempt}.json", _STATUS)

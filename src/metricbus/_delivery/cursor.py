@@ -52,6 +52,9 @@ class DeliveryProgress(Progress, kw_only=True, frozen=True):
     replay: list[Span] = msgspec.field(default_factory=list, name="ahead")
 
 
+decode_progress = msgspec.json.Decoder(DeliveryProgress).decode
+
+
 class Ledger:
     """The progress of one sink: `written`, and the part of it that is `acknowledged` and saved.
 
@@ -154,7 +157,7 @@ def load_progress(path: Path, initial: DeliveryProgress) -> DeliveryProgress:
     recognize repeated records.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=DeliveryProgress)
+        return decode_progress(path.read_bytes())
     except FileNotFoundError:
         return initial
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

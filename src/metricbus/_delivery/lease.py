@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from metricbus._common.files import create_file
-from metricbus._common.processes import ProcessId, this_process
+from metricbus._common.processes import ProcessId, decode_process_id, this_process
 from metricbus.errors import BackendUnavailableError, MetricBusError
 
 _STALE_SECS = 60.0
@@ -110,7 +110,7 @@ def _live_holder(file: Path) -> ProcessId | None:
     except FileNotFoundError:
         return None
     try:
-        holder = msgspec.json.decode(content, type=ProcessId)
+        holder = decode_process_id(content)
     except msgspec.DecodeError:
         # The file is incomplete: still being written, or left by a crash. Its age decides.
         holder = ProcessId("unknown", 0)

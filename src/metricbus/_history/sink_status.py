@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from metricbus._common.processes import ProcessId
+from metricbus._common.processes import decode_process_id
 from metricbus._common.records import Status
 from metricbus._delivery.control_files import delivery_status_file
-from metricbus._delivery.cursor import DeliveryProgress
+from metricbus._delivery.cursor import DeliveryProgress, decode_progress
 from metricbus._delivery.report import Outcomes, Tally
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import Position
@@ -48,7 +48,7 @@ def read_all_progress(folder: RunFolder) -> list[DeliveryProgress]:
     all_progress = []
     for path in sorted(folder.offsets.glob("*.json")):
         try:
-            all_progress.append(msgspec.json.decode(path.read_bytes(), type=DeliveryProgress))
+            all_progress.append(decode_progress(path.read_bytes()))
         except (msgspec.DecodeError, UnicodeDecodeError, FileNotFoundError):
             continue
     return all_progress
@@ -106,7 +106,7 @@ def _live_lease_holder(offsets: Path, target: str) -> str:
     for path in sorted(offsets.iterdir()):
         if path.name.startswith(f"{target}.lease-"):
             try:
-                holder = msgspec.json.decode(path.read_bytes(), type=ProcessId)
+                holder = decode_process_id(path.read_bytes())
             except (OSError, msgspec.DecodeError):
                 # The lease was released meanwhile, or its file is just being written.
                 continue

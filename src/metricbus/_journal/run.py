@@ -66,6 +66,9 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
         return ProcessId(self.host, self.pid, self.process_started)
 
 
+_decode_run = msgspec.json.Decoder(Run).decode
+
+
 class RunFolder:
     """The folder of one run: paths in it, and its `run.json`."""
 
@@ -91,7 +94,7 @@ class RunFolder:
         """Read run.json; raise `JournalError` if it is missing, invalid or of a newer format."""
         file = self.path / "run.json"
         try:
-            run = msgspec.json.decode(file.read_bytes(), type=Run)
+            run = _decode_run(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise JournalError(
                 f"{self.path} is not a run folder: it contains no run.json; expected a folder such "
