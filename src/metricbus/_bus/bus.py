@@ -46,12 +46,11 @@ class MetricBus(EpochSync):
     `run` is a label and need not be unique. `id` is unique and names the run's folder under `dir`;
     if omitted, it is made from the label and the time. `config` is a mapping, an
     `argparse.Namespace`, or an instance of a dataclass, attrs or pydantic class; nested ones too.
-    `sinks` is a string of sink URLs separated
-    by commas, or a list of URLs and `Sink` objects. `resume=True` resumes the run with this `id`
-    or, without an `id`, the only run with this label; if there is none, it creates one.
-    `resume="must"` raises `ConfigError` instead of creating a run. The other arguments are
-    settings. An omitted setting is read from the environment, or else takes its default; see
-    docs/environment.md.
+    `sinks` is a string of sink URLs separated by commas, or a list of URLs and `Sink` objects.
+    `resume=True` resumes the run with this `id` or, without an `id`, the only run with this label;
+    if there is none, it creates one. `resume="must"` raises `ConfigError` instead of creating a
+    run. The other arguments are settings. An omitted setting is read from the environment, or else
+    takes its default; see docs/environment.md.
 
     Raises `ConfigError` or a subclass of it if the configuration cannot work, and `TypeError` for
     an argument of the wrong type. Once the bus is open, `log()` raises only for incorrect
@@ -107,7 +106,6 @@ class MetricBus(EpochSync):
             "ranks": None if ranks is None else str(ranks),
         }
         self._settings, _ = resolve_settings(given)
-        self._unloggable = self._settings.unloggable
         if self._settings.disabled:
             self._switch_off()
             return

@@ -36,7 +36,6 @@ class ProcessCopies(Recorder):
     # Of a copy: the run to join, and the rank of the process that the copy comes from.
     _copied_run: tuple[RunFolder, Run] | None
     _copied_rank: Rank
-    _settings: Settings
     _config: Mapping[str, Any]
     _definitions: Definitions
     _close_hooks: list[Callable[[], object]]
@@ -154,7 +153,6 @@ def _unpickle(bus_class: type[ProcessCopies], pickled: _PickledBus) -> ProcessCo
     bus = bus_class.__new__(bus_class)
     bus._init_without_run()
     bus._settings = pickled.settings
-    bus._unloggable = pickled.settings.unloggable
     bus._config = read_only_config(pickled.config)
     bus._clock.step, bus._clock.epoch = pickled.clock
     for definition in pickled.definitions:

@@ -16,7 +16,7 @@ from typing import Any, SupportsIndex, TypeAlias, overload
 from metricbus._common.clock import Clock, check_step
 from metricbus._common.device_values import copy_device_values, is_device_value
 from metricbus._common.media_base import EncodeJob, LogContext, MediaValue
-from metricbus._common.settings import Unloggable
+from metricbus._common.settings import Settings, Unloggable
 from metricbus._common.validation import (
     INT_MAX,
     INT_MIN,
@@ -43,13 +43,13 @@ class Recorder:
     """The `log()` method of a bus. A subclass sets `_queue` when it opens a run."""
 
     _queue: CallQueue
+    _settings: Settings
 
     def __init__(self) -> None:
         self._clock = Clock()
         self._metrics = TorchmetricsValues()
         self._checked_names: set[str] = set()
         self._newest: dict[str, Any] = {}  # by name
-        self._unloggable: Unloggable = "raise"
         self._skipped_names: set[str] = set()
 
     @overload
@@ -172,7 +172,7 @@ class Recorder:
             or is_device_value(value)
             or is_metric_object(value)
         )
-        unloggable = self._unloggable if unloggable is None else unloggable
+        unloggable = self._settings.unloggable if unloggable is None else unloggable
         if is_number and type(name) is str and weight is None and unloggable == "raise":
             self._log_number(name, value, step, epoch)
         else:
