@@ -1,9 +1,9 @@
 """The exceptions of metricbus.
 
-Incorrect calls raise Python's `TypeError` or `ValueError` at once. The classes here
-are specific to metricbus: an invalid configuration, files that cannot be read, and the exceptions
-by which a sink tells its consumer how to handle a failure. `DeliveryError` is defined next to the
-report that it carries, in `metricbus._delivery.report`.
+Incorrect calls raise Python's `TypeError` or `ValueError` at once. The classes here are specific
+to metricbus: an invalid configuration, files that cannot be read, and the exceptions by which a
+sink tells its consumer how to handle a failure. `DeliveryError` is defined next to the report that
+it carries, in `metricbus._delivery.report`.
 """
 
 from __future__ import annotations
