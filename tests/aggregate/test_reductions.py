@@ -13,9 +13,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from metricbus._aggregate.exact_sum import ExactSum
 from metricbus._aggregate.reduction_base import Reduction
 from metricbus._aggregate.reductions import EXACT_QUANTILES, Reducer, reduction_factory
+from metricbus._common.exact_sum import ExactSum
 from metricbus._common.records import Number
 from metricbus.errors import ConfigError
 

@@ -79,7 +79,7 @@ def test_reads_a_damaged_journal_as_far_as_possible(
     assert_handled(run_command(command, run_copy), 0, 1, 2)
 
 
-@pytest.mark.parametrize("command", ["show", "compare", "plot --term", "export parquet"])
+@pytest.mark.parametrize("command", ["plot --term", "export parquet"])
 def test_reports_a_step_beyond_64_bits(command: str, run_copy: Path) -> None:
     segment = run_copy / "journal" / "0001.jsonl"
     lines = segment.read_bytes().split(b"\n")

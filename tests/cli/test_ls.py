@@ -97,7 +97,6 @@ def test_rejects_an_unknown_sort_key(runs: Path) -> None:
 def test_json_has_all_details(runs: Path) -> None:
     (entry,) = ls_json(str(runs), "--name", "a-1")
     assert (entry["status"], entry["step"], entry["values"]) == ("finished", 29, 30)
-    assert entry["values_are_exact"] is True
     assert entry["last"] == {"loss": 1 / 30}
     (sink,) = entry["sinks"]
     assert (sink["sink"], sink["delivered"], sink["share"]) == ("csv", 30, 1.0)
@@ -143,10 +142,10 @@ def test_lists_an_unreadable_run_with_the_reason(runs: Path) -> None:
 def test_lists_a_run_without_permission_with_the_reason(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "journal")
 
-    monkeypatch.setattr("metricbus._cli.ls.read_run_status", refuse)
+    monkeypatch.setattr("metricbus._cli.ls.read_details", refuse)
     (entry,) = ls_json(str(runs), "--name", "a-1")
     assert (entry["status"], entry["problem"]) == ("unreadable", "journal: Permission denied")
 

@@ -154,7 +154,7 @@ def test_ignores_a_damaged_progress_file(run: Path) -> None:
 
 
 def test_reports_a_journal_without_permission(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "journal/0001.jsonl")
 
     monkeypatch.setattr("metricbus._cli.run_reader.summarize_run", refuse)
@@ -245,18 +245,15 @@ def test_help_has_an_example() -> None:
 
 
 def test_a_sparkline_keeps_a_single_peak() -> None:
-    low = np.zeros(128)
-    high = np.zeros(128)
-    high[77] = 1.0
-    assert sparkline(low, high, 16).count("█") == 1
+    extremes = [(0.0, 1.0 if index == 77 else 0.0) for index in range(128)]
+    assert sparkline(extremes, 16).count("█") == 1
 
 
 def test_a_sparkline_has_gaps_and_levels() -> None:
-    values = np.array([0.0, np.nan, 1.0])
-    assert sparkline(values, values, 10) == "▁ █"
-    assert sparkline(np.ones(2), np.ones(2), 10) == "▄▄"
-    assert sparkline(np.full(2, np.nan), np.full(2, np.nan), 10) == ""
-    assert sparkline(np.array([-1.7e308, 1.7e308]), np.array([-1.7e308, 1.7e308]), 2) == "▁█"
+    assert sparkline([(0.0, 0.0), None, (1.0, 1.0)], 10) == "▁ █"
+    assert sparkline([(1.0, 1.0)] * 2, 10) == "▄▄"
+    assert sparkline([None, None], 10) == ""
+    assert sparkline([(-1.7e308, -1.7e308), (1.7e308, 1.7e308)], 2) == "▁█"
 
 
 @pytest.mark.parametrize(

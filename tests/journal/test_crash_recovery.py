@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import metricbus
-from metricbus._history.run_status import read_run_status
+from metricbus._history.run_status import current_status
 from metricbus._journal.run import RunFolder
 from tests.helpers.limits import HANG_SECS
 from tests.helpers.scripts import run_script
@@ -25,7 +25,7 @@ def test_run_that_failed_and_died_before_saving_it_is_failed(tmp_path: Path) -> 
     run_script(tmp_path, code)
     folder = RunFolder(tmp_path / "r")
     assert folder.load().status == "running"
-    assert read_run_status(folder, folder.load()).status == "failed"
+    assert current_status(folder, folder.load()) == "failed"
     metricbus.deliver(folder.path, "csv", timeout=HANG_SECS)
     assert folder.load().status == "failed"
     assert folder.load().ended is not None

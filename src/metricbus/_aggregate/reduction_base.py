@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from metricbus._aggregate.exact_sum import ExactSum
+from metricbus._common.exact_sum import ExactSum
 from metricbus._common.records import Number
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias
 
-from metricbus._aggregate.exact_sum import ExactSum
 from metricbus._aggregate.reduction_base import Reduction
+from metricbus._common.exact_sum import ExactSum
 from metricbus._common.records import Number
 from metricbus._common.validation import INT_MAX, INT_MIN, suggestion, to_number
 from metricbus.errors import ConfigError

@@ -343,7 +343,6 @@ class MetricBus(EpochSync):
 
     def _repr_html_(self) -> str:
         """Return the run's summary for a notebook."""
-        from metricbus._history.history import read
         from metricbus._history.notebook_html import bus_html
 
-        return bus_html(self, read)
+        return bus_html(self)

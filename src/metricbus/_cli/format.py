@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
+from statistics import median
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from metricbus._cli.console import console
@@ -64,28 +64,39 @@ def format_size(count: int) -> str:
     return f"{count} B"
 
 
-def sparkline(low: NDArray[np.float64], high: NDArray[np.float64], width: int) -> str:
+def sparkline(extremes: Sequence[tuple[float, float] | None], width: int) -> str:
     """Return a series as at most `width` block characters.
 
-    `low` and `high` are the extremes of consecutive parts of the series, both of shape (parts,).
-    Each character shows the extreme that is farther from the median of the series, so that no peak
-    is smoothed away. Parts without finite values are blank.
+    `extremes` has the lowest and the highest value of consecutive parts of the series, and None for
+    parts without finite values, which are blank. Each character shows the extreme that is farther
+    from the median of the series, so that no peak is smoothed away.
     """
-    if not len(low) or np.isnan(low).all():
+    known = [pair for pair in extremes if pair is not None]
+    if not known:
         return ""
-    # Differences of the largest float64 values would overflow.
-    low, high = low / 4, high / 4
-    cells = min(width, len(low))
-    starts = np.arange(cells) * len(low) // cells
-    minimum, maximum = np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts)
-    middle = float(np.nanmedian(low + high) / 2)
-    shown = np.where(maximum - middle >= middle - minimum, maximum, minimum)
-    bottom, top = float(np.nanmin(shown)), float(np.nanmax(shown))
+    middle = median(low / 2 + high / 2 for low, high in known)
+    cells = min(width, len(extremes))
+    edges = [index * len(extremes) // cells for index in range(cells + 1)]
+    shown = [_farthest(extremes[start:end], middle) for start, end in pairwise(edges)]
+    levels = [value for value in shown if value is not None]
+    bottom, top = min(levels), max(levels)
     blocks = _blocks()
-    if bottom == top:
-        return "".join(" " if np.isnan(value) else blocks[3] for value in shown)
-    levels = (shown - bottom) / (top - bottom) * (len(blocks) - 1)
-    return "".join(" " if np.isnan(level) else blocks[round(level)] for level in levels.tolist())
+    # Differences of the largest float64 values would overflow.
+    height = top / 2 - bottom / 2
+    return "".join(
+        " "
+        if value is None
+        else blocks[round((value / 2 - bottom / 2) / height * (len(blocks) - 1)) if height else 3]
+        for value in shown
+    )
+
+
+def _farthest(extremes: Sequence[tuple[float, float] | None], middle: float) -> float | None:
+    low = min((pair[0] for pair in extremes if pair is not None), default=None)
+    high = max((pair[1] for pair in extremes if pair is not None), default=None)
+    if low is None or high is None:
+        return None
+    return high if high / 2 - middle / 2 >= middle / 2 - low / 2 else low
 
 
 def _blocks() -> str:

@@ -20,10 +20,11 @@ from metricbus._cli.format import (
     format_number,
     progress_bar,
 )
+from metricbus._cli.run_reader import RunDetails, read_details
 from metricbus._cli.table import Column, print_table
-from metricbus._history.run_status import RunStatus, read_run_status
 from metricbus._history.sink_status import SinkStatus
 from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.segment_reader import JournalReader
 from metricbus.errors import JournalError
 
 # Terminals of at least this width show several of the last values, narrower ones a single one.
@@ -56,7 +57,7 @@ class _Entry(NamedTuple):
 
     folder: RunFolder
     run: Run | None = None
-    details: RunStatus | None = None
+    details: RunDetails | None = None
     problem: str = ""
 
     @property
@@ -74,7 +75,7 @@ class _Entry(NamedTuple):
 
     @property
     def step(self) -> int | None:
-        return self.details.step if self.details else None
+        return self.details.summary.last_step if self.details else None
 
 
 def _parse_sort_key(value: str) -> SortKey:
@@ -121,8 +122,7 @@ def ls(
 ) -> None:
     """List runs with status, age, step, last values and delivery progress.
 
-    Reads only the end of each journal, so it is fast for runs of any length.
-    A number of values with ~ in front is an estimate.
+    Reads only the summary and the end of each long journal.
 
     Example: metricbus ls --status killed --sort steps
     """
@@ -148,7 +148,7 @@ _SORT_VALUES: dict[SortKey, Callable[[_Entry], Any]] = {
     SortKey.STARTED: lambda entry: -entry.started,
     SortKey.NAME: lambda entry: (entry.run.name if entry.run else "", entry.name),
     SortKey.STEPS: lambda entry: 1 if entry.step is None else -entry.step,
-    SortKey.VALUES: lambda entry: -entry.details.values if entry.details else 1,
+    SortKey.VALUES: lambda entry: -entry.details.summary.journal_values if entry.details else 1,
     SortKey.STATUS: lambda entry: (entry.status, -entry.started),
 }
 
@@ -193,7 +193,7 @@ def _read_entries(folders: Sequence[RunFolder]) -> list[_Entry]:
             run = None
             try:
                 run = folder.load()
-                entries.append(_Entry(folder, run, read_run_status(folder, run)))
+                entries.append(_Entry(folder, run, read_details(folder, with_courses=False)))
             except (JournalError, OSError) as error:
                 problem = str(error)
                 if isinstance(error, OSError):
@@ -209,7 +209,10 @@ def _print_entries(entries: Sequence[_Entry], glob: str | None) -> None:
     names = [entry.name for entry in entries]
     last = [_last_values(entry, glob, limit) for entry in entries]
     steps = [format_number(entry.step) for entry in entries]
-    counts = [_value_count(entry.details) for entry in entries]
+    counts = [
+        f"{entry.details.summary.journal_values:,}" if entry.details else NO_VALUE
+        for entry in entries
+    ]
     print_table(
         out,
         [
@@ -228,18 +231,11 @@ def _age(entry: _Entry) -> str:
     return format_duration(time.time() - entry.started / 1e9) if entry.started else NO_VALUE
 
 
-def _value_count(details: RunStatus | None) -> str:
-    if details is None:
-        return NO_VALUE
-    count = details.values
-    return f"{count:,}" if details.is_exact else f"~{float(f'{count:.2g}'):,.0f}"
-
-
 def _last_values(entry: _Entry, glob: str | None, limit: int) -> str:
     """Return the newest values: those that match, or the first few; or why they are unreadable."""
     if entry.details is None:
         return entry.problem
-    last = list(entry.details.last.items())
+    last = [(name, series.last) for name, series in entry.details.summary.series.items()]
     if glob is None:
         shown, more = last[:limit], len(last) - limit
     else:
@@ -253,7 +249,7 @@ def _delivery(entry: _Entry) -> str:
     if entry.details is None:
         return NO_VALUE
     problems = [_lag(sink) for sink in entry.details.sinks if not sink.is_complete]
-    if dropped := entry.details.dropped.total:
+    if dropped := entry.details.summary.dropped.total:
         problems.append(f"{dropped:,} dropped")
     return ", ".join(problems) or ("all" if entry.details.sinks else NO_VALUE)
 
@@ -271,7 +267,10 @@ def _entry_json(entry: _Entry) -> dict[str, Any]:
         result |= {"group": run.group, "tags": run.tags}
         result |= {"started": run.started, "ended": run.ended, "attempt": run.attempt}
     if details := entry.details:
-        result |= {"step": details.step, "epoch": details.epoch, "changed": details.modified}
-        result |= {"values": details.values, "values_are_exact": details.is_exact}
-        result |= {"last": details.last, "dropped": details.dropped, "sinks": details.sinks}
+        summary = details.summary
+        result |= {"step": summary.last_step, "epoch": summary.last_epoch}
+        result |= {"changed": JournalReader(entry.folder.journal).modified_ns()}
+        result |= {"values": summary.journal_values, "dropped": summary.dropped}
+        result |= {"last": {name: series.last for name, series in summary.series.items()}}
+        result |= {"sinks": details.sinks}
     return result | ({"problem": entry.problem} if entry.problem else {})

@@ -14,6 +14,7 @@ from metricbus._cli.console import console, fail, report_errors
 from metricbus._cli.format import progress_bar
 from metricbus._cli.run_lookup import find_run
 from metricbus._history.history import History
+from metricbus._history.name_filter import NameFilter
 from metricbus.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -66,12 +67,16 @@ def plot(
     if out is not None and out.suffix.lower() not in IMAGE_SUFFIXES:
         fail(f"--out {out} is not an image file. Use one of: {', '.join(IMAGE_SUFFIXES)}.")
     try:
-        histories = [_read_history(run) for run in runs]
-        all_names = series_names(histories)
+        patterns = [*(name or []), x] if name else []
+        names_filter = NameFilter(patterns)
+        thinned = x == "step" and not smooth and not log
+        histories = [_read_history(run, names_filter, thinned=thinned) for run in runs]
+        all_names = names_filter.names()
         if not all_names:
             fail(f"No numbers were logged in {', '.join(history.run.id for history in histories)}.")
         try:
-            names = match_names(all_names, name or [])
+            drawable = set(series_names(histories))
+            names = [name for name in match_names(all_names, name or []) if name in drawable]
             if not together and len(names) > _MAX_PANELS:
                 print(
                     f"metricbus: Drawing the first {_MAX_PANELS} of {len(names):,} series. Select "
@@ -90,11 +95,11 @@ def plot(
         fail(str(error))
 
 
-def _read_history(run: Path) -> History:
+def _read_history(run: Path, names: NameFilter, *, thinned: bool) -> History:
     folder = find_run(run)
     name = folder.path.name
     with report_errors(folder.path), progress_bar(f"Reading {name}") as on_progress:
-        return History(folder, on_progress=on_progress)
+        return History(folder, scalars=names, thinned=thinned, on_progress=on_progress)
 
 
 def _print_plot(panels: Sequence[Panel], *, log: bool) -> None:

@@ -1,4 +1,4 @@
-"""Reads a run completely, for `show` and `compare`."""
+"""Reads a run with its summary and the state of its sinks, for `ls`, `show` and `compare`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import msgspec
 from metricbus._cli.console import report_errors
 from metricbus._cli.format import progress_bar
 from metricbus._history.run_status import CurrentStatus, current_status
-from metricbus._history.run_summary import RunSummary, summarize_run
 from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
 from metricbus._journal.run import Run, RunFolder, flat_config
+from metricbus._journal.run_summary import RunSummary, summarize_run
+from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError
 
 
@@ -77,11 +78,30 @@ class RunDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_run(folder: RunFolder) -> RunDetails:
-    """Read all of a run, with a progress bar; exits with an error if it cannot be read."""
-    with report_errors(folder.path):
-        run = folder.load()
-        with progress_bar(f"Reading {run.id}") as on_progress:
-            summary = summarize_run(folder, on_progress)
-        sinks = sink_statuses(folder, run, read_all_progress(folder), summary.lengths)
-        status = current_status(folder, run)
-        return RunDetails(folder=folder, run=run, status=status, summary=summary, sinks=sinks)
+    """Read a run behind a progress bar; exits with an error if it cannot be read."""
+    with (
+        report_errors(folder.path),
+        progress_bar(f"Reading {folder.path.name}") as on_progress,
+    ):
+        return read_details(folder, on_progress)
+
+
+def read_details(
+    folder: RunFolder,
+    on_progress: OnProgress = lambda done, total: None,
+    *,
+    with_courses: bool = True,
+) -> RunDetails:
+    """Read a run; `with_courses` says whether the course of each series is needed.
+
+    Raises `JournalError` or `OSError` if the run folder cannot be read.
+    """
+    run = folder.load()
+    summary = summarize_run(folder, on_progress, with_courses=with_courses)
+    return RunDetails(
+        folder=folder,
+        run=run,
+        status=current_status(folder, run),
+        summary=summary,
+        sinks=sink_statuses(folder, run, read_all_progress(folder), summary.lengths),
+    )

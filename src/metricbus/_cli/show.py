@@ -28,8 +28,7 @@ from metricbus._cli.run_reader import RunDetails, read_run
 from metricbus._cli.table import Column, print_table
 from metricbus._delivery.report import SinkCounts
 from metricbus._history.name_filter import no_match_message
-from metricbus._history.run_summary import MediumSummary, RunSummary
-from metricbus._history.series_summary import SeriesSummary
+from metricbus._journal.run_summary import MediumSummary, RunSummary, SeriesSummary
 from metricbus.sinks.media_text import kind_of, printable
 
 _NARROW = 80  # columns
@@ -45,7 +44,6 @@ def show(
 ) -> None:
     """Show a run: its config, all series and media, and the delivery to each sink.
 
-    Reads the whole journal; for a live run, as far as it has been written.
     NaN values are counted separately and do not affect min, max and mean.
 
     Example: metricbus show runs/digits-20260131-142530-k3x9a --name 'val/*'
@@ -132,7 +130,7 @@ def _print_config(out: Console, config: Mapping[str, Any]) -> None:
 def _print_series(out: Console, series: Sequence[SeriesSummary]) -> None:
     width = _WIDE_TREND if out.width > _NARROW else _NARROW_TREND
     nans = [f"{item.nan:,}" if item.nan else "" for item in series]
-    trends = [sparkline(item.sparkline.low, item.sparkline.high, width) for item in series]
+    trends = [sparkline(item.course.extremes(), width) for item in series]
     columns = [
         Column("series", [item.name for item in series], 9, wrapped=True),
         Column("count", [f"{item.count:,}" for item in series], 2, right=True),
@@ -195,7 +193,7 @@ def _details_json(
         "damaged": summary.damaged,
         "torn": summary.torn,
         "dropped": summary.dropped,
-        "series": [_without(item, "sparkline") for item in series],
+        "series": [_without(item, "course") for item in series],
         "media": [
             _without(item, "newest")
             | {"kind": kind_of(item.newest), "about": describe_medium(item.newest)}

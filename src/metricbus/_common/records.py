@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -32,9 +32,10 @@ Call: TypeAlias = tuple[str | dict[str, Number], Number, int, int, int]
 Status: TypeAlias = Literal["running", "finished", "failed", "killed"]
 
 if TYPE_CHECKING:
-    Values: TypeAlias = dict[str, Number]
-else:  # in JSON, NaN and the infinities are strings; `decode` converts them
-    Values = dict[str, int | float | Literal["NaN", "Infinity", "-Infinity"]]
+    StoredNumber: TypeAlias = Number
+else:  # in JSON, NaN and the infinities are strings, which `number_from_json` converts
+    StoredNumber = int | float | Literal["NaN", "Infinity", "-Infinity"]
+Values: TypeAlias = dict[str, StoredNumber]
 
 
 class _Record(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True, gc=False):
@@ -183,7 +184,7 @@ def decode(line: bytes) -> Record:
         rows = record.rows if isinstance(record, PartialAggregates) else [record]
         for row in rows:
             if isinstance(row, ScalarRow):
-                _text_to_nonfinite(row.values)
+                row.values.update({n: number_from_json(v) for n, v in row.values.items()})
     return record
 
 
@@ -221,10 +222,18 @@ def with_rank_prefix(record: R) -> R:
     return msgspec.structs.replace(record, values=values, axis=axis)
 
 
-def _text_to_nonfinite(values: Values) -> None:
-    for name, value in values.items():
-        if isinstance(value, str):
-            values[name] = _NONFINITE[value]
+def number_to_json(value: Number) -> Number:
+    """Return the number, or the string that stands for NaN or an infinity."""
+    # The difference of a finite number and itself is 0, and NaN otherwise.
+    if value - value == 0:
+        return value
+    text: Any = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return text  # type: ignore[no-any-return]  # see StoredNumber
+
+
+def number_from_json(value: Number) -> Number:
+    """Reverse `number_to_json`."""
+    return _NONFINITE[value] if isinstance(value, str) else value
 
 
 def _nonfinite_to_text(record: Record) -> Record:
@@ -232,8 +241,5 @@ def _nonfinite_to_text(record: Record) -> Record:
         return msgspec.structs.replace(record, rows=list(map(_nonfinite_to_text, record.rows)))
     if not isinstance(record, ScalarRow):
         return record
-    values: dict[str, object] = dict(record.values)
-    for name, value in record.values.items():
-        if not math.isfinite(value):
-            values[name] = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    values = {name: number_to_json(value) for name, value in record.values.items()}
     return msgspec.structs.replace(record, values=values)

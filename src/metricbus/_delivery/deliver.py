@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from metricbus._common.records import Header, Rewind, count_values
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.report import SinkCounts
 from metricbus._delivery.sink_specs import OBJECT_PREFIX, specs_of
 from metricbus._delivery.thread_host import ThreadHost
-from metricbus._journal.crash_recovery import mark_dead_run, partial_rows, segment_states
-from metricbus._journal.rewind import Rewinds
+from metricbus._journal.crash_recovery import mark_dead_run
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segment_reader import JournalReader, Row
+from metricbus._journal.run_summary import summarize_run
+from metricbus._journal.segment_reader import JournalReader
 from metricbus.errors import ConfigError
 from metricbus.sinks import Sink, find_sink
 
@@ -66,7 +65,8 @@ def deliver(
     if follow:
         host.end(run.status)
     host.wait_until_closed(deadline)
-    total = _count_journal_values(run_folder, ended=run.status != "running")
+    summary = summarize_run(run_folder, with_courses=False)
+    total = summary.journal_values + (summary.pending_partial if run.status != "running" else 0)
     return {name: tally.counts(total) for name, tally in host.tallies().items()}
 
 
@@ -87,28 +87,3 @@ def _configured_sinks(run: Run) -> list[str | Sink]:
                 "URL with sinks= (--sinks)"
             )
     return [url for url in urls if not find_sink(parse_sink(url).name).training_process_only]
-
-
-def _count_journal_values(folder: RunFolder, *, ended: bool) -> int:
-    """Count all values in the journal; if the run has ended, with those in partial rows."""
-    total = 0
-    headers_and_rewinds: list[Row] = []
-
-    def count() -> Iterator[Row]:
-        nonlocal total
-        for row in JournalReader(folder.journal).read():
-            total += 0 if row.record is None else count_values(row.record)
-            if isinstance(row.record, Header | Rewind):
-                headers_and_rewinds.append(row)
-            yield row
-
-    partial = partial_rows(count())  # in one pass, without keeping the rows
-    if ended:
-        rewinds, states = Rewinds(headers_and_rewinds), segment_states(folder.journal)
-        broken = {segment for segment, state in states.items() if state.is_broken}
-        total += sum(
-            len(row.values)
-            for segment, row in partial
-            if segment in broken and not rewinds.supersedes_partial(segment, row)
-        )
-    return total

@@ -7,8 +7,8 @@ Guarantees: reading never writes to the run folder. Damaged lines are skipped an
 that a rewind supersedes are left out unless they are requested.
 Must not access: the bus, the queue, delivery (whose progress files it reads), backends.
 
-`history` reads a whole run; `columns`, `wide_table` and `dataframes` hold and convert its scalars.
-`run_status` reads only the ends of the journal, `run_summary` all of it in bounded memory, and
-`last_rows` the newest rows. `sink_status` reads how much each sink has received. `export` writes
-other formats, `plots/` draws, and `notebook_html` renders displays.
+`history` reads a whole run, or selected series of it, which `thin_blocks` can reduce to what a plot
+needs; `columns`, `wide_table` and `dataframes` hold and convert its scalars. `last_rows` reads the
+newest rows, `run_status` whether the run is alive, and `sink_status` how much each sink has
+received. `export` writes other formats, `plots/` draws, and `notebook_html` renders displays.
 """

@@ -7,7 +7,7 @@ step, epoch and time. A run of 10^7 values takes some hundred megabytes instead 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import chain
 from operator import itemgetter
@@ -53,7 +53,7 @@ class Series(NamedTuple):
 class ColumnRow(NamedTuple):
     """One row of scalars, with names prefixed by rank.
 
-    `row_number` counts all rows of the journal, across segments.
+    `row_number` counts the rows that were read, across segments.
     """
 
     row_number: int
@@ -81,12 +81,6 @@ class _ColumnBlock(NamedTuple):
         for number, step, epoch, time, row in zip(*positions, values, strict=True):
             yield ColumnRow(number, step, epoch, time, dict(zip(self.columns, row, strict=True)))
 
-    def masked(self, mask: NDArray[np.bool_]) -> _ColumnBlock:
-        columns = {name: column[mask] for name, column in self.columns.items()}
-        return _ColumnBlock(
-            self.row_number[mask], self.step[mask], self.epoch[mask], self.time[mask], columns
-        )
-
 
 class ScalarColumns:
     """All scalar rows of a run. `add` the rows in journal order, then call `pack`."""
@@ -112,17 +106,6 @@ class ScalarColumns:
         if self._buffer:
             self._batches.append([_pack_block(rows) for rows in self._buffer.values()])
             self._buffer, self._n_buffered = {}, 0
-
-    def filter(self, predicate: Callable[[ColumnRow], bool]) -> None:
-        """Keep only the rows for which `predicate` returns true."""
-        batches = []
-        for batch in self._batches:
-            blocks = [
-                block.masked(np.array([predicate(row) for row in block.rows()])) for block in batch
-            ]
-            non_empty = [block for block in blocks if len(block.row_number)]
-            batches.append(sorted(non_empty, key=lambda block: int(block.row_number[0])))
-        self._batches = batches
 
     def names(self) -> list[str]:
         """Return all names in the order of their first values."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from itertools import islice
@@ -28,17 +27,16 @@ from typing import IO, Any
 import msgspec
 
 from metricbus._common.optional_imports import check_installed
-from metricbus._common.records import Number, ScalarRow, with_rank_prefix
+from metricbus._common.records import ScalarRow, number_to_json, with_rank_prefix
 from metricbus._history.name_filter import NameFilter
 from metricbus._history.wide_table import merge_rows, step_and_epoch
 from metricbus._journal.rewind import Rewinds, find_rewinds
 from metricbus._journal.run import RunFolder
-from metricbus._journal.segment_reader import SUFFIX, JournalReader, OnProgress
+from metricbus._journal.segment_reader import JournalReader, OnProgress
 from metricbus.sinks.csv.cells import quoted, safe_cell, seconds
 
 COLUMNS = ("step", "epoch", "time", "name", "value")
 _BATCH_VALUES = 1 << 16
-_ROWS_PER_REPORT = 5_000
 
 
 class ExportFormat(StrEnum):
@@ -73,27 +71,23 @@ class ScalarSource:
         self.values = self.damaged = 0
         self._journal = folder.journal
         self._rewinds = Rewinds(()) if superseded else find_rewinds(folder.journal)
-        self._sizes = {path.stem: path.stat().st_size for path in folder.journal.glob(f"*{SUFFIX}")}
+        self._lengths = JournalReader(folder.journal).lengths()
 
     def __iter__(self) -> Iterator[ScalarRow]:
         """Yield the rows in journal order."""
         reader = JournalReader(self._journal)
         self.values = 0
-        total = sum(self._sizes.values())
-        for count, row in enumerate(reader.read()):
-            self.damaged = reader.damaged
-            if count % _ROWS_PER_REPORT == 0:
-                bytes_read = sum(position.offset for position in reader.positions.values())
-                self._on_progress(bytes_read, total)
+        for row in reader.rows((ScalarRow,), self.name_filter.matches, self._on_progress):
             record = row.record
-            if not isinstance(record, ScalarRow) or row.end > self._sizes.get(row.segment, 0):
+            if not isinstance(record, ScalarRow) or row.end > self._lengths.get(row.segment, 0):
                 continue
             if self._rewinds and self._rewinds.supersedes(row.segment, row.line, record):
                 continue
-            matching = self.name_filter.filter_record(with_rank_prefix(record))
+            matching = self.name_filter.filter_record(record)
             if matching is not None:
                 self.values += len(matching.values)
-                yield matching
+                yield with_rank_prefix(matching)
+        self.damaged = reader.damaged
 
 
 def write_export(source: ScalarSource, format: ExportFormat, file: IO[bytes]) -> None:
@@ -151,16 +145,10 @@ def _write_json(source: ScalarSource, file: IO[bytes]) -> None:
     separator = b"[\n"
     for row in source:
         for name, value in row.values.items():
-            cells = row.step, row.epoch, row.time, name, _json_value(value)
+            cells = row.step, row.epoch, row.time, name, number_to_json(value)
             file.write(separator + encode(dict(zip(COLUMNS, cells, strict=True))))
             separator = b",\n"
     file.write(b"\n]\n" if separator == b",\n" else b"[]\n")
-
-
-def _json_value(value: Number) -> Number | str:
-    if value - value == 0:  # false for NaN and the infinities
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def check_parquet() -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-
 from metricbus._common.media_records import Cell, MediumRecord, TableRecord
-from metricbus._common.records import Header, Rewind, ScalarRow, with_rank_prefix
-from metricbus._history.columns import ColumnRow, ScalarColumns, Series
-from metricbus._history.name_filter import no_match_message
+from metricbus._common.records import End, PartialAggregates, ScalarRow, with_rank_prefix
+from metricbus._history.columns import ScalarColumns, Series
+from metricbus._history.name_filter import NameFilter, no_match_message
+from metricbus._history.thin_blocks import ThinBlocks
 from metricbus._history.wide_table import WideTable, merge_rows, step_and_epoch
-from metricbus._journal.crash_recovery import partial_rows
+from metricbus._journal.crash_recovery import PartialRows
 from metricbus._journal.media_files import MediaFolder
-from metricbus._journal.rewind import Rewinds
+from metricbus._journal.rewind import Rewinds, find_rewinds
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segment_reader import JournalReader, OnProgress, Row
+from metricbus._journal.segment_reader import JournalReader, OnProgress
 from metricbus.errors import JournalError
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "Series", "TableRows", "read"]
 
-_ROWS_PER_REPORT = 5_000
+_SCALAR_KINDS = (ScalarRow, PartialAggregates, End)
 
 
 class TableRows(NamedTuple):
@@ -41,64 +39,6 @@ class TableRows(NamedTuple):
     columns: list[str]
     rows: list[list[Cell]]
     missing: int = 0
-
-
-class _JournalPass:
-    """The result of one pass over a journal. Scalars are stored in columns as they are read."""
-
-    def __init__(self, reader: JournalReader, on_progress: OnProgress) -> None:
-        self._on_progress = on_progress
-        self._total_bytes = reader.unread_bytes()
-        self._segment_starts: list[tuple[int, str]] = []  # row number and segment
-        self._headers_and_rewinds: list[Row] = []
-        self.columns = ScalarColumns()
-        self.media: list[tuple[Row, MediumRecord]] = []
-        self.partial = partial_rows(self._collect(reader.read()))
-        self.columns.pack()
-
-    def _collect(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Store each row, then yield it."""
-        segment, earlier_bytes, end = "", 0, 0
-        for row_number, row in enumerate(rows):
-            if row.segment != segment:
-                segment = row.segment
-                earlier_bytes += end
-                self._segment_starts.append((row_number - row.line, segment))
-            record, end = row.record, row.end
-            if row_number % _ROWS_PER_REPORT == 0:
-                self._on_progress(earlier_bytes + end, self._total_bytes)
-            if isinstance(record, ScalarRow):
-                self.columns.add(row_number, record)
-            elif isinstance(record, MediumRecord):
-                self.media.append((row, record))
-            elif isinstance(record, Header | Rewind):
-                self._headers_and_rewinds.append(row)
-            yield row
-
-    def drop_superseded(self) -> None:
-        """Drop everything that a rewind supersedes."""
-        rewinds = Rewinds(self._headers_and_rewinds)
-        if not rewinds:
-            return
-        starts = np.array([start for start, _ in self._segment_starts])
-
-        def is_current(row: ColumnRow) -> bool:
-            index = int(np.searchsorted(starts, row.row_number, "right")) - 1
-            start, segment = self._segment_starts[index]
-            record = ScalarRow(row.step, row.epoch, row.time, {})
-            return not rewinds.supersedes(segment, row.row_number - start, record)
-
-        self.columns.filter(is_current)
-        self.media = [
-            (row, record)
-            for row, record in self.media
-            if not rewinds.supersedes(row.segment, row.line, record)
-        ]
-        self.partial = [
-            (segment, row)
-            for segment, row in self.partial
-            if not rewinds.supersedes_partial(segment, row)
-        ]
 
 
 class History:
@@ -116,25 +56,50 @@ class History:
         folder: RunFolder,
         *,
         superseded: bool = False,
+        scalars: NameFilter | None = None,
+        thinned: bool = False,
         on_progress: OnProgress = lambda done, total: None,
     ) -> None:
+        """Read the run; with `scalars`, only the matching series, and no media.
+
+        If the series are also `thinned`, they look the same when they are drawn over their steps,
+        but some values, and the epochs and times of all others, are missing.
+        """
         self.folder = folder.path
         self.run: Run = folder.load()
+        self.files = MediaFolder(folder.path)
+        self._columns = ScalarColumns()
+        self._media: list[MediumRecord] = []
         reader = JournalReader(folder.journal)
+        rewinds = Rewinds(()) if superseded else find_rewinds(folder.journal)
+        partial = PartialRows()
+        kinds = () if scalars is None else _SCALAR_KINDS
+        selected = scalars or NameFilter()
+        thin = ThinBlocks(reader, rewinds, selected.matches) if thinned else None
         try:
-            journal = _JournalPass(reader, on_progress)
+            for number, row in enumerate(reader.rows(kinds, selected.matches, on_progress, thin)):
+                partial.update(row)
+                record = row.record
+                if not isinstance(record, ScalarRow | MediumRecord):
+                    continue
+                if rewinds and rewinds.supersedes(row.segment, row.line, record):
+                    continue
+                if isinstance(record, MediumRecord):
+                    self._media.append(with_rank_prefix(record))
+                elif (matching := selected.filter_record(record)) is not None:
+                    self._columns.add(number, matching)
+            self._columns.pack()
         except OverflowError:
             raise JournalError(
                 f"{folder.journal} has a step, an epoch or a time that does not fit into 64 bits"
             ) from None
-        if not superseded:
-            journal.drop_superseded()
-        self._columns = journal.columns
-        self._media = [with_rank_prefix(record) for _, record in journal.media]
-        self.files = MediaFolder(folder.path)
-        self.partial = [with_rank_prefix(row) for _, row in journal.partial]
+        self.partial = [
+            with_rank_prefix(row)
+            for segment, row in partial.rows()
+            if not rewinds.supersedes_partial(segment, row)
+        ]
         self.damaged = reader.damaged
-        self.torn = reader.unread_bytes()
+        self.torn = reader.torn_bytes()
 
     def __len__(self) -> int:
         """Return the number of scalar rows."""

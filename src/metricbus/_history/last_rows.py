@@ -5,13 +5,12 @@ from __future__ import annotations
 from heapq import merge
 from operator import attrgetter
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Record, Rewind, ScalarRow, decode_or_none, with_rank_prefix
+from metricbus._common.records import Record, Rewind, ScalarRow, with_rank_prefix
 from metricbus._history.name_filter import NameFilter
-from metricbus._journal.segment_reader import SUFFIX, JournalReader, Position
-from metricbus._journal.tail import end_of_last_line, lines_backwards
+from metricbus._journal.segment_reader import JournalReader, Position
 
 TailRecord: TypeAlias = ScalarRow | MediumRecord | Rewind
 
@@ -22,7 +21,8 @@ def select_record(record: Record | None, name_filter: NameFilter) -> TailRecord 
     Returns None for anything else.
     """
     if isinstance(record, ScalarRow | MediumRecord):
-        return name_filter.filter_record(with_rank_prefix(record))
+        matching = name_filter.filter_record(record)
+        return None if matching is None else with_rank_prefix(matching)
     return record if isinstance(record, Rewind) else None
 
 
@@ -37,24 +37,18 @@ def last_rows(
 
     Raises `JournalError` if there is no journal, and `OSError` if it cannot be read.
     """
-    positions: dict[str, Position] = {}
+    reader = JournalReader(journal)
     rows_by_segment: list[list[TailRecord]] = []
-    for segment in JournalReader(journal).segments():
-        with open(journal / (segment + SUFFIX), "rb") as file:
-            end = end_of_last_line(file)
-            positions[segment] = Position(0, end)
-            rows_by_segment.append(_last_rows_of_segment(file, end, count, name_filter))
-    rows = list(merge(*rows_by_segment, key=attrgetter("time")))
-    return rows[len(rows) - min(count, len(rows)) :], positions
-
-
-def _last_rows_of_segment(
-    file: BinaryIO, end: int, count: int, name_filter: NameFilter
-) -> list[TailRecord]:
-    rows: list[TailRecord] = []
-    lines = lines_backwards(file, end)
-    while len(rows) < count and (line := next(lines, None)) is not None:
-        row = select_record(decode_or_none(line), name_filter)
-        if row is not None:
-            rows.append(row)
-    return rows[::-1]
+    lengths = reader.lengths()
+    for segment, length in lengths.items():
+        rows: list[TailRecord] = []
+        for row in reader.backwards(segment, length):
+            if len(rows) >= count:
+                break
+            record = select_record(row.record, name_filter)
+            if record is not None:
+                rows.append(record)
+        rows_by_segment.append(rows[::-1])
+    merged = list(merge(*rows_by_segment, key=attrgetter("time")))
+    positions = {segment: Position(0, length) for segment, length in lengths.items()}
+    return merged[len(merged) - min(count, len(merged)) :], positions

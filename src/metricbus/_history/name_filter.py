@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import Number, ScalarRow
+from metricbus._common.records import ScalarRow
 
 _RANK_PREFIX = re.compile(r"^rank\d+/")
 _MAX_LISTED = 20
@@ -36,19 +36,29 @@ class NameFilter:
         if is_match is None:
             candidates = {name, _RANK_PREFIX.sub("", name)}
             is_match = not self.globs or any(
-                fnmatchcase(candidate, glob) for candidate in candidates for glob in self.globs
+                candidate == glob or fnmatchcase(candidate, glob)
+                for candidate in candidates
+                for glob in self.globs
             )
             self._matches_by_name[name] = is_match
         return is_match
 
     def filter_record(self, record: R) -> R | None:
-        """Return the record reduced to the names that match; None if there are none."""
+        """Return the record reduced to the names that match with its rank; None if there are none.
+
+        The names in the record are without the rank, as in the journal.
+        """
+        prefix = f"rank{record.rank}/" if record.rank else ""
         if isinstance(record, MediumRecord):
-            return record if self.matches(record.name) else None
-        values: dict[str, Number] = {n: v for n, v in record.values.items() if self.matches(n)}
+            return record if self.matches(prefix + record.name) else None
+        values = {n: v for n, v in record.values.items() if self.matches(prefix + n)}
         if len(values) == len(record.values):
             return record
         return msgspec.structs.replace(record, values=values) if values else None
+
+    def names(self) -> list[str]:
+        """Return all names checked so far, in the order of the checks."""
+        return list(self._matches_by_name)
 
     def matched_names(self) -> list[str]:
         """Return the matching names among those checked so far, in the order of the checks."""
@@ -56,7 +66,7 @@ class NameFilter:
 
     def no_match_message(self) -> str:
         """Return an error message for globs that match none of the names checked so far."""
-        return no_match_message(self.globs, list(self._matches_by_name))
+        return no_match_message(self.globs, self.names())
 
 
 def no_match_message(patterns: Sequence[str], names: Sequence[str]) -> str:

@@ -6,10 +6,11 @@ No package is needed. All text from a run is escaped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,11 +20,11 @@ from metricbus._history.plots.downsample import downsample
 from metricbus._history.plots.panels import nan_if_undrawable
 from metricbus._history.plots.text_width import shorten
 from metricbus._history.series_source import SeriesSource
-from metricbus._journal.run import Run
+from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.run_summary import SeriesSummary, summarize_run
 from metricbus.errors import JournalError
 
 _MAX_ROWS = 30
-_MAX_JOURNAL_BYTES = 64 << 20  # for the display of a bus
 _WIDTH, _HEIGHT = 120, 24  # pixels of a sparkline
 _MAX_TEXT_COLUMNS = 80
 _STYLE = "text-align:left;padding:2px 10px 2px 0;font-variant-numeric:tabular-nums"
@@ -39,15 +40,14 @@ def history_html(history: SeriesSource) -> str:
         facts.append(f"{n_media:,} media")
     if history.damaged:
         facts.append(f"{history.damaged:,} damaged lines")
+    names = history.names()
+    rows = [_history_row(name, history.series(name)) for name in names[:_MAX_ROWS]]
     return _page(
         run,
         facts,
-        _series_table(history, "history.names()"),
+        _series_table(rows, len(names), "history.names()"),
         _sink_table(_stored_counts(history.folder / "offsets")),
     )
-
-
-ReadRun: TypeAlias = Callable[[Path], SeriesSource]
 
 
 class _BusState(Protocol):
@@ -64,7 +64,7 @@ class _BusState(Protocol):
     def stats(self) -> Any: ...
 
 
-def bus_html(bus: _BusState, read: ReadRun) -> str:
+def bus_html(bus: _BusState) -> str:
     """Return the current step and epoch, the series in the journal, and the counts of each sink."""
     if bus.folder is None or bus.run is None:
         return f"<div>{escape(repr(bus))}</div>"
@@ -76,22 +76,14 @@ def bus_html(bus: _BusState, read: ReadRun) -> str:
         name: (sink.delivered, sink.rejected, sink.filtered, sink.pending, sink.error or "")
         for name, sink in report.sinks.items()
     }
-    series, status = _series_and_status(bus.folder, bus.run.status, read)
-    return _page(bus.run, [status, *facts], series, _sink_table(sinks))
-
-
-def _series_and_status(folder: Path, status: str, read: ReadRun) -> tuple[str, str]:
-    """Return the table of series and the status that are stored in the run folder."""
     try:
-        size = sum(path.stat().st_size for path in (folder / "journal").iterdir())
-        if size > _MAX_JOURNAL_BYTES:
-            size_mib = size >> 20
-            note = f"The journal has {size_mib:,} MiB. To read it, call metricbus.read(bus.folder)."
-            return f"<div>{escape(note)}</div>", status
-        history = read(folder)
+        summary = summarize_run(RunFolder(bus.folder))
     except (OSError, JournalError) as error:
-        return f"<div>{escape(str(error))}</div>", status
-    return _series_table(history, "metricbus.read(bus.folder).names()"), history.run.status
+        table = f"<div>{escape(str(error))}</div>"
+    else:
+        rows = list(map(_summary_row, islice(summary.series.values(), _MAX_ROWS)))
+        table = _series_table(rows, len(summary.series), "metricbus.read(bus.folder).names()")
+    return _page(bus.run, [bus.run.status, *facts], table, _sink_table(sinks))
 
 
 def _page(run: Run, facts: Iterable[str], *tables: str) -> str:
@@ -100,22 +92,33 @@ def _page(run: Run, facts: Iterable[str], *tables: str) -> str:
     return f"<div><div><b>{escape(_shorten(title))}</b>: {summary}</div>{''.join(tables)}</div>"
 
 
-def _series_table(history: SeriesSource, all_names: str) -> str:
-    """Return a table of the first series; `all_names` is the expression that lists all of them."""
-    names = history.names()
-    rows = []
-    for name in names[:_MAX_ROWS]:
-        series = history.series(name)
-        value = series.value
-        # NaN can be the last value, but is neither the minimum nor the maximum. The comparison also
-        # finds NaN in object arrays, which np.isnan does not accept.
-        numbers = value[value == value]  # noqa: PLR0124
-        extremes = (numbers.min(), numbers.max()) if len(numbers) else (math.nan, math.nan)
-        cells = [_shorten(name), *map(_format, (value[-1], *extremes, len(value)))]
-        rows.append([*map(escape, cells), svg_sparkline(series)])
-    n_more = len(names) - _MAX_ROWS
+def _series_table(rows: Sequence[Sequence[str]], count: int, all_names: str) -> str:
+    """Return a table of the first of `count` series; the expression `all_names` lists all names."""
+    n_more = count - len(rows)
     note = f"<div>and {n_more:,} more: {escape(all_names)}</div>" if n_more > 0 else ""
     return _table(_SERIES_HEADERS, rows) + note if rows else ""
+
+
+def _history_row(name: str, series: Series) -> list[str]:
+    value = series.value
+    # NaN can be the last value, but is neither the minimum nor the maximum. The comparison also
+    # finds NaN in object arrays, which np.isnan does not accept.
+    numbers = value[value == value]  # noqa: PLR0124
+    extremes = (numbers.min(), numbers.max()) if len(numbers) else (math.nan, math.nan)
+    return _series_row(name, (value[-1], *extremes, len(value)), svg_sparkline(series))
+
+
+def _summary_row(series: SeriesSummary) -> list[str]:
+    low = math.nan if series.min is None else series.min
+    high = math.nan if series.max is None else series.max
+    pairs = [pair or (math.nan, math.nan) for pair in series.course.extremes()]
+    y = nan_if_undrawable(np.array(pairs).reshape(-1))
+    svg = _svg(np.repeat(np.arange(len(pairs), dtype=np.float64), 2), y)
+    return _series_row(series.name, (series.last, low, high, series.count), svg)
+
+
+def _series_row(name: str, numbers: Iterable[object], svg: str) -> list[str]:
+    return [*map(escape, (_shorten(name), *map(_format, numbers))), svg]
 
 
 def svg_sparkline(series: Series) -> str:
@@ -126,10 +129,14 @@ def svg_sparkline(series: Series) -> str:
     order = np.argsort(series.step, kind="stable")
     x = series.step[order].astype(np.float64)
     y = nan_if_undrawable(series.value[order].astype(np.float64))
+    kept = downsample(x, y, _WIDTH // 2)
+    return _svg(x[kept], y[kept])
+
+
+def _svg(x: Floats, y: Floats) -> str:
     if np.isnan(y).all():
         return ""
-    kept = downsample(x, y, _WIDTH // 2)
-    x, y = _scale(x[kept], _WIDTH), _HEIGHT - _scale(y[kept], _HEIGHT)
+    x, y = _scale(x, _WIDTH), _HEIGHT - _scale(y, _HEIGHT)
     return (
         f'<svg width="{_WIDTH}" height="{_HEIGHT}" viewBox="-2 -2 {_WIDTH + 4} {_HEIGHT + 4}" '
         f'fill="none" stroke="#1f77b4" stroke-width="1.5" stroke-linecap="round">'

@@ -7,7 +7,6 @@ status was recorded, the run counts as killed once its process is dead.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +20,10 @@ from metricbus._common.records import (
     PartialAggregates,
     ScalarRow,
     Status,
-    decode_or_none,
+    with_rank_prefix,
 )
 from metricbus._journal.run import Run, RunFolder
-from metricbus._journal.segment_reader import SUFFIX, Row
-
-_LAST_LINE_BYTES = 4096  # an end record is far shorter
+from metricbus._journal.segment_reader import JournalReader, Row
 
 
 class SegmentState(NamedTuple):
@@ -48,22 +45,18 @@ class SegmentState(NamedTuple):
 
 def segment_states(journal: Path) -> dict[str, SegmentState]:
     """Return the state of each segment that has a readable header."""
-    states = {path.stem: _segment_state(path) for path in sorted(journal.glob(f"*{SUFFIX}"))}
-    return {segment: state for segment, state in states.items() if state is not None}
-
-
-def _segment_state(path: Path) -> SegmentState | None:
-    with open(path, "rb") as file:
-        first = file.readline()
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_LINE_BYTES))
-        last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
-    header, record = decode_or_none(first), decode_or_none(last)
-    if not isinstance(header, Header):
-        return None
-    return SegmentState(
-        ProcessId(header.host, header.pid, header.process_started),
-        record.status if isinstance(record, End) else None,
-    )
+    reader = JournalReader(journal)
+    states = {}
+    for segment, length in reader.lengths().items():
+        first = next(reader.read_segment(segment), None)
+        last = next(reader.backwards(segment, length), None)
+        if first is not None and isinstance(header := first.record, Header):
+            end = last.record if last else None
+            states[segment] = SegmentState(
+                ProcessId(header.host, header.pid, header.process_started),
+                end.status if isinstance(end, End) else None,
+            )
+    return states
 
 
 def mark_dead_run(folder: RunFolder) -> Run:
@@ -76,7 +69,7 @@ def mark_dead_run(folder: RunFolder) -> Run:
         return run
     states = segment_states(folder.journal).values()
     statuses = [state.status for state in states if state.writer == run.process]
-    last = max((file.stat().st_mtime_ns for file in folder.journal.iterdir()), default=run.started)
+    last = JournalReader(folder.journal).modified_ns() or run.started
     status = next((status for status in reversed(statuses) if status), "killed")
     dead = msgspec.structs.replace(run, status=status, ended=last)
     if folder.load() == run:  # no process has resumed it in the meantime
@@ -84,24 +77,47 @@ def mark_dead_run(folder: RunFolder) -> Run:
     return dead
 
 
-def partial_rows(rows: Iterable[Row]) -> list[tuple[str, ScalarRow]]:
-    """Return the pending reductions of segments that were not closed, as (segment, partial row).
+class PartialRows:
+    """The pending reductions of segments that were not closed, found in the rows of a journal.
 
     Names with a later row in the segment are omitted: their reduction was emitted after all.
     """
-    pending: dict[str, PartialAggregates] = {}
-    emitted: dict[str, set[str]] = {}
-    for row in rows:
+
+    def __init__(self) -> None:
+        self._pending: dict[str, PartialAggregates] = {}
+        self._emitted: dict[str, set[str]] = {}  # names with their rank
+
+    def update(self, row: Row) -> None:
+        """Process the next row of its segment."""
         if isinstance(row.record, PartialAggregates):
-            pending[row.segment] = row.record
-            emitted[row.segment] = set()
-        elif isinstance(row.record, ScalarRow) and row.segment in pending:
-            emitted[row.segment].update(row.record.values)
+            self._pending[row.segment] = row.record
+            self._emitted[row.segment] = set()
+        elif isinstance(row.record, ScalarRow) and row.segment in self._pending:
+            self._emitted[row.segment].update(with_rank_prefix(row.record).values)
         elif isinstance(row.record, End):
-            pending.pop(row.segment, None)
-    return [
-        (segment, msgspec.structs.replace(row, values=values))
-        for segment, record in pending.items()
-        for row in record.rows
-        if (values := {n: v for n, v in row.values.items() if n not in emitted[segment]})
-    ]
+            self._pending.pop(row.segment, None)
+
+    def add_names(self, segment: str, names: Iterable[str]) -> None:
+        """Process the names, with their rank, of rows of the segment that are not read."""
+        if segment in self._pending:
+            self._emitted[segment].update(names)
+
+    def rows(self) -> list[tuple[str, ScalarRow]]:
+        """Return what is pending, as (segment, partial row)."""
+        result = []
+        for segment, record in self._pending.items():
+            for row in record.rows:
+                names = zip(row.values, with_rank_prefix(row).values, strict=True)
+                kept = [name for name, full in names if full not in self._emitted[segment]]
+                if kept:
+                    values = {name: row.values[name] for name in kept}
+                    result.append((segment, msgspec.structs.replace(row, values=values)))
+        return result
+
+
+def partial_rows(rows: Iterable[Row]) -> list[tuple[str, ScalarRow]]:
+    """Return the pending reductions in rows of a journal; see `PartialRows`."""
+    partial = PartialRows()
+    for row in rows:
+        partial.update(row)
+    return partial.rows()

@@ -11,6 +11,7 @@ import msgspec
 
 from metricbus._common.processes import this_process
 from metricbus._journal.run import Run, RunFolder, flat_config, main_script, plain_config
+from metricbus._journal.segment_reader import JournalReader
 from metricbus.errors import ConfigError, JournalError
 
 # A process on another machine counts as dead after this time without writes.
@@ -78,8 +79,8 @@ def _check_not_running(folder: RunFolder, run: Run) -> None:
     if run.status != "running" or not process.is_alive():
         return
     if not process.is_local:
-        newest = max((path.stat().st_mtime for path in folder.journal.iterdir()), default=0.0)
-        if time.time() - newest > _SILENT_SECS:
+        silent_secs = time.time() - JournalReader(folder.journal).modified_ns() / 1e9
+        if silent_secs > _SILENT_SECS:
             return
     raise ConfigError(
         f"run {run.id} cannot be resumed because it is still running, in {process}; stop that "

@@ -2,6 +2,7 @@
 
     run.json      the fields of `Run`
     journal/      the segments
+    summary/      statistics of long segments
     media/        the files of media
     offsets/      each sink's cursor, and the leases
     delivery/     files by which training and delivery process communicate; the latter's log

@@ -7,13 +7,21 @@ decoded is skipped and counted as damaged. docs/journal.md describes the file fo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import msgspec
 
-from metricbus._common.records import FORMAT_VERSION, Header, Record, decode_or_none
+from metricbus._common.records import (
+    FORMAT_VERSION,
+    Header,
+    Record,
+    ScalarRow,
+    decode_or_none,
+)
+from metricbus._journal.segment_summary import Block, LineRange, read_blocks, summary_path
+from metricbus._journal.tail import end_of_last_line, lines_backwards
 from metricbus.errors import JournalError
 
 SUFFIX = ".jsonl"
@@ -21,9 +29,15 @@ NO_LINE = -1
 """The line number of a row that is not a line of the journal: a partial row."""
 
 _READ_BYTES = 1 << 20
+_ROWS_PER_REPORT = 5_000
+_TO_THE_END = 1 << 62
+_KIND = b'{"kind":"'
 
 OnProgress: TypeAlias = Callable[[int, int], None]
 """Progress callback. Receives the number of bytes read so far and the total number."""
+
+ReplaceBlock: TypeAlias = Callable[[str, Block], Iterable[ScalarRow] | None]
+"""Receives a segment and a block of it. Returns rows instead of the block's; None to read it."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -102,26 +116,119 @@ class JournalReader:
         for segment in self.segments():
             yield from self.read_segment(segment)
 
+    def rows(
+        self,
+        kinds: Sequence[type[msgspec.Struct]] = (),
+        matches: Callable[[str], bool] = lambda name: True,
+        on_progress: OnProgress = lambda done, total: None,
+        replace: ReplaceBlock | None = None,
+    ) -> Iterator[Row]:
+        """Yield the rows of all segments, or only those whose record is one of `kinds`.
+
+        Rows of scalars without a name that `matches` may be left out, and so may partial aggregates
+        that later ones replace: parts of the journal without other rows, as its summary shows, are
+        not read. `replace` may return rows to be yielded instead of the scalars of a block. The
+        positions are neither used nor moved. Of a live run, the rows are yielded that exist when
+        the first one is.
+        """
+        lengths = self.lengths()
+        done, total = 0, sum(lengths.values())
+        for segment, length in lengths.items():
+            for count, row in enumerate(self._rows(segment, length, kinds, matches, replace)):
+                if count % _ROWS_PER_REPORT == 0:
+                    on_progress(done + row.end, total)
+                yield row
+            done += length
+            on_progress(done, total)
+
+    def _rows(
+        self,
+        segment: str,
+        length: int,
+        kinds: Sequence[type[msgspec.Struct]],
+        matches: Callable[[str], bool],
+        replace: ReplaceBlock | None,
+    ) -> Iterator[Row]:
+        line = start = 0
+        if kinds:
+            for block in self.blocks(segment):
+                line, start = block.end_line, block.lines.end
+                rows: Iterable[ScalarRow] | None = ()
+                # A filter notes all names that there are.
+                if ScalarRow in kinds and list(filter(matches, block.series)):
+                    rows = replace(segment, block) if replace else None
+                if rows is None:
+                    yield from self.read_range(segment, block.lines, kinds)
+                    continue
+                for lines in block.not_scalars:
+                    yield from self.read_range(segment, lines, kinds)
+                for row in rows:
+                    yield Row(segment, block.lines.line, start, row)
+        yield from self.read_range(segment, LineRange(line, start, length), kinds)
+
+    def blocks(self, segment: str) -> Iterator[Block]:
+        """Yield the statistics of the blocks of a segment, from its beginning."""
+        return read_blocks(self._path(segment), summary_path(self._folder, segment))
+
+    def read_segment(self, segment: str) -> Iterator[Row]:
+        """Yield all rows of one segment after its position, without moving the position."""
+        start = self.positions.get(segment, Position())
+        yield from self.read_range(segment, LineRange(start.line, start.offset, _TO_THE_END))
+
+    def read_range(
+        self, segment: str, lines: LineRange, kinds: Sequence[type[msgspec.Struct]] = ()
+    ) -> Iterator[Row]:
+        """Yield the rows in a range of lines, or only those whose record is one of `kinds`."""
+        path = self._path(segment)
+        if os.path.getsize(path) <= lines.start:
+            return
+        tags = tuple(f'{{"kind":"{kind.__struct_config__.tag}"'.encode() for kind in kinds)
+        line_number, offset = lines.line, lines.start
+        with open(path, "rb") as file:
+            file.seek(offset)
+            for line in _whole_lines(file, lines.end - offset):
+                offset += len(line) + 1
+                # A line that is whole and starts with another kind need not be decoded.
+                is_other = kinds and line.startswith(_KIND) and not line.startswith(tags)
+                if not is_other or not line.endswith(b"}"):
+                    row = Row(segment, line_number, offset, self._decode(line, segment))
+                    if not kinds or isinstance(row.record, tuple(kinds)):
+                        yield row
+                line_number += 1
+
+    def backwards(self, segment: str, end: int) -> Iterator[Row]:
+        """Yield the rows of a segment before offset `end`, the last one first.
+
+        `end` must follow a newline. The numbers of the lines are unknown.
+        """
+        with open(self._path(segment), "rb") as file:
+            for line in lines_backwards(file, end):
+                yield Row(segment, NO_LINE, end, self._decode(line, segment))
+                end -= len(line) + 1
+
+    def lengths(self) -> dict[str, int]:
+        """Return the number of bytes in the whole lines of each segment, oldest segment first."""
+        lengths = {}
+        for segment in self.segments():
+            with open(self._path(segment), "rb") as file:
+                lengths[segment] = end_of_last_line(file)
+        return lengths
+
+    def modified_ns(self) -> int:
+        """Return when a segment was last written to, in ns since 1970-01-01 UTC; 0 if never."""
+        return max((os.stat(self._path(name)).st_mtime_ns for name in self.segments()), default=0)
+
+    def torn_bytes(self) -> int:
+        """Return the number of bytes in unfinished last lines."""
+        lengths = self.lengths()
+        return sum(os.path.getsize(self._path(name)) - size for name, size in lengths.items())
+
     def unread_bytes(self) -> int:
         """Return the number of bytes after the positions; torn lines count as unread."""
         return sum(
             os.path.getsize(self._path(segment)) - self.positions.get(segment, Position()).offset
             for segment in self.segments()
         )
-
-    def read_segment(self, segment: str) -> Iterator[Row]:
-        """Yield all rows of one segment after its position, without moving the position."""
-        start = self.positions.get(segment, Position())
-        line_number, offset = start.line, start.offset
-        path = self._path(segment)
-        if os.path.getsize(path) <= offset:
-            return
-        with open(path, "rb") as file:
-            file.seek(offset)
-            for line in _whole_lines(file.read):
-                offset += len(line) + 1
-                yield Row(segment, line_number, offset, self._decode(line, segment))
-                line_number += 1
 
     def _path(self, segment: str) -> Path:
         return self._folder / (segment + SUFFIX)
@@ -137,9 +244,10 @@ class JournalReader:
         return record
 
 
-def _whole_lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Yield the lines that end in a newline, without it."""
+def _whole_lines(file: BinaryIO, limit: int) -> Iterator[bytes]:
+    """Yield the lines in the next `limit` bytes that end in a newline, without it."""
     rest = b""
-    while chunk := read(_READ_BYTES):
+    while chunk := file.read(min(_READ_BYTES, limit)):
+        limit -= len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines

@@ -32,6 +32,7 @@ from metricbus._common.records import (
 )
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._journal.segment_reader import SUFFIX
+from metricbus._journal.segment_summary import SummaryWriter, summary_path
 
 _log = logging.getLogger("metricbus.journal")
 
@@ -75,6 +76,7 @@ class SegmentWriter:
         self._file, self.segment = _create_segment(folder)
         self.lines = self.length = 0
         self._fsync = fsync
+        self._summary: SummaryWriter | None = SummaryWriter(summary_path(folder, self.segment))
         self._warnings = ThrottledLogger(_log)
         writer = this_process()
         header = Header(
@@ -92,11 +94,22 @@ class SegmentWriter:
 
     def append(self, records: Sequence[Record]) -> None:
         """Append all records or, if `OSError` is raised, none of them."""
-        self._file.append(encode(records))
+        data = encode(records)
+        self._file.append(data)
         self.lines += len(records)
         self.length = self._file.length
+        self._summarize(records, data)
         if self._fsync == "always":
             self._force_to_disk()
+
+    def _summarize(self, records: Sequence[Record], data: bytes) -> None:
+        # The records are written, whatever happens to their statistics.
+        try:
+            if self._summary is not None:
+                self._summary.add(records, data)
+        except Exception:
+            self._summary = None
+            _log.info("segment %s is no longer summarized", self.segment, exc_info=True)
 
     def sync(self) -> None:
         """Force written data to disk if `fsync` is `"flush"`."""
@@ -117,6 +130,8 @@ class SegmentWriter:
             self.sync()
         finally:
             self._file.close()
+            if self._summary is not None:
+                self._summary.close()
 
 
 def _create_segment(folder: Path) -> tuple[AppendFile, str]:

@@ -1,4 +1,4 @@
-"""Run summaries and run statuses, compared with reading the whole journal."""
+"""Run summaries, compared with reading the whole journal."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 import metricbus
 from metricbus import Image, JournalError, MetricBus, Table
+from metricbus._cli.run_reader import RunDetails, read_details
 from metricbus._common.records import Number, ScalarRow
-from metricbus._history import series_summary
-from metricbus._history.run_status import RunStatus, read_run_status
-from metricbus._history.run_summary import RunSummary, summarize_run
-from metricbus._history.sparkline import BUCKETS, SparklineData
+from metricbus._journal import run_summary
 from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.run_summary import RunSummary, summarize_run
 from metricbus._journal.segment_writer import SegmentWriter
+from metricbus._journal.series_stats import BUCKETS, Course
 from tests.helpers.scripts import run_script
 
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats())
@@ -38,9 +38,8 @@ def summary_of(tmp_path: Path) -> RunSummary:
     return summarize_run(only_run(tmp_path))
 
 
-def status_of(tmp_path: Path) -> RunStatus:
-    folder = only_run(tmp_path)
-    return read_run_status(folder, folder.load())
+def details_of(tmp_path: Path) -> RunDetails:
+    return read_details(only_run(tmp_path), with_courses=False)
 
 
 def row(step: int, **values: Number) -> ScalarRow:
@@ -74,7 +73,7 @@ def test_series_summary_equals_the_statistics_of_all_values(
     values: list[Number], buffer_size: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(series_summary, "_MAX_BUFFERED_VALUES", buffer_size)
+        patch.setattr(run_summary, "_MAX_BUFFERED_VALUES", buffer_size)
         folder = Path(f"all-{os.urandom(8).hex()}")
         run = rows_of(folder, [[row(step, x=value) for step, value in enumerate(values)]])
         summary = summarize_run(run).series["x"]
@@ -103,26 +102,25 @@ def test_mean_of_both_infinities_is_nan(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.lists(st.floats(), max_size=300), max_size=8))
-def test_sparkline_has_the_extremes_of_every_bucket(parts: list[list[float]]) -> None:
-    sparkline = SparklineData()
+def test_course_has_the_extremes_of_every_bucket(parts: list[list[float]]) -> None:
+    course = Course()
     for part in parts:
-        sparkline.add(np.array(part, dtype=np.float64))
-    whole = np.array([value for part in parts for value in part], dtype=np.float64)
-    whole[~np.isfinite(whole)] = np.nan
-    assert len(sparkline.low) == -(-len(whole) // sparkline.width) <= BUCKETS
-    for index, (low, high) in enumerate(zip(sparkline.low, sparkline.high, strict=True)):
-        bucket = whole[index * sparkline.width : (index + 1) * sparkline.width]
-        np.testing.assert_equal(low, np.fmin.reduce(bucket))
-        np.testing.assert_equal(high, np.fmax.reduce(bucket))
+        course.add(part)
+    whole = [value for part in parts for value in part]
+    extremes = course.extremes()
+    assert len(extremes) == -(-len(whole) // course.width) <= BUCKETS
+    for index, pair in enumerate(extremes):
+        bucket = whole[index * course.width : (index + 1) * course.width]
+        finite = [value for value in bucket if math.isfinite(value)]
+        assert pair == ((min(finite), max(finite)) if finite else None)
 
 
-def test_sparkline_keeps_one_peak_in_a_million_values() -> None:
-    sparkline = SparklineData()
-    values = np.zeros(1_000_000)
-    values[765_432] = 9.0
-    sparkline.add(values)
-    assert sparkline.high.max() == 9.0
-    assert len(sparkline.high) <= BUCKETS
+def test_course_keeps_one_peak_in_a_million_values() -> None:
+    course = Course()
+    course.add([0.0] * 765_432 + [9.0] + [0.0] * 234_567)
+    extremes = [pair for pair in course.extremes() if pair is not None]
+    assert max(high for _, high in extremes) == 9.0
+    assert len(extremes) <= BUCKETS
 
 
 def test_superseded_values_are_left_out(tmp_path: Path) -> None:
@@ -188,8 +186,6 @@ def test_a_run_without_a_journal_raises(tmp_path: Path) -> None:
     run.journal.rmdir()
     with pytest.raises(JournalError, match="is missing"):
         summarize_run(run)
-    with pytest.raises(JournalError, match="is missing"):
-        read_run_status(run, run.load())
 
 
 KILLED = """
@@ -207,8 +203,9 @@ KILLED = """
 def test_a_run_whose_process_died_without_an_end_record_is_killed(tmp_path: Path) -> None:
     assert run_script(tmp_path, KILLED).returncode == -signal.SIGKILL
     assert RunFolder(tmp_path / "r").load().status == "running"
-    status = status_of(tmp_path)
-    assert (status.status, status.step, status.last["loss"]) == ("killed", 19, 9.5)
+    details = details_of(tmp_path)
+    last = details.summary.series["loss"].last
+    assert (details.status, details.summary.last_step, last) == ("killed", 19, 9.5)
     assert RunFolder(tmp_path / "r").load().status == "running", (
         "reading the status does not change it"
     )
@@ -218,72 +215,37 @@ def test_a_live_run_is_running(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         bus.log("x", 1)
         bus.flush()
-        assert status_of(tmp_path).status == "running"
-    assert status_of(tmp_path).status == "finished"
+        assert details_of(tmp_path).status == "running"
+    assert details_of(tmp_path).status == "finished"
 
 
 def test_a_run_on_another_host_is_silent_after_a_minute_without_writes(tmp_path: Path) -> None:
     run = rows_of(tmp_path, [])
     run.save(_on_another_host(run))
-    assert read_run_status(run, run.load()).status == "finished", "all segments have an end record"
+    assert read_details(run).status == "finished", "all segments have an end record"
     with open(run.journal / "0002.jsonl", "wb") as file:
         file.write((run.journal / "0001.jsonl").read_bytes().split(b"\n")[0] + b"\n")
-    assert read_run_status(run, run.load()).status == "running", "the journal was just written to"
+    assert read_details(run).status == "running", "the journal was just written to"
     for segment in run.journal.iterdir():
         os.utime(segment, (1e9, 1e9))
-    assert read_run_status(run, run.load()).status == "silent"
+    assert read_details(run).status == "silent"
 
 
 def _on_another_host(run: RunFolder) -> Run:
     return msgspec.structs.replace(run.load(), host="elsewhere", status="running", ended=None)
 
 
-def test_status_has_the_step_and_the_newest_values(tmp_path: Path) -> None:
+def test_details_have_the_step_the_epoch_and_the_sinks(tmp_path: Path) -> None:
     with MetricBus(sinks="csv", dir=tmp_path) as bus:
         for epoch in bus.epochs(2, progress=False):
             for step in bus.steps(range(3), progress=False):
                 bus.log("loss", 10 * epoch + step)
             bus.log("acc", epoch / 2)
-    status = status_of(tmp_path)
-    assert (status.step, status.epoch, status.last["loss"], status.last["acc"]) == (5, 1, 12, 0.5)
-    assert status.is_exact
-    assert status.values == summary_of(tmp_path).values
-    assert [(sink.sink, sink.is_complete) for sink in status.sinks] == [("csv", True)]
-
-
-def test_status_leaves_out_rewound_values(tmp_path: Path) -> None:
-    with MetricBus(sinks="", dir=tmp_path) as bus:
-        bus.log("kept", 1, step=2)
-        bus.log("gone", 2, step=7)
-        bus.rewind(4)
-    status = status_of(tmp_path)
-    assert (status.step, status.last) == (4, {"kept": 1})
-
-
-def test_status_of_a_long_run_estimates_the_number_of_values(tmp_path: Path) -> None:
-    run = rows_of(tmp_path, [[row(step, x=step, y=0.5) for step in range(20_000)]])
-    status = read_run_status(run, run.load())
-    assert (status.step, status.last) == (19_999, {"x": 19_999, "y": 0.5})
-    assert not status.is_exact
-    assert status.values == pytest.approx(40_000, rel=0.05)
-
-
-def test_a_sink_with_all_values_makes_the_number_exact(tmp_path: Path) -> None:
-    with MetricBus(sinks="csv", dir=tmp_path) as bus:
-        for step in range(5_000):
-            bus.log("x", step, step=step)
-    status = status_of(tmp_path)
-    assert (status.values, status.is_exact) == (5_000 + len(_other_names(tmp_path)), True)
-
-
-def _other_names(tmp_path: Path) -> list[str]:
-    return [name for name in summary_of(tmp_path).series if name != "x"]
-
-
-def test_status_reads_a_row_longer_than_the_tail(tmp_path: Path) -> None:
-    wide = ScalarRow(step=7, epoch=0, time=7, values={f"name/{n}": n for n in range(10_000)})
-    run = rows_of(tmp_path, [[wide]])
-    assert len(read_run_status(run, run.load()).last) == 10_000
+    details = details_of(tmp_path)
+    summary = details.summary
+    assert (summary.last_step, summary.last_epoch) == (5, 1)
+    assert (summary.series["loss"].last, summary.series["acc"].last) == (12, 0.5)
+    assert [(sink.sink, sink.is_complete) for sink in details.sinks] == [("csv", True)]
 
 
 @settings(max_examples=25)
@@ -295,8 +257,7 @@ def test_a_journal_truncated_anywhere_can_be_read(data: st.DataObject) -> None:
     whole = segment.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     segment.write_bytes(whole[:cut])
-    summary, status = summarize_run(run), read_run_status(run, run.load())
+    summary = summarize_run(run)
     rows = max(0, min(4, whole[:cut].count(b"\n") - 1))
-    assert summary.rows == rows
-    assert (status.values, status.is_exact) == (rows, True)
-    assert status.last.get("x") == (rows - 1 if rows else None)
+    assert (summary.rows, summary.values) == (rows, rows)
+    assert [series.last for series in summary.series.values()] == [rows - 1][: rows > 0]
