@@ -24,6 +24,7 @@ from hypothesis import settings
 
 from metricbus import MetricBus
 from metricbus._bus import shutdown
+from metricbus._bus.core import BusCore
 from metricbus.testing import MemorySink
 from tests.helpers.leftovers import MARKER, marked_processes, own_threads, stop_consumers
 from tests.helpers.limits import HANG_SECS, scaled
@@ -81,9 +82,9 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))  # where W&B looks for a key
     monkeypatch.chdir(tmp_path)
     yield
-    for bus in list(shutdown._open_buses):
-        assert isinstance(bus, MetricBus)
-        bus.close(timeout=5)
+    for core in list(shutdown._open_buses):
+        assert isinstance(core, BusCore)
+        core.close("finished", timeout=5)
     logger = logging.getLogger("metricbus")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)

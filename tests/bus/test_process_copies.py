@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torchmetrics import MeanMetric
 
 import metricbus
 from metricbus import MetricBus, Report, ScalarRow
+from metricbus._common.settings import Settings
 from tests.helpers.scripts import run_script
 
 
@@ -129,6 +131,147 @@ def test_copy_has_the_definitions_step_and_config(tmp_path: Path) -> None:
     assert "does not have the definition of 'y'" in done.stderr
 
 
+# A value of every setting that differs from its default, as text in the environment.
+OTHER_SETTINGS = {
+    "sinks": "csv",
+    "dir": "elsewhere",
+    "project": "vision",
+    "run": "digits",
+    "run_id": "digits-1",
+    "resume": "allow",
+    "flush_secs": "0.5",
+    "batch_size": "7",
+    "flush_bytes": "70",
+    "flush_steps": "3",
+    "queue_size": "77",
+    "queue_bytes": "7700",
+    "overflow": "drop_oldest",
+    "unloggable": "ignore",
+    "block_secs": "0.7",
+    "close_timeout": "17",
+    "delivery": "off",
+    "linger_secs": "70",
+    "fsync": "flush",
+    "sigterm": "flush",
+    "ranks": "all",
+    "sync_secs": "77",
+    "progress": "off",
+    "strict": "1",
+    "disabled": "1",
+}
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_copy_keeps_every_setting_definition_and_phase(
+    tmp_path: Path, method: str, disabled: bool
+) -> None:
+    code = f"""
+        import multiprocessing
+        from metricbus import MetricBus
+        from metricbus._common.settings import Settings
+
+        def content(bus):
+            core = bus._core
+            return core.settings, list(core.definitions), core.phases, core.config, bus.step
+
+        def work(bus, pipe):
+            settings, definitions, phases, config, step = content(bus)
+            pipe.send((settings, definitions, phases, dict(config), step))
+
+        if __name__ == "__main__":
+            bus = MetricBus()
+            for field in Settings.__struct_fields__:
+                is_default = getattr(bus._core.settings, field) == getattr(Settings(), field)
+                assert is_default == (field == "disabled" and not {disabled}), field
+            bus.define("a", every=3, reduce="max", sinks=["csv"], axis="tokens", progress=True)
+            bus.define("b", on_step=False, on_epoch=True, across_ranks="mean")
+            bus.phase("val")
+            bus.phase("test", on="step")
+            bus.log("x", 1.0, step=7)
+            context = multiprocessing.get_context({method!r})
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=work, args=(bus, theirs))
+            worker.start()
+            assert ours.recv() == content(bus)
+            worker.join()
+            bus.close()
+    """
+    with MetricBus(id="r", dir=tmp_path, sinks="csv", config={"lr": 0.1}):
+        variables = OTHER_SETTINGS | {"run_dir": str(tmp_path / "r")}
+        if not disabled:
+            del variables["disabled"]
+        environ = {f"METRICBUS_{name.upper()}": value for name, value in variables.items()}
+        done = run_script(tmp_path, code, **environ)
+    assert done.returncode == 0, done.stderr
+    assert set(OTHER_SETTINGS) == {*Settings.__struct_fields__} - {"run_dir"}
+
+
+def test_copy_writes_the_journal_every_flush_steps(tmp_path: Path) -> None:
+    code = """
+        import multiprocessing, time
+        from metricbus import MetricBus, read
+
+        def work(bus):
+            for step in range(5):
+                bus.log("x", 1.0, step=step)
+            while "x" not in read("r").names():
+                time.sleep(0.01)
+
+        if __name__ == "__main__":
+            with MetricBus(id="r", dir=".", sinks="", flush_steps=2, flush_secs=600) as bus:
+                worker = multiprocessing.get_context("spawn").Process(target=work, args=(bus,))
+                worker.start()
+                worker.join()
+                assert worker.exitcode == 0
+    """
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_copy_of_the_process_wide_bus_keeps_its_settings(tmp_path: Path) -> None:
+    code = """
+        import multiprocessing
+        import metricbus
+
+        def work(bus):
+            assert bus is metricbus.bus
+            bus.log({"x": 1.0, "note": "text"})
+
+        if __name__ == "__main__":
+            with metricbus.configure(id="r", dir=".", sinks="", unloggable="ignore") as bus:
+                worker = multiprocessing.get_context("spawn").Process(target=work, args=(bus,))
+                worker.start()
+                worker.join()
+                assert worker.exitcode == 0
+    """
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert values(tmp_path / "r", "x") == [1]
+
+
+def test_copy_knows_its_run_before_it_joins(tmp_path: Path) -> None:
+    bus = MetricBus("digits", sinks="", dir=tmp_path, tags=["a"])
+    pickled, run = pickle.dumps(bus), bus.run
+    bus.close()
+    assert pickle.loads(pickled).run == run
+
+
+def test_copy_on_a_rank_that_does_not_write_reduces_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.define("x", every=2, reduce="mean")
+        loaded = pickle.loads(pickle.dumps(bus))
+    for value in (1.0, 3.0):
+        loaded.log("x", value)
+    assert (loaded.is_on, loaded.run) == (True, None)
+    wait_for(lambda: loaded.last("x") == 2.0)
+    loaded.close()
+
+
 def test_copy_of_an_ended_run_warns_and_drops_values(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,9 +347,9 @@ def test_child_does_not_hang_if_every_lock_was_held_at_the_fork(tmp_path: Path) 
         bus = MetricBus(id="r", dir=".", sinks="csv,tensorboard")
         bus.log("x", 0.0)
         bus.flush()
-        (process,) = bus._session._delivery._hosts
+        (process,) = bus._core.session._delivery._hosts
         locks = [
-            bus._session._close_lock,
+            bus._core.session._close_lock,
             metricbus.bus._open_lock,
             process._commands_lock,
             process._relay_lock,

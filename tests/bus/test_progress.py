@@ -462,8 +462,8 @@ def test_log_does_no_work_for_the_bars(bus: MetricBus) -> None:
 def test_definition_with_only_progress_is_not_sent_to_the_collector(bus: MetricBus) -> None:
     bus.define("loss", progress=True)
     bus.flush()
-    assert bus._session is not None
-    assert not bus._session._collector.aggregator.definitions
+    assert bus._core.session is not None
+    assert not bus._core.session._collector.aggregator.definitions
 
 
 # Metrics

@@ -465,7 +465,7 @@ def test_partial_aggregates_of_superseded_rows_are_omitted(tmp_path: Path) -> No
         bus.log("loss", 1.0, step=0)
         Path("state.json").write_text(json.dumps(bus.state_dict()))
         bus.log("loss", 9.0, step=7)
-        bus._session.save()
+        bus._core.session.save()
         os.kill(os.getpid(), signal.SIGKILL)
     """
     run_script(tmp_path, code)

@@ -43,7 +43,7 @@ KILLED = """
     bus = MetricBus(id="r", sinks="csv?flush_secs=60", dir=".")
     for step in range(500):
         bus.log("x", float(step), step=step)
-    bus._session._collector.submit_and_wait(Flush(), 20)
+    bus._core.session._collector.submit_and_wait(Flush(), 20)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -261,7 +261,7 @@ DIES = """
     bus = MetricBus()
     bus.define("c/*", on_step=False, on_epoch=True)
     bus.log({"c/a": 1.0, "c/b": 2.0})
-    bus._session._collector._partials_written_at -= 60
+    bus._core.session._collector._partials_written_at -= 60
     bus.flush()
     while b'"open"' not in (bus.folder / "journal" / "0002.jsonl").read_bytes():
         pass

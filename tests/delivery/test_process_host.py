@@ -543,7 +543,7 @@ def test_the_process_exits_after_the_run_folder_is_deleted(
         bus = MetricBus(id="r", dir=".", sinks="csv:out", delivery="process", linger_secs=0.5)
         bus.log("x", 1.0)
         bus.flush()
-        print(bus._session._delivery._hosts[0]._status.process.pid, flush=True)
+        print(bus._core.session._delivery._hosts[0]._status.process.pid, flush=True)
         shutil.rmtree("r")
         os._exit(0)
     """

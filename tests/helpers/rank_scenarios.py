@@ -425,8 +425,8 @@ def create_bus_too_early(rank: int) -> Any:
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(variable, None)
     bus = MetricBus(id=f"r{rank}", dir=".", sinks="", ranks=rank)
-    assert bus._session is not None
-    bus._session.initial_rank = Rank()
+    assert bus._core.session is not None
+    bus._core.session.initial_rank = Rank()
     with bus:
         bus.define("n", across_ranks="sum")
         bus.log("n", 1)

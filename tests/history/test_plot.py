@@ -267,7 +267,7 @@ def test_partial_aggregates_are_hollow_points(tmp_path: Path) -> None:
         "bus = MetricBus(id='dead', sinks='', dir=sys.argv[1])\n"
         "bus.define('x', every=10, reduce='mean')\n"
         "for step in range(13): bus.log('x', float(step), step=step)\n"
-        "bus._session.save()\n"
+        "bus._core.session.save()\n"
         "os._exit(9)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=HANG_SECS, check=False)

@@ -361,7 +361,7 @@ def test_fork_during_a_fetch_does_not_block_the_child(device: Device) -> None:
     device.ready.clear()
     with MetricBus(sinks="") as bus:
         bus.log("x", torch.tensor(1.0))
-        bus._queue.request_flush()
+        bus._core.recorder.queue.request_flush()
         while not device.threads:
             pass
         child = os.fork()

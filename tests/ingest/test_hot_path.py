@@ -93,4 +93,4 @@ def test_logging_a_value_stays_within_the_instruction_limit(bus: MetricBus) -> N
 
 def test_disabled_bus_calls_nothing(tmp_path: Path) -> None:
     off = MetricBus(disabled=True, dir=tmp_path)
-    assert count_calls(lambda: off.log("train/loss", 0.5, step=1)) == {"_do_nothing": 1}
+    assert count_calls(lambda: off.log("train/loss", 0.5, step=1)) == {"do_nothing": 1}

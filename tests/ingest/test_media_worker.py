@@ -499,8 +499,8 @@ def test_media_logged_during_close_do_not_displace_earlier_ones(
         bus.log("before", BlockedMedium(gate), step=step)
     closing = threading.Thread(target=bus.close, kwargs={"timeout": 60})
     closing.start()
-    assert bus._session is not None
-    media = bus._session._media
+    assert bus._core.session is not None
+    media = bus._core.session._media
     assert isinstance(media, MediaWorker)
     wait_until(lambda: media._is_closed)
     for _ in range(20):

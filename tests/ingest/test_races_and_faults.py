@@ -159,7 +159,7 @@ def test_interrupted_log_does_not_leave_the_collector_asleep(
         previous = signal.signal(signal.SIGALRM, interrupt)
         try:
             for _ in range(100):
-                wait_for(lambda: bus._queue.high_water_mark == [0])
+                wait_for(lambda: bus._core.recorder.queue.high_water_mark == [0])
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 1e-5)
                     for _ in range(50):
@@ -167,7 +167,7 @@ def test_interrupted_log_does_not_leave_the_collector_asleep(
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 except KeyboardInterrupt:
                     bus.log("a", 2.0)
-                wait_for(lambda: not bus._queue.calls)
+                wait_for(lambda: not bus._core.recorder.queue.calls)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)

@@ -76,7 +76,7 @@ def test_setting_applies_to_all_calls_and_copies(
         bus.log(MIXED, unloggable="raise")
     bus.close()
     assert sink.names() == ["loss", "eval/acc"]
-    assert pickle.loads(pickled)._settings.unloggable == "ignore"
+    assert pickle.loads(pickled)._core.settings.unloggable == "ignore"
 
 
 def test_invalid_names_and_steps_raise_in_any_case(bus: MetricBus) -> None:

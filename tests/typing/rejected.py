@@ -15,7 +15,7 @@ def mistype_a_name() -> None:
 
 def create_buses() -> None:
     MetricBus(run=3)  # E: arg-type
-    MetricBus("digits", "digits-1")  # E: call-arg
+    MetricBus("digits", "digits-1")  # E: arg-type, call-arg
     MetricBus(sink="csv")  # E: call-arg
     MetricBus(sinks=MemorySink())  # E: arg-type
     MetricBus(sinks=[3])  # E: list-item

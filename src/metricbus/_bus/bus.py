@@ -1,42 +1,34 @@
-"""`MetricBus`, the object that a training loop logs to."""
+"""`MetricBus`, the object that a training loop logs to.
+
+Its methods are documented here and in `loops`. They work on its core, whose state they depend on.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, SupportsIndex, Unpack, overload
 
 from metricbus._aggregate.reductions import AcrossRanks, Reducer
-from metricbus._aggregate.rules import Definition, Definitions, check_definition
-from metricbus._bus.epoch_sync import EpochSync
-from metricbus._bus.loops import Epochs, Steps
-from metricbus._bus.progress import ProgressBars
+from metricbus._aggregate.rules import Definition
+from metricbus._bus import shutdown
+from metricbus._bus.arguments import BusArguments, list_arguments
+from metricbus._bus.core import BusCore
+from metricbus._bus.loops import ClockMethods
+from metricbus._bus.process_copies import PickledBus
 from metricbus._bus.scope import Scope
-from metricbus._common.clock import check_step, step_driver_conflict
-from metricbus._common.config import read_only_config
-from metricbus._common.device_values import DeviceValue
-from metricbus._common.records import Number
-from metricbus._common.settings import (
-    Fsync,
-    Hosting,
-    Overflow,
-    ProgressMode,
-    Settings,
-    Unloggable,
-    resolve_settings,
-)
-from metricbus.sinks import Sink
-
-if TYPE_CHECKING:
-    from metricbus._bus.session import Session
-
-T = TypeVar("T")
+from metricbus._common.records import Number, Status
+from metricbus._common.settings import Unloggable
+from metricbus._delivery.report import DeliveryError, Report
+from metricbus._ingest.recorder import MISSING, Recorder
+from metricbus._journal.run import Run
 
 _PHASES = {"train": "step", "val": "epoch"}
-_RESUME: dict[object, str] = {True: "allow", False: "never"}
 
 
-class MetricBus(EpochSync):
+class MetricBus(ClockMethods):
     """A run's metrics: log them once, send them to any number of backends.
 
     with MetricBus(run="digits", config={"lr": 3e-4}) as bus:
@@ -57,82 +49,56 @@ class MetricBus(EpochSync):
     calls; a backend that fails never raises into the training loop.
     """
 
-    _session: Session | None
-    _config: Mapping[str, Any]
+    @list_arguments
+    def __init__(self, run: str | None = None, **arguments: Unpack[BusArguments]) -> None:
+        self._use(BusCore.open(run, arguments))
 
-    def __init__(
+    def _use(self, core: BusCore) -> None:
+        """Be the bus of this core from now on."""
+        self._core, core.bus = core, self
+        # In place of the method, which would cost another call for each value.
+        self.log = core.log  # type: ignore[method-assign]
+
+    @overload
+    def log(
         self,
-        run: str | None = None,
+        name: str,
+        value: Any,
         *,
-        id: str | None = None,
-        project: str | None = None,
-        config: object = None,
-        sinks: str | Sequence[str | Sink] | None = None,
-        dir: str | os.PathLike[str] | None = None,
-        tags: Sequence[str] = (),
-        group: str | None = None,
-        notes: str | None = None,
-        resume: bool | Literal["must"] | None = None,
-        flush_secs: float | None = None,
-        batch_size: int | None = None,
-        flush_bytes: int | None = None,
-        flush_steps: int | None = None,
-        queue_size: int | None = None,
-        queue_bytes: int | None = None,
-        overflow: Overflow | None = None,
+        step: SupportsIndex | None = None,
+        epoch: SupportsIndex | None = None,
+        weight: float | None = None,
         unloggable: Unloggable | None = None,
-        block_secs: float | None = None,
-        close_timeout: float | None = None,
-        delivery: Hosting | None = None,
-        linger_secs: float | None = None,
-        fsync: Fsync | None = None,
-        sigterm: Literal["default", "flush"] | None = None,
-        ranks: int | Literal["all", "local0"] | None = None,
-        sync_secs: float | None = None,
-        progress: ProgressMode | None = None,
-        strict: bool | None = None,
-        disabled: bool | None = None,
-    ) -> None:
-        arguments = locals()  # must come first: the settings are picked from the arguments by name
-        given = {name: arguments[name] for name in Settings.__struct_fields__ if name in arguments}
-        self._init_without_run()
-        if isinstance(tags, str):
-            raise TypeError(f"tags= must be a list of strings, not a string; write tags=[{tags!r}]")
-        self._config = read_only_config({} if config is None else config)
-        given |= {
-            "sinks": None,  # may contain objects; passed to `open_session` instead
-            "dir": None if dir is None else os.fspath(dir),
-            "resume": _RESUME.get(resume, resume),
-            "ranks": None if ranks is None else str(ranks),
-        }
-        self._settings, _ = resolve_settings(given)
-        if self._settings.disabled:
-            self._switch_off()
-            return
-        # Imported here, because a bus that never opens a run should not pay for this import.
-        from metricbus._bus.open_run import open_session
+    ) -> None: ...
 
-        fields = {"tags": list(tags), "group": group, "notes": notes}
-        self._session = open_session(
-            self._settings, sinks, id=id, name=run, config=self._config, **fields
-        )
-        self._queue = self._session.queue
-        if config is None and self._session.run is not None:
-            # A resumed or joined run has a config already.
-            self._config = read_only_config(self._session.run.config)
-        if self._settings.flush_steps is not None:
-            self._flush_every(self._settings.flush_steps)
-        self._register_for_shutdown()
+    @overload
+    def log(
+        self,
+        name: Mapping[str, Any],
+        *,
+        step: SupportsIndex | None = None,
+        epoch: SupportsIndex | None = None,
+        weight: float | None = None,
+        unloggable: Unloggable | None = None,
+    ) -> None: ...
 
-    def _init_without_run(self) -> None:
-        super().__init__()
-        self._session = None
-        self._copied_run = None
-        self._config = read_only_config({})
-        self._settings = Settings()
-        self._definitions = Definitions()
-        self._phases: dict[str, str] = {}
-        self._close_hooks = []
+    def log(self, name: str | Mapping[str, Any], value: Any = MISSING, **options: Any) -> None:
+        """Log one value, or a mapping of names to values. Names of nested mappings join with `/`.
+
+        A value is a number (see `metricbus._common.validation`), a medium such as a `Histogram` or
+        an `Image`, or a torchmetrics object, which is computed and reset when the epoch ends.
+
+        `step` and `epoch` default to the current ones of the bus; see docs/steps.md. `weight`, for
+        example the batch size, is the weight of the values in means and standard deviations.
+        `unloggable` overrides the setting of this name: `warn` and `ignore` leave out values that
+        cannot be logged, such as text and None, instead of raising an error.
+
+        Raises `TypeError` or `ValueError` for an invalid name, value, step, epoch or weight, before
+        any value of the call is logged. Under `strict`, raises `ClosedError` after `close()`.
+        """
+        self._core.log(name, value, **options)
+
+    Recorder.log.__doc__ = log.__doc__
 
     # Definitions
 
@@ -186,14 +152,14 @@ class MetricBus(EpochSync):
         Raises `ValueError` if `on` is missing or unknown, or differs from an earlier call.
         """
         scope = Scope(self, name)
-        chosen = on or self._phases.get(name) or _PHASES.get(name)
-        if chosen not in ("step", "epoch") or self._phases.get(name, chosen) != chosen:
+        chosen = on or self._core.phases.get(name) or _PHASES.get(name)
+        if chosen not in ("step", "epoch") or self._core.phases.get(name, chosen) != chosen:
             raise ValueError(
                 f'phase({name!r}) needs on="step", which emits each value, or on="epoch", which '
                 f"emits one mean per epoch, the same in each call, not on={on!r}"
             )
-        if name not in self._phases:
-            self._phases[name] = chosen
+        if name not in self._core.phases:
+            self._core.phases[name] = chosen
             is_per_step = chosen == "step"
             default = Definition(f"{name}/*", on_step=is_per_step, on_epoch=not is_per_step)
             self._define(default, default=True)
@@ -207,114 +173,7 @@ class MetricBus(EpochSync):
         return Scope(self, prefix)
 
     def _define(self, definition: Definition, *, default: bool = False) -> None:
-        check_definition(definition)
-        if self._session is not None:
-            self._session.define(definition, default=default)
-        self._definitions.add(definition, default=default)
-
-    # Steps and epochs
-
-    @property
-    def step(self) -> int:
-        """The current step. Steps count from 0."""
-        return self._clock.step
-
-    @property
-    def epoch(self) -> int:
-        """The current epoch. Epochs count from 0."""
-        return self._clock.epoch
-
-    def steps(
-        self, iterable: Iterable[T], advance: bool = True, *, progress: bool | None = None
-    ) -> Steps[T]:
-        """Return an iterable over the same items that advances the step for each item.
-
-        In a new run, the first item is step 0. Later loops continue with the next step. The
-        step does not change if `advance=False`, or if the loop is inside another `steps()` loop.
-
-        A progress bar is shown in a terminal or notebook if tqdm is installed. `progress=True`
-        requests one and `progress=False` suppresses it. The bar shows the metrics for which
-        `define(..., progress=True)` was called.
-
-        Raises `TypeError` if `iterable` cannot be iterated over, and `MissingPackageError` if a bar
-        was requested and tqdm is not installed. Iterating raises `RuntimeError` if
-        `watch_optimizer(advance=True)` also advances the step.
-        """
-        return Steps(self._clock, iterable, ProgressBars(self, progress), advance=advance)
-
-    def epochs(
-        self, n: int | None = None, *, total: int | None = None, progress: bool | None = None
-    ) -> Epochs:
-        """Return an iterable over the numbers of the next `n` epochs, or of those up to `total`.
-
-        In a resumed run, `n` more epochs follow, while `total` counts the epochs of all attempts.
-        Each epoch ends after the loop body, as if by `end_epoch()`, and its duration in seconds is
-        logged as `time/epoch`. A progress bar is shown under the same conditions as for `steps()`.
-
-        Raises `TypeError` unless either `n` or `total` is given, and `MissingPackageError` if a bar
-        was requested and tqdm is not installed. Iterating raises `RuntimeError` inside another
-        `epochs()` loop.
-        """
-        if (n is None) == (total is None):
-            raise TypeError("epochs() needs a number of epochs: epochs(n), or epochs(total=n)")
-        if n is None:
-            n = max(0, check_step(total, "total") - self._clock.next_epoch)
-        bars = ProgressBars(self, progress)
-        return Epochs(self._clock, n, self._begin_epoch, self._end_epoch, bars)
-
-    def _progress_setting(self) -> ProgressMode:
-        return self._settings.progress
-
-    def _will_log(self) -> bool:
-        """Check whether the bus is on, or will open at its first call."""
-        return self.is_on
-
-    def advance(self, n: int = 1) -> None:
-        """Advance the step by `n`: by 1 to count steps, or by the batch size to count examples.
-
-        Raises `RuntimeError` if a `steps()` loop or `watch_optimizer(advance=True)` already
-        advances the step.
-        """
-        if (driver := self._clock.step_driver) is not None:
-            raise step_driver_conflict("bus.advance()", driver)
-        self._clock.advance(check_step(n, "n"))
-
-    # Checkpoints
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step, the epoch and the pending reductions, to store in a checkpoint.
-
-        The state consists of dicts, lists, strings and numbers, so `torch.save`, JSON and the like
-        can store it.
-        """
-        from metricbus._bus.checkpoint import save_state
-
-        return save_state(self._joined_session(), self._clock, self._settings.block_secs)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state that `state_dict()` returned.
-
-        Rows that earlier attempts logged after this checkpoint are superseded: `metricbus.read`
-        omits them, and each sink removes or marks them as far as it can (docs/sinks.md).
-
-        Raises `ValueError` if `state` was not returned by `state_dict()`.
-        """
-        from metricbus._bus.checkpoint import load_state
-
-        load_state(state, self._joined_session(), self._clock, self._settings.block_secs)
-        self._newest.clear()
-
-    def rewind(self, step: int, epoch: int | None = None) -> None:
-        """Go back to a step, which counts as completed: the next loop starts at `step + 1`.
-
-        All rows logged so far at a later step are superseded: `metricbus.read` omits them, and each
-        sink removes or marks them as far as it can (docs/sinks.md). If `epoch` is omitted, the
-        epoch stays the same.
-        """
-        from metricbus._bus.checkpoint import rewind
-
-        rewind(step, epoch, self._joined_session(), self._clock, self._settings.block_secs)
-        self._newest.clear()
+        self._core.define(definition, default=default)
 
     # Reading back
 
@@ -324,25 +183,117 @@ class MetricBus(EpochSync):
         For a name that is reduced, this is the newest reduced value. After a rewind, only values
         logged since then count. If the value is still on a device, the call waits for it.
         """
-        rule = self._definitions.rule(name)
-        if self._session is not None and (
-            name not in self._newest or (rule and not rule.passthrough)
-        ):
-            return self._session.newest(name)
-        value = self._newest.get(name)
-        return value.number() if isinstance(value, DeviceValue) else value
+        return self._core.last(name)
+
+    def stats(self) -> Report:
+        """Return the current counts of logged, written and delivered values. Never waits."""
+        return self._core.stats()
+
+    # The run
+
+    @property
+    def run(self) -> Run | None:
+        """The run's identity: id, label, config, status and so on. None if the bus has no run."""
+        return self._core.run
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder, as `metricbus.read` accepts it. None if the bus has no run."""
+        return self._core.folder
+
+    @property
+    def is_on(self) -> bool:
+        """Whether `log()` has any effect.
+
+        Also True on a rank that does not write, because its values may be reduced across ranks.
+        """
+        return self._core.is_on
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The run's config, read-only at every level."""
-        return self._config
+        return self._core.config
+
+    def flush(self, timeout: float | None = None) -> Report:
+        """Wait until every value logged so far has reached every sink.
+
+        Waits at most `timeout` seconds (default: the setting `close_timeout`), then returns the
+        counts, whether or not they are complete.
+
+        Raises `DeliveryError` under `strict=True` if a value was dropped, rejected or not yet
+        delivered.
+        """
+        return self._core.flush(timeout)
+
+    def close(self, status: Status = "finished", timeout: float | None = None) -> Report:
+        """End the run with a status (`finished`, `failed` or `killed`) and return the counts.
+
+        Waits at most `timeout` seconds (default: the setting `close_timeout`) for the sinks. A
+        sink that is not done by then continues in the background for as long as the process (or
+        the delivery process) lives; `report.sinks[name].pending` is the number of its undelivered
+        values.
+
+        Closing again waits for the remaining values. The status of the first call is kept.
+
+        Raises `ValueError` for an unknown status, and `DeliveryError` under `strict=True` if a
+        value was dropped, rejected or not yet delivered.
+        """
+        return self._core.close(status, timeout)
+
+    def before_close(self, end: Callable[[], object]) -> None:
+        """Register a function to call when the run is closed, while the bus still accepts values.
+
+        Use it to stop a background thread that logs. The function is also called at the end of the
+        script, but not in a copy of the bus in another process. If it raises, a warning is logged
+        and the run is closed nevertheless.
+        """
+        self._core.close_hooks.append(end)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        with suppress(DeliveryError):  # the exception from the block takes precedence
+            self.close(shutdown.status_for_exception(error))
+
+    # Copies and displays
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the bus itself, so that a copied model that holds it logs to the same run."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the run: unpickling returns this bus in this process, and a copy in another."""
+        return _unpickle, (type(self), self._core.pickled())
 
     def __repr__(self) -> str:
         kind = type(self).__name__
-        return f"<{kind} of {self._run_id()!r}>" if self._run_id() else f"<{kind} without a run>"
+        return f"<{kind} of {self.run.id!r}>" if self.run else f"<{kind} without a run>"
 
     def _repr_html_(self) -> str:
         """Return the run's summary for a notebook."""
         from metricbus._history.notebook_html import bus_html
 
         return bus_html(self)
+
+
+def _unpickle(bus_class: type[MetricBus], pickled: PickledBus) -> MetricBus:
+    folder = pickled.copied_run and pickled.copied_run.folder
+    for core in shutdown.open_buses():
+        if isinstance(core, BusCore) and folder and core.folder == folder.path:
+            found: MetricBus = core.bus
+            return found
+    bus = bus_class.__new__(bus_class)
+    bus._use(BusCore.unpickled(pickled))
+    return bus

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import Any
+from typing import Any, Unpack
 
 from metricbus._aggregate.rules import Definition
+from metricbus._bus.arguments import BusArguments, list_arguments
 from metricbus._bus.bus import MetricBus
+from metricbus._bus.core import BusCore, State
+from metricbus._bus.process_copies import PickledBus
 from metricbus._common.settings import ProgressMode, Settings, env_variable, read_env_setting
 from metricbus.errors import ConfigError
 
@@ -22,42 +25,49 @@ _OPENING_VARIABLES = (env_variable("sinks"), env_variable("run_dir"))
 
 
 class DefaultBus(MetricBus):
-    """A bus that opens on its first call after it is configured, in code or by the environment."""
+    """A bus whose core is replaced each time it is configured, in code or by the environment."""
 
     def __init__(self) -> None:
-        # Reads no settings: an import must not fail because a setting is wrong.
-        self._init_without_run()
         self._open_lock = threading.RLock()
         # Kept for each run that is opened, because libraries define names when they are imported.
         self._definition_log: list[tuple[Definition, bool]] = []
-        self.__dict__["log"] = self._log_when_open
+        self._phases: dict[str, str] = {}
+        # Reads no settings: an import must not fail because a setting is wrong.
+        self._use(BusCore(Settings()))
 
-    def _open(self, **arguments: Any) -> None:
+    def _use(self, core: BusCore) -> None:
+        super()._use(core)
+        core.phases = self._phases
+        if core.state is State.IDLE:
+            self.log = self._log_when_open  # type: ignore[method-assign]
+
+    def _open(self, run: str | None = None, **arguments: Unpack[BusArguments]) -> None:
         """Open a run as `MetricBus(**arguments)` does, after closing the one that is open.
 
         Definitions are kept. The first run keeps the step and the epoch, because a loop may have
         started already; later runs start at 0. Threads that log meanwhile wait for the new run.
         """
         with self._open_lock:
-            clock = None if self._session else self._clock
-            close_hooks = [] if self._session else self._close_hooks
-            self.__dict__["log"] = self._log_when_open
+            first = self._core if self._core.session is None else None
+            clock = first.recorder.clock if first else None
+            self.log = self._log_when_open  # type: ignore[method-assign]
             try:
                 self.close()
-                super().__init__(**arguments)
+                core = BusCore.open(run, arguments, clock)
             except BaseException:
-                self._switch_off()
+                core = BusCore(Settings(), clock=clock)
+                core.enter(State.DISABLED)
+                self._use(core)
                 raise
-            self._clock = clock or self._clock
-            self._clock.owner_thread = threading.get_ident()
-            self._close_hooks = close_hooks
+            core.recorder.clock.owner_thread = threading.get_ident()
+            if first:
+                core.close_hooks = first.close_hooks
             for definition, default in self._definition_log:
                 try:
-                    super()._define(definition, default=default)
+                    core.define(definition, default=default)
                 except ConfigError as error:  # for example a library's, which names other sinks
                     _log.warning("%s. The definition is ignored.", error)
-            if self.__dict__["log"] == self._log_when_open:  # unless a setting replaced it
-                del self.__dict__["log"]
+            self._use(core)
 
     def _define(self, definition: Definition, *, default: bool = False) -> None:
         with self._open_lock:
@@ -70,27 +80,32 @@ class DefaultBus(MetricBus):
         This is `log` until a run is open. Callers may hold a reference to it for longer.
         """
         with self._open_lock:
-            if self.__dict__.get("log") == self._log_when_open and self._session is None:
+            if self._core.state is State.IDLE:
                 if _is_configured_by_environment():
                     self._open()
                 else:
-                    self._switch_off()
-        if self._session is not None:
-            self.log(*args, **kwargs)
+                    self._core.enter(State.DISABLED)
+                    self._use(self._core)
+        self._core.log(*args, **kwargs)
 
     def _progress_setting(self) -> ProgressMode:
-        if self._settings != Settings():
+        if self._core.state is not State.IDLE:
             return super()._progress_setting()
         setting: ProgressMode = read_env_setting("progress")
         return setting
 
     def _will_log(self) -> bool:
-        is_unopened = self.__dict__.get("log") == self._log_when_open
-        return self.is_on or (is_unopened and _is_configured_by_environment())
+        is_idle = self._core.state is State.IDLE
+        return self.is_on or (is_idle and _is_configured_by_environment())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle a reference: unpickling returns the process-wide bus of the other process."""
-        return _default_bus, ()
+        """Pickle a reference: unpickling returns the process-wide bus of the other process.
+
+        If that is not configured yet, it becomes a copy of this one.
+        """
+        core = self._core
+        is_configured = core.is_on or core.settings.disabled
+        return _default_bus, (core.pickled() if is_configured else None,)
 
     def _renew_lock_in_child(self) -> None:
         # After a fork, the lock may be held by a thread that does not exist in the child.
@@ -105,15 +120,19 @@ bus = DefaultBus()
 os.register_at_fork(after_in_child=bus._renew_lock_in_child)
 
 
-def _default_bus() -> DefaultBus:
+def _default_bus(pickled: PickledBus | None) -> DefaultBus:
+    with bus._open_lock:
+        if pickled is not None and bus._core.state is State.IDLE:
+            bus._use(BusCore.unpickled(pickled))
     return bus
 
 
-def configure(**arguments: Any) -> MetricBus:
+@list_arguments
+def configure(run: str | None = None, **arguments: Unpack[BusArguments]) -> MetricBus:
     """Open the process-wide bus and return it.
 
     Accepts the arguments of `MetricBus()` and raises the same errors. If the bus is open, its run
     is closed first.
     """
-    bus._open(**arguments)
+    bus._open(run, **arguments)
     return bus

@@ -1,7 +1,7 @@
 """Ends of epochs, and reductions across ranks.
 
-`log()` never synchronizes ranks. `end_epoch()` and `sync()` do if a definition merges across ranks
-or a torchmetrics object was logged. Every rank must then call them the same number of times.
+`log()` never synchronizes ranks. `bus.end_epoch()` and `bus.sync()` do if a definition merges
+across ranks or a torchmetrics object was logged. Every rank must then call them equally often.
 """
 
 from __future__ import annotations
@@ -9,73 +9,59 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from time import time_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metricbus._aggregate.cross_rank import MergedValue, merge_partials
-from metricbus._bus.lifecycle import Lifecycle
+from metricbus._aggregate.rules import Definitions
 from metricbus._common.device_values import DeviceValue
 from metricbus._common.distributed import current_rank, gather
 from metricbus._common.records import EPOCH_TIME, Number
+from metricbus._common.settings import Settings
 from metricbus._common.validation import to_number
+from metricbus._ingest.recorder import Recorder
 from metricbus._ingest.torchmetrics_values import ComputedMetric
 from metricbus.errors import DeviceError
+
+if TYPE_CHECKING:
+    from metricbus._bus.session import Session
 
 _log = logging.getLogger("metricbus.ranks")
 
 _MIN_COLLECTOR_SECS = 5.0
 
 
-class EpochSync(Lifecycle):
-    """The part of a bus that ends epochs and merges values across ranks."""
+class EpochSync:
+    """Ends the epochs of one bus, and merges its values with those of the other ranks."""
 
-    _has_warned_of_early_start = False
+    def __init__(self, recorder: Recorder, definitions: Definitions, settings: Settings) -> None:
+        self._recorder = recorder
+        self._definitions = definitions
+        self._settings = settings
+        self._has_warned_of_early_start = False
 
-    def end_epoch(self) -> dict[str, Number]:
-        """End the epoch and return the values reduced over it, by name.
-
-        Outside an `epochs()` loop, the next epoch starts at once. If a definition merges across
-        ranks, or a torchmetrics object was logged, every rank must call this; see `sync()`, which
-        also lists the errors.
-        """
-        results = self._end_epoch(None)
-        if self._clock.epoch_driver is None:
-            self._clock.leave_epoch()
-        return results
-
-    def sync(self, *, group: Any = None, timeout: float | None = None) -> dict[str, Number]:
-        """Merge the values of all ranks logged since the last merge, and return them by name.
-
-        Merges the names defined with `across_ranks=`. Without a `group`, also computes the logged
-        torchmetrics objects over all ranks. Every rank of the torch.distributed `group` (default:
-        all ranks) must call this, even if it logged nothing. All of them receive the results. The
-        first rank that writes logs them, at the step of the last value.
-
-        Raises `RankError`, naming the missing ranks, if a rank does not call this within `timeout`
-        seconds (default: the setting `sync_secs`). The values are then kept for the next merge.
-        """
-        return self._merge_across_ranks("bus.sync()", group, timeout, ends_epoch=False)
-
-    def _begin_epoch(self) -> None:
-        if (session := self._joined_session()) is not None:
-            session.begin_epoch(self._clock.step, self._clock.epoch)
-
-    def _end_epoch(self, seconds: float | None) -> dict[str, Number]:
-        if self._session is None:
+    def end_epoch(self, session: Session | None, seconds: float | None) -> dict[str, Number]:
+        """End the epoch of a loop, with its duration, or of `bus.end_epoch()`, without one."""
+        if session is None:
             return {}
+        clock = self._recorder.clock
         results: dict[str, Number] = {}
         if seconds is not None:
-            self.log(EPOCH_TIME, seconds, step=self._clock.step)
+            self._recorder.log(EPOCH_TIME, seconds, step=clock.step)
         if self._definitions or seconds is not None:
-            results = self._session.end_epoch(
-                self._clock.step, self._clock.epoch, seconds, self._collector_timeout()
-            )
-        return results | self._merge_across_ranks("bus.end_epoch()", None, None, ends_epoch=True)
+            results = session.end_epoch(clock.step, clock.epoch, seconds, self._collector_timeout())
+        return results | self.merge(session, "bus.end_epoch()", ends_epoch=True)
 
-    def _merge_across_ranks(
-        self, call: str, group: Any, timeout: float | None, *, ends_epoch: bool
+    def merge(
+        self,
+        session: Session | None,
+        call: str,
+        group: Any = None,
+        timeout: float | None = None,
+        *,
+        ends_epoch: bool = False,
     ) -> dict[str, Number]:
         """Merge the partial aggregates and torchmetrics objects of all ranks, if there are any."""
-        session, metrics = self._joined_session(), self._metrics
+        metrics = self._recorder.metrics
         if session is None or not (self._definitions.merges_across_ranks or metrics.has_logged):
             return {}
         partials = dict(session.collect_partials(self._collector_timeout()))
@@ -100,10 +86,17 @@ class EpochSync(Lifecycle):
             self._warn_of_early_start()
         writer = next((rank for rank, state in by_rank.items() if state["writes"]), None)
         is_writer = writer == current_rank().number
-        session.publish_merged(
-            merged, self._clock.epoch, ends_epoch=ends_epoch, is_writer=is_writer
-        )
+        epoch = self._recorder.clock.epoch
+        session.publish_merged(merged, epoch, ends_epoch=ends_epoch, is_writer=is_writer)
         return {value.emitted_as: value.value for value in merged}
+
+    def log_remaining_metrics(self, session: Session | None) -> None:
+        """Compute and log the remaining torchmetrics objects without synchronizing the ranks."""
+        metrics = self._recorder.metrics
+        if session is not None and metrics.names():
+            values = _to_merged_values(metrics.compute(sync=False))
+            epoch = self._recorder.clock.epoch
+            session.publish_merged(values, epoch, ends_epoch=True, is_writer=True)
 
     def _collector_timeout(self) -> float:
         """Return how many seconds to wait for the collector, even if `block_secs` is shorter."""
@@ -117,12 +110,6 @@ class EpochSync(Lifecycle):
                 "set the rank, so each rank has created a separate run. Create the bus after "
                 "init_process_group()."
             )
-
-    def _log_remaining_metrics(self) -> None:
-        """Compute and log the remaining torchmetrics objects without synchronizing the ranks."""
-        if self._session is not None and self._metrics.names():
-            values = _to_merged_values(self._metrics.compute(sync=False))
-            self._session.publish_merged(values, self._clock.epoch, ends_epoch=True, is_writer=True)
 
 
 def _common_metrics(by_rank: Mapping[int, Mapping[str, Any]]) -> set[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from metricbus._bus.null_session import NullSession
+from metricbus._bus.process_copies import CopiedRun
 from metricbus._bus.session import Session
 from metricbus._common.distributed import (
     Rank,
@@ -85,15 +86,17 @@ def open_session(
     return _make_session(folder, run, settings, rank, specs, owner=True)
 
 
-def join_run(folder: RunFolder, settings: Settings, rank: Rank) -> Session:
+def join_run(copied: CopiedRun, settings: Settings) -> Session:
     """Open a segment in a run that is being written.
 
     Raises `ConfigError` if the run has ended, and `JournalError` if its run.json is unreadable.
     """
-    run = folder.load()
+    if copied.folder is None:
+        return NullSession(settings, copied.rank)
+    run = copied.folder.load()
     if run.status != "running":
         raise ConfigError(f"the run {run.id} has ended; create a new MetricBus()")
-    return _make_session(folder, run, settings, rank)
+    return _make_session(copied.folder, run, settings, copied.rank)
 
 
 def _is_multi_writer(settings: Settings, rank: Rank) -> bool:

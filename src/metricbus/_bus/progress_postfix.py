@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from metricbus._aggregate.rules import Definitions, Rule
+from metricbus._aggregate.rules import Rule
 from metricbus._common.device_values import DeviceValue
 from metricbus._common.records import Number
 from metricbus._common.settings import ProgressMode
 from metricbus.sinks.media_text import quote_name
 
 if TYPE_CHECKING:
-    from metricbus._bus.session import Session
+    from metricbus._bus.core import BusCore
 
 _MAX_CHARACTERS = 200  # wider than a terminal
 
@@ -25,9 +25,7 @@ _MAX_CHARACTERS = 200  # wider than a terminal
 class ProgressSource(Protocol):
     """What progress bars need of a bus."""
 
-    _newest: dict[str, Any]
-    _definitions: Definitions
-    _session: Session | None
+    _core: BusCore
 
     def _progress_setting(self) -> ProgressMode: ...
     def _will_log(self) -> bool: ...
@@ -77,10 +75,10 @@ class Postfix:
 
     def _metrics(self) -> list[_PostfixMetric]:
         """Return the metrics to show. The selection changes only with new names or definitions."""
-        bus = self.bus
-        logged = list(bus._newest)  # a single call, because other threads may be logging
-        reduced = bus._session.reduced_names() if bus._session is not None else []
-        seen = (len(logged), len(reduced), bus._definitions.version)
+        core = self.bus._core
+        logged = list(core.recorder.newest)  # a single call, because other threads may be logging
+        reduced = core.session.reduced_names() if core.session is not None else []
+        seen = (len(logged), len(reduced), core.definitions.version)
         if seen != self._seen:
             self._seen = seen
             self._selected = list(self._select(logged, reduced))
@@ -89,15 +87,15 @@ class Postfix:
     def _select(self, logged: list[str], reduced: list[str]) -> Iterator[_PostfixMetric]:
         logged_names = set(logged)
         for name in dict.fromkeys([*logged, *reduced]):
-            rule = self.bus._definitions.rule(name)
+            rule = self.bus._core.definitions.rule(name)
             if rule is not None and rule.progress and name.startswith(self.prefix):
                 yield _PostfixMetric(name, rule, name not in logged_names or rule.is_epoch_only)
 
 
 def newest_available(bus: ProgressSource, name: str, rule: Rule) -> Number | None:
     """Return the newest value under a name that needs no waiting, or None if there is none yet."""
-    session = bus._session
-    value = bus._newest.get(name)
+    session = bus._core.session
+    value = bus._core.recorder.newest.get(name)
     if session is not None and (value is None or not rule.passthrough):
         value = session.newest(name)
     if type(value) is not DeviceValue:

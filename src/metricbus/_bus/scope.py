@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, TypeVar, Unpack
 from metricbus._bus.loops import Steps
 from metricbus._common.settings import Unloggable
 from metricbus._common.validation import check_name
+from metricbus._ingest.recorder import MISSING
 
 if TYPE_CHECKING:
     from metricbus._aggregate.reductions import AcrossRanks, Reducer
     from metricbus._bus.bus import MetricBus
 
 T = TypeVar("T")
-
-_MISSING: Any = object()
 
 
 class DefineArguments(TypedDict, total=False):
@@ -65,7 +64,7 @@ class Scope(_BusMembers):
     def log(
         self,
         name: str | Mapping[str, Any],
-        value: Any = _MISSING,
+        value: Any = MISSING,
         *,
         step: SupportsIndex | None = None,
         epoch: SupportsIndex | None = None,
@@ -75,13 +74,13 @@ class Scope(_BusMembers):
         """Log like `MetricBus.log`, with the prefix before each name."""
         options: dict[str, Any] = {"step": step, "epoch": epoch, "weight": weight}
         options["unloggable"] = unloggable
-        if isinstance(name, str) and value is not _MISSING:
+        if isinstance(name, str) and value is not MISSING:
             self._bus.log(self._prefix + check_name(name), value, **options)
-        elif isinstance(name, Mapping) and value is _MISSING:
+        elif isinstance(name, Mapping) and value is MISSING:
             row = {self._prefix + check_name(key): inner for key, inner in name.items()}
             self._bus.log(row, **options)
         else:  # an incorrect call, for which the bus raises the error
-            self._bus.log(name, *() if value is _MISSING else (value,))
+            self._bus.log(name, *() if value is MISSING else (value,))
 
     def scope(self, prefix: str) -> Scope:
         """Return a scope of this scope: its names have both prefixes."""

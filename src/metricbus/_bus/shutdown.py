@@ -16,9 +16,9 @@ from metricbus._common.records import Status
 class OpenBus(Protocol):
     """What this module needs of a bus."""
 
-    def _close_at_exit(self, status: Status) -> None: ...
-    def _save_at_sigterm(self) -> None: ...
-    def _after_fork_in_child(self) -> None: ...
+    def close_at_exit(self, status: Status) -> None: ...
+    def save_at_sigterm(self) -> None: ...
+    def after_fork_in_child(self) -> None: ...
 
 
 _log = logging.getLogger("metricbus")
@@ -75,7 +75,7 @@ def flush_at_sigterm() -> None:
 
 def _at_sigterm(number: int, frame: FrameType | None) -> None:
     for bus in open_buses():
-        bus._save_at_sigterm()
+        bus.save_at_sigterm()
     if callable(_previous_handler):
         _previous_handler(number, frame)
     elif _previous_handler == signal.SIG_DFL:
@@ -86,12 +86,12 @@ def _at_sigterm(number: int, frame: FrameType | None) -> None:
 def _close_all() -> None:
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     while _open_buses:
-        _open_buses.pop()._close_at_exit(status_for_exception(error))
+        _open_buses.pop().close_at_exit(status_for_exception(error))
 
 
 def _after_fork_in_child() -> None:
     while _open_buses:
-        _open_buses.pop()._after_fork_in_child()
+        _open_buses.pop().after_fork_in_child()
 
 
 atexit.register(_close_all)

@@ -72,7 +72,7 @@ def check_every(every: object) -> int:
 
 def get_clock(bus: Any) -> Clock:
     """Return the current clock of a bus, or of a scope's bus; `configure()` may replace it."""
-    clock: Clock = getattr(bus, "_bus", bus)._clock
+    clock: Clock = getattr(bus, "_bus", bus)._core.recorder.clock
     return clock
 
 

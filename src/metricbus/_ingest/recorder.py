@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import partial, wraps
 from operator import countOf
 from time import time_ns
-from typing import Any, SupportsIndex, TypeAlias, overload
+from typing import Any, SupportsIndex, TypeAlias
 
 from metricbus._common.clock import Clock, check_step
 from metricbus._common.device_values import copy_device_values, is_device_value
@@ -35,69 +35,40 @@ _log = logging.getLogger("metricbus.values")
 Skip: TypeAlias = Callable[[str, Exception], object]
 """Handles the name of a value that cannot be logged, and the error."""
 
-_MISSING: Any = object()
+MISSING: Any = object()
 _NUMBERS = frozenset((float, int))
 
 
 class Recorder:
-    """The `log()` method of a bus. A subclass sets `_queue` when it opens a run."""
+    """The values logged to one bus: checks them, and appends them to the queue of its run.
 
-    _queue: CallQueue
-    _settings: Settings
+    The bus sets `queue` and `run_id`, each time its run is opened, joined or left. `clock` has the
+    current step and epoch, `newest` the newest value of each name, and `metrics` the torchmetrics
+    objects whose epoch has not ended.
+    """
 
-    def __init__(self) -> None:
-        self._clock = Clock()
-        self._metrics = TorchmetricsValues()
+    queue: CallQueue
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+        self.metrics = TorchmetricsValues()
+        self.newest: dict[str, Any] = {}
+        self.run_id = ""
+        self._settings = settings
         self._checked_names: set[str] = set()
-        self._newest: dict[str, Any] = {}  # by name
         self._skipped_names: set[str] = set()
-
-    @overload
-    def log(
-        self,
-        name: str,
-        value: Any,
-        *,
-        step: SupportsIndex | None = None,
-        epoch: SupportsIndex | None = None,
-        weight: float | None = None,
-        unloggable: Unloggable | None = None,
-    ) -> None: ...
-
-    @overload
-    def log(
-        self,
-        name: Mapping[str, Any],
-        *,
-        step: SupportsIndex | None = None,
-        epoch: SupportsIndex | None = None,
-        weight: float | None = None,
-        unloggable: Unloggable | None = None,
-    ) -> None: ...
 
     def log(
         self,
         name: str | Mapping[str, Any],
-        value: Any = _MISSING,
+        value: Any = MISSING,
         *,
         step: SupportsIndex | None = None,
         epoch: SupportsIndex | None = None,
         weight: float | None = None,
         unloggable: Unloggable | None = None,
     ) -> None:
-        """Log one value, or a mapping of names to values. Names of nested mappings join with `/`.
-
-        A value is a number (see `metricbus._common.validation`), a medium such as a `Histogram` or
-        an `Image`, or a torchmetrics object, which is computed and reset when the epoch ends.
-
-        `step` and `epoch` default to the current ones of the bus; see docs/steps.md. `weight`, for
-        example the batch size, is the weight of the values in means and standard deviations.
-        `unloggable` overrides the setting of this name: `warn` and `ignore` leave out values that
-        cannot be logged, such as text and None, instead of raising an error.
-
-        Raises `TypeError` or `ValueError` for an invalid name, value, step, epoch or weight, before
-        any value of the call is logged. Under `strict`, raises `ClosedError` after `close()`.
-        """
+        """See `MetricBus.log`, whose documentation this method gets."""
         # The most common call is inlined: a float, at a step that is not in the past.
         if (
             type(value) is not float
@@ -110,15 +81,15 @@ class Recorder:
             return
         if name not in self._checked_names:
             self._checked_names.add(check_name(name))
-        clock = self._clock
+        clock = self.clock
         if type(step) is int and clock.step <= step <= INT_MAX:
             clock.step = step
         elif step is None and clock.has_driver:
             step = clock.step
         else:
             step = self._resolve_step(step, (name,))
-        self._newest[name] = value
-        queue = self._queue
+        self.newest[name] = value
+        queue = self.queue
         calls = queue.calls
         calls.append((name, value, step, clock.epoch, time_ns()))
         if len(calls) > queue.high_water_mark[0]:
@@ -139,20 +110,20 @@ class Recorder:
         if (
             not (are_floats or _are_plain_numbers(row))
             or not size
-            or value is not _MISSING
+            or value is not MISSING
             or epoch is not None
             or weight is not None
         ):
             return False
         if not self._checked_names.issuperset(row):
             self._checked_names.update([check_name(name) for name in row])
-        clock = self._clock
+        clock = self.clock
         if type(step) is int and clock.step <= step <= INT_MAX:
             clock.step = step
         else:
             step = self._resolve_step(step, row)
-        self._newest.update(row)
-        self._queue.put_row((row, 1.0, step, clock.epoch, time_ns()), size)
+        self.newest.update(row)
+        self.queue.put_row((row, 1.0, step, clock.epoch, time_ns()), size)
         return True
 
     def _log_other(
@@ -167,7 +138,7 @@ class Recorder:
     ) -> None:
         """Log any other call: a number of another type, a medium, a metric object or a mapping."""
         is_number = type(value) is int or not (
-            value is _MISSING
+            value is MISSING
             or isinstance(value, MediaValue)
             or is_device_value(value)
             or is_metric_object(value)
@@ -193,10 +164,10 @@ class Recorder:
         if name not in self._checked_names:
             self._checked_names.add(check_name(name))
         step = None if step is None else check_step(step)
-        epoch = self._clock.epoch if epoch is None else self._resolve_epoch(epoch)
+        epoch = self.clock.epoch if epoch is None else self._resolve_epoch(epoch)
         step = self._resolve_step(step, (name,))
-        self._newest[name] = number
-        self._queue.put((name, number, step, epoch, time_ns()))
+        self.newest[name] = number
+        self.queue.put((name, number, step, epoch, time_ns()))
 
     def _log_mapping(
         self,
@@ -209,12 +180,12 @@ class Recorder:
         skip: Skip | None,
     ) -> None:
         if isinstance(mapping, str):
-            if value is _MISSING:
+            if value is MISSING:
                 raise TypeError(f"log({mapping!r:.80}) has no value; write log(name, value)")
             mapping = {check_name(mapping): value}
         elif not isinstance(mapping, Mapping):
             check_name(mapping)
-        elif value is not _MISSING:
+        elif value is not MISSING:
             raise TypeError(
                 "log() takes a name and a value, or only a mapping, not a mapping and "
                 f"{value!r:.40}; to pass a step, write log({{…}}, step=10)"
@@ -231,21 +202,21 @@ class Recorder:
             row, jobs, metrics, has_device_values = self._capture(row, skip)
         if not row and not jobs and not metrics:
             return
-        clock = self._clock
+        clock = self.clock
         epoch = clock.epoch if epoch is None else self._resolve_epoch(epoch)
         step = self._resolve_step(step, [*row, *jobs, *metrics])
         now = time_ns()
         if row:
-            self._newest.update(row)
+            self.newest.update(row)
             call = (row, weight, step, epoch, now)
-            self._queue.put_row(DeferredCall(*call) if has_device_values else call, len(row))
+            self.queue.put_row(DeferredCall(*call) if has_device_values else call, len(row))
         for name, metric in metrics.items():
-            self._metrics.add(name, metric, step, epoch)
+            self.metrics.add(name, metric, step, epoch)
         closed_error: ClosedError | None = None
         for name, job in jobs.items():
             job.commit()
             try:
-                self._queue.put_medium(LogContext(name, step, epoch, now), job)
+                self.queue.put_medium(LogContext(name, step, epoch, now), job)
             except ClosedError as error:
                 # Raised later, so that the remaining media are counted as dropped.
                 closed_error = error
@@ -264,7 +235,7 @@ class Recorder:
         jobs: dict[str, EncodeJob] = {}
         metrics: dict[str, Any] = {}
         device_values: dict[str, Any] = {}
-        run = self._run_id()
+        run = self.run_id
         try:
             for name, value in flat.items():
                 if is_metric_object(value):
@@ -291,13 +262,9 @@ class Recorder:
             raise
         return row, jobs, metrics, bool(device_values)
 
-    def _run_id(self) -> str:
-        """Return the id of the run; empty if there is none."""
-        return ""
-
     def _resolve_step(self, step: SupportsIndex | None, names: Collection[str]) -> int:
         """Return the step of a call that logs `names`. Advance the current step to it if needed."""
-        clock = self._clock
+        clock = self.clock
         if step is None:
             return clock.implicit_step(names)
         step = check_step(step)
@@ -308,26 +275,23 @@ class Recorder:
 
     def _resolve_epoch(self, epoch: object) -> int:
         number = check_step(epoch, "epoch")
-        if number > self._clock.epoch:
-            self._clock.epoch = number
+        if number > self.clock.epoch:
+            self.clock.epoch = number
         return number
 
-    def _flush_every(self, steps: int) -> None:
-        """Make `log` request a flush every `steps` steps, at a cost to this bus only."""
-        flushed_at = self._clock.step
+    def log_and_flush(self, every: int) -> Callable[..., None]:
+        """Return a `log` that also requests a flush every `every` steps."""
+        flushed_at = self.clock.step
 
+        @wraps(self.log)
         def log(*args: Any, **kwargs: Any) -> None:
             nonlocal flushed_at
-            type(self).log(self, *args, **kwargs)
-            if self._clock.step >= flushed_at + steps:
-                flushed_at = self._clock.step
-                self._queue.request_flush()
+            self.log(*args, **kwargs)
+            if self.clock.step >= flushed_at + every:
+                flushed_at = self.clock.step
+                self.queue.request_flush()
 
-        self.__dict__["log"] = log
-
-    def _switch_off(self) -> None:
-        """Make `log` do nothing."""
-        self.__dict__["log"] = _do_nothing
+        return log
 
 
 def _are_plain_numbers(row: Mapping[str, Any]) -> bool:
@@ -337,5 +301,5 @@ def _are_plain_numbers(row: Mapping[str, Any]) -> bool:
     )
 
 
-def _do_nothing(*args: object, **kwargs: object) -> None:
-    """Replace `log` on a bus that is off."""
+def do_nothing(*args: object, **kwargs: object) -> None:
+    """Take the place of `log` on a bus that is off."""

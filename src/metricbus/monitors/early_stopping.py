@@ -64,7 +64,7 @@ class _BestTracker:
         if isinstance(value, Mapping) and self._name not in value:
             self._warn_of_missing_name(value)
         own = [False, *self._tracked] if is_final else self._compare(value)
-        has_value, *tracked = agree(own, timeout=self._bus._settings.sync_secs)
+        has_value, *tracked = agree(own, timeout=self._bus._core.settings.sync_secs)
         self._tracked = TrackedBest(*tracked)
         if not has_value and self._tracked == TrackedBest():
             self._count_empty_check()

@@ -1,0 +1,287 @@
+"""The core of a bus: its parts, its state, and how it goes from one state to another."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metricbus._aggregate.rules import Definition, Definitions, check_definition
+from metricbus._bus import shutdown
+from metricbus._bus.arguments import resolve_arguments
+from metricbus._bus.epoch_sync import EpochSync
+from metricbus._bus.lazy_queue import LazyQueue
+from metricbus._bus.process_copies import CopiedRun, PickledBus, picklable
+from metricbus._common.clock import Clock
+from metricbus._common.config import read_only_config
+from metricbus._common.device_values import DeviceValue
+from metricbus._common.records import Number, Status
+from metricbus._common.settings import Settings
+from metricbus._delivery.report import DeliveryError, Report
+from metricbus._ingest.queue import CallQueue
+from metricbus._ingest.recorder import Recorder, do_nothing
+from metricbus._ingest.torchmetrics_values import TorchmetricsValues
+from metricbus._journal.run import Run
+
+if TYPE_CHECKING:
+    from metricbus._bus.session import Session
+
+_log = logging.getLogger("metricbus")
+
+
+class State(Enum):
+    """The states of a bus, and what its calls do in each of them.
+
+    |          | session  | log()          | flush(), close(), stats() | end_epoch(), checkpoints |
+    |----------|----------|----------------|---------------------------|--------------------------|
+    | IDLE     | none     | opens the bus  | are empty                 | move the clock           |
+    | OPEN     | open     | records        | count and deliver         | reduce, move the clock   |
+    | ASLEEP   | none yet | joins, records | count what was dropped    | join, then as in OPEN    |
+    | CLOSED   | closed   | drops, counts  | wait again for the sinks  | move the clock           |
+    | DISABLED | none     | does nothing   | are empty                 | move the clock           |
+
+    IDLE is the process-wide bus before it is configured. ASLEEP is a copy in another process before
+    it joins the run. Under `strict`, `log()` raises `ClosedError` on a CLOSED bus. `define()` works
+    in every state: a session that is opened or joined later receives the earlier definitions.
+    """
+
+    IDLE = "idle"
+    OPEN = "open"
+    ASLEEP = "asleep"
+    CLOSED = "closed"
+    DISABLED = "disabled"
+
+
+class BusCore:
+    """What a bus consists of: a recorder, a session or none, and the ends of epochs.
+
+    `log` is what the calls to `MetricBus.log` run in the current state. `config` is read-only.
+    `copied_run` is the run that a copy of a bus in another process belongs to. `bus` is the
+    `MetricBus` that has this core.
+    """
+
+    bus: Any = None
+    log: Callable[..., None]
+
+    def __init__(
+        self, settings: Settings, config: object = None, clock: Clock | None = None
+    ) -> None:
+        self.settings = settings
+        self.config = read_only_config({} if config is None else config)
+        self.recorder = Recorder(settings, clock)
+        self.definitions = Definitions()
+        self.phases: dict[str, str] = {}
+        self.epoch_sync = EpochSync(self.recorder, self.definitions, settings)
+        self.close_hooks: list[Callable[[], object]] = []
+        self.copied_run: CopiedRun | None = None
+        self.enter(State.IDLE)
+
+    @classmethod
+    def open(
+        cls, run: str | None, arguments: Mapping[str, Any], clock: Clock | None = None
+    ) -> BusCore:
+        """Return a core in the state OPEN or DISABLED, for the arguments of `MetricBus`."""
+        settings, config = resolve_arguments(run, arguments), arguments.get("config")
+        core = cls(settings, config, clock)
+        if settings.disabled:
+            core.enter(State.DISABLED)
+            return core
+        # Imported here, because a bus that never opens a run should not pay for this import.
+        from metricbus._bus.open_run import open_session
+
+        session = open_session(
+            settings,
+            arguments.get("sinks"),
+            id=arguments.get("id"),
+            name=run,
+            config=core.config,
+            tags=list(arguments.get("tags") or ()),
+            group=arguments.get("group"),
+            notes=arguments.get("notes"),
+        )
+        if config is None and session.run is not None:
+            # A resumed or joined run has a config already.
+            core.config = read_only_config(session.run.config)
+        core.enter(State.OPEN, session)
+        return core
+
+    def enter(self, state: State, session: Session | None = None) -> None:
+        """Go to a state. No other method changes the state, the session, or what `log` does."""
+        self.state = state
+        self.session = session
+        recorder = self.recorder
+        if session is not None:
+            recorder.queue = session.queue
+        elif state is State.ASLEEP:
+            recorder.queue = LazyQueue(self._join_run)
+        recorder.run_id = self.run.id if self.run else ""
+        self.log = recorder.log
+        if not self.is_on:
+            self.log = do_nothing
+        elif self.settings.flush_steps is not None:
+            self.log = recorder.log_and_flush(self.settings.flush_steps)
+        if state is State.OPEN:
+            shutdown.register(self)
+            if self.settings.sigterm == "flush":
+                shutdown.flush_at_sigterm()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether values are recorded, now or by the session that a copy joins; or were."""
+        return self.state in (State.OPEN, State.ASLEEP, State.CLOSED)
+
+    @property
+    def run(self) -> Run | None:
+        """The run, None without one and on a rank that does not write."""
+        if self.session is not None:
+            return self.session.run
+        return self.copied_run.run if self.copied_run else None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run."""
+        owner = self.session or self.copied_run
+        return owner.folder.path if owner and owner.folder else None
+
+    def joined_session(self) -> Session | None:
+        """Return the session. A copy joins its run first."""
+        if self.state is State.ASLEEP:
+            self.recorder.queue.on_high_water()
+        return self.session
+
+    def define(self, definition: Definition, *, default: bool) -> None:
+        """Check and apply a definition."""
+        check_definition(definition)
+        if self.session is not None:
+            self.session.define(definition, default=default)
+        self.definitions.add(definition, default=default)
+
+    def last(self, name: str) -> Number | None:
+        """Return the newest value of a name, reduced if it is. May wait for a device."""
+        newest, rule = self.recorder.newest, self.definitions.rule(name)
+        if self.session is not None and (name not in newest or (rule and not rule.passthrough)):
+            return self.session.newest(name)
+        value = newest.get(name)
+        return value.number() if isinstance(value, DeviceValue) else value
+
+    # Flushing and closing
+
+    def stats(self) -> Report:
+        """Return the current counts."""
+        if self.session is not None:
+            return self.session.stats()
+        return Report(dropped=self.recorder.queue.dropped if self.state is State.ASLEEP else 0)
+
+    def flush(self, timeout: float | None) -> Report:
+        """Wait until the sinks have every value, or until the timeout."""
+        if self.session is None:
+            report = self.stats()
+        else:
+            report = self.session.flush(self._clamp_timeout(timeout))
+        return self._check_complete(report, "flush()")
+
+    def close(self, status: Status, timeout: float | None) -> Report:
+        """End the run, or wait again for the sinks of a run that has been ended."""
+        if status not in ("finished", "failed", "killed"):
+            raise ValueError(f'status must be "finished", "failed" or "killed", not {status!r}')
+        if self.session is None:
+            return self._check_complete(self.stats(), "close()")
+        return self._check_complete(self._end(status, self._clamp_timeout(timeout)), "close()")
+
+    def _end(self, status: Status, timeout: float) -> Report:
+        session = self.session
+        assert session is not None
+        try:
+            self._run_close_hooks()
+            return session.close(status, timeout)
+        finally:
+            # After Ctrl-C during this wait, the end of the script must not wait again.
+            shutdown.unregister(self)
+            self.enter(State.CLOSED, session)
+
+    def _clamp_timeout(self, timeout: float | None) -> float:
+        secs = self.settings.close_timeout if timeout is None else float(timeout)
+        return min(max(secs, 0.0), threading.TIMEOUT_MAX)
+
+    def _check_complete(self, report: Report, call: str) -> Report:
+        if self.settings.strict and not report.complete:
+            raise DeliveryError(f"{call}: not everything was delivered\n{report}", report)
+        return report
+
+    def _run_close_hooks(self) -> None:
+        """Call the functions registered by `before_close`, then log the remaining metrics."""
+        while self.close_hooks:
+            hook = self.close_hooks.pop()
+            try:
+                hook()
+            except Exception as error:  # user code; the run is closed regardless
+                _log.warning("A before_close() function failed: %r", error)
+        self.epoch_sync.log_remaining_metrics(self.session)
+
+    def close_at_exit(self, status: Status) -> None:
+        """End the run at the end of the script. Never raises."""
+        if self.session is not None:
+            self._end(status, self.settings.close_timeout)
+
+    def save_at_sigterm(self) -> None:
+        """Write everything to the journal within two seconds. The process is about to end."""
+        if self.session is not None:
+            self.session.save()
+
+    # Copies in other processes
+
+    def after_fork_in_child(self) -> None:
+        """Fall asleep: the threads of the session exist in the parent only."""
+        self.recorder.metrics = TorchmetricsValues()  # the parent computes the metrics
+        self.close_hooks = []
+        self._become_copy(self._copied())
+
+    def pickled(self) -> PickledBus:
+        """Return what a copy in another process needs."""
+        recorder = self.recorder
+        return PickledBus(
+            self._copied() if self.is_on else None,
+            self.settings,
+            self.run.config if self.run else {},
+            picklable(self.definitions),
+            self.phases,
+            (recorder.clock.step, recorder.clock.epoch),
+        )
+
+    @classmethod
+    def unpickled(cls, pickled: PickledBus) -> BusCore:
+        """Return the core of a copy, which is off if the pickled bus was."""
+        core = cls(pickled.settings, pickled.config)
+        core.recorder.clock.step, core.recorder.clock.epoch = pickled.clock
+        core.phases = pickled.phases
+        for definition in pickled.definitions:
+            core.definitions.add(definition)
+        if pickled.copied_run is None:
+            core.enter(State.DISABLED)
+        else:
+            core._become_copy(pickled.copied_run)
+        return core
+
+    def _copied(self) -> CopiedRun:
+        if self.session is None:
+            assert self.copied_run is not None
+            return self.copied_run
+        return CopiedRun(self.session.folder, self.session.run, self.session.initial_rank)
+
+    def _become_copy(self, copied_run: CopiedRun) -> None:
+        self.copied_run = copied_run
+        self.recorder.clock.owner_thread = threading.get_ident()
+        self.enter(State.ASLEEP)
+
+    def _join_run(self) -> CallQueue:
+        assert self.copied_run is not None
+        from metricbus._bus.open_run import join_run
+
+        session = join_run(self.copied_run, self.settings)
+        for definition in self.definitions:
+            session.define(definition, default=False)
+        self.enter(State.OPEN, session)
+        return session.queue
