@@ -72,12 +72,12 @@ def close_run() -> Report:
 def check_run() -> None:
     """Raise unless the report accounts for every logged value and the outputs match the report."""
     bus, plan, report = _WorkerState.opened.bus, _WorkerState.plan, _WorkerState.opened.bus.stats()
-    if bus.folder is None:
+    if bus.dir is None:
         raise RuntimeError("The run has no folder.")
     complete("the report", report.logged, _WorkerState.logged)
     complete("journal and drops", report.journalled + report.dropped, _WorkerState.logged)
-    images = len(metricbus.read(bus.folder).media())
-    complete("the journal", journal_values(bus.folder) + images, report.journalled)
+    images = len(metricbus.read(bus.dir).media())
+    complete("the journal", journal_values(bus.dir) + images, report.journalled)
     if plan.drops is not None and bool(report.dropped) != plan.drops:
         expected_drops = "some" if plan.drops else "none"
         raise RuntimeError(
@@ -92,7 +92,7 @@ def check_run() -> None:
                 f"{expected[1]:,} pending:\n{report}"
             )
         if name == "csv":
-            complete(name, _count_rows(bus.folder / "csv" / "metrics.csv"), sink.delivered)
+            complete(name, _count_rows(bus.dir / "csv" / "metrics.csv"), sink.delivered)
         if name == "SwitchedSink" and _WorkerState.opened.switched:
             complete(name, _WorkerState.opened.switched.values, sink.delivered)
 

@@ -140,9 +140,9 @@ class Bus:
                     f"{name} should have {expected[0]:,} values delivered and {expected[1]:,} "
                     f"pending:\n{report}"
                 )
-        if self.bus.folder is None:
+        if self.bus.dir is None:
             raise RuntimeError("The run has no folder.")
-        return complete("journal", journal_values(self.bus.folder), logged)
+        return complete("journal", journal_values(self.bus.dir), logged)
 
 
 class BusWithHangingSink(Bus):

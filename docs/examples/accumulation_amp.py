@@ -30,7 +30,7 @@ schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
 scaler = torch.amp.GradScaler(DEVICE)
 
 with (
-    MetricBus(run="accumulation-amp", config={"accumulate": ACCUMULATE}, sinks="csv") as bus,
+    MetricBus(name="accumulation-amp", config={"accumulate": ACCUMULATE}, sinks="csv") as bus,
     watch_optimizer(bus, optimizer, advance=True),
 ):
     # One value for each optimizer step: the mean over its micro-batches.
@@ -50,6 +50,6 @@ with (
                 schedule.step()
                 optimizer.zero_grad()
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 loss = history.series("train/loss")
 print(f"{len(loss)} steps of {ACCUMULATE} x {MICRO_BATCH} examples, loss {loss.value[-1]:.3f}")

@@ -20,7 +20,7 @@ loader = DataLoader(data, batch_size=64, shuffle=True)
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
 
-with MetricBus(run="clipping", sinks="csv") as bus:
+with MetricBus(name="clipping", sinks="csv") as bus:
     for _ in bus.epochs(3):
         for images, labels in bus.steps(loader):
             loss = nn.functional.cross_entropy(model(images), labels)
@@ -30,7 +30,7 @@ with MetricBus(run="clipping", sinks="csv") as bus:
             optimizer.step()
             bus.log("train/loss", loss)
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 before, after = history.series("clip/norm_before"), history.series("clip/norm_after")
 clipped = history.series("clip/clipped").value.mean()
 print(f"largest norm {before.value.max():.2f}, clipped to {after.value.max():.2f}")

@@ -46,7 +46,7 @@ def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
         optimizer, max_lr=MAX_LR, total_steps=epochs * len(train)
     )
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level=logging.INFO)
-    with MetricBus(run="digits", project="demo", config=CONFIG, sinks=sinks, dir=dir) as bus:
+    with MetricBus(name="digits", project="demo", config=CONFIG, sinks=sinks, dir=dir) as bus:
         bus.define("train/*", every=WINDOW, reduce="mean")
         bus.define("val/*", on_step=False, on_epoch=True)
         for name in ("train/loss", "val/accuracy"):
@@ -69,7 +69,7 @@ def run_demo(sinks: str, dir: Path, epochs: int) -> tuple[Report, Path]:
                 bus.log("val/accuracy", batch_accuracy, weight=size)
             log_weights(bus, model)
         log_errors(bus, model, validation)
-        folder = bus.folder or dir
+        folder = bus.dir or dir
     return bus.stats(), folder
 
 
@@ -99,7 +99,7 @@ def log_errors(bus: MetricBus, model: nn.Module, data: DataLoader[tuple[Tensor, 
     bus.log("val/film", Video([enlarge(image) for image in images[:20]], fps=4))
     bus.log("val/sound", Audio(torch.sin(torch.arange(8000) ** 1.5 / 500), 8000, "a rising tone"))
     bus.log("notes", Text(f"**{len(wrong)}** of {len(labels)} digits were misclassified."))
-    bus.log("model", File(save(model, bus.folder)))
+    bus.log("model", File(save(model, bus.dir)))
 
 
 def enlarge(image: Tensor, times: int = 8) -> Tensor:

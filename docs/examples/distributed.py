@@ -34,7 +34,7 @@ model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
 # Every rank creates a bus and logs; only the first one writes (ranks=0 is the default).
-with MetricBus(run="distributed", sinks="csv") as bus:
+with MetricBus(name="distributed", sinks="csv") as bus:
     bus.define("train/loss", on_step=False, on_epoch=True, across_ranks="mean")
     bus.define("val/*", on_step=False, on_epoch=True, across_ranks="mean")
     stopping = EarlyStopping(bus, "val/accuracy", patience=2, mode="max")
@@ -56,7 +56,7 @@ with MetricBus(run="distributed", sinks="csv") as bus:
             break
 
 if rank == 0:
-    history = metricbus.read(bus.folder)
+    history = metricbus.read(bus.dir)
     accuracy = history.series("val/accuracy")
     print(f"accuracy {accuracy.value[-1]:.4f} after {len(accuracy)} epochs, over both ranks")
 dist.destroy_process_group()

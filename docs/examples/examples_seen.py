@@ -23,7 +23,7 @@ for batch_size in (16, 128):
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     config = {"batch_size": batch_size}
-    with MetricBus(run=f"batches-of-{batch_size}", config=config, sinks="csv") as bus:
+    with MetricBus(name=f"batches-of-{batch_size}", config=config, sinks="csv") as bus:
         for _ in bus.epochs(3):
             # advance=False: batches must not be counted, because the last one is smaller.
             for images, labels in bus.steps(loader, advance=False):
@@ -33,7 +33,7 @@ for batch_size in (16, 128):
                 loss.backward()
                 optimizer.step()
                 bus.log("train/loss", loss)
-    folders[batch_size] = bus.folder
+    folders[batch_size] = bus.dir
 
 for batch_size, folder in folders.items():
     loss = metricbus.read(folder).series("train/loss")

@@ -24,7 +24,7 @@ model = nn.Sequential(*layers, nn.Linear(64, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
 # The block restores the model when it ends; steps in between cost nothing.
-with MetricBus(run="gradient-norms", sinks="csv") as bus, watch(bus, model, every=10):
+with MetricBus(name="gradient-norms", sinks="csv") as bus, watch(bus, model, every=10):
     for _ in bus.epochs(3):
         for images, labels in bus.steps(loader):
             loss = nn.functional.cross_entropy(model(images), labels)
@@ -33,7 +33,7 @@ with MetricBus(run="gradient-norms", sinks="csv") as bus, watch(bus, model, ever
             optimizer.step()
             bus.log("train/loss", loss)
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 for name in history.names():
     if name.startswith("grad_norm/"):
         norms = history.series(name).value

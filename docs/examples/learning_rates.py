@@ -32,7 +32,7 @@ schedule = torch.optim.lr_scheduler.OneCycleLR(
 )
 
 with (
-    MetricBus(run="learning-rates", sinks="csv") as bus,
+    MetricBus(name="learning-rates", sinks="csv") as bus,
     watch_optimizer(bus, optimizer, momentum=True, weight_decay=True),
 ):
     for _ in bus.epochs(EPOCHS):
@@ -44,7 +44,7 @@ with (
             schedule.step()
             bus.log("train/loss", loss)
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 for group in ("body", "head"):
     rates = history.series(f"lr/{group}")
     peak = rates.value.argmax()

@@ -46,7 +46,7 @@ def as_sound(losses: list[float], seconds: float = 3.0) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * phase)
 
 
-with MetricBus(run="media", sinks="csv") as bus:
+with MetricBus(name="media", sinks="csv") as bus:
     frames = []
     for _ in bus.epochs(12):
         for images, labels in bus.steps(train_loader):
@@ -72,8 +72,8 @@ with MetricBus(run="media", sinks="csv") as bus:
     bus.log("val/misread_table", table)
     bus.log("weights/film", Video(torch.stack(frames).unsqueeze(-1), fps=4))
     bus.flush()  # so that all losses can be read back
-    losses = metricbus.read(bus.folder).series("train/loss").value
+    losses = metricbus.read(bus.dir).series("train/loss").value
     bus.log("train/sound", Audio(as_sound(losses), SAMPLE_RATE, caption="pitch falls as loss does"))
 
-for medium in metricbus.read(bus.folder).media():
+for medium in metricbus.read(bus.dir).media():
     print(f"{medium.name} at step {medium.step}: {type(medium).__name__}")

@@ -33,7 +33,7 @@ scores = MetricCollection(
     }
 )
 
-with MetricBus(run="metric-objects", sinks="csv") as bus:
+with MetricBus(name="metric-objects", sinks="csv") as bus:
     for _ in bus.epochs(5):
         for images, labels in bus.steps(train_loader):
             loss = nn.functional.cross_entropy(model(images), labels)
@@ -48,6 +48,6 @@ with MetricBus(run="metric-objects", sinks="csv") as bus:
                 scores.update(model(images), labels)
         bus.log("val", scores)  # val/accuracy, val/f1, val/accuracy_of/0 to val/accuracy_of/9
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 for name in history.names():
     print(f"{name:18} {history.series(name).value[-1]:.4f}")

@@ -38,7 +38,7 @@ def class_accuracies() -> torch.Tensor:
     return correct / samples  # NaN for a class without samples, which is logged unchanged
 
 
-with MetricBus(run="per-class-accuracy", sinks="csv") as bus:
+with MetricBus(name="per-class-accuracy", sinks="csv") as bus:
     for _ in bus.epochs(5):
         for images, labels in bus.steps(train_loader):
             loss = nn.functional.cross_entropy(model(images), labels)
@@ -51,6 +51,6 @@ with MetricBus(run="per-class-accuracy", sinks="csv") as bus:
         bus.log({"val/accuracy": dict(zip(CLASSES, accuracy, strict=True))})
         bus.log({"val/accuracy_mean": accuracy.mean(), "val/accuracy_worst": accuracy.min()})
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 for name in CLASSES:
     print(f"digit {name}: {history.series(f'val/accuracy/{name}').value[-1]:.3f}")

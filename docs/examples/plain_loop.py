@@ -34,7 +34,7 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (logits.argmax(dim=1) == labels).float().mean()
 
 
-with MetricBus(run="plain-loop", config={"lr": 0.003}, sinks="logging,csv") as bus:
+with MetricBus(name="plain-loop", config={"lr": 0.003}, sinks="logging,csv") as bus:
     # One line for 10 batches with their mean; for validation, one value per epoch.
     bus.define("train/*", every=10, reduce="mean")
     bus.define("val/*", on_step=False, on_epoch=True)
@@ -66,7 +66,7 @@ with MetricBus(run="plain-loop", config={"lr": 0.003}, sinks="logging,csv") as b
             print(f"stopped in epoch {bus.epoch}; the best was at step {stopping.best_step}")
             break
 
-history = metricbus.read(bus.folder)  # now or at any later time
+history = metricbus.read(bus.dir)  # now or at any later time
 figure, (loss_axes, accuracy_axes, time_axes) = plt.subplots(1, 3, figsize=(12, 3.5))
 for axes, quantity in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
     for phase in ("train", "val"):
@@ -78,5 +78,5 @@ seconds = history.series("time/epoch")
 time_axes.bar(seconds.epoch, seconds.value)
 time_axes.set(xlabel="epoch", ylabel="time (s)")
 figure.tight_layout()
-figure.savefig(bus.folder / "training.png")
-print(f"plots: {bus.folder / 'training.png'}")
+figure.savefig(bus.dir / "training.png")
+print(f"plots: {bus.dir / 'training.png'}")

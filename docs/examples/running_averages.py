@@ -20,7 +20,7 @@ loader = DataLoader(data, batch_size=16, shuffle=True)
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
-with MetricBus(run="running-averages", sinks="csv") as bus:
+with MetricBus(name="running-averages", sinks="csv") as bus:
     bus.define("train/loss", on_epoch=True)  # every value, and train/loss_epoch
     bus.define("train/loss_of_20", every=20, reduce="mean")  # one per 20 steps
     bus.define("train/loss_smooth", every=1, reduce="ema0.95")  # one per step
@@ -41,7 +41,7 @@ with MetricBus(run="running-averages", sinks="csv") as bus:
             )
         print(f"epoch {bus.epoch}: mean loss {bus.end_epoch()['train/loss_epoch']:.3f}")
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 for name in history.names():
     series = history.series(name)
     print(f"{name:18} {len(series):3} values, the last {series.value[-1]:.4f}")

@@ -31,7 +31,7 @@ val_loaders = {
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
-with MetricBus(run="several-validation-sets", sinks="csv") as bus:
+with MetricBus(name="several-validation-sets", sinks="csv") as bus:
     best = Best(bus, "val/noisy/accuracy", mode="max")
     for _ in bus.epochs(8):
         model.train()
@@ -52,9 +52,9 @@ with MetricBus(run="several-validation-sets", sinks="csv") as bus:
 
         # The accuracies of the sets are available only after the epoch has ended.
         if best(bus.end_epoch()):
-            torch.save(model.state_dict(), bus.folder / "best.pt")
+            torch.save(model.state_dict(), bus.dir / "best.pt")
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 for name in val_sets:
     print(f"{name:8} {history.series(f'val/{name}/accuracy').value[-1]:.3f}")
 print(f"best on noisy digits: {best.value:.3f} in epoch {best.epoch}, saved as best.pt")

@@ -23,7 +23,7 @@ optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
 
 # Every half second, because this run is short; 10 seconds are enough for a run of several hours.
 with (
-    MetricBus(run="system-metrics", sinks="csv") as bus,
+    MetricBus(name="system-metrics", sinks="csv") as bus,
     SystemMonitor(bus, every_secs=0.5),
     StepTimer(bus, every=10) as timer,
 ):
@@ -39,6 +39,6 @@ with (
             timer.count(samples=len(images))
             bus.log("train/loss", loss)
 
-history = metricbus.read(bus.folder)
+history = metricbus.read(bus.dir)
 for name in history.names():
     print(f"{name:24} {history.series(name).value[-1]:.4g}")

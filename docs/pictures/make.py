@@ -70,7 +70,7 @@ def train(name: str, rate: float) -> None:
         "from pathlib import Path\n"
         "import digits as demo\n"
         "bus = demo.MetricBus\n"
-        f"demo.MetricBus = lambda run, **more: bus(run={name!r}, id={name!r}, **more)\n"
+        f"demo.MetricBus = lambda name, **more: bus(name={name!r}, id={name!r}, **more)\n"
         f"demo.MAX_LR = demo.CONFIG['max_lr'] = {rate}\n"
         "demo.run_demo(sinks='csv,tensorboard', dir=Path('runs'), epochs=8)\n"
     )

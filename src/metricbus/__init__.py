@@ -2,7 +2,7 @@
 
     from metricbus import MetricBus
 
-    with MetricBus(run="digits", sinks="logging,csv,tensorboard") as bus:
+    with MetricBus(name="digits", sinks="logging,csv,tensorboard") as bus:
         for step in bus.steps(range(100)):
             bus.log("train/loss", 1 / (step + 1))
 

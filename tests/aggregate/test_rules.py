@@ -313,7 +313,7 @@ def test_partial_aggregates_of_a_killed_process_are_read_as_partial_rows(tmp_pat
         for step in range(13):
             bus.log({"loss": float(step), "val": 1.0}, step=step)
         bus.flush()
-        journal = bus.folder / "journal" / "0001.jsonl"
+        journal = bus.dir / "journal" / "0001.jsonl"
         while b'"kind":"open"' not in journal.read_bytes():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -346,7 +346,7 @@ def test_partial_epoch_is_saved_although_its_values_are_emitted_on_steps(
     bus.define("loss", on_epoch=True)
     for value in (1.0, 3.0):
         bus.log("loss", value)
-    folder = bus.folder
+    folder = bus.dir
     assert folder is not None
     wait_for(lambda: bool(metricbus.read(folder).partial))
     (row,) = metricbus.read(folder).partial
@@ -357,8 +357,8 @@ def test_closed_run_has_no_partial_rows(bus: MetricBus) -> None:
     bus.define("x", every=10)
     bus.log("x", 1.0)
     bus.close()
-    assert bus.folder is not None
-    assert metricbus.read(bus.folder).partial == []
+    assert bus.dir is not None
+    assert metricbus.read(bus.dir).partial == []
 
 
 def test_function_that_calls_exit_affects_only_its_own_name(

@@ -48,9 +48,9 @@ def test_default_sinks_are_logging_and_csv() -> None:
     with MetricBus() as bus:
         bus.log("loss", 1.0)
     assert list(bus.stats().sinks) == ["logging", "csv"]
-    assert bus.folder is not None
-    assert (bus.folder / "csv" / "metrics.csv").exists()
-    assert bus.folder.parent == Path("runs").absolute()
+    assert bus.dir is not None
+    assert (bus.dir / "csv" / "metrics.csv").exists()
+    assert bus.dir.parent == Path("runs").absolute()
 
 
 def test_logs_names_and_nested_mappings(tmp_path: Path) -> None:
@@ -101,9 +101,36 @@ def test_scope_prefixes_names_and_shares_the_rest(tmp_path: Path) -> None:
     assert sink.names() == ["val/seen/acc", "val/seen/loss/ce"]
 
 
+def test_run_is_an_alias_of_name(tmp_path: Path) -> None:
+    with MetricBus(run="digits", sinks="", dir=tmp_path) as bus:
+        assert bus.run is not None
+        assert bus.run.name == "digits"
+
+
+def test_two_names_are_an_error_that_shows_both() -> None:
+    with pytest.raises(TypeError, match=r"both name='a' and run='b'"):
+        MetricBus("a", run="b")
+
+
+def test_unknown_argument_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'sink'"):
+        MetricBus(sink="csv")  # type: ignore[call-arg]
+
+
+def test_wrong_type_of_the_name_is_reported_under_the_name_of_the_argument() -> None:
+    with pytest.raises(ConfigError, match="name=3"):
+        MetricBus(3)  # type: ignore[arg-type]
+
+
+def test_dir_is_the_folder_of_the_run_in_the_folder_given(tmp_path: Path) -> None:
+    with MetricBus(id="digits-1", sinks="", dir=tmp_path) as bus:
+        assert bus.dir == tmp_path / "digits-1"
+    assert MetricBus(disabled=True, dir=tmp_path).dir is None
+
+
 def test_run_json_describes_the_run(tmp_path: Path) -> None:
     with MetricBus(
-        run="My Run!",
+        name="My Run!",
         id="my-id",
         project="p",
         config={"lr": 0.1, "path": Path("x"), "bad": math.inf, "n": {"a": np.float32(0.5)}},
@@ -135,7 +162,7 @@ def test_run_json_describes_the_run(tmp_path: Path) -> None:
 def test_generated_id_contains_the_name_and_is_unique(tmp_path: Path) -> None:
     ids = set()
     for _ in range(3):
-        with MetricBus(run="Digits CNN / v2", sinks="", dir=tmp_path) as bus:
+        with MetricBus(name="Digits CNN / v2", sinks="", dir=tmp_path) as bus:
             assert bus.run is not None
             assert bus.run.id.startswith("digits-cnn-v2-20")
             ids.add(bus.run.id)
@@ -172,7 +199,7 @@ def test_two_buses_can_be_open_at_once(tmp_path: Path) -> None:
     ):
         one.log("x", 1.0)
         two.log("x", 2.0)
-        assert one.folder != two.folder
+        assert one.dir != two.dir
     assert [sink.series("x")[0].value for sink in sinks] == [1.0, 2.0]
 
 
@@ -378,8 +405,8 @@ def test_folder_that_cannot_be_created_raises(dir: str) -> None:
 
 def test_missing_folders_are_created(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path / "a" / "b") as bus:
-        assert bus.folder is not None
-        assert bus.folder.parent == tmp_path / "a" / "b"
+        assert bus.dir is not None
+        assert bus.dir.parent == tmp_path / "a" / "b"
 
 
 @pytest.mark.parametrize(
@@ -424,7 +451,7 @@ def test_bus_disabled_by_the_environment_writes_nothing(
             for _ in bus.steps(range(3)):
                 bus.log("x", 1.0)
         assert bus.flush() == Report()
-        assert (bus.step, bus.run, bus.folder) == (2, None, None)
+        assert (bus.step, bus.run, bus.dir) == (2, None, None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -436,8 +463,8 @@ def test_sink_url_has_filters(tmp_path: Path) -> None:
             bus.log({"train/loss": float(step), "train/lr": 0.1, "val/acc": 0.5}, step=step)
     counts = next(iter(bus.stats().sinks.values()))
     assert (counts.delivered, counts.filtered, counts.pending) == (3, 12, 0)
-    assert bus.folder is not None
-    lines = (bus.folder / "csv" / "metrics.csv").read_text().splitlines()
+    assert bus.dir is not None
+    lines = (bus.dir / "csv" / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "2", "4"]
 
 
@@ -495,8 +522,8 @@ def test_integers_are_logged_in_every_form_of_the_call(tmp_path: Path) -> None:
         bus.log({"x": 2})
         bus.log("x", 3, epoch=0)
         bus.log({"x": 4}, weight=2)
-    assert bus.folder is not None
-    values = metricbus.read(bus.folder).series("x").value
+    assert bus.dir is not None
+    values = metricbus.read(bus.dir).series("x").value
     assert values.tolist() == [1, 2, 3, 4]
     assert values.dtype.kind == "i"
 
@@ -522,8 +549,8 @@ def test_run_has_its_final_status_after_close(tmp_path: Path) -> None:
     bus.close("failed")
     assert bus.run.status == "failed"
     assert bus.run.ended is not None
-    assert bus.folder is not None
-    assert metricbus.read(bus.folder).run == bus.run
+    assert bus.dir is not None
+    assert metricbus.read(bus.dir).run == bus.run
 
 
 def test_reports_and_series_have_a_short_repr(tmp_path: Path) -> None:
@@ -534,8 +561,8 @@ def test_reports_and_series_have_a_short_repr(tmp_path: Path) -> None:
         "<Report: logged 1,000 = journalled 1,000 + reduced 0 + dropped 0 + waiting 0; "
         "csv: delivered 1,000, rejected 0, filtered 0, pending 0>"
     )
-    assert bus.folder is not None
-    history = metricbus.read(bus.folder)
+    assert bus.dir is not None
+    history = metricbus.read(bus.dir)
     assert repr(history.series("x")) == "<Series of 1,000 values at steps 0 to 999, last 124.875>"
 
 

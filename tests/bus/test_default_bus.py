@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,10 +34,39 @@ def test_unconfigured_bus_does_nothing(bus: DefaultBus, tmp_path: Path) -> None:
 
 def test_configure_opens_the_bus(bus: DefaultBus, tmp_path: Path) -> None:
     sink = MemorySink()
-    assert metricbus._bus.default_bus.configure(run="r", sinks=[sink], dir=tmp_path) is bus
+    assert metricbus._bus.default_bus.configure(name="r", sinks=[sink], dir=tmp_path) is bus
     bus.log("x", 1.0)
     assert bus.close().complete
     assert len(sink.series("x")) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"name": "digits"}, {"run": "digits"}])
+def test_configure_accepts_the_name_under_both_names(
+    bus: DefaultBus, tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    metricbus._bus.default_bus.configure(dir=tmp_path, sinks="", **arguments)
+    assert bus.run is not None
+    assert bus.run.name == "digits"
+
+
+def test_before_close_can_log_while_another_run_is_configured(
+    bus: DefaultBus, tmp_path: Path
+) -> None:
+    sink = MemorySink()
+    bus._open(sinks=[sink], dir=tmp_path)
+    bus.before_close(lambda: bus.log("last", 1.0))
+    bus._open(sinks="", dir=tmp_path)
+    assert sink.names() == ["last"]
+
+
+def test_scopes_log_to_the_newest_run(bus: DefaultBus, tmp_path: Path) -> None:
+    scope = bus.scope("val")
+    sinks = [MemorySink(), MemorySink()]
+    for sink in sinks:
+        bus._open(sinks=[sink], dir=tmp_path)
+        scope.log("x", 1.0)
+    bus.close()
+    assert [len(sink.series("val/x")) for sink in sinks] == [1, 1]
 
 
 def test_running_loop_continues_when_the_bus_is_opened(bus: DefaultBus, tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_unpickling_in_the_same_process_returns_the_same_bus(tmp_path: Path) -> 
         assert pickle.loads(pickle.dumps(bus)) is bus
         scope: Any = pickle.loads(pickle.dumps(bus.scope("val")))
         scope.log("x", 1.0)
-    assert bus.folder is not None
-    assert values(bus.folder, "val/x") == [1.0]
+    assert bus.dir is not None
+    assert values(bus.dir, "val/x") == [1.0]
 
 
 def test_process_wide_bus_is_pickled_as_a_reference() -> None:

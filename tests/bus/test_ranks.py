@@ -86,7 +86,7 @@ def test_rank_that_does_not_write_logs_nothing(
         bus.log("x", 1.0)
         assert bus.flush().complete
     assert bus.stats().logged == 0
-    assert bus.folder is None
+    assert bus.dir is None
     assert not (tmp_path / "runs").exists()
 
 

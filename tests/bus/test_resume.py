@@ -32,8 +32,8 @@ WaitFor = Callable[[Callable[[], bool]], None]
 
 
 def folder_of(bus: MetricBus) -> Path:
-    assert bus.folder is not None
-    return bus.folder
+    assert bus.dir is not None
+    return bus.dir
 
 
 def attempt(folder: Path, steps: range, **options: Any) -> MetricBus:
@@ -490,7 +490,7 @@ def test_delivery_of_a_killed_attempt_does_not_block_the_next(
         from metricbus import MetricBus
         bus = MetricBus("digits", id="r", dir=".", sinks="csv,mlflow+http://127.0.0.1:9")
         bus.log("x", 0.0, step=0)
-        while not (bus.folder / "csv" / "metrics.csv").exists():
+        while not (bus.dir / "csv" / "metrics.csv").exists():
             pass
         os.kill(os.getpid(), signal.SIGKILL)
     """

@@ -159,8 +159,8 @@ def test_failing_fsync_warns_and_loses_nothing(
     monkeypatch.setattr(os, "fsync", fail)
     with MetricBus(sinks="", dir=tmp_path, fsync="always") as bus:
         bus.log("x", 1.0)
-    assert bus.folder is not None
-    assert len(metricbus.read(bus.folder).series("x")) == 1
+    assert bus.dir is not None
+    assert len(metricbus.read(bus.dir).series("x")) == 1
     assert "may not survive a power cut" in caplog.text
 
 

@@ -67,7 +67,7 @@ def test_counts_are_complete_in_every_state(any_bus: MetricBus) -> None:
 def test_is_on_while_there_is_a_run(any_bus: MetricBus) -> None:
     has_run = any_bus._core.state not in (State.IDLE, State.DISABLED)
     assert any_bus.is_on == has_run
-    assert (any_bus.run is not None) == (any_bus.folder is not None) == has_run
+    assert (any_bus.run is not None) == (any_bus.dir is not None) == has_run
 
 
 def test_log_records_in_an_open_bus_and_a_copy(open_bus: MetricBus) -> None:
@@ -77,7 +77,7 @@ def test_log_records_in_an_open_bus_and_a_copy(open_bus: MetricBus) -> None:
     copy.close()
     assert copy._core.state is State.CLOSED
     open_bus.close()
-    assert metricbus.read(open_bus.folder or "").names() == ["a", "b"]
+    assert metricbus.read(open_bus.dir or "").names() == ["a", "b"]
 
 
 def test_log_does_nothing_in_an_idle_or_disabled_bus(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_method_stored_earlier_logs_in_every_later_state(open_bus: MetricBus) 
         os._exit(0)
     os.waitpid(child, 0)
     open_bus.close()
-    assert sorted(metricbus.read(open_bus.folder or "").series("x").value) == [1.0, 2.0]
+    assert sorted(metricbus.read(open_bus.dir or "").series("x").value) == [1.0, 2.0]
 
 
 def test_bound_method_has_the_documentation_of_the_class(open_bus: MetricBus) -> None:
@@ -123,4 +123,4 @@ def test_bound_method_has_the_documentation_of_the_class(open_bus: MetricBus) ->
 @pytest.mark.parametrize("function", [MetricBus, metricbus.configure])
 def test_signature_lists_all_arguments(function: Callable[..., object]) -> None:
     names = list(inspect.signature(function).parameters)
-    assert names == ["run", *BusArguments.__annotations__]
+    assert names == ["name", *BusArguments.__annotations__]

@@ -63,7 +63,7 @@ def test_deltas_are_relative_to_the_first_run(runs: Path) -> None:
 
 
 def test_runs_with_the_same_name_are_labeled_with_their_ids(runs: Path) -> None:
-    with MetricBus(id="base-2", run="base", sinks="", dir=runs, config={}):
+    with MetricBus(id="base-2", name="base", sinks="", dir=runs, config={}):
         pass
     assert cells(invoke("compare", "base-1", "base-2"), "config") == ["config", "base-1", "base-2"]
 

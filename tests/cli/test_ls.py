@@ -35,12 +35,12 @@ def listed_ids(*arguments: str) -> list[str]:
 def runs(tmp_path: Path) -> Iterator[Path]:
     """Three runs, the last of them live."""
     folder = tmp_path / "runs"
-    with MetricBus(id="a-1", run="digits", sinks="csv", dir=folder, tags=["old", "big"]) as bus:
+    with MetricBus(id="a-1", name="digits", sinks="csv", dir=folder, tags=["old", "big"]) as bus:
         for step in range(30):
             bus.log("loss", 1 / (step + 1), step=step)
-    with pytest.raises(ZeroDivisionError), MetricBus(id="b-2", run="words", sinks="", dir=folder):
+    with pytest.raises(ZeroDivisionError), MetricBus(id="b-2", name="words", sinks="", dir=folder):
         _ = 1 / 0
-    live = MetricBus(id="c-3", run="digits", sinks=[MemorySink()], dir=folder, tags=["old"])
+    live = MetricBus(id="c-3", name="digits", sinks=[MemorySink()], dir=folder, tags=["old"])
     live.log({"loss": 0.25, "acc": 0.5, "x": 1, "val/f1": 0.125}, step=5)
     live.flush()
     yield folder

@@ -9,7 +9,7 @@ from tests.helpers.cli_runs import invoke, invoke_json
 
 
 def make_named_run(name: str, id: str) -> str:
-    with MetricBus(run=name, id=id, sinks="") as bus:
+    with MetricBus(name=name, id=id, sinks="") as bus:
         bus.log("loss", 0.5)
     return id
 

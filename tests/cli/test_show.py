@@ -36,7 +36,7 @@ def show_json(*arguments: str) -> dict[str, Any]:
 def run(tmp_path: Path) -> Path:
     config = {"lr": 0.1, "optimizer": {"name": "adam", "betas": [0.9, 0.99]}}
     with MetricBus(
-        id="r", run="digits", sinks="csv", dir=tmp_path / "runs", config=config, tags=["a", "b"]
+        id="r", name="digits", sinks="csv", dir=tmp_path / "runs", config=config, tags=["a", "b"]
     ) as bus:
         for step in range(100):
             bus.log("train/loss", 1 - step / 100, step=step)

@@ -507,7 +507,7 @@ def test_the_resumed_run_continues_the_event_file(runs: Path) -> None:
 def test_the_finished_run_can_be_resumed_by_name(runs: Path) -> None:
     with MetricBus("baseline", resume="must", dir=runs, sinks="csv", delivery="thread") as bus:
         bus.log("train/loss", 0.25, step=3)
-    assert bus.folder == runs / "finished"
+    assert bus.dir == runs / "finished"
     history = metricbus.read(runs / "finished")
     assert points(history, "train/loss") == [
         (0, 0, 1.0),

@@ -263,7 +263,7 @@ DIES = """
     bus.log({"c/a": 1.0, "c/b": 2.0})
     bus._core.session._collector._partials_written_at -= 60
     bus.flush()
-    while b'"open"' not in (bus.folder / "journal" / "0002.jsonl").read_bytes():
+    while b'"open"' not in (bus.dir / "journal" / "0002.jsonl").read_bytes():
         pass
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -243,8 +243,8 @@ def test_a_deleted_run_folder_is_logged_in_one_line(
     bus = MetricBus(sinks="csv", dir=tmp_path)
     bus.log("x", 1.0)
     bus.flush()
-    assert bus.folder is not None
-    shutil.rmtree(bus.folder)
+    assert bus.dir is not None
+    shutil.rmtree(bus.dir)
     bus.log("x", 2.0)
     report = bus.close(timeout=1)
     assert report.sinks["csv"].pending == 1

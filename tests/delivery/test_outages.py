@@ -236,7 +236,7 @@ def test_a_full_disk_drops_only_what_exceeds_the_queue(tmp_path: Path) -> None:
         bus = MetricBus(
             id="r", dir=".", sinks="csv", queue_size=100, overflow="drop_newest", flush_secs=0.01
         )
-        segment = bus.folder / "journal" / "0001.jsonl"
+        segment = bus.dir / "journal" / "0001.jsonl"
         bus.log("x", -1.0, step=0)
         bus.flush()
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

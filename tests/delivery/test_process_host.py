@@ -35,8 +35,8 @@ def use_delivery_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def folder_of(bus: MetricBus) -> Path:
-    assert bus.folder is not None
-    return bus.folder
+    assert bus.dir is not None
+    return bus.dir
 
 
 def delivery_process(folder: Path) -> ProcessId | None:
@@ -439,7 +439,7 @@ def test_does_not_share_the_wandb_process_of_the_training(tmp_path: Path) -> Non
         bus = MetricBus(id="r", dir=".", sinks="wandb")
         bus.log("x", 1.0, step=0)
         bus.flush()
-        status = json.loads((bus.folder / "delivery" / "status-1.json").read_bytes())
+        status = json.loads((bus.dir / "delivery" / "status-1.json").read_bytes())
         os.kill(status["process"]["pid"], signal.SIGKILL)
         bus.log("x", 2.0, step=1)
         assert bus.close(timeout=40).complete, bus.stats()

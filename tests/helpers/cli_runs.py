@@ -64,7 +64,7 @@ def assert_handled(result: Result, *codes: int) -> None:
 
 def make_run(folder: Path) -> Path:
     """Create a valid run and return its folder."""
-    with MetricBus(id="r", run="good", sinks=[], dir=folder, config={"lr": 0.1}) as bus:
+    with MetricBus(id="r", name="good", sinks=[], dir=folder, config={"lr": 0.1}) as bus:
         for step in range(20):
             bus.log({"train/loss": 1 / (step + 1), "train/acc": step / 20}, step=step)
             if step % 3 == 0:

@@ -204,7 +204,7 @@ def resources(rank: int) -> Any:
         counts = {
             "files": len(files),
             "children": len(children),
-            "folder": bus.folder is not None,
+            "folder": bus.dir is not None,
             "run": bus.run is not None,
             "last": bus.last("x"),
             "variable": "METRICBUS_RUN_DIR" in os.environ,
@@ -225,7 +225,7 @@ def write_values(rank: int, ranks: Any, sinks: str, id: str | None) -> Any:
         bus.end_epoch()
         bus.flush()
         dist.barrier()
-        return [bus.folder is not None, threading.active_count()]
+        return [bus.dir is not None, threading.active_count()]
 
 
 def open_without_id(rank: int) -> Any:
@@ -410,7 +410,7 @@ def resume_with_new_launcher_id(rank: int) -> Any:
     os.environ["TORCHELASTIC_RUN_ID"] = "first"
     with MetricBus("Best Run", dir=".", sinks="", ranks="all") as bus:
         bus.log("x", 1)
-        name = str(bus.folder and bus.folder.name)
+        name = str(bus.dir and bus.dir.name)
         dist.barrier()
     os.environ["TORCHELASTIC_RUN_ID"] = "second"
     dist.barrier()

@@ -62,8 +62,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
 
 
 def series(bus: MetricBus, name: str) -> list[float]:
-    assert bus.folder is not None
-    found: list[float] = metricbus.read(bus.folder).series(name).value.tolist()
+    assert bus.dir is not None
+    found: list[float] = metricbus.read(bus.dir).series(name).value.tolist()
     return found
 
 
@@ -135,10 +135,10 @@ def test_values_of_every_dtype_match_those_on_the_host(device: Device) -> None:
     }
     with MetricBus(sinks="") as bus:
         bus.log(given)
-    assert bus.folder is not None
+    assert bus.dir is not None
     (row,) = (
         line.record
-        for line in JournalReader(bus.folder / "journal").read()
+        for line in JournalReader(bus.dir / "journal").read()
         if isinstance(line.record, ScalarRow)
     )
     expected = {

@@ -260,9 +260,9 @@ def test_rewind_supersedes_later_media(tmp_path: Path) -> None:
             bus.log("text", Text(f"at {step}"), step=step)
         bus.rewind(2)
         bus.log("text", Text("again"), step=3)
-    assert bus.folder is not None
-    assert [record.step for record in metricbus.read(bus.folder).media("text")] == [0, 1, 2, 3]
-    everything = metricbus.read(bus.folder, superseded=True)
+    assert bus.dir is not None
+    assert [record.step for record in metricbus.read(bus.dir).media("text")] == [0, 1, 2, 3]
+    everything = metricbus.read(bus.dir, superseded=True)
     assert [record.step for record in everything.media("text")] == [0, 1, 2, 3, 4, 5, 3]
 
 
@@ -272,8 +272,8 @@ def test_media_logged_before_a_checkpoint_survive_loading_it(tmp_path: Path) -> 
         state = bus.state_dict()
         bus.log("text", Text("after"), step=5)
         bus.load_state_dict(state)
-    assert bus.folder is not None
-    history = metricbus.read(bus.folder)
+    assert bus.dir is not None
+    history = metricbus.read(bus.dir)
     assert [history.files.text(record.file) for record in history.media("text")] == ["before"]  # type: ignore[attr-defined]
 
 
@@ -351,9 +351,9 @@ def test_no_name_escapes_the_media_folder(tmp_path: Path) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         for name in ("../../up", "/etc/passwd", "..", ".hidden", "a/b", "nul\0", "x" * 1000, "🦆"):
             bus.log(name, Text("here"))
-    assert bus.folder is not None
-    media = (bus.folder / "media").resolve()
-    assert len(files_in(bus.folder)) == 8
+    assert bus.dir is not None
+    media = (bus.dir / "media").resolve()
+    assert len(files_in(bus.dir)) == 8
     outside = {path for path in tmp_path.rglob("*.md") if media not in path.resolve().parents}
     assert not outside
 
@@ -459,9 +459,9 @@ def test_error_for_a_non_number_suggests_a_media_class(
 def test_series_of_a_medium_raises_with_a_hint(tmp_path: Path) -> None:
     with MetricBus(sinks=[], dir=tmp_path) as bus:
         bus.log("a", Text("x"))
-    assert bus.folder is not None
+    assert bus.dir is not None
     with pytest.raises(KeyError, match=r"history.media\('a'\)"):
-        metricbus.read(bus.folder).series("a")
+        metricbus.read(bus.dir).series("a")
 
 
 def test_checkpoint_does_not_wait_for_media(tmp_path: Path, gate: threading.Event) -> None:
@@ -564,8 +564,8 @@ def test_table_logged_by_several_threads_has_each_row_once(tmp_path: Path) -> No
         for thread in threads:
             thread.join()
         bus.log("t", table)
-    assert bus.folder is not None
-    (found,) = metricbus.read(bus.folder).tables("t")
+    assert bus.dir is not None
+    (found,) = metricbus.read(bus.dir).tables("t")
     assert found.missing == 0
     assert sorted(row[0] for row in found.rows) == sorted(  # type: ignore[type-var]
         100 * n + number for n in range(4) for number in range(50)
@@ -578,8 +578,8 @@ def test_failed_call_does_not_lose_rows_of_a_table(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="cannot read"):
             bus.log({"t": table, "bad": Image("missing.png")})
         bus.log("t", table)
-    assert bus.folder is not None
-    assert [found.rows for found in metricbus.read(bus.folder).tables("t")] == [[[1]]]
+    assert bus.dir is not None
+    assert [found.rows for found in metricbus.read(bus.dir).tables("t")] == [[[1]]]
 
 
 def test_closed_strict_bus_counts_all_media_of_a_mapping(tmp_path: Path) -> None:

@@ -430,9 +430,9 @@ def test_row_rejected_by_tensorboard_does_not_move_other_rows(
             bus.log("a", 1.0, step=step)
         bus.log("bad", 1.0, step=20)
         bus.log("a", 1.0, step=30)
-    assert bus.folder is not None
-    assert tensorboard_steps(bus.folder / "tensorboard", "a") == [*range(10), 30]
-    assert list((bus.folder / "tensorboard").glob("late-*")) == []
+    assert bus.dir is not None
+    assert tensorboard_steps(bus.dir / "tensorboard", "a") == [*range(10), 30]
+    assert list((bus.dir / "tensorboard").glob("late-*")) == []
     assert bus.stats().sinks["tensorboard"].rejected == 1
 
 
@@ -440,15 +440,15 @@ def test_sub_run_that_initially_cannot_be_created_does_not_move_other_rows(tmp_p
     with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
         bus.log("a", 0.0, step=0)
         bus.flush()
-        assert bus.folder is not None
-        obstacle = bus.folder / "tensorboard" / "late-1"
+        assert bus.dir is not None
+        obstacle = bus.dir / "tensorboard" / "late-1"
         obstacle.write_text("a file")
         for step in range(1, 11):
             bus.log("a", float(step), step=step)
         bus.log("a", -1.0, step=5)
         assert bus.flush(timeout=1).sinks["tensorboard"].pending > 0
         obstacle.unlink()
-    assert tensorboard_steps(bus.folder / "tensorboard", "a") == list(range(11))
+    assert tensorboard_steps(bus.dir / "tensorboard", "a") == list(range(11))
     assert tensorboard_steps(obstacle, "a") == [5]
 
 

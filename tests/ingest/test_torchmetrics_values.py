@@ -253,16 +253,16 @@ def test_end_epoch_logs_and_returns_a_metric(tmp_path: Path) -> None:
             metric.update(3.0 + epoch)
             if stopping(bus.end_epoch()):
                 break
-    assert bus.folder is not None
-    losses = metricbus.read(bus.folder).series("val/loss")
+    assert bus.dir is not None
+    losses = metricbus.read(bus.dir).series("val/loss")
     assert (losses.value.tolist(), losses.epoch.tolist()) == ([2.0, 3.0], [0, 1])
 
 
 def test_close_computes_pending_metrics(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         bus.log({"val": {"loss": mean_of(1.0, 2.0), "other": 1.0}})
-    assert bus.folder is not None
-    assert metricbus.read(bus.folder).series("val/loss").value.tolist() == [1.5]
+    assert bus.dir is not None
+    assert metricbus.read(bus.dir).series("val/loss").value.tolist() == [1.5]
 
 
 def test_disabled_bus_does_not_touch_metrics(tmp_path: Path) -> None:

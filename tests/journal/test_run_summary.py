@@ -129,7 +129,7 @@ def test_superseded_values_are_left_out(tmp_path: Path) -> None:
             bus.log("x", step, step=step)
         bus.rewind(4)
         bus.log("x", 50, step=5)
-        folder = bus.folder
+        folder = bus.dir
     summary = summary_of(tmp_path)
     assert folder is not None
     expected = metricbus.read(folder).series("x").value.tolist()

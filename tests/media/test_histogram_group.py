@@ -350,8 +350,8 @@ def test_records_are_adjacent_in_the_journal(tmp_path: Path) -> None:
     with MetricBus(sinks="", dir=tmp_path) as bus:
         bus.log("g", HistogramGroup({name: [1.0] for name in "abc"}))
         bus.flush(10)
-        assert bus.folder is not None
-        (segment,) = (bus.folder / "journal").iterdir()
+        assert bus.dir is not None
+        (segment,) = (bus.dir / "journal").iterdir()
         lines = segment.read_text().splitlines()
     assert [f'"name":"g/{name}"' in line for name, line in zip("abc", lines[1:4], strict=True)] == [
         True

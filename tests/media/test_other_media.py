@@ -668,13 +668,13 @@ def test_files_of_path_like_names_stay_in_the_media_folder(tmp_path: Path) -> No
     names = ["../../up", "/abs", ".hidden", "a b", "ü" * 300, "."]
     with MetricBus(sinks=[sink], dir=tmp_path) as bus:
         bus.log({name: Text(name) for name in names})
-    assert bus.folder is not None
+    assert bus.dir is not None
     for name in names:
         (record,) = sink.media(name)
         assert isinstance(record, TextRecord)
         ref: FileRef = record.file
         assert sink.files.text(ref) == name
-        assert (bus.folder / ref.path).resolve().is_relative_to(bus.folder / "media")
+        assert (bus.dir / ref.path).resolve().is_relative_to(bus.dir / "media")
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])

@@ -43,8 +43,8 @@ class Color(str, enum.Enum):  # noqa: UP042 - not a StrEnum, whose str() differs
 
 
 def read(bus: MetricBus) -> History:
-    assert bus.folder is not None
-    return metricbus.read(bus.folder)
+    assert bus.dir is not None
+    return metricbus.read(bus.dir)
 
 
 def tables_of(folder: Path, *calls: dict[str, Any]) -> dict[str, list[TableRows]]:
@@ -240,8 +240,8 @@ def test_each_log_writes_only_new_rows(tmp_path: Path) -> None:
     ]
     assert {record.file.size for record in records} == {len('[1000,"text"]\n')}
     assert len({record.table for record in records}) == 1
-    assert bus.folder is not None
-    on_disk = [path.stat().st_size for path in (bus.folder / "media").rglob("*.jsonl")]
+    assert bus.dir is not None
+    on_disk = [path.stat().st_size for path in (bus.dir / "media").rglob("*.jsonl")]
     assert sum(on_disk) == 50 * len('[1000,"text"]\n')
 
 
@@ -444,8 +444,8 @@ def test_table_in_two_runs_is_complete_in_each(tmp_path: Path) -> None:
     for _ in range(2):
         with MetricBus(sinks=[], dir=tmp_path) as bus:
             bus.log("a", table)
-            assert bus.folder is not None
-            folders.append(bus.folder)
+            assert bus.dir is not None
+            folders.append(bus.dir)
         table.append([2])
     rows = [metricbus.read(folder).tables("a")[0].rows for folder in folders]
     assert rows == [[[1]], [[1], [2]]]

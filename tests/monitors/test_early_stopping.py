@@ -152,8 +152,8 @@ def test_each_check_logs_the_decision_at_the_current_step(bus: MetricBus) -> Non
 
 def flushed(bus: MetricBus) -> Path:
     bus.flush()
-    assert bus.folder is not None
-    return bus.folder
+    assert bus.dir is not None
+    return bus.dir
 
 
 def test_checks_never_advance_the_step(bus: MetricBus) -> None:

@@ -181,7 +181,7 @@ def wandb_runs() -> tuple[Path, Path]:
     """The folders with the W&B runs of both scripts."""
     wandb.teardown()  # otherwise W&B reuses the folder of this process's first run
     run("wandb.md", "# wandb")
-    return Path(), run("wandb.md", METRICBUS)["bus"].folder
+    return Path(), run("wandb.md", METRICBUS)["bus"].dir
 
 
 def test_metricbus_delivers_the_values_of_the_wandb_script_and_the_late_one(
@@ -300,9 +300,9 @@ def test_the_logger_and_a_plain_loop_log_the_same_values_as_lightnings_logger(
             for name, value in row.items()
             if value and name not in ("step", "epoch")
         }
-    assert series(names["our_logger"].bus.folder) == theirs
+    assert series(names["our_logger"].bus.dir) == theirs
     assert dict(names["our_logger"].bus.config) == {"lr": 0.1}
-    plain_loop = series(run("lightning.md", METRICBUS)["bus"].folder)
+    plain_loop = series(run("lightning.md", METRICBUS)["bus"].dir)
     for (name, step, epoch), value in theirs.items():
         ours = plain_loop[name.removesuffix("_step"), step, epoch]
         assert ours == pytest.approx(value, rel=1e-4), (name, step)
@@ -321,10 +321,10 @@ def test_the_logger_stays_open_after_test_and_a_failed_fit_fails_the_run(
     trainer = names["Trainer"](logger=logger, accelerator="cpu", enable_progress_bar=False)
     trainer.test(model, names["validation"], verbose=False)
     assert logger.bus.flush().complete
-    assert series(logger.bus.folder).keys() >= {("val/loss", 0, 0)}
+    assert series(logger.bus.dir).keys() >= {("val/loss", 0, 0)}
     with pytest.raises(ZeroDivisionError):
         trainer.fit(model, names["training"])
-    assert json.loads((logger.bus.folder / "run.json").read_text())["status"] == "failed"
+    assert json.loads((logger.bus.dir / "run.json").read_text())["status"] == "failed"
 
 
 # References in the text

@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(name: str) -> History:
         variables = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-        return metricbus.read(variables["bus"].folder)
+        return metricbus.read(variables["bus"].dir)
 
     return run
 

@@ -212,7 +212,7 @@ def test_a_feature_without_its_package_raises_with_the_pip_command(core: CleanEn
 
         with MetricBus(sinks="") as bus:
             bus.log("loss", 0.5)
-        history = metricbus.read(bus.folder)
+        history = metricbus.read(bus.dir)
         for use in (
             lambda: MetricBus(sinks="tensorboard"),
             lambda: MetricBus(sinks="wandb"),

@@ -261,7 +261,7 @@ def logged(
     with MetricBus(sinks=[memory, *urls], **options) as bus:
         script = Script(bus)
         script.run()
-        folder = bus.folder
+        folder = bus.dir
     assert folder is not None
     assert bus.stats().complete, str(bus.stats())
     return LoggedRun(folder, memory, handler.records, mlflow_server), script.points
@@ -309,7 +309,7 @@ def test_every_backend_marks_partial_rows(tmp_path: Path, mlflow_server: str) ->
     logging.getLogger("metricbus").setLevel(logging.INFO)
     urls = ["logging", "csv", "tensorboard", "wandb", f"mlflow+{mlflow_server}?experiment=partial"]
     with MetricBus(sinks=[memory, *urls], dir=tmp_path, close_timeout=HANG_SECS) as bus:
-        folder = bus.folder
+        folder = bus.dir
         assert folder is not None
         command = [sys.executable, "-c", textwrap.dedent(code), str(folder / "journal")]
         assert subprocess.run(command, timeout=HANG_SECS, check=False).returncode == -signal.SIGKILL

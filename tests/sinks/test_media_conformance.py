@@ -117,9 +117,9 @@ def logged(
                 Item("notes", step, TEXTS[number].encode()),
                 Item("film", step, FRAMES[number].tobytes()),
             ]
-    assert bus.folder is not None
+    assert bus.dir is not None
     assert bus.stats().complete, str(bus.stats())
-    return LoggedRun(bus.folder, mlflow_server, items)
+    return LoggedRun(bus.dir, mlflow_server, items)
 
 
 def read_journal(logged: LoggedRun) -> Iterator[Item]:

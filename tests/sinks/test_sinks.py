@@ -88,8 +88,8 @@ def test_pandas_reads_csv(tmp_path: Path) -> None:
     with MetricBus(sinks="csv", dir=tmp_path) as bus:
         for step in range(10):
             bus.log({"a": step / 3, "b": float("nan")}, step=step)
-    assert bus.folder is not None
-    frame = pd.read_csv(bus.folder / "csv" / "metrics.csv")
+    assert bus.dir is not None
+    frame = pd.read_csv(bus.dir / "csv" / "metrics.csv")
     a = frame[frame["name"] == "a"]
     assert a["value"].tolist() == [step / 3 for step in range(10)]
     assert frame[frame["name"] == "b"]["value"].isna().all()
@@ -401,7 +401,7 @@ def test_csv_run_json_has_the_end_of_a_finished_run(tmp_path: Path) -> None:
     before = time.time_ns()
     with MetricBus(sinks="csv", dir=tmp_path) as bus:
         bus.log("x", 1.0)
-    assert bus.folder is not None
-    run = json.loads((bus.folder / "csv" / "run.json").read_text())
+    assert bus.dir is not None
+    run = json.loads((bus.dir / "csv" / "run.json").read_text())
     assert run["status"] == "finished"
     assert before <= run["ended"] <= time.time_ns()

@@ -37,8 +37,8 @@ def records(folder: Path, kind: str) -> list[Any]:
 
 
 def folder_of(bus: MetricBus) -> Path:
-    assert bus.folder is not None
-    return bus.folder
+    assert bus.dir is not None
+    return bus.dir
 
 
 def test_without_an_api_key_a_run_is_offline_and_does_not_prompt(tmp_path: Path) -> None:

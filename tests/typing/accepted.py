@@ -39,6 +39,7 @@ from metricbus.testing import MemorySink, Point
 def create_buses(folder: Path) -> None:
     MetricBus()
     MetricBus("digits", id="digits-1", config={"lr": 3e-4, "layers": [64, 10]}, tags=["baseline"])
+    MetricBus(run="digits", resume=True)
     MetricBus(sinks="csv,tensorboard:logs?flush_secs=5", dir=folder)
     MetricBus(sinks=["csv", MemorySink()], dir="runs", resume="must", ranks="all")
     MetricBus(overflow="drop_oldest", delivery="process", fsync="flush", close_timeout=3)
@@ -107,6 +108,7 @@ def return_values_are_typed() -> None:
     assert_type(bus.last("loss"), int | float | None)
     assert_type(bus.end_epoch(), dict[str, int | float])
     assert_type(bus.config, Mapping[str, Any])
+    assert_type(bus.dir, Path | None)
     report = bus.flush(timeout=1.5)
     assert_type(report, Report)
     assert_type(report.sinks, dict[str, SinkCounts])
@@ -117,7 +119,9 @@ def return_values_are_typed() -> None:
 
 
 def the_process_wide_bus_is_a_metric_bus() -> None:
-    assert_type(metricbus.configure(run="digits", sinks="csv"), MetricBus)
+    assert_type(metricbus.configure(name="digits", sinks="csv"), MetricBus)
+    metricbus.configure("digits", id="digits-1", dir="runs", tags=["baseline"], resume="must")
+    metricbus.configure(run="digits", sinks=[MemorySink()], ranks="all", flush_secs=1)
     metric_bus: MetricBus = bus
     metric_bus.log("loss", 0.5)
 

@@ -14,6 +14,7 @@ def mistype_a_name() -> None:
 
 
 def create_buses() -> None:
+    MetricBus(name=3)  # E: arg-type
     MetricBus(run=3)  # E: arg-type
     MetricBus("digits", "digits-1")  # E: arg-type, call-arg
     MetricBus(sink="csv")  # E: call-arg
@@ -23,6 +24,14 @@ def create_buses() -> None:
     MetricBus(delivery="elsewhere")  # E: arg-type
     MetricBus(resume="perhaps")  # E: arg-type
     MetricBus(flush_secs="0.2")  # E: arg-type
+
+
+def configure_the_process_wide_bus() -> None:
+    metricbus.configure(3)  # E: arg-type
+    metricbus.configure(sink="csv")  # E: call-arg
+    metricbus.configure(overflow="explode")  # E: arg-type
+    metricbus.configure(sinks="csv", steps=3)  # E: call-arg
+    metricbus.configure(strict="yes")  # E: arg-type
 
 
 def log_values() -> None:

@@ -24,8 +24,9 @@ _RESUME: dict[object, str] = {True: "allow", False: "never"}
 
 
 class BusArguments(TypedDict, total=False):
-    """The keyword arguments of `MetricBus()` and `configure()`, except for the name of the run."""
+    """The arguments of `MetricBus()` and `configure()` after `name`, of which `run` is an alias."""
 
+    run: str | None
     id: str | None
     project: str | None
     config: object
@@ -69,19 +70,24 @@ def list_arguments(function: F) -> F:
     return function
 
 
-def resolve_arguments(run: str | None, arguments: Mapping[str, Any]) -> Settings:
+def resolve_arguments(name: str | None, arguments: Mapping[str, Any]) -> Settings:
     """Return the settings that the arguments, the environment and the defaults give.
 
-    Raises `TypeError` for an unknown argument and for `tags` in one string.
+    Raises `TypeError` for an unknown argument, for `tags` in one string, and for two names.
     """
     if unknown := arguments.keys() - BusArguments.__annotations__.keys():
         raise TypeError(f"MetricBus() got an unexpected keyword argument {min(unknown)!r}")
     if isinstance(tags := arguments.get("tags"), str):
         raise TypeError(f"tags= must be a list of strings, not a string; write tags=[{tags!r}]")
-    given = {name: arguments.get(name) for name in Settings.__struct_fields__}
-    sinks, folder, ranks, resume = (given[name] for name in ("sinks", "dir", "ranks", "resume"))
+    given = {setting: arguments.get(setting) for setting in Settings.__struct_fields__}
+    if None not in (name, given["run"]):
+        raise TypeError(
+            f"MetricBus() got both name={name!r} and run={given['run']!r}; run= is an alias of "
+            "name=, so pass only name="
+        )
+    sinks, folder, ranks, resume = (given[key] for key in ("sinks", "dir", "ranks", "resume"))
     given |= {
-        "run": run,
+        "run": name if name is not None else given["run"],
         "sinks": sinks if isinstance(sinks, str) else None,  # a list may contain objects
         "dir": None if folder is None else os.fspath(folder),
         "ranks": None if ranks is None else str(ranks),

@@ -31,15 +31,15 @@ _PHASES = {"train": "step", "val": "epoch"}
 class MetricBus(ClockMethods):
     """A run's metrics: log them once, send them to any number of backends.
 
-    with MetricBus(run="digits", config={"lr": 3e-4}) as bus:
+    with MetricBus(name="digits", config={"lr": 3e-4}) as bus:
         for x, y in bus.steps(loader):
             bus.log("train/loss", train_step(x, y))
 
-    `run` is a label and need not be unique. `id` is unique and names the run's folder under `dir`;
-    if omitted, it is made from the label and the time. `config` is a mapping, an
+    `name` is a label and need not be unique; `run` is an alias. `id` is unique and names the run's
+    folder under `dir`; if omitted, it is made from the name and the time. `config` is a mapping, an
     `argparse.Namespace`, or an instance of a dataclass, attrs or pydantic class; nested ones too.
     `sinks` is a string of sink URLs separated by commas, or a list of URLs and `Sink` objects.
-    `resume=True` resumes the run with this `id` or, without an `id`, the only run with this label;
+    `resume=True` resumes the run with this `id` or, without an `id`, the only run with this name;
     if there is none, it creates one. `resume="must"` raises `ConfigError` instead of creating a
     run. The other arguments are settings. An omitted setting is read from the environment, or else
     takes its default; see docs/environment.md.
@@ -50,8 +50,8 @@ class MetricBus(ClockMethods):
     """
 
     @list_arguments
-    def __init__(self, run: str | None = None, **arguments: Unpack[BusArguments]) -> None:
-        self._use(BusCore.open(run, arguments))
+    def __init__(self, name: str | None = None, **arguments: Unpack[BusArguments]) -> None:
+        self._use(BusCore.open(name, arguments))
 
     def _use(self, core: BusCore) -> None:
         """Be the bus of this core from now on."""
@@ -193,12 +193,15 @@ class MetricBus(ClockMethods):
 
     @property
     def run(self) -> Run | None:
-        """The run's identity: id, label, config, status and so on. None if the bus has no run."""
+        """The run's identity: id, name, config, status and so on. None if the bus has no run."""
         return self._core.run
 
     @property
-    def folder(self) -> Path | None:
-        """The run folder, as `metricbus.read` accepts it. None if the bus has no run."""
+    def dir(self) -> Path | None:
+        """The run's own folder, which is in the folder given as `dir=` and named by the run's id.
+
+        `metricbus.read` accepts it. None if the bus has no run.
+        """
         return self._core.folder
 
     @property

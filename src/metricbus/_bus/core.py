@@ -81,10 +81,10 @@ class BusCore:
 
     @classmethod
     def open(
-        cls, run: str | None, arguments: Mapping[str, Any], clock: Clock | None = None
+        cls, name: str | None, arguments: Mapping[str, Any], clock: Clock | None = None
     ) -> BusCore:
         """Return a core in the state OPEN or DISABLED, for the arguments of `MetricBus`."""
-        settings, config = resolve_arguments(run, arguments), arguments.get("config")
+        settings, config = resolve_arguments(name, arguments), arguments.get("config")
         core = cls(settings, config, clock)
         if settings.disabled:
             core.enter(State.DISABLED)
@@ -96,7 +96,7 @@ class BusCore:
             settings,
             arguments.get("sinks"),
             id=arguments.get("id"),
-            name=run,
+            name=name if name is not None else arguments.get("run"),
             config=core.config,
             tags=list(arguments.get("tags") or ()),
             group=arguments.get("group"),

@@ -41,7 +41,7 @@ class DefaultBus(MetricBus):
         if core.state is State.IDLE:
             self.log = self._log_when_open  # type: ignore[method-assign]
 
-    def _open(self, run: str | None = None, **arguments: Unpack[BusArguments]) -> None:
+    def _open(self, name: str | None = None, **arguments: Unpack[BusArguments]) -> None:
         """Open a run as `MetricBus(**arguments)` does, after closing the one that is open.
 
         Definitions are kept. The first run keeps the step and the epoch, because a loop may have
@@ -53,7 +53,7 @@ class DefaultBus(MetricBus):
             self.log = self._log_when_open  # type: ignore[method-assign]
             try:
                 self.close()
-                core = BusCore.open(run, arguments, clock)
+                core = BusCore.open(name, arguments, clock)
             except BaseException:
                 core = BusCore(Settings(), clock=clock)
                 core.enter(State.DISABLED)
@@ -128,11 +128,11 @@ def _default_bus(pickled: PickledBus | None) -> DefaultBus:
 
 
 @list_arguments
-def configure(run: str | None = None, **arguments: Unpack[BusArguments]) -> MetricBus:
+def configure(name: str | None = None, **arguments: Unpack[BusArguments]) -> MetricBus:
     """Open the process-wide bus and return it.
 
     Accepts the arguments of `MetricBus()` and raises the same errors. If the bus is open, its run
     is closed first.
     """
-    bus._open(run, **arguments)
+    bus._open(name, **arguments)
     return bus

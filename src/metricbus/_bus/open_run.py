@@ -240,7 +240,7 @@ def _parent_run(
     if config and plain_config(config) != run.config:
         _log.warning(
             "Joined the run %s that started this process. Its config does not change. For a "
-            "separate run, give it another name: MetricBus(run=...)",
+            "separate run, give it another name: MetricBus(name=...)",
             run.id,
         )
     return folder, run

@@ -9,8 +9,8 @@ _INTRODUCTION = """\
 
 Every setting is an argument of `MetricBus(...)` and `metricbus.configure(...)`, and an environment
 variable. Arguments override environment variables, which override defaults. `metricbus doctor`
-prints the settings in effect and where each comes from. (The argument for `run_id` is `id`;
-`run_dir` has no argument.)
+prints the settings in effect and where each comes from. (The argument for `run` is `name`,
+and that for `run_id` is `id`; `run_dir` has no argument.)
 
 `make docs` generates this page from the declarations in `src/metricbus/_common/settings.py`.
 

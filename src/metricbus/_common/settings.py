@@ -215,7 +215,8 @@ def resolve_settings(
         name, value = setting.name, setting.default
         source: Literal["argument", "environment", "default"] = "default"
         if arguments.get(name) is not None:
-            source, value = "argument", _convert(arguments[name], hints[name], f"{name}=")
+            argument = "name" if name == "run" else name
+            source, value = "argument", _convert(arguments[name], hints[name], f"{argument}=")
         elif environ.get(setting.variable) or (name == "sinks" and setting.variable in environ):
             source = "environment"
             value = _convert(environ[setting.variable], hints[name], f"{setting.variable}=")

@@ -54,7 +54,7 @@ class _BusState(Protocol):
     """The part of a `MetricBus` that its display needs."""
 
     @property
-    def folder(self) -> Path | None: ...
+    def dir(self) -> Path | None: ...
     @property
     def run(self) -> Run | None: ...
     @property
@@ -66,7 +66,7 @@ class _BusState(Protocol):
 
 def bus_html(bus: _BusState) -> str:
     """Return the current step and epoch, the series in the journal, and the counts of each sink."""
-    if bus.folder is None or bus.run is None:
+    if bus.dir is None or bus.run is None:
         return f"<div>{escape(repr(bus))}</div>"
     report = bus.stats()
     facts = [f"step {bus.step:,}", f"epoch {bus.epoch:,}", f"{report.logged:,} values logged"]
@@ -77,12 +77,12 @@ def bus_html(bus: _BusState) -> str:
         for name, sink in report.sinks.items()
     }
     try:
-        summary = summarize_run(RunFolder(bus.folder))
+        summary = summarize_run(RunFolder(bus.dir))
     except (OSError, JournalError) as error:
         table = f"<div>{escape(str(error))}</div>"
     else:
         rows = list(map(_summary_row, islice(summary.series.values(), _MAX_ROWS)))
-        table = _series_table(rows, len(summary.series), "metricbus.read(bus.folder).names()")
+        table = _series_table(rows, len(summary.series), "metricbus.read(bus.dir).names()")
     return _page(bus.run, [bus.run.status, *facts], table, _sink_table(sinks))
 
 

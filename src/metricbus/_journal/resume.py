@@ -28,7 +28,7 @@ def find_run(root: Path, id: str | None, name: str | None) -> RunFolder | None:
         folder = RunFolder(root.absolute() / id)
         return folder if (folder.path / "run.json").is_file() else None
     if name is None:
-        raise ConfigError("resume= does not say which run to resume: pass id=, or its name as run=")
+        raise ConfigError("resume= does not say which run to resume: pass its id= or its name=")
     matches = [(folder, run) for folder, run in _runs_in(root) if run.name == name]
     if len(matches) > 1:
         listed = "\n".join(
