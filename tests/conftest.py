@@ -84,7 +84,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for core in list(shutdown._open_buses):
         assert isinstance(core, BusCore)
-        core.close("finished", timeout=5)
+        core.bus.close(timeout=5)
     logger = logging.getLogger("metricbus")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)

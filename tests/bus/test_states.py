@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,14 +13,14 @@ import pytest
 import metricbus
 from metricbus import MetricBus, Report
 from metricbus._bus.arguments import BusArguments
-from metricbus._bus.core import BusCore, State
+from metricbus._bus.core import State
 from metricbus._bus.default_bus import DefaultBus
 
 
 def asleep(bus: MetricBus) -> MetricBus:
     """Return a copy of the bus, as another process has it."""
     copy = MetricBus.__new__(MetricBus)
-    copy._use(BusCore.unpickled(bus._core.pickled()))
+    copy._use(pickle.loads(pickle.dumps(bus._core)))
     return copy
 
 
@@ -44,7 +45,7 @@ def any_bus(request: pytest.FixtureRequest, open_bus: MetricBus) -> Iterator[Met
             bus.close()
     assert bus._core.state is request.param
     yield bus
-    bus._core.close("finished", 30)
+    bus.close()
 
 
 def test_definitions_steps_and_loops_work_in_every_state(any_bus: MetricBus) -> None:

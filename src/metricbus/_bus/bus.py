@@ -17,8 +17,8 @@ from metricbus._bus import shutdown
 from metricbus._bus.arguments import BusArguments, list_arguments
 from metricbus._bus.core import BusCore
 from metricbus._bus.loops import ClockMethods
-from metricbus._bus.process_copies import PickledBus
 from metricbus._bus.scope import Scope
+from metricbus._common.device_values import DeviceValue
 from metricbus._common.records import Number, Status
 from metricbus._common.settings import Unloggable
 from metricbus._delivery.report import DeliveryError, Report
@@ -183,7 +183,12 @@ class MetricBus(ClockMethods):
         For a name that is reduced, this is the newest reduced value. After a rewind, only values
         logged since then count. If the value is still on a device, the call waits for it.
         """
-        return self._core.last(name)
+        core = self._core
+        newest, rule = core.recorder.newest, core.definitions.rule(name)
+        if core.session is not None and (name not in newest or (rule and not rule.passthrough)):
+            return core.session.newest(name)
+        value = newest.get(name)
+        return value.number() if isinstance(value, DeviceValue) else value
 
     def stats(self) -> Report:
         """Return the current counts of logged, written and delivered values. Never waits."""
@@ -226,7 +231,9 @@ class MetricBus(ClockMethods):
         Raises `DeliveryError` under `strict=True` if a value was dropped, rejected or not yet
         delivered.
         """
-        return self._core.flush(timeout)
+        core = self._core
+        report = core.session.flush(core.clamp_timeout(timeout)) if core.session else core.stats()
+        return core.check_complete(report, "flush()")
 
     def close(self, status: Status = "finished", timeout: float | None = None) -> Report:
         """End the run with a status (`finished`, `failed` or `killed`) and return the counts.
@@ -241,7 +248,11 @@ class MetricBus(ClockMethods):
         Raises `ValueError` for an unknown status, and `DeliveryError` under `strict=True` if a
         value was dropped, rejected or not yet delivered.
         """
-        return self._core.close(status, timeout)
+        if status not in ("finished", "failed", "killed"):
+            raise ValueError(f'status must be "finished", "failed" or "killed", not {status!r}')
+        core = self._core
+        report = core.end(status, core.clamp_timeout(timeout)) if core.session else core.stats()
+        return core.check_complete(report, "close()")
 
     def before_close(self, end: Callable[[], object]) -> None:
         """Register a function to call when the run is closed, while the bus still accepts values.
@@ -278,7 +289,7 @@ class MetricBus(ClockMethods):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the run: unpickling returns this bus in this process, and a copy in another."""
-        return _unpickle, (type(self), self._core.pickled())
+        return _unpickle, (type(self), self._core)
 
     def __repr__(self) -> str:
         kind = type(self).__name__
@@ -291,12 +302,11 @@ class MetricBus(ClockMethods):
         return bus_html(self)
 
 
-def _unpickle(bus_class: type[MetricBus], pickled: PickledBus) -> MetricBus:
-    folder = pickled.copied_run and pickled.copied_run.folder
+def _unpickle(bus_class: type[MetricBus], copy: BusCore) -> MetricBus:
     for core in shutdown.open_buses():
-        if isinstance(core, BusCore) and folder and core.folder == folder.path:
+        if isinstance(core, BusCore) and copy.folder and core.folder == copy.folder:
             found: MetricBus = core.bus
             return found
     bus = bus_class.__new__(bus_class)
-    bus._use(BusCore.unpickled(pickled))
+    bus._use(copy)
     return bus

@@ -14,11 +14,10 @@ from metricbus._bus import shutdown
 from metricbus._bus.arguments import resolve_arguments
 from metricbus._bus.epoch_sync import EpochSync
 from metricbus._bus.lazy_queue import LazyQueue
-from metricbus._bus.process_copies import CopiedRun, PickledBus, picklable
+from metricbus._bus.process_copies import CopiedRun, picklable
 from metricbus._common.clock import Clock
 from metricbus._common.config import read_only_config
-from metricbus._common.device_values import DeviceValue
-from metricbus._common.records import Number, Status
+from metricbus._common.records import Status
 from metricbus._common.settings import Settings
 from metricbus._delivery.report import DeliveryError, Report
 from metricbus._ingest.queue import CallQueue
@@ -35,13 +34,13 @@ _log = logging.getLogger("metricbus")
 class State(Enum):
     """The states of a bus, and what its calls do in each of them.
 
-    |          | session  | log()          | flush(), close(), stats() | end_epoch(), checkpoints |
-    |----------|----------|----------------|---------------------------|--------------------------|
-    | IDLE     | none     | opens the bus  | are empty                 | move the clock           |
-    | OPEN     | open     | records        | count and deliver         | reduce, move the clock   |
-    | ASLEEP   | none yet | joins, records | count what was dropped    | join, then as in OPEN    |
-    | CLOSED   | closed   | drops, counts  | wait again for the sinks  | move the clock           |
-    | DISABLED | none     | does nothing   | are empty                 | move the clock           |
+    |          | session  | log()          | flush(), close(), stats() | epochs, sync, checkpoints |
+    |----------|----------|----------------|---------------------------|---------------------------|
+    | IDLE     | none     | opens the bus  | are empty                 | move the clock            |
+    | OPEN     | open     | records        | count and deliver         | move the clock and reduce |
+    | ASLEEP   | none yet | joins, records | count what was dropped    | join, then as in OPEN     |
+    | CLOSED   | closed   | drops, counts  | wait again for the sinks  | move the clock            |
+    | DISABLED | none     | does nothing   | are empty                 | move the clock            |
 
     IDLE is the process-wide bus before it is configured. ASLEEP is a copy in another process before
     it joins the run. Under `strict`, `log()` raises `ClosedError` on a CLOSED bus. `define()` works
@@ -92,16 +91,8 @@ class BusCore:
         # Imported here, because a bus that never opens a run should not pay for this import.
         from metricbus._bus.open_run import open_session
 
-        session = open_session(
-            settings,
-            arguments.get("sinks"),
-            id=arguments.get("id"),
-            name=name if name is not None else arguments.get("run"),
-            config=core.config,
-            tags=list(arguments.get("tags") or ()),
-            group=arguments.get("group"),
-            notes=arguments.get("notes"),
-        )
+        name = name if name is not None else arguments.get("run")
+        session = open_session(settings, name, core.config, arguments)
         if config is None and session.run is not None:
             # A resumed or joined run has a config already.
             core.config = read_only_config(session.run.config)
@@ -159,14 +150,6 @@ class BusCore:
             self.session.define(definition, default=default)
         self.definitions.add(definition, default=default)
 
-    def last(self, name: str) -> Number | None:
-        """Return the newest value of a name, reduced if it is. May wait for a device."""
-        newest, rule = self.recorder.newest, self.definitions.rule(name)
-        if self.session is not None and (name not in newest or (rule and not rule.passthrough)):
-            return self.session.newest(name)
-        value = newest.get(name)
-        return value.number() if isinstance(value, DeviceValue) else value
-
     # Flushing and closing
 
     def stats(self) -> Report:
@@ -175,56 +158,39 @@ class BusCore:
             return self.session.stats()
         return Report(dropped=self.recorder.queue.dropped if self.state is State.ASLEEP else 0)
 
-    def flush(self, timeout: float | None) -> Report:
-        """Wait until the sinks have every value, or until the timeout."""
-        if self.session is None:
-            report = self.stats()
-        else:
-            report = self.session.flush(self._clamp_timeout(timeout))
-        return self._check_complete(report, "flush()")
-
-    def close(self, status: Status, timeout: float | None) -> Report:
+    def end(self, status: Status, timeout: float) -> Report:
         """End the run, or wait again for the sinks of a run that has been ended."""
-        if status not in ("finished", "failed", "killed"):
-            raise ValueError(f'status must be "finished", "failed" or "killed", not {status!r}')
-        if self.session is None:
-            return self._check_complete(self.stats(), "close()")
-        return self._check_complete(self._end(status, self._clamp_timeout(timeout)), "close()")
-
-    def _end(self, status: Status, timeout: float) -> Report:
         session = self.session
         assert session is not None
         try:
-            self._run_close_hooks()
+            while self.close_hooks:
+                hook = self.close_hooks.pop()
+                try:
+                    hook()
+                except Exception as error:  # user code; the run is closed regardless
+                    _log.warning("A before_close() function failed: %r", error)
+            self.epoch_sync.log_remaining_metrics(session)
             return session.close(status, timeout)
         finally:
             # After Ctrl-C during this wait, the end of the script must not wait again.
             shutdown.unregister(self)
             self.enter(State.CLOSED, session)
 
-    def _clamp_timeout(self, timeout: float | None) -> float:
+    def clamp_timeout(self, timeout: float | None) -> float:
+        """Return a timeout that threads accept; None stands for the setting `close_timeout`."""
         secs = self.settings.close_timeout if timeout is None else float(timeout)
         return min(max(secs, 0.0), threading.TIMEOUT_MAX)
 
-    def _check_complete(self, report: Report, call: str) -> Report:
+    def check_complete(self, report: Report, call: str) -> Report:
+        """Return the report. Under `strict`, raise `DeliveryError` if values are missing."""
         if self.settings.strict and not report.complete:
             raise DeliveryError(f"{call}: not everything was delivered\n{report}", report)
         return report
 
-    def _run_close_hooks(self) -> None:
-        """Call the functions registered by `before_close`, then log the remaining metrics."""
-        while self.close_hooks:
-            hook = self.close_hooks.pop()
-            try:
-                hook()
-            except Exception as error:  # user code; the run is closed regardless
-                _log.warning("A before_close() function failed: %r", error)
-        self.epoch_sync.log_remaining_metrics(self.session)
-
     def close_at_exit(self, status: Status) -> None:
         """End the run at the end of the script. Never raises."""
         if self.session is not None:
-            self._end(status, self.settings.close_timeout)
+            self.end(status, self.settings.close_timeout)
 
     def save_at_sigterm(self) -> None:
         """Write everything to the journal within two seconds. The process is about to end."""
@@ -239,31 +205,23 @@ class BusCore:
         self.close_hooks = []
         self._become_copy(self._copied())
 
-    def pickled(self) -> PickledBus:
-        """Return what a copy in another process needs."""
-        recorder = self.recorder
-        return PickledBus(
-            self._copied() if self.is_on else None,
-            self.settings,
-            self.run.config if self.run else {},
-            picklable(self.definitions),
-            self.phases,
-            (recorder.clock.step, recorder.clock.epoch),
-        )
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle a copy of this core: ASLEEP, or DISABLED if this one is off."""
+        config = self.run.config if self.run else {}
+        clock = (self.recorder.clock.step, self.recorder.clock.epoch)
+        copied_run = self._copied() if self.is_on else None
+        state = clock, self.phases, picklable(self.definitions), copied_run
+        return BusCore, (self.settings, config), state
 
-    @classmethod
-    def unpickled(cls, pickled: PickledBus) -> BusCore:
-        """Return the core of a copy, which is off if the pickled bus was."""
-        core = cls(pickled.settings, pickled.config)
-        core.recorder.clock.step, core.recorder.clock.epoch = pickled.clock
-        core.phases = pickled.phases
-        for definition in pickled.definitions:
-            core.definitions.add(definition)
-        if pickled.copied_run is None:
-            core.enter(State.DISABLED)
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        clock, self.phases, definitions, copied_run = state
+        self.recorder.clock.step, self.recorder.clock.epoch = clock
+        for definition in definitions:
+            self.definitions.add(definition)
+        if copied_run is None:
+            self.enter(State.DISABLED)
         else:
-            core._become_copy(pickled.copied_run)
-        return core
+            self._become_copy(copied_run)
 
     def _copied(self) -> CopiedRun:
         if self.session is None:

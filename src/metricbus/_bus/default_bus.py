@@ -15,7 +15,6 @@ from metricbus._aggregate.rules import Definition
 from metricbus._bus.arguments import BusArguments, list_arguments
 from metricbus._bus.bus import MetricBus
 from metricbus._bus.core import BusCore, State
-from metricbus._bus.process_copies import PickledBus
 from metricbus._common.settings import ProgressMode, Settings, env_variable, read_env_setting
 from metricbus.errors import ConfigError
 
@@ -37,7 +36,8 @@ class DefaultBus(MetricBus):
 
     def _use(self, core: BusCore) -> None:
         super()._use(core)
-        core.phases = self._phases
+        core.phases.update(self._phases)
+        self._phases = core.phases
         if core.state is State.IDLE:
             self.log = self._log_when_open  # type: ignore[method-assign]
 
@@ -105,7 +105,7 @@ class DefaultBus(MetricBus):
         """
         core = self._core
         is_configured = core.is_on or core.settings.disabled
-        return _default_bus, (core.pickled() if is_configured else None,)
+        return _default_bus, (core if is_configured else None,)
 
     def _renew_lock_in_child(self) -> None:
         # After a fork, the lock may be held by a thread that does not exist in the child.
@@ -120,10 +120,11 @@ bus = DefaultBus()
 os.register_at_fork(after_in_child=bus._renew_lock_in_child)
 
 
-def _default_bus(pickled: PickledBus | None) -> DefaultBus:
+def _default_bus(copy: BusCore | None) -> DefaultBus:
     with bus._open_lock:
-        if pickled is not None and bus._core.state is State.IDLE:
-            bus._use(BusCore.unpickled(pickled))
+        if copy is not None and bus._core.state is State.IDLE:
+            bus._use(copy)
+            bus._definition_log += [(definition, False) for definition in copy.definitions]
     return bus
 
 

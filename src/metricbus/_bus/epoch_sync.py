@@ -38,6 +38,8 @@ class EpochSync:
         self._definitions = definitions
         self._settings = settings
         self._has_warned_of_early_start = False
+        # How long to wait for the collector, even if `block_secs` is shorter.
+        self._collector_secs = max(settings.block_secs, _MIN_COLLECTOR_SECS)
 
     def end_epoch(self, session: Session | None, seconds: float | None) -> dict[str, Number]:
         """End the epoch of a loop, with its duration, or of `bus.end_epoch()`, without one."""
@@ -48,7 +50,7 @@ class EpochSync:
         if seconds is not None:
             self._recorder.log(EPOCH_TIME, seconds, step=clock.step)
         if self._definitions or seconds is not None:
-            results = session.end_epoch(clock.step, clock.epoch, seconds, self._collector_timeout())
+            results = session.end_epoch(clock.step, clock.epoch, seconds, self._collector_secs)
         return results | self.merge(session, "bus.end_epoch()", ends_epoch=True)
 
     def merge(
@@ -64,7 +66,7 @@ class EpochSync:
         metrics = self._recorder.metrics
         if session is None or not (self._definitions.merges_across_ranks or metrics.has_logged):
             return {}
-        partials = dict(session.collect_partials(self._collector_timeout()))
+        partials = dict(session.collect_partials(self._collector_secs))
         own = {
             "writes": session.folder is not None,
             "parts": partials,
@@ -82,8 +84,14 @@ class EpochSync:
             computed = metrics.compute(len(by_rank) > 1, _common_metrics(by_rank))
             resolved = map(_resolve, _to_merged_values(computed))
             merged += [value for value in resolved if value is not None]
-        if len(by_rank) > 1 and session.initial_rank.size == 1:
-            self._warn_of_early_start()
+        is_too_early = len(by_rank) > 1 and session.initial_rank.size == 1
+        if is_too_early and not self._has_warned_of_early_start:
+            self._has_warned_of_early_start = True
+            _log.warning(
+                "This bus was created before torch.distributed was initialized, and no launcher "
+                "set the rank, so each rank has created a separate run. Create the bus after "
+                "init_process_group()."
+            )
         writer = next((rank for rank, state in by_rank.items() if state["writes"]), None)
         is_writer = writer == current_rank().number
         epoch = self._recorder.clock.epoch
@@ -97,19 +105,6 @@ class EpochSync:
             values = _to_merged_values(metrics.compute(sync=False))
             epoch = self._recorder.clock.epoch
             session.publish_merged(values, epoch, ends_epoch=True, is_writer=True)
-
-    def _collector_timeout(self) -> float:
-        """Return how many seconds to wait for the collector, even if `block_secs` is shorter."""
-        return max(self._settings.block_secs, _MIN_COLLECTOR_SECS)
-
-    def _warn_of_early_start(self) -> None:
-        if not self._has_warned_of_early_start:
-            self._has_warned_of_early_start = True
-            _log.warning(
-                "This bus was created before torch.distributed was initialized, and no launcher "
-                "set the rank, so each rank has created a separate run. Create the bus after "
-                "init_process_group()."
-            )
 
 
 def _common_metrics(by_rank: Mapping[int, Mapping[str, Any]]) -> set[str]:

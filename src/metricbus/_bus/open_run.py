@@ -37,7 +37,6 @@ from metricbus._journal.run import Run, RunFolder, create_run, plain_config, slu
 from metricbus._journal.run_env import export_run_dir, is_own_run_dir
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import ConfigError, JournalError
-from metricbus.sinks import Sink
 
 _log = logging.getLogger("metricbus.run")
 
@@ -48,18 +47,12 @@ _RANK_0_SECS = 60.0
 
 
 def open_session(
-    settings: Settings,
-    sinks: str | Sequence[str | Sink] | None,
-    *,
-    id: str | None,
-    name: str | None,
-    config: Mapping[str, Any],
-    **fields: Any,
+    settings: Settings, name: str | None, config: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> Session:
     """Open a run with its sinks, or join the run that started this process.
 
-    `fields` are further fields of `Run`. Raises `ConfigError` or a subclass of it if the
-    configuration cannot work.
+    `name` and the `arguments` are those of `MetricBus`, without what the environment gives. Raises
+    `ConfigError` or a subclass of it if the configuration cannot work.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         _log.warning(
@@ -69,6 +62,7 @@ def open_session(
     rank = current_rank()
     if not is_writing_rank(settings.ranks, rank):
         return NullSession(settings, rank)
+    id, sinks = arguments.get("id"), arguments.get("sinks")
     parent = _parent_run(settings, id, name, config)
     if parent is not None:
         return _make_session(*parent, settings, rank)
@@ -81,8 +75,17 @@ def open_session(
             export_run_dir(folder.path)
             return _make_session(folder, run, settings, rank)
     specs = specs_of(settings.sinks if sinks is None else sinks)
-    fields |= {"sinks": [spec.canonical for spec in specs], "launch": launch_key()}
-    folder, run = _resume_or_create(settings, id, config=config, project=settings.project, **fields)
+    folder, run = _resume_or_create(
+        settings,
+        id,
+        config=config,
+        project=settings.project,
+        tags=list(arguments.get("tags") or ()),
+        group=arguments.get("group"),
+        notes=arguments.get("notes"),
+        sinks=[spec.canonical for spec in specs],
+        launch=launch_key(),
+    )
     return _make_session(folder, run, settings, rank, specs, owner=True)
 
 

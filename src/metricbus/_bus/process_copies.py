@@ -6,12 +6,11 @@ A copy joins the run when it is first used. Until then it has no thread and no o
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from metricbus._aggregate.rules import Definition
 from metricbus._common.distributed import Rank
-from metricbus._common.settings import Settings
 from metricbus._journal.run import Run, RunFolder
 
 _log = logging.getLogger("metricbus")
@@ -26,17 +25,6 @@ class CopiedRun(NamedTuple):
     folder: RunFolder | None
     run: Run | None
     rank: Rank
-
-
-class PickledBus(NamedTuple):
-    """The content of a pickled bus. `clock` is (step, epoch); a bus that is off has no run."""
-
-    copied_run: CopiedRun | None
-    settings: Settings
-    config: Mapping[str, Any]
-    definitions: Sequence[Definition]
-    phases: dict[str, str]
-    clock: tuple[int, int]
 
 
 def picklable(definitions: Iterable[Definition]) -> list[Definition]:

@@ -72,15 +72,13 @@ class Scope(_BusMembers):
         unloggable: Unloggable | None = None,
     ) -> None:
         """Log like `MetricBus.log`, with the prefix before each name."""
-        options: dict[str, Any] = {"step": step, "epoch": epoch, "weight": weight}
-        options["unloggable"] = unloggable
-        if isinstance(name, str) and value is not MISSING:
-            self._bus.log(self._prefix + check_name(name), value, **options)
-        elif isinstance(name, Mapping) and value is MISSING:
-            row = {self._prefix + check_name(key): inner for key, inner in name.items()}
-            self._bus.log(row, **options)
-        else:  # an incorrect call, for which the bus raises the error
-            self._bus.log(name, *() if value is MISSING else (value,))
+        full_name: Any = name
+        if isinstance(name, str):
+            full_name = self._prefix + check_name(name)
+        elif isinstance(name, Mapping):
+            full_name = {self._prefix + check_name(key): inner for key, inner in name.items()}
+        options: Any = {"step": step, "epoch": epoch, "weight": weight, "unloggable": unloggable}
+        self._bus.log(full_name, value, **options)
 
     def scope(self, prefix: str) -> Scope:
         """Return a scope of this scope: its names have both prefixes."""

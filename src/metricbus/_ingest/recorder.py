@@ -76,7 +76,8 @@ class Recorder:
             or epoch is not None
             or weight is not None
         ):
-            if type(name) is not dict or not self._try_log_row(name, value, step, epoch, weight):
+            is_row = type(name) is dict and value is MISSING and epoch is None and weight is None
+            if not is_row or not self._try_log_row(name, step):
                 self._log_other(name, value, step, epoch, weight, unloggable=unloggable)
             return
         if name not in self._checked_names:
@@ -95,25 +96,12 @@ class Recorder:
         if len(calls) > queue.high_water_mark[0]:
             queue.on_high_water()
 
-    def _try_log_row(
-        self,
-        row: dict[str, Any],
-        value: object,
-        step: SupportsIndex | None,
-        epoch: SupportsIndex | None,
-        weight: float | None,
-    ) -> bool:
-        """Log a mapping of plain numbers without epoch and weight. Return False for other calls."""
-        row = row.copy()
+    def _try_log_row(self, mapping: Any, step: SupportsIndex | None) -> bool:
+        """Log a mapping of plain numbers. Return False, and log nothing, if it is another one."""
+        row: dict[str, Any] = mapping.copy()
         size = len(row)
         are_floats = countOf(map(type, row.values()), float) == size
-        if (
-            not (are_floats or _are_plain_numbers(row))
-            or not size
-            or value is not MISSING
-            or epoch is not None
-            or weight is not None
-        ):
+        if not size or not (are_floats or _are_plain_numbers(row)):
             return False
         if not self._checked_names.issuperset(row):
             self._checked_names.update([check_name(name) for name in row])
