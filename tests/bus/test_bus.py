@@ -124,7 +124,7 @@ def test_wrong_type_of_the_name_is_reported_under_the_name_of_the_argument() -> 
 
 def test_dir_is_the_folder_of_the_run_in_the_folder_given(tmp_path: Path) -> None:
     with MetricBus(id="digits-1", sinks="", dir=tmp_path) as bus:
-        assert bus.dir == tmp_path / "digits-1"
+        assert bus.dir == bus.folder == tmp_path / "digits-1"
     assert MetricBus(disabled=True, dir=tmp_path).dir is None
 
 

@@ -209,6 +209,9 @@ class MetricBus(ClockMethods):
         """
         return self._core.folder
 
+    folder = dir
+    """An alias of `dir`."""
+
     @property
     def is_on(self) -> bool:
         """Whether `log()` has any effect.
