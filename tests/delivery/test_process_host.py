@@ -24,6 +24,7 @@ from metricbus._delivery.control_files import AtomicJsonFile, DeliveryStatus, de
 from metricbus._journal.run import RunFolder
 from metricbus.testing import MemorySink
 from tests.helpers.limits import HANG_SECS
+from tests.helpers.scripts import PATIENT
 from tests.helpers.wandb_reader import wandb_files, wandb_records, wandb_rows
 
 WaitFor = Callable[[Callable[[], bool]], None]
@@ -80,7 +81,7 @@ def run(folder: Path, code: str, **options: Any) -> subprocess.CompletedProcess[
         text=True,
         timeout=HANG_SECS,
         check=False,
-        **options,
+        **{"env": os.environ | PATIENT} | options,
     )
 
 
