@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -64,9 +64,9 @@ def test_epoch_emits_one_value_at_its_end(bus: MetricBus, sink: MemorySink) -> N
     assert returned == [{"val/acc": 1.5}, {"val/acc": 2.5}]
     bus.flush()
     records = [record for record in sink.records if "val/acc" in record.values]
-    assert [(r.epoch, r.axis, r.at, r.x) for r in records] == [
-        (0, "epoch", 0, 0),
-        (1, "epoch", 1, 1),
+    assert [(r.epoch, r.step, r.axis, r.x, r.epoch_result) for r in records] == [
+        (0, 0, "", 0, True),
+        (1, 10, "", 10, True),
     ]
 
 
@@ -180,6 +180,51 @@ def test_axis_can_be_another_series(bus: MetricBus, sink: MemorySink) -> None:
         (1, "tokens", 2000, 2000),
         (2, "tokens", 3000, 3000),
     ]
+
+
+def test_axis_can_be_the_epoch(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("*", axis="epoch")
+    bus.define("val", on_step=False, on_epoch=True)
+    bus.log({"val": 1.0, "lr": 0.5}, step=7, epoch=3)
+    bus.end_epoch()
+    bus.flush()
+    rows = [(row.values, row.step, row.axis, row.x, row.epoch_result) for row in sink.records]
+    assert rows == [
+        ({"lr": 0.5}, 7, "epoch", 3, False),
+        ({"val": 1.0}, 7, "epoch", 3, True),
+    ]
+
+
+def test_axis_can_be_the_step_again(bus: MetricBus, sink: MemorySink) -> None:
+    bus.define("*", axis="epoch")
+    bus.define("loss", axis="step")
+    bus.log("loss", 0.5, step=7, epoch=3)
+    bus.flush()
+    assert [(row.axis, row.at, row.x) for row in sink.records] == [("", None, 7)]
+
+
+@pytest.mark.parametrize("across_ranks", [None, "mean"])
+def test_epoch_result_has_the_axis_of_its_definition(
+    bus: MetricBus, sink: MemorySink, across_ranks: Literal["mean"] | None
+) -> None:
+    bus.define("val", on_step=False, on_epoch=True, axis="tokens", across_ranks=across_ranks)
+    for tokens in (100, 200):
+        bus.log({"tokens": tokens, "val": 1.0})
+    bus.end_epoch()
+    bus.flush()
+    (row,) = (record for record in sink.records if "val" in record.values)
+    assert (row.axis, row.x, row.epoch_result) == ("tokens", 200, True)
+
+
+def test_values_of_a_failed_epoch_reduction_are_no_epoch_results(
+    bus: MetricBus, sink: MemorySink
+) -> None:
+    bus.define("val", reduce=lambda values: values[9], on_step=False, on_epoch=True)
+    for step in range(2):
+        bus.log("val", float(step), step=step)
+    assert bus.end_epoch() == {}
+    bus.flush()
+    assert [(row.x, row.epoch_result) for row in sink.records] == [(0, False), (1, False)]
 
 
 def test_only_the_sinks_of_a_definition_receive_the_name(bus: MetricBus, sink: MemorySink) -> None:
@@ -350,7 +395,8 @@ def test_partial_epoch_is_saved_although_its_values_are_emitted_on_steps(
     assert folder is not None
     wait_for(lambda: bool(metricbus.read(folder).partial))
     (row,) = metricbus.read(folder).partial
-    assert (row.values, row.axis, row.partial) == ({"loss_epoch": 2.0}, "epoch", True)
+    assert row.values == {"loss_epoch": 2.0}
+    assert (row.epoch_result, row.partial) == (True, True)
 
 
 def test_closed_run_has_no_partial_rows(bus: MetricBus) -> None:
@@ -444,6 +490,16 @@ def test_warns_about_a_name_that_is_also_an_epoch_name(
             bus.log(name, 1.0)
     bus.flush()
     assert caplog.text.count("both are written to one series") == 1
+
+
+@pytest.mark.parametrize("axis", ["step", "epoch"])
+def test_axes_that_every_value_has_need_not_be_logged(
+    bus: MetricBus, caplog: pytest.LogCaptureFixture, axis: str
+) -> None:
+    bus.define("loss", axis=axis)
+    bus.log("loss", 1.0)
+    bus.close()
+    assert "axis" not in caplog.text
 
 
 def test_warns_at_close_about_an_axis_that_was_never_logged(

@@ -273,6 +273,20 @@ def test_each_sink_handles_a_rewind(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert tag == "steps beyond 5"
 
 
+def test_tensorboard_discards_superseded_results_of_epochs(tmp_path: Path) -> None:
+    with MetricBus(sinks="tensorboard", dir=tmp_path) as bus:
+        bus.define("x", on_step=False, on_epoch=True)
+        for value in (1.0, 2.0):
+            for _ in bus.epochs(2):
+                for _ in bus.steps(range(10)):
+                    bus.log("x", value)
+            if value == 1.0:
+                bus.rewind(9, epoch=0)
+    events = tensorboard_events(folder_of(bus))
+    assert [(event.step, event.value) for event in events] == [(9, 1.0), (19, 2.0), (29, 2.0)]
+    assert not (folder_of(bus) / "tensorboard" / "late-1").exists()
+
+
 def test_repeated_rewind_is_not_duplicated_in_tensorboard(tmp_path: Path) -> None:
     """The sink loses its state after each write in turn, and recognizes what its files contain."""
     rows = [
@@ -521,7 +535,7 @@ def test_epoch_results_right_after_a_checkpoint_are_not_repeated(tmp_path: Path)
     assert not list(folder.glob("tensorboard/late-*"))
     client, run = mlflow_run(tmp_path)
     history = client.get_metric_history(run.info.run_id, "acc")
-    assert [(metric.step, metric.value) for metric in history] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert [(metric.step, metric.value) for metric in history] == [(9, 0.0), (19, 1.0), (29, 2.0)]
 
 
 def test_rows_between_a_checkpoint_and_the_end_of_its_epoch_are_superseded(tmp_path: Path) -> None:

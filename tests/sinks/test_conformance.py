@@ -61,8 +61,15 @@ NAMES = [
 ]
 
 
+PLACED_AT_EPOCH = "placed-at-epoch"
+"""A name whose x axis is the epoch; all others have the step."""
+
+
 class Point(NamedTuple):
-    """A value at its step; `epoch` is None for backends that do not store it."""
+    """A value at its step; `epoch` is None for backends that do not store it.
+
+    Such a backend has one x axis. `step` is then the position on it.
+    """
 
     name: str
     step: int
@@ -177,21 +184,26 @@ def as_json_number(point: Point) -> Point:
     return point._replace(value=int(value))
 
 
-def as_float64_at_step(point: Point) -> Point:
+def on_one_axis(point: Point, value: float) -> Point:
+    position = point.epoch if point.name == PLACED_AT_EPOCH else None
+    return Point(point.name, point.step if position is None else position, None, value)
+
+
+def as_float64_on_one_axis(point: Point) -> Point:
     value = float(point.value)
     if math.isinf(value):
         value = math.copysign(sys.float_info.max, value)
-    return point._replace(epoch=None, value=value + 0.0)  # SQL has no -0.0
+    return on_one_axis(point, value + 0.0)  # SQL has no -0.0
 
 
-def as_float32_at_step(point: Point) -> Point:
+def as_float32_on_one_axis(point: Point) -> Point:
     value = float(point.value)
     if math.isfinite(value):
         try:
             (value,) = struct.unpack("f", struct.pack("f", value))
         except OverflowError:
             value = math.copysign(math.inf, value)
-    return point._replace(epoch=None, value=value)
+    return on_one_axis(point, value)
 
 
 class Backend(NamedTuple):
@@ -205,11 +217,11 @@ BACKENDS = {
     "memory": Backend(None, read_memory, unchanged),
     "logging": Backend("logging", read_logging, unchanged),
     "csv": Backend("csv", read_csv, unchanged),
-    "tensorboard": Backend("tensorboard", read_tensorboard, as_float32_at_step),
+    "tensorboard": Backend("tensorboard", read_tensorboard, as_float32_on_one_axis),
     "wandb": Backend("wandb", read_wandb, as_json_number),
-    "mlflow": Backend("mlflow?experiment=conformance", read_mlflow_file, as_float64_at_step),
+    "mlflow": Backend("mlflow?experiment=conformance", read_mlflow_file, as_float64_on_one_axis),
     "mlflow-server": Backend(
-        "mlflow+{server}?experiment=conformance", read_mlflow_server, as_float64_at_step
+        "mlflow+{server}?experiment=conformance", read_mlflow_server, as_float64_on_one_axis
     ),
 }
 
@@ -243,6 +255,15 @@ class Script:
         self.log("mixed", 2**53 + 1, 1, 3)
         for step, name in enumerate(NAMES):
             self.log(name, float(step), 1000 + step, 4)
+        self.bus.define("per-epoch/*", on_step=False, on_epoch=True)
+        self.bus.define(PLACED_AT_EPOCH, axis="epoch")
+        for epoch in (5, 6):
+            self.log("train/loss", 0.5, 1000 * epoch, epoch)
+            self.log(PLACED_AT_EPOCH, 1.5 * epoch, 1000 * epoch, epoch)
+            for value in (1, 2):  # logged as their mean, at the step of the last one
+                self.bus.log("per-epoch/loss", value, step=999 * epoch + value, epoch=epoch)
+            self.points.append(Point("per-epoch/loss", 999 * epoch + 2, epoch, 1.5))
+            self.bus.end_epoch()
 
 
 @pytest.fixture(scope="module", params=["thread", "process"])
@@ -289,6 +310,31 @@ def test_backends_keep_the_order_of_late_and_repeated_values(
 ) -> None:
     values = [point.value for point in BACKENDS[name].read(logged[0]) if point.name == "val/acc"]
     assert values[:3] == [0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_training_and_validation_of_an_epoch_end_at_the_same_position(
+    name: str, tmp_path: Path
+) -> None:
+    sinks = [BACKENDS[name].url or ""]
+    with MetricBus(sinks=sinks, dir=tmp_path, close_timeout=HANG_SECS) as bus:
+        bus.define("val/loss", on_step=False, on_epoch=True)
+        for _ in bus.epochs(3):
+            for _ in bus.steps(range(4)):
+                bus.log("train/loss", 1.0)
+            for loss in (0.5, 1.0):
+                bus.log("val/loss", loss)
+    assert bus.folder is not None
+    points = list(BACKENDS[name].read(LoggedRun(bus.folder, MemorySink(), [], "")))
+    ends = {
+        metric: [point.step for point in points if point.name == metric][-3:]
+        for metric in ("train/loss", "val/loss", "time/epoch")
+    }
+    assert ends == {
+        "train/loss": [9, 10, 11],
+        "val/loss": [3, 7, 11],
+        "time/epoch": [3, 7, 11],
+    }
 
 
 def test_every_backend_marks_partial_rows(tmp_path: Path, mlflow_server: str) -> None:

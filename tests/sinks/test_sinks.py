@@ -26,6 +26,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from metricbus import MetricBus, Run, ScalarRow
+from metricbus._bus.scope import DefineArguments
 from metricbus.sinks.csv.cells import safe_cell
 from metricbus.sinks.csv.sink import CsvSink
 from metricbus.sinks.logging.sink import line_of
@@ -184,14 +185,15 @@ def test_logging_logs_the_name_config_and_status_of_the_run(
     assert lines == [f'run "my\\nrun" (r) in {tmp_path}/r', 'config {"lr":0.1}', "run finished"]
 
 
+@pytest.mark.parametrize("options", [{"on_step": False, "on_epoch": True}, {"axis": "epoch"}])
 def test_every_does_not_apply_to_values_logged_once_per_epoch(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: DefineArguments
 ) -> None:
     with (
         caplog.at_level("INFO", logger="metricbus"),
         MetricBus(sinks="logging?every=10", dir=tmp_path) as bus,
     ):
-        bus.define("val", on_step=False, on_epoch=True)
+        bus.define("val", **options)
         for _ in bus.epochs(3):
             bus.log("val", 0.5)
         bus.flush()

@@ -151,10 +151,11 @@ def test_all_rows_are_delivered_by_a_wandb_version_that_waits_for_each(
     assert [row["x"] for row in rows] == list(range(50))
 
 
-def test_x_axis_is_our_step_or_the_defined_axis(tmp_path: Path) -> None:
+def test_x_axis_is_our_step_or_the_axis_of_the_definition(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path) as bus:
         bus.define("loss", axis="tokens")
         bus.define("acc", on_step=False, on_epoch=True)
+        bus.define("time/epoch", axis="epoch")
         for _ in bus.epochs(2):
             for step in bus.steps(range(2)):
                 bus.log("tokens", 100 * step)
@@ -164,13 +165,15 @@ def test_x_axis_is_our_step_or_the_defined_axis(tmp_path: Path) -> None:
     metrics = {metric.glob_name or metric.name: metric for metric in records(folder, "metric")}
     assert metrics["*"].step_metric == "metricbus/step"
     assert metrics["loss"].step_metric == "metricbus/x/tokens"
-    assert metrics["acc"].step_metric == "metricbus/epoch"
+    assert metrics["time/epoch"].step_metric == "metricbus/epoch"
+    assert "acc" not in metrics
     rows = list(wandb_rows(folder))
     assert [row["metricbus/x/tokens"] for row in rows if "loss" in row] == [0, 100, 0, 100]
-    assert [(row["metricbus/epoch"], row["acc"]) for row in rows if "acc" in row] == [
-        (0, 0.25),
+    assert [(row["metricbus/step"], row["acc"]) for row in rows if "acc" in row] == [
         (1, 0.25),
+        (3, 0.25),
     ]
+    assert [row["metricbus/epoch"] for row in rows if "time/epoch" in row] == [0, 1]
 
 
 def test_a_run_of_the_script_itself_is_unaffected(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from metricbus._aggregate.cross_rank import MergedValue, Partials
 from metricbus._aggregate.partial_aggregate import LogTime, Partial
 from metricbus._aggregate.reductions import Reducer
 from metricbus._aggregate.row_builder import DEFAULT_ROUTING, Emission, Routing
-from metricbus._aggregate.rules import Definition, Definitions, Rule
+from metricbus._aggregate.rules import BUILT_IN_AXES, Definition, Definitions, Rule
 from metricbus._common.media_records import Medium
 from metricbus._common.records import Call, Number
 from metricbus._common.throttled_log import ThrottledLogger
@@ -51,7 +51,7 @@ class Aggregator:
         """Add a definition. Return the windows of the names whose rule it changes."""
         rules = {name: self.definitions.rule(name) for name in self._windows}
         self.definitions.add(definition, default=default)
-        if definition.axis:
+        if definition.axis and definition.axis not in BUILT_IN_AXES:
             self._axes.setdefault(definition.axis, None)
         return [
             emission
@@ -97,7 +97,7 @@ class Aggregator:
             partial.add(value, weight, time, keep=keep)
             self.changes += 1
         if rule.passthrough:
-            yield Emission(name, value, time, self._routing(rule))
+            yield Emission(name, value, time, self._routing(rule, time.epoch))
             return
         self.reduced += 1
         if rule.on_step is not None:
@@ -117,7 +117,8 @@ class Aggregator:
         rule = self.definitions.rule(medium.name)
         if rule is None or not (rule.axis or rule.sinks):
             return medium
-        return msgspec.structs.replace(medium, **self._routing(rule)._asdict())
+        axis, at, sinks, _ = self._routing(rule, medium.epoch)
+        return msgspec.structs.replace(medium, axis=axis, at=at, sinks=sinks)
 
     def end_epoch(self, *, cross_rank: bool = False) -> tuple[list[Emission], dict[str, Number]]:
         """Emit all windows and the reductions of the epoch; return the latter also by name.
@@ -136,7 +137,7 @@ class Aggregator:
             if rule is None or (rule.across_ranks and not cross_rank):
                 continue
             emitted = self._emit_epoch(name, rule)
-            results |= {one.name: one.value for one in emitted if one.routing.axis == "epoch"}
+            results |= {one.name: one.value for one in emitted if one.routing.epoch_result}
             emissions += emitted
         return emissions, results
 
@@ -168,12 +169,12 @@ class Aggregator:
     def emit_merged(
         self, results: Sequence[MergedValue], epoch: int, *, ends_epoch: bool
     ) -> list[Emission]:
-        """Return the emissions for merged results; on the epoch axis if this `ends_epoch`."""
+        """Return the emissions for merged results: those of the epoch if this `ends_epoch`."""
         emissions = []
         for name, emitted_as, value, step, time_ns in results:
             rule = self.definitions.rule(name)
-            routing = DEFAULT_ROUTING if rule is None else self._routing(rule)
-            routing = Routing("epoch", epoch, routing.sinks) if ends_epoch else routing
+            routing = DEFAULT_ROUTING if rule is None else self._routing(rule, epoch)
+            routing = routing._replace(epoch_result=ends_epoch)
             emissions.append(Emission(emitted_as, value, LogTime(step, epoch, time_ns), routing))
             self.derived += 1
         return emissions
@@ -212,11 +213,11 @@ class Aggregator:
         for name, window in self._windows.items():
             rule = self.definitions.rule(name)
             if rule is not None and window.count:
-                emissions += self._result(name, window, self._routing(rule))
+                emissions += self._result(name, window, self._routing(rule, window.last.epoch))
         for name, partial in self._epochs.items():
             rule = self.definitions.rule(name)
             if rule is not None:
-                routing = Routing("epoch", partial.last.epoch, rule.sinks)
+                routing = self._routing(rule, partial.last.epoch)._replace(epoch_result=True)
                 emissions += self._result(rule.epoch_name, partial, routing)
         return emissions
 
@@ -226,17 +227,17 @@ class Aggregator:
             del self._windows[name]
         if not window.count:
             return []
-        emissions = self._emit(name, name, window, rule, self._routing(rule))
+        emissions = self._emit(name, name, window, self._routing(rule, window.last.epoch))
         window.count = 0
         return emissions
 
     def _emit_epoch(self, name: str, rule: Rule) -> list[Emission]:
         partial = self._epochs.pop(name)
-        routing = Routing("epoch", partial.last.epoch, rule.sinks)
-        return self._emit(name, rule.epoch_name, partial, rule, routing)
+        routing = self._routing(rule, partial.last.epoch)._replace(epoch_result=True)
+        return self._emit(name, rule.epoch_name, partial, routing)
 
     def _emit(
-        self, name: str, emitted_as: str, partial: Partial, rule: Rule, routing: Routing
+        self, name: str, emitted_as: str, partial: Partial, routing: Routing
     ) -> list[Emission]:
         """Emit the result; if the reduction fails, emit the values themselves on steps."""
         self.changes += 1
@@ -247,8 +248,8 @@ class Aggregator:
             return emissions
         values = partial.values or []
         self.reduced -= len(values)
-        step_routing = self._routing(rule)
-        return [Emission(name, value, time, step_routing) for value, time in values]
+        routing = routing._replace(epoch_result=False)
+        return [Emission(name, value, time, routing) for value, time in values]
 
     def _result(self, name: str, partial: Partial, routing: Routing) -> list[Emission]:
         """Return the result as one emission; none, with a warning, if a user's function fails."""
@@ -261,9 +262,11 @@ class Aggregator:
             return []
         return [Emission(name, value, partial.last, routing)]
 
-    def _routing(self, rule: Rule) -> Routing:
+    def _routing(self, rule: Rule, epoch: int) -> Routing:
         if not rule.axis:
             return Routing(sinks=rule.sinks) if rule.sinks else DEFAULT_ROUTING
+        if rule.axis == "epoch":
+            return Routing("epoch", epoch, rule.sinks)
         at = self._axes[rule.axis]
         is_known = at is not None and math.isfinite(at)
         return Routing(rule.axis, at if is_known else None, rule.sinks)

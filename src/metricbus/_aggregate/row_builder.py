@@ -16,11 +16,12 @@ from metricbus._common.records import Call, Number, ScalarRow
 
 
 class Routing(NamedTuple):
-    """The x axis of a value, the position on it, and the sinks that receive it (empty for all)."""
+    """The fields of a row, besides its position, that depend on the definition of a value."""
 
     axis: str = ""
     at: Number | None = None
     sinks: tuple[str, ...] = ()
+    epoch_result: bool = False
 
 
 DEFAULT_ROUTING = Routing()

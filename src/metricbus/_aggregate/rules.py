@@ -19,6 +19,9 @@ from metricbus.errors import ConfigError
 
 _log = logging.getLogger("metricbus.definitions")
 
+BUILT_IN_AXES = ("step", "epoch")
+"""The axes that every value has; any other axis is a series."""
+
 
 class Definition(msgspec.Struct, frozen=True):
     """The arguments of one `define()` call; None for those that were left out."""
@@ -199,7 +202,7 @@ class Definitions:
             on_epoch=(across or combined.reduce or "mean") if on_epoch else None,
             epoch_name=f"{name}_epoch" if on_step else name,
             sinks=combined.sinks or (),
-            axis=combined.axis or "",
+            axis="" if combined.axis in (None, "step") else combined.axis,
             across_ranks=across is not None,
             progress=bool(combined.progress),
         )

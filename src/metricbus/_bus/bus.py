@@ -125,7 +125,8 @@ class MetricBus(ClockMethods):
           `mean`). Its name gets the suffix `_epoch`, unless `on_step=False`.
         - `on_step=False` emits no values at steps, only those at the end of each epoch.
         - `sinks` lists the sinks that receive the values (default: all).
-        - `axis` names another series to use as the x axis.
+        - `axis` is the x axis in backends that have one: `"step"` (the default), `"epoch"`, or the
+          name of another series.
         - `across_ranks` is how `end_epoch()` and `sync()` merge the values of all ranks: `mean`
           (weighted as in `log(weight=)`), `sum`, `min`, `max`, `count` or `std`.
         - `progress=True` shows the newest value next to the progress bars of `steps()` and

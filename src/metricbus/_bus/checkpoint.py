@@ -138,7 +138,7 @@ def _line_after_epoch_end(session: Session, state: Mapping[str, Any]) -> int | N
         if isinstance(record, End):  # the loop body ended the run after the checkpoint
             return row.line
         if isinstance(record, ScalarRow):
-            is_other_row = record.axis != "epoch" and not record.values.keys() <= expected
+            is_other_row = not (record.is_per_epoch or record.values.keys() <= expected)
         else:
             is_other_row = isinstance(record, MediumRecord | Rewind)
         if is_other_row:

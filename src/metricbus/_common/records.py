@@ -60,10 +60,11 @@ class ScalarRow(_Record, frozen=True, tag="scalars"):
     """One row: the values that one call, or several adjacent calls, logged at a step and epoch.
 
     `time` is the time of the row's first call, in nanoseconds since 1970-01-01 UTC. `axis` is the x
-    axis of the row: `""` for the step, `"epoch"`, or the name of another series, in which case `at`
-    is the position on it. `sinks` names the sinks that receive the row; empty means all. A
-    `partial` row holds the results so far of reductions whose process died before they were
-    emitted. `rank` is the rank that logged the row.
+    axis of the row: `""` for the step, `"epoch"`, or the name of another series. `at` is the
+    position on it, None for the step. `sinks` names the sinks that receive the row; empty means
+    all. A `partial` row holds the results so far of reductions whose process died before they were
+    emitted. `rank` is the rank that logged the row. An `epoch_result` row holds the results of
+    reductions over an epoch.
     """
 
     step: int
@@ -75,6 +76,13 @@ class ScalarRow(_Record, frozen=True, tag="scalars"):
     sinks: tuple[str, ...] = ()
     partial: bool = False
     rank: int = 0
+    epoch_result: bool = False
+
+    @property
+    def is_per_epoch(self) -> bool:
+        """Whether the values come once per epoch: results of reductions, or on the epoch axis."""
+        # Old journals have the results of reductions on the epoch axis, without `epoch_result`.
+        return self.epoch_result or self.axis == "epoch"
 
     @property
     def x(self) -> int:

@@ -35,7 +35,7 @@ class RowFilter:
         """
         if self._passes_all:
             return row
-        select = self._matches if row.axis == "epoch" else self.accepts
+        select = self._matches if row.is_per_epoch else self.accepts
         values = {name: value for name, value in row.values.items() if select(name)}
         if len(values) == len(row.values):
             return row

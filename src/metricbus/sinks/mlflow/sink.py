@@ -1,8 +1,8 @@
 """MLflow sink: metrics by `log_batch`, the config as params, media as artifacts.
 
 MLflow stores a metric's key, value (float64), timestamp in milliseconds, and step. The step is the
-only x axis, so it holds the epoch for values reduced over an epoch, and the latest value of the
-axis for a series with its own axis. Infinities are stored as the largest float, with one warning.
+only x axis, so for a name with another axis it holds the epoch or the latest value of the axis
+series. Infinities are stored as the largest float, with one warning.
 
 MLflow keeps one of several metrics that are equal in all four fields, which makes repeated delivery
 safe. Different values that are equal by chance are moved apart by a millisecond. Names that MLflow

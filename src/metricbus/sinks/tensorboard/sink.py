@@ -1,8 +1,8 @@
 """The TensorBoard sink: one event per row or medium, with hyperparameters in the same event file.
 
-TensorBoard has one axis, the step. For values reduced over an epoch it is the epoch, and for a
-series with its own axis the latest value of that axis as an integer. Values are float32. The wall
-time of an event is the time of its record.
+TensorBoard has one axis, the step. For a name with another axis, it holds the epoch or the latest
+value of the axis series as an integer. Values are float32. The wall time of an event is the time of
+its record.
 
 TensorBoard's data server expects increasing steps per run and tag. After a value at a lower or
 equal step, it discards the values from that step on. They remain in the file, and

@@ -1,9 +1,9 @@
 """W&B sink: one W&B run for each metricbus run, one history row for each row and each medium.
 
 W&B's own step only increases; W&B drops rows with a lower step. So `_step` is the number of the
-row, and the x axis of every chart is a column of this sink: `metricbus/step`; `metricbus/epoch` for
-values reduced over an epoch; `metricbus/x/<axis>` for a series with its own axis. Late and repeated
-steps are thus kept. `metricbus/time` and W&B's `_timestamp` are in seconds since 1970.
+row, and the x axis of every chart is a column of this sink: `metricbus/step`, or for a name with
+another axis `metricbus/epoch` or `metricbus/x/<axis>`. Late and repeated steps are thus kept.
+`metricbus/time` and W&B's `_timestamp` are in seconds since 1970.
 
 Names that W&B or this sink reserves (`_…`, `metricbus/…`) become `logged/…`. Others are unchanged.
 
