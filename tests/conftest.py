@@ -1,7 +1,8 @@
 """The environment of every test.
 
 A test starts without settings in the environment, in an empty folder, with unconfigured loggers and
-default signal handlers. It fails if it leaves a thread or process of metricbus running.
+default signal handlers. It fails if it leaves a thread or process of metricbus running, and at once
+if a collector or consumer ends because of a programming error.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from metricbus import MetricBus
 from metricbus._bus import shutdown
 from metricbus._bus.core import BusCore
 from metricbus.testing import MemorySink
+from tests.helpers.internal_errors import InternalErrors
 from tests.helpers.leftovers import MARKER, marked_processes, own_threads, stop_consumers
 from tests.helpers.limits import HANG_SECS, scaled
 
@@ -67,8 +69,24 @@ def staging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A clean environment. Checks afterwards that nothing is left running."""
+def _internal_errors() -> Iterator[InternalErrors]:
+    errors = InternalErrors()
+    with errors.watched():
+        yield errors
+
+
+@pytest.fixture
+def internal_errors(_internal_errors: InternalErrors) -> InternalErrors:
+    """The internal errors of the test, which expects them."""
+    _internal_errors.expected = True
+    return _internal_errors
+
+
+@pytest.fixture(autouse=True)
+def clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _internal_errors: InternalErrors
+) -> Iterator[None]:
+    """A clean environment. Checks afterwards that nothing is left running or has broken."""
     threads_before = set(own_threads())
     marker = f"{os.getpid()}-{time.monotonic_ns()}"
     monkeypatch.setenv(MARKER, marker)
@@ -89,6 +107,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
     _fail_for_leftovers(threads_before, marker)
+    _internal_errors.check()
 
 
 def _fail_for_leftovers(threads_before: set[threading.Thread], marker: str) -> None:

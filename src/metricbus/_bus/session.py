@@ -97,7 +97,7 @@ class Session:
     ) -> dict[str, Number]:
         """Emit the epoch's reductions and return them, or nothing after `timeout` seconds."""
         command = commands.EndEpoch(step, epoch, seconds)
-        if self._collector.submit_and_wait(command, timeout):
+        if self._collector.submit_and_wait(command, timeout) or self._collector.is_broken:
             return command.results
         _log.warning(
             "The reductions of epoch %d are not ready, so end_epoch() cannot return them; they "
@@ -206,7 +206,7 @@ class Session:
             if is_first and self.folder is not None:
                 restore_run_dir(self.folder.path)
             if is_first and self._is_owner:
-                self._end_run(self._final_status)
+                self._end_run("failed" if self._collector.is_broken else self._final_status)
         if is_first:
             self._warn_of_losses()
 

@@ -6,6 +6,9 @@ thread yields the GIL between chunks, which limits how long the training loop ca
 
 If the journal cannot be written, for example because the disk is full, the collector keeps the
 current chunk and retries. New calls stay in the queue, subject to its overflow policy.
+
+After an internal error, the collector ends and nobody waits for it: it drops the values that are
+not in the journal, and delivery ends with what is in the journal. The training continues.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol, cast
 
 from metricbus._aggregate.aggregator import Aggregator
@@ -64,7 +68,8 @@ class Collector:
 
     `dequeued` counts the values taken out of the queue, `journalled` those in the journal, and
     `unwritable` those that no device returned or that the journal cannot hold. `written_bytes` is
-    the length of the journal, `error` why it cannot be written at the moment.
+    the length of the journal, `error` why it cannot be written at the moment. `is_broken` says
+    whether an internal error has ended the collector.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Collector:
         self.journalled = 0
         self.written_bytes = 0
         self.error: str | None = None
+        self.is_broken = False
         self.rank = rank
         self.dropped_media: Callable[[], int] = lambda: 0
         self._queue = queue
@@ -90,6 +96,9 @@ class Collector:
         self._flush_secs = flush_secs
         self._listener = listener
         self._is_multi_rank = is_multi_rank
+        self._chunk: list[Call | Command] = []
+        self._dequeued_before_chunk = 0
+        self._stop: commands.Stop | None = None
         self._unwritable = 0
         self._reported_dropped = 0
         self._written_counts = DroppedCounts()
@@ -117,16 +126,21 @@ class Collector:
     def submit_and_wait(self, command: Command, timeout: float) -> bool:
         """Submit a command and wait until it is done. Return whether it was done in time."""
         self._queue.put_command(command)
-        return command.done.wait(min(timeout, threading.TIMEOUT_MAX))
+        return command.done.wait(min(timeout, threading.TIMEOUT_MAX)) and not self.is_broken
 
     def _run(self) -> None:
-        stop: commands.Stop | None = None
+        try:
+            self._run_until_stopped()
+        except BaseException as error:  # a programming error, or a logging handler that raises
+            self._abandon(error)
+
+    def _run_until_stopped(self) -> None:
         calls: list[Call | Command] = []
-        while stop is None:
+        while self._stop is None:
             if not calls:
                 self._queue.wait(self._flush_secs, idle_secs=self._secs_until_checkpoint())
-            calls = self._queue.take(self._chunk_size())
-            stop = self._process(calls)
+            calls = self._take(self._chunk_size())
+            self._stop = self._process(calls)
             # After each chunk, because under load the queue may not become empty for a long time.
             if self._secs_until_checkpoint() == 0.0:
                 self._write_partials()
@@ -134,7 +148,7 @@ class Collector:
             self._write_dropped_counts()
             yield_gil()
         self._queue.close()
-        while calls := self._queue.take(_CHUNK):
+        while calls := self._take(_CHUNK):
             repeated_stop = self._process(calls)
             if repeated_stop is not None:
                 repeated_stop.done.set()
@@ -142,7 +156,11 @@ class Collector:
         self._write_emissions(self.aggregator.end_epoch(cross_rank=True)[0])
         for axis in self.aggregator.missing_axes():
             _log.warning("the axis %r was never logged; its series are placed at their steps", axis)
-        self._close(stop)
+        self._close(self._stop)
+
+    def _take(self, limit: int) -> list[Call | Command]:
+        self._chunk, self._dequeued_before_chunk = self._queue.take(limit), self.dequeued
+        return self._chunk
 
     def _chunk_size(self) -> int:
         """Return how many calls to take next: more for a long queue, fewer for wide mappings.
@@ -316,6 +334,31 @@ class Collector:
         self.written_bytes = self._journal.length
         self._listener.end(stop.status)
         stop.done.set()
+
+    def _abandon(self, error: BaseException) -> None:
+        """Count what is not in the journal as dropped, end delivery, and release all commands."""
+        self.error = f"internal error of the collector: {type(error).__name__}: {error}"
+        self.is_broken = True
+        with suppress(BaseException):  # the error may be that of a logging handler
+            logging.getLogger("metricbus.collector").error(
+                "internal error: from now on, all values of this run are dropped", exc_info=error
+            )
+        self._queue.abandon()
+        calls = self._chunk
+        while remaining := self._queue.take(_CHUNK):
+            calls += remaining
+        self.dequeued = self._dequeued_before_chunk + sum(map(count_call_values, calls))
+        processed = self.journalled + self.aggregator.reduced + self.unwritable
+        self._unwritable += max(0, self.dequeued + self.aggregator.derived - processed)
+        with suppress(BaseException):
+            # No final counts: later calls are dropped as well.
+            self._journal.append([Dropped(time=time.time_ns(), dropped=self._dropped_counts())])
+            self._journal.close("failed")
+        with suppress(BaseException):
+            self._listener.end("failed")
+        for call in (*calls, self._stop):
+            if isinstance(call, Command):
+                call.done.set()
 
     def _dropped_counts(self) -> DroppedCounts:
         return DroppedCounts(

@@ -76,7 +76,7 @@ class CallQueue:
     """A bounded first-in, first-out queue of calls and commands.
 
     `dropped` counts the values dropped because the queue was full, `dropped_after_close` those
-    logged after `close()`.
+    logged after `close()` or `abandon()`.
     """
 
     def __init__(self, limits: QueueLimits, *, strict: bool = False) -> None:
@@ -90,6 +90,7 @@ class CallQueue:
         self._flush_bytes = min(limits.flush_bytes, limits.nbytes)
         self._strict = strict
         self._is_closed = False
+        self._closed_by = "close()"
         # Set after the `block` policy has timed out: no call blocks again until the queue is empty.
         self._has_timed_out = False
         self._flush_requested = False
@@ -161,6 +162,12 @@ class CallQueue:
         self._is_closed = True
         self.high_water_mark = [-1]
 
+    def abandon(self) -> None:
+        """Close the queue after an internal error: calls are dropped, and no call raises."""
+        self._strict = False
+        self._closed_by = "an internal error"
+        self.close()
+
     def waiting(self) -> int:
         """Return the number of values in the queue."""
         return sum(map(count_call_values, self.calls.copy()))
@@ -223,7 +230,7 @@ class CallQueue:
             return
         dropped = count_call_values(call)
         if not self.dropped_after_close:
-            _log.warning("%r was logged after close() and is dropped", call[0])
+            _log.warning("%r was logged after %s and is dropped", call[0], self._closed_by)
         self.dropped_after_close += dropped
         self._raise_if_closed()
 
