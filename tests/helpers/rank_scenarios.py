@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from logging.handlers import BufferingHandler
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,15 @@ def sync_with_a_dead_rank(rank: int) -> Any:
     result = {"value": [error, time.monotonic() - started]}
     Path(f"result-{rank}.json").write_text(json.dumps(result))
     os._exit(0)  # torch would wait for the dead rank
+
+
+def agree_without_store(rank: int) -> Any:
+    """Agree on a value without torch's store; return it and the messages of the warnings."""
+    handler = BufferingHandler(100)
+    logging.getLogger("metricbus").addHandler(handler)
+    del dist.distributed_c10d._get_default_store
+    agreed = agree(rank)
+    return [agreed, "".join(record.getMessage() for record in handler.buffer)]
 
 
 def define_differently(rank: int) -> Any:

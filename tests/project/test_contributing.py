@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import subprocess
+import sys
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import get_args
@@ -80,6 +84,30 @@ def test_every_relative_link_has_a_target() -> None:
 
 
 # Requirements
+
+
+@pytest.mark.parametrize(
+    ("room", "rejected"), [("sinks", {"SLF001", "TID251", "PLC2701"}), ("_compat", set())]
+)
+def test_ruff_rejects_internals_of_other_packages_outside_compat(
+    room: str, rejected: set[str]
+) -> None:
+    code = """
+        import torch
+        from wandb.sdk.lib import _private
+        print(torch._C, _private)
+    """
+    command = [sys.executable, "-m", "ruff", "check", "--output-format=json", "-"]
+    done = subprocess.run(
+        [*command, f"--stdin-filename=src/metricbus/{room}/module.py"],
+        input=textwrap.dedent(code),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    codes = {finding["code"] for finding in json.loads(done.stdout)}
+    assert codes & {"SLF001", "TID251", "PLC2701"} == rejected
 
 
 @pytest.mark.parametrize("name", sorted(_BUILTIN))

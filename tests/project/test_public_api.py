@@ -82,7 +82,7 @@ def test_every_module_with_an_all_is_tested() -> None:
     modules = {
         ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
         for path in package.rglob("*.py")
-        if "\n__all__ = " in path.read_text()
+        if "\n__all__ = " in path.read_text() and path.parent.name != "_compat"
     }
     assert modules == set(PUBLIC)
 

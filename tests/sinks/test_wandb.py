@@ -138,19 +138,6 @@ def test_waits_once_for_a_batch_of_rows(tmp_path: Path, monkeypatch: pytest.Monk
     assert waited_for == [False] * 49 + [True]
 
 
-def test_all_rows_are_delivered_by_a_wandb_version_that_waits_for_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def publish(self: Any, record: Any) -> None:
-        original(self, record)
-
-    original = InterfaceSock._publish
-    monkeypatch.setattr(InterfaceSock, "publish_output", lambda *_, **__: None)
-    monkeypatch.setattr(InterfaceSock, "publish_output_raw", lambda *_, **__: None)
-    rows = deliver_rows(50, tmp_path, monkeypatch, publish)
-    assert [row["x"] for row in rows] == list(range(50))
-
-
 def test_x_axis_is_our_step_or_the_axis_of_the_definition(tmp_path: Path) -> None:
     with MetricBus(sinks="wandb", dir=tmp_path) as bus:
         bus.define("loss", axis="tokens")

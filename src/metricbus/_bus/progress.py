@@ -15,7 +15,8 @@ from typing import TypeVar
 from metricbus._bus.progress_postfix import Postfix, ProgressSource
 from metricbus._common.distributed import current_rank
 from metricbus._common.optional_imports import check_installed
-from metricbus._common.tqdm_logging import bar_lock, is_terminal
+from metricbus._common.tqdm_logging import is_terminal
+from metricbus._compat.tqdm import open_bars
 
 T = TypeVar("T")
 
@@ -111,10 +112,6 @@ def _is_interactive() -> bool:
 
 def _has_tqdm_bar(iterable: object, loop: object) -> bool:
     """Check for a bar of the user's own: `tqdm(bus.steps(x))`, or `bus.steps(tqdm(x))`."""
-    std = sys.modules.get("tqdm.std")
-    if std is None:
-        return False
-    with bar_lock(std):
-        return isinstance(iterable, std.tqdm) or any(
-            getattr(bar, "iterable", None) is loop for bar in std.tqdm._instances
-        )
+    if isinstance(iterable, getattr(sys.modules.get("tqdm"), "tqdm", ())):
+        return True
+    return any(getattr(bar, "iterable", None) is loop for bar in open_bars())

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from metricbus._common.records import Status
+from metricbus._compat.cpython import call_at_worker_end
 
 
 class OpenBus(Protocol):
@@ -30,13 +31,7 @@ _previous_handler: Any = signal.SIG_DFL  # of SIGTERM
 def register(bus: OpenBus) -> None:
     """Have a bus closed at the end of the script, unless it is unregistered before."""
     _open_buses.add(bus)
-    # A multiprocessing worker ends without running `atexit` functions, but runs its finalizers.
-    # In a process that has not imported multiprocessing.process, there is no such worker.
-    processes = sys.modules.get("multiprocessing.process")
-    if processes is not None and processes.parent_process() is not None:
-        from multiprocessing.util import Finalize
-
-        Finalize(None, _close_all, exitpriority=100)
+    call_at_worker_end(_close_all)
 
 
 def unregister(bus: OpenBus) -> None:

@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
-from metricbus._common.tqdm_logging import (
-    ConsoleHandlers,
-    bar_lock,
-    is_terminal,
-    renew_lock_in_child,
-)
+from metricbus._common.tqdm_logging import ConsoleHandlers, is_terminal
+from metricbus._compat.degrade import degrading
+from metricbus._compat.tqdm import bar_lock, forget_in_child
 
 with warnings.catch_warnings():
     # In a notebook without ipywidgets, tqdm warns, and shows bars as text. That is good enough.
@@ -24,6 +21,8 @@ with warnings.catch_warnings():
     from tqdm.autonotebook import tqdm
 
 T = TypeVar("T")
+
+_TQDM = ("tqdm", "the class tqdm", "there is no progress bar")
 
 # Pairs of a tqdm format (None is tqdm's default) and the number of columns that it needs in
 # addition to the description and the metrics.
@@ -50,7 +49,6 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
 
     disable = True  # until __init__ is finished: Ctrl-C may close an incomplete bar
     monitor_interval = 0
-    _lock = bar_lock(sys.modules["tqdm.std"])
 
     def __init__(self, iterable: object, postfix: Callable[[bool], str], **options: Any) -> None:
         self._postfix = postfix
@@ -91,23 +89,25 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
 
         The lock is released in any case, also if Ctrl-C interrupts the drawing.
         """
-        try:
+        with degrading(*_TQDM), suppress(OSError, ValueError):  # ValueError: the stream is closed
             if nolock:
                 return bool(super().refresh(nolock=True))
-            with self._lock:
+            with self.get_lock():
                 return bool(super().refresh(nolock=True))
-        except (OSError, ValueError):  # ValueError: the stream is closed
-            self.disable = True
-            return False
+        self.disable = True
+        return False
 
     def close(self) -> None:
         """Draw the outermost bar for the last time, or remove an inner one."""
         if self.disable or not hasattr(self, "pos"):
             return
-        with suppress(OSError, ValueError):
+        with degrading(*_TQDM), suppress(OSError, ValueError):
             if self._is_terminal and not self.gui and self.pos == 0:
                 self.fp.write(_ERASE_LINE)  # the echo of Ctrl-C may have moved the cursor
             super().close()
+
+
+Bar.set_lock(bar_lock())
 
 
 class _Items(Generic[T]):
@@ -125,7 +125,12 @@ def wrap_in_bar(
     iterable: Iterable[T], postfix: Callable[[bool], str], **options: Any
 ) -> Iterator[Iterable[T]]:
     """Provide the iterable with a progress bar, which is closed in any case."""
-    bar = Bar(_Items(iterable), postfix, total=_length(iterable), **options)
+    bar: Bar | None = None
+    with degrading(*_TQDM):
+        bar = Bar(_Items(iterable), postfix, total=_length(iterable), **options)
+    if bar is None:
+        yield iterable
+        return
     try:
         if not bar.disable and not bar.gui:
             _open_bars[id(bar)] = bar
@@ -148,11 +153,10 @@ def _length(iterable: object) -> int | None:
 
 def _forget_bars_in_child() -> None:
     """After a fork, leave the bars on the terminal to the parent."""
-    renew_lock_in_child()
-    Bar._lock = bar_lock(sys.modules["tqdm.std"])
+    forget_in_child(_open_bars.values())
+    Bar.set_lock(bar_lock())
     for bar in _open_bars.values():
         bar.disable = True
-        tqdm._instances.discard(bar)
     _open_bars.clear()
     _console.unwrap()
 

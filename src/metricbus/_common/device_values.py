@@ -150,8 +150,16 @@ def is_device_value(value: object) -> bool:
         and not value.is_nested
         and value.layout == torch.strided
         and value.dtype != torch.uint64
-        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+        and _has_memory(value)
     )
+
+
+def _has_memory(value: Tensor) -> bool:
+    """Check that a tensor is not a placeholder inside a transformation such as torch.func.vmap."""
+    try:
+        return bool(value.data_ptr())
+    except RuntimeError:
+        return False
 
 
 def copy_device_values(values: Mapping[str, Any]) -> dict[str, DeviceValue]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from metricbus._compat.torch import default_store
 from metricbus.errors import ConfigError, RankError
 
 T = TypeVar("T")
@@ -162,9 +163,9 @@ def _wait_for_all(
     The last member to arrive sets the key `result` to `_ALL_ARRIVED`. A member that times out sets
     it to the missing ranks, so that a late one fails too instead of waiting for the others.
     """
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    store = _get_default_store()
+    store = default_store()
+    if store is None:
+        return
     group = ",".join(map(str, members))
     number = _sync_counts[group] = _sync_counts.get(group, 0) + 1
     prefix = f"metricbus/{group}/{number}"

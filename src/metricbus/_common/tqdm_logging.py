@@ -1,47 +1,15 @@
-"""Writing lines to the terminal above tqdm's progress bars.
-
-Nothing here imports tqdm: if no other code has imported it, there are no bars.
-"""
+"""Logging handlers that write to the terminal above tqdm's progress bars."""
 
 from __future__ import annotations
 
 import logging
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, TextIO
 
-
-@contextmanager
-def bars_cleared(stream: object) -> Iterator[None]:
-    """Clear the bars from `stream` while something is written to it, then redraw them."""
-    std = sys.modules.get("tqdm.std")
-    if std is None or not len(std.tqdm._instances):
-        yield
-        return
-    with bar_lock(std):
-        if all(getattr(bar, "gui", True) for bar in std.tqdm._instances):  # bars of a notebook
-            yield
-        else:
-            with std.tqdm.external_write_mode(file=stream, nolock=True):
-                yield
-
-
-def bar_lock(std: Any) -> Any:
-    """Return the lock that serializes drawing between threads; `std` is the module `tqdm.std`.
-
-    tqdm creates its own lock lazily; that one contains this one and a lock between processes.
-    Creating it here would fix the start method of multiprocessing, which is the user's choice.
-    """
-    return getattr(std.tqdm, "_lock", None) or std.TqdmDefaultWriteLock.th_lock
-
-
-def renew_lock_in_child() -> None:
-    """Replace tqdm's thread lock after a fork: a thread missing in the child may have held it."""
-    std = sys.modules.get("tqdm.std")
-    if std is not None:
-        std.TqdmDefaultWriteLock.th_lock = threading.RLock()
+from metricbus._compat.cpython import all_handlers, replace_stream_emit
+from metricbus._compat.tqdm import bars_cleared
 
 
 def is_terminal(stream: Any) -> bool:
@@ -77,7 +45,7 @@ class ConsoleHandlers:
 
     def wrap(self) -> None:
         """Wrap all current handlers that are not wrapped yet."""
-        logging.StreamHandler.emit = _emit_above_bars  # type: ignore[assignment,method-assign]
+        replace_stream_emit(_emit_above_bars)
         for handler in _terminal_handlers():
             if "emit" not in vars(handler) and type(handler).emit is not _emit_above_bars:
                 wrapper = _wrap_emit(handler)
@@ -88,7 +56,7 @@ class ConsoleHandlers:
     def unwrap(self) -> None:
         """Restore all handlers."""
         if logging.StreamHandler.emit is _emit_above_bars:
-            logging.StreamHandler.emit = _original_emit  # type: ignore[method-assign]
+            replace_stream_emit(_original_emit)
         for entry in list(self._wrapped):
             handler, wrapper = entry
             if vars(handler).get("emit") is wrapper:
@@ -117,11 +85,7 @@ def _wrap_emit(handler: logging.Handler) -> Any:
 
 def _terminal_handlers() -> Iterator[logging.Handler]:
     """Yield the known handlers that write to the terminal: those of logging, and Rich's."""
-    loggers: list[Any] = [logging.root, *list(logging.root.manager.loggerDict.values())]
-    handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
-    if logging.lastResort is not None:
-        handlers.append(logging.lastResort)
-    for handler in dict.fromkeys(handlers):
+    for handler in all_handlers():
         stream = _stream_of(handler)
         if stream is not None and stream in (sys.stderr, sys.stdout):
             yield handler

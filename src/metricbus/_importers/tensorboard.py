@@ -24,8 +24,7 @@ from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from metricbus._compat.tensorboard import Event, Summary
 
 _FILE_PATTERN = "*tfevents*"
 _DIGITS = re.compile(r"(\d+)", re.ASCII)
@@ -141,15 +140,15 @@ class _FolderImporter:
         Of a torn or damaged file, the events before the damage are read.
         """
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-        from tensorboard.compat.proto.event_pb2 import Event
+
+        from metricbus._compat.tensorboard import Event, read_raw_events
 
         for file in files:
             # Opening the file first raises an OSError with a reason, unlike the loader.
             with open(file, "rb") as opened:
                 size = os.fstat(opened.fileno()).st_size
             read = 0
-            for data in RawEventFileLoader(str(file)).Load():
+            for data in read_raw_events(file):
                 read += len(data) + _FRAME_BYTES
                 self.bytes_read += len(data) + _FRAME_BYTES
                 try:
@@ -238,16 +237,19 @@ class _FolderImporter:
         return self._plugins.get(value.tag, "")
 
     def _add_hyperparameters(self, value: Summary.Value) -> None:
-        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+        from metricbus._compat.tensorboard import hparams_plugin
 
-        data = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
-        if value.tag == metadata.SESSION_START_INFO_TAG:
+        if (plugin := hparams_plugin()) is None:
+            self._run.skipped.add("hyperparameters")
+            return
+        data = plugin.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        if value.tag == plugin.metadata.SESSION_START_INFO_TAG:
             for name, parameter in data.session_start_info.hparams.items():
                 kind = parameter.WhichOneof("kind")
                 if kind is not None:
                     self.config[name] = _to_json(getattr(parameter, kind))
-        elif value.tag == metadata.SESSION_END_INFO_TAG:
-            has_failed = data.session_end_info.status == api_pb2.STATUS_FAILURE
+        elif value.tag == plugin.metadata.SESSION_END_INFO_TAG:
+            has_failed = data.session_end_info.status == plugin.STATUS_FAILURE
             if has_failed and self._is_only:
                 self._run.status = "failed"
 

@@ -31,7 +31,7 @@ from metricbus.media import Image, Text
 from metricbus.media.histogram_bins import HistogramData, histogram_from_counts
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+    from metricbus._compat.tensorboard import HistogramProto, Summary
 
 PLUGINS_OF_OLD_FIELDS = {
     "simple_value": "scalars",
@@ -77,7 +77,7 @@ def decode_media(value: Summary.Value, plugin: str, context: EncodeContext) -> l
 
 
 def _array(value: Summary.Value) -> Any:
-    from tensorboard.util.tensor_util import make_ndarray
+    from metricbus._compat.tensorboard import make_ndarray
 
     return make_ndarray(value.tensor)
 

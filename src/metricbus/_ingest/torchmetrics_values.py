@@ -14,12 +14,13 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 from metricbus._common.device_values import named_values
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.validation import check_name, to_number
+from metricbus._compat.torchmetrics import is_updated, local_compute
 
 Metric: TypeAlias = Any
 """A `torchmetrics.Metric` or a `torchmetrics.MetricCollection`."""
@@ -80,7 +81,7 @@ class TorchmetricsValues:
     def updated_names(self) -> list[str]:
         """Return the names of the pending metrics that have received data on this rank, sorted."""
         pending = list(self._pending.items())
-        return sorted({name for (name, _), item in pending if _is_updated(item.metric)})
+        return sorted({name for (name, _), item in pending if is_updated(item.metric)})
 
     def compute(
         self, sync: bool, synced_names: Collection[str] | None = None
@@ -106,7 +107,7 @@ class TorchmetricsValues:
             name, metric = key[0], pending.metric
             to_reset.append((name, metric))
             is_synced = sync and name in synced_names
-            if is_synced or _is_updated(metric):
+            if is_synced or is_updated(metric):
                 if sync and not is_synced:
                     self._warn(
                         name, "not every rank has logged it; its value covers this rank only"
@@ -135,45 +136,13 @@ class TorchmetricsValues:
         self._throttled_log.warn("metric %r: %s", name, message, key=name)
 
 
-def _nested_metrics(metric: Metric) -> list[Metric]:
-    """Return the metric itself, and the metrics in it if it is a collection or a wrapper."""
-    metric_class = sys.modules["torchmetrics"].Metric
-    return [module for module in metric.modules() if isinstance(module, metric_class)]
-
-
-def _is_updated(metric: Metric) -> bool:
-    """Check whether a metric has received data."""
-    wrappers = sys.modules["torchmetrics.wrappers"]
-    for nested in _nested_metrics(metric):
-        # Running resets the wrapped metric after each update, and has no public counter.
-        if isinstance(nested, wrappers.Running):
-            if getattr(nested, "_num_vals_seen", True):
-                return True
-        # Other wrappers leave the tracking to the wrapped metrics.
-        elif not isinstance(nested, wrappers.abstract.WrapperMetric) and nested.update_called:
-            return True
-    return False
-
-
 @contextmanager
 def _sync_control(metric: Metric, *, is_synced: bool) -> Iterator[None]:
-    """Turn the synchronization in `compute()` off, unless `is_synced`, and restore the metric.
-
-    `compute()` calls `distributed_available_fn` each time. Setting `sync_on_compute` would have no
-    effect, because it is only read when the metric is created or called.
-    """
-    metrics = [] if is_synced else _nested_metrics(metric)
-    originals = [nested.distributed_available_fn for nested in metrics]
-    try:
-        for nested in metrics:
-            nested.distributed_available_fn = lambda: False
-        with warnings.catch_warnings():
-            # A rank without data still has to take part in the synchronization.
-            warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
-            yield
-    finally:
-        for nested, original in zip(metrics, originals, strict=True):
-            nested.distributed_available_fn = original
+    """Turn the synchronization in `compute()` off, unless `is_synced`."""
+    with nullcontext() if is_synced else local_compute(metric), warnings.catch_warnings():
+        # A rank without data still has to take part in the synchronization.
+        warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
+        yield
 
 
 def _name_values(name: str, result: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Models without the wrappers of `torch.compile`, DDP, `DataParallel` and activation checkpointing.
 
-Wrapper classes are looked up in `sys.modules`: a program that has not imported a wrapper's module
-does not use it, and importing those modules takes about a second.
+Classes of FSDP are looked up in `sys.modules`: a program that has not imported its module does not
+use it, and importing it takes about a second.
 """
 
 from __future__ import annotations
@@ -12,23 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Module and class name of a wrapper, and the attribute that holds the wrapped module.
-_WRAPPERS = (
-    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
-    ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
-    ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
-    (
-        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
-        "ActivationWrapper",
-        "_checkpoint_wrapped_module",
-    ),
-)
+from metricbus._compat.torch import wrapped_module
+
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's module inside any number of wrappers."""
-    while (inner := _wrapped_module(model)) is not None:
+    while (inner := wrapped_module(model)) is not None:
         model = inner
     return model
 
@@ -93,14 +84,6 @@ def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
         for name, parameter in module.named_parameters(prefix, recurse=False):
             names.setdefault(parameter, name)
     return names
-
-
-def _wrapped_module(model: nn.Module) -> nn.Module | None:
-    for module, name, attribute in _WRAPPERS:
-        if isinstance(model, _loaded_class(module, name)):
-            inner = getattr(model, attribute)
-            return inner if isinstance(inner, nn.Module) else None
-    return None
 
 
 def _loaded_class(module: str, name: str) -> Any:

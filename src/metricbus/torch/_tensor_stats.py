@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metricbus._common.device_values import ACCELERATORS, named_values
+from metricbus._compat import torch as compat
 from metricbus.media.histogram_batch_device import count_nonfinite
 
 Stats: TypeAlias = dict[str, Any]
@@ -82,9 +83,9 @@ def update_ratios(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
     """Return the norm of each tensor's change divided by its norm before; NaN if that is 0."""
     ratios: Stats = {}
     for names, group in _grouped(before):
-        changes = torch._foreach_sub([after[name] for name in names], group)
+        changes = compat.subtract([after[name] for name in names], group)
         norms = _norms(group)
-        ratios |= named_values(names, torch.where(norms > 0, _norms(changes) / norms, torch.nan))
+        ratios |= named_values(names, torch.where(norms > 0, _norms([*changes]) / norms, torch.nan))
     return ratios
 
 
@@ -92,7 +93,7 @@ def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies of the tensors."""
     copies: dict[str, Tensor] = {}
     for names, group in _grouped(tensors):
-        copies |= zip(names, torch._foreach_mul(group, 1.0), strict=True)
+        copies |= zip(names, compat.multiply(group, 1.0), strict=True)
     return copies
 
 
@@ -102,7 +103,7 @@ def divide_tensors(tensors: Mapping[str, Tensor], divisor: Tensor) -> dict[str, 
     for names, group in _grouped(tensors):
         factor = divisor.reshape(()).double().reciprocal()
         factor = factor.to(group[0].device, torch.float32, non_blocking=True)
-        quotients |= zip(names, torch._foreach_mul(group, factor), strict=True)
+        quotients |= zip(names, compat.multiply(group, factor), strict=True)
     return quotients
 
 
@@ -116,9 +117,7 @@ def _grouped(tensors: Mapping[str, Tensor]) -> list[tuple[list[str], list[Tensor
     return list(groups.values())
 
 
-def _norms(group: Sequence[Tensor]) -> Tensor:
+def _norms(group: list[Tensor]) -> Tensor:
     """Return the 2-norms as one tensor; for 16-bit floats in float32, which avoids overflow."""
     is_narrow = group[0].is_floating_point() and group[0].element_size() < 4
-    return torch.stack(
-        torch._foreach_norm(group, 2, dtype=torch.float32 if is_narrow else None)  # type: ignore[arg-type]
-    )
+    return torch.stack([*compat.norms(group, torch.float32 if is_narrow else None)])

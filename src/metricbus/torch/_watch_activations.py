@@ -23,6 +23,7 @@ from metricbus._common.clock import check_every
 from metricbus._common.device_values import named_values
 from metricbus._common.handle import HookHandle
 from metricbus._common.throttled_log import ThrottledLogger
+from metricbus._compat.torch import is_compiled
 from metricbus.torch._activation_stats import STATS, activation_stats, first_tensor, is_measurable
 from metricbus.torch._hook_registry import HookRegistration, log_row
 from metricbus.torch._modules import named_modules, unwrap_checked
@@ -189,9 +190,8 @@ def _do_nothing(*args: object) -> None:
 def _reject_compiled(model: object) -> None:
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
         what = f"its module {name!r}" if name else "the model"
-        is_compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-        if is_compiled or isinstance(module, torch.jit.ScriptModule):
-            kind = "compiled" if is_compiled else "scripted"
+        if is_compiled(module) or isinstance(module, torch.jit.ScriptModule):
+            kind = "compiled" if is_compiled(module) else "scripted"
             raise TypeError(
                 f"watch_activations() cannot watch {what}: it is {kind}, and {kind} calls skip "
                 "hooks; watch the model in a run without torch.compile and torch.jit"

@@ -16,6 +16,7 @@ from metricbus._bus.hook_arguments import requires_bus
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
 from metricbus._common.handle import HookHandle
+from metricbus._compat.torch import amp_tensors
 from metricbus.media.histogram_group import HistogramGroup
 from metricbus.torch import _tensor_stats as stats
 from metricbus.torch._hook_registry import HookRegistration, log_row
@@ -202,9 +203,8 @@ class ModelWatch(HookHandle):
         gradients, left_out = stats.collect_gradients(owned.parameters)
         for name in left_out:
             self._warn_once(f"skipped the gradient of {name}: it is sparse and on an accelerator")
-        # Set by GradScaler while a fused optimizer unscales the gradients itself.
-        scale = getattr(optimizer, "grad_scale", None)
-        if isinstance(scale, Tensor):
+        _, scale = amp_tensors(optimizer)
+        if scale is not None:
             gradients = stats.divide_tensors(gradients, scale)
         if gradients:
             self._log_stats(gradients, owned, "grad_norm", "gradients")

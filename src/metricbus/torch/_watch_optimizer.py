@@ -23,6 +23,7 @@ from metricbus._common.clock import Clock, check_every, get_clock
 from metricbus._common.device_values import DeviceValue, named_values
 from metricbus._common.handle import HookHandle
 from metricbus._common.throttled_log import ThrottledLogger
+from metricbus._compat.torch import amp_tensors
 from metricbus.torch._hook_registry import HookRegistration, log_row
 
 _log = logging.getLogger("metricbus.torch")
@@ -174,14 +175,16 @@ class StepCounter:
 
 
 def _check_optimizer(optimizer: object, quantities: Sequence[str]) -> None:
-    # Wrappers that subclass Optimizer without calling its constructor lack the hooks, too.
-    if not hasattr(optimizer, "_optimizer_step_post_hooks"):
+    try:
+        if not isinstance(optimizer, Optimizer):
+            raise AttributeError
+        optimizer.register_step_post_hook(lambda *_: None).remove()
+    except AttributeError:  # of a wrapper that subclasses Optimizer without calling its constructor
         inner = getattr(optimizer, "optimizer", None)
         hint = "; pass its .optimizer" if isinstance(inner, Optimizer) else ""
         raise TypeError(
             f"watch_optimizer() takes a torch.optim.Optimizer, not {type(optimizer).__name__}{hint}"
-        )
-    assert isinstance(optimizer, Optimizer)
+        ) from None
     for quantity in quantities[1:]:
         if all(_QUANTITIES[quantity](group) is None for group in optimizer.param_groups):
             raise ValueError(
@@ -220,14 +223,12 @@ def _suffixes(groups: Sequence[ParamGroup]) -> list[str]:
 
 def _amp_values(optimizer: Optimizer) -> dict[str, Any]:
     """Return what `GradScaler` sets on a fused optimizer during a step; empty for all others."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    if not isinstance(found_inf, torch.Tensor):
+    found_inf, scale = amp_tensors(optimizer)
+    if found_inf is None:
         return {}
     # The flag is a sum over devices.
     skipped = found_inf.detach().reshape(1).clamp(max=1.0)
-    # Not set if the gradients were unscaled before the step.
-    scale = getattr(optimizer, "grad_scale", None)
-    if not isinstance(scale, torch.Tensor):
+    if scale is None:
         return named_values([SKIPPED], skipped)
     return named_values(
         [SKIPPED, SCALE], torch.cat([skipped, scale.detach().reshape(1).to(skipped)])

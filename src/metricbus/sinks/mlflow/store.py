@@ -12,10 +12,10 @@ from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
 from errno import EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
+from metricbus._compat.mlflow import response_of
 from metricbus.errors import BackendUnavailableError, ConfigError, RecordsRejectedError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def api_calls(timeout_secs: int) -> Iterator[None]:
         with _request_environment(timeout_secs):
             yield
     except MlflowException as error:
-        response = _find_response(error)
+        response = response_of(error)
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         # only a RestException is MLflow's own answer; a proxy may send the same status
         if status in _PERMANENT_STATUSES and (response is None or isinstance(error, RestException)):
@@ -82,22 +82,6 @@ def _is_permanent(response: Any) -> bool:
     if response.status_code in (405, 413):
         return True
     return response.status_code in _PERMANENT_STATUSES and b'"error_code"' in response.content
-
-
-def _find_response(error: BaseException) -> Any:
-    """Return the HTTP response that caused an MLflow error; None if there is none.
-
-    MLflow does not attach it to the error. It is a local variable in the frames of MLflow or, if
-    MLflow never received it, of urllib3.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        for frame, _ in walk_tb(cause.__traceback__):
-            response = frame.f_locals.get("response")
-            if hasattr(getattr(response, "headers", None), "get"):
-                return response
-        cause = cause.__cause__ or cause.__context__
-    return None
 
 
 def retry_after(header: str | None) -> float | None:

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import google_crc32c
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
 
 from metricbus._common.files import AppendFile
+from metricbus._compat.tensorboard import Event, SessionLog, Summary
 
 if TYPE_CHECKING:
     from metricbus._common.records import Rewind, ScalarRow

@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tensorboard.compat.proto import types_pb2
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.histogram_pb2 import HistogramProto
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, Summary
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.plugins.audio import metadata as audio
-from tensorboard.plugins.text import metadata as text
 
 from metricbus._common import media_records as media
 from metricbus._common.records import ScalarRow
+from metricbus._compat.tensorboard import (
+    DATA_CLASS_BLOB_SEQUENCE,
+    DT_STRING,
+    Event,
+    HistogramProto,
+    Summary,
+    TensorProto,
+    TensorShapeProto,
+    audio,
+    text,
+)
 from metricbus._journal.media_files import MediaFolder
 from metricbus.sinks.media_text import caption_of, cell_text, kind_of
 from metricbus.sinks.tensorboard.event_file import SCALAR, EventFile
@@ -252,7 +255,7 @@ def _histogram(record: media.HistogramRecord) -> HistogramProto:
 
 def _text(tag: str, content: str) -> Summary.Value:
     tensor = TensorProto(
-        dtype=types_pb2.DT_STRING, tensor_shape=TensorShapeProto(), string_val=[content.encode()]
+        dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[content.encode()]
     )
     return Summary.Value(tag=tag, metadata=_TEXT, tensor=tensor)
 

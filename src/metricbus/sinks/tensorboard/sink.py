@@ -181,31 +181,34 @@ class TensorBoardSink(FileSink):
         return _LANES[-1]
 
     def _write_hparams_start(self) -> None:
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+        from metricbus._compat.tensorboard import hparams_plugin
 
-        summary = hparams_pb(
-            _hparams(self._run.config),
-            trial_id=self._run.id,
-            start_time_secs=self._run.started / 1e9,
-        )
-        self._append_summary(summary)
+        if plugin := hparams_plugin():
+            started = self._run.started / 1e9
+            self._append_summary(
+                plugin.hparams_pb(
+                    _hparams(self._run.config), trial_id=self._run.id, start_time_secs=started
+                )
+            )
 
     def _write_hparams_end(self, status: Status) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+        from metricbus._compat.tensorboard import Summary, hparams_plugin
 
-        success = api_pb2.STATUS_SUCCESS if status == "finished" else api_pb2.STATUS_FAILURE
-        end = plugin_data_pb2.SessionEndInfo(status=success)
-        data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+        if (plugin := hparams_plugin()) is None:
+            return
+        success = plugin.STATUS_SUCCESS if status == "finished" else plugin.STATUS_FAILURE
+        end = plugin.SessionEndInfo(status=success)
         value = Summary.Value(
-            tag=metadata.SESSION_END_INFO_TAG,
-            metadata=metadata.create_summary_metadata(data),
-            tensor=metadata.NULL_TENSOR,
+            tag=plugin.metadata.SESSION_END_INFO_TAG,
+            metadata=plugin.metadata.create_summary_metadata(
+                plugin.HParamsPluginData(session_end_info=end)
+            ),
+            tensor=plugin.metadata.NULL_TENSOR,
         )
         self._append_summary(Summary(value=[value]))
 
     def _append_summary(self, summary: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from metricbus._compat.tensorboard import Event
 
         event = Event(wall_time=self._run.started / 1e9, summary=summary)
         self._lanes[""].append([event.SerializeToString()])

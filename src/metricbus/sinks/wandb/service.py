@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
+from metricbus._compat.wandb import is_connection_error
 from metricbus.errors import RecordsLostError, RecordsRejectedError
-
-if TYPE_CHECKING:
-    import wandb
-
-_CONNECTION_ERRORS = (  # names of W&B's exceptions
-    "AlreadyJoinedError",
-    "HandleAbandonedError",
-    "MailboxClosedError",
-    "WandbServiceConnectionError",
-)
 
 
 class WandbService:
@@ -58,7 +46,7 @@ class WandbService:
                 raise RecordsRejectedError(str(error)) from error
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # of a file, such as a full disk, and not of the connection
-            if isinstance(error, OSError) or type(error).__name__ in _CONNECTION_ERRORS:
+            if is_connection_error(error):
                 self.is_dead = True
                 raise RecordsLostError(
                     f"W&B's service process has died ({type(error).__name__}); it is restarted, "
@@ -67,25 +55,3 @@ class WandbService:
             if type(error).__name__ == "UsageError" and "is finished" in str(error):
                 raise RecordsLostError(f"other code has finished the W&B run ({error})") from error
             raise
-
-
-@contextmanager
-def without_waiting(run: wandb.Run) -> Iterator[None]:
-    """Send rows that are logged in the block to the service process without waiting.
-
-    `Run.log()` normally waits until another thread has written to the socket, which takes longer
-    than the rest of the call. W&B sends console output without waiting; this uses the same path.
-    Order is kept. The next call outside the block waits for all of them, and raises if one failed.
-
-    This uses private parts of W&B. In a version without them, each row is waited for.
-    """
-    interface: Any = getattr(run, "_interface", None)
-    publish = getattr(interface, "_publish", None)
-    if publish is None or "nowait" not in inspect.signature(publish).parameters:
-        yield
-        return
-    interface._publish = partial(publish, nowait=True)
-    try:
-        yield
-    finally:
-        del interface._publish

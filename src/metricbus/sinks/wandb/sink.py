@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
 from metricbus._common.records import Rewind, ScalarRow, Status
+from metricbus._compat.wandb import HistoryFile, find_files, save_destination, without_waiting
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
 from metricbus.errors import BackendUnavailableError
 from metricbus.sinks.base import Sink
-from metricbus.sinks.wandb.datastore import HistoryFile, find_files, save_destination
 from metricbus.sinks.wandb.media import MediaConverter
 from metricbus.sinks.wandb.names import EPOCH, PREFIX, STEP, TIME, check_project, column_name
-from metricbus.sinks.wandb.service import WandbService, without_waiting
+from metricbus.sinks.wandb.service import WandbService
 from metricbus.sinks.wandb.start import WandbOptions, choose_mode, start_run
 
 if TYPE_CHECKING:
@@ -190,6 +190,8 @@ class WandbSink(Sink):
         deadline = time.monotonic() + _LAST_WRITE_SECS
         file = self._file
         while file and not (self._last_saved(file) >= self._last_logged and file.has_exit):
+            if not file.is_readable:
+                return
             if time.monotonic() > deadline:
                 raise BackendUnavailableError(
                     f"W&B has finished the run, but its last rows are not in {self.where} after "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from metricbus._compat.wandb import forget_active_run, make_settings
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
 from metricbus.sinks.wandb.names import run_id, short_tags
@@ -61,7 +61,7 @@ def start_run(
         mode=mode,
         resume="allow" if mode == "online" else None,
         reinit="create_new",  # leave the script's own runs open
-        settings=wandb.Settings(
+        settings=make_settings(
             console="off",
             silent=True,
             # together: hard links instead of copies of media
@@ -70,10 +70,7 @@ def start_run(
             **_training_settings(run),
         ),
     )
-    # A later `wandb.init()` in the script would otherwise return or finish this run. The method is
-    # not public in W&B.
-    with suppress(AttributeError):
-        wandb.setup().remove_active_run(started)
+    forget_active_run(started)
     return started
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_records import Cell, ChartRecord, FileRef, ImageCell
+from metricbus._compat.wandb import raise_row_limits
 from metricbus._journal.media_files import MediaFolder
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class TableBuilder:
             ]
             for row in rows
         ]
-        _raise_row_limits(len(data))
+        raise_row_limits(len(data))
         try:
             return wandb.Table(columns=[*columns], data=data)
         except TypeError:
@@ -60,7 +61,7 @@ class TableBuilder:
         if record.chart == "line" and len(ys) > 1 and rows:
             columns = dict(zip(record.columns, zip(*rows, strict=True), strict=True))
             series = [columns[y] for y in ys]
-            _raise_row_limits(len(rows) * len(ys))
+            raise_row_limits(len(rows) * len(ys))
             return wandb.plot.line_series([columns[x]] * len(ys), series, ys, xname=x, **options)
         if len(ys) != 1 or record.chart not in ("line", "scatter", "bar", "confusion"):
             return None
@@ -81,19 +82,10 @@ def _confusion(pairs: list[tuple[Cell, Cell]], options: dict[str, Any]) -> Custo
     is_numeric = all(isinstance(label, int | float) for label in labels.values())
     names = sorted(labels, key=labels.__getitem__ if is_numeric else None)
     indices = {name: index for index, name in enumerate(names)}
-    _raise_row_limits(len(names) ** 2)
+    raise_row_limits(len(names) ** 2)
     return wandb.plot.confusion_matrix(
         y_true=[indices[str(actual)] for actual, _ in pairs],
         preds=[indices[str(predicted)] for _, predicted in pairs],
         class_names=names,
         **options,
     )
-
-
-def _raise_row_limits(rows: int) -> None:
-    """Keep W&B from truncating a table with this number of rows."""
-    import wandb
-
-    # the limits are never lowered again, because another thread may be using them
-    wandb.Table.MAX_ROWS = max(wandb.Table.MAX_ROWS, rows)
-    wandb.Table.MAX_ARTIFACT_ROWS = max(wandb.Table.MAX_ARTIFACT_ROWS, rows)
