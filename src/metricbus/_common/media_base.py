@@ -10,7 +10,6 @@ values need it.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from metricbus._common.media_records import FileRef, Medium, MediumRecord
+from metricbus._common.throttled_log import OnceLogger
 
 R = TypeVar("R", bound=MediumRecord)
-
-_log = logging.getLogger("metricbus.media")
 
 
 class LogContext(NamedTuple):
@@ -68,15 +66,13 @@ class FileWriter(Protocol):
 class EncodeContext:
     """The log context and the file writer with which one medium is encoded.
 
-    `warned` holds the warnings given so far; contexts of one run share it.
+    Contexts of one run share `once`, which logs their warnings.
     """
 
-    def __init__(
-        self, log_context: LogContext, writer: FileWriter, warned: set[tuple[str, str]]
-    ) -> None:
+    def __init__(self, log_context: LogContext, writer: FileWriter, once: OnceLogger) -> None:
         self.log_context = log_context
         self._writer = writer
-        self._warned = warned
+        self._once = once
 
     def save(self, kind: str, suffix: str, content: bytes) -> FileRef:
         """Write a file of this medium into the folder `media/<kind>`."""
@@ -90,9 +86,7 @@ class EncodeContext:
     def warn_once(self, message: str) -> None:
         """Log a warning about the data, once per metric name and message."""
         name, step, *_ = self.log_context
-        if (name, message) not in self._warned:
-            self._warned.add((name, message))
-            _log.warning("%r at step %d: %s", name, step, message)
+        self._once.warn("%r at step %d: %s", name, step, message, key=f"{name}\n{message}")
 
     def record(self, kind: type[R], **fields: Any) -> R:
         """Return a record of this medium; `fields` override the log context, `name` included."""

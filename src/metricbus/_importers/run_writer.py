@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 from metricbus._common.media_base import EncodeContext, LogContext
 from metricbus._common.media_records import Medium, MediumRecord
 from metricbus._common.records import DroppedCounts, Record, Rewind, ScalarRow, Status
+from metricbus._common.throttled_log import OnceLogger
 from metricbus._journal.media_files import MediaWriter
 from metricbus._journal.run import create_run, plain_config
 from metricbus._journal.segment_writer import SegmentWriter
@@ -77,7 +79,7 @@ class RunWriter:
         )
         self._journal = SegmentWriter(self._folder.journal, self._run.id)
         self._media_writer = MediaWriter(self._folder.path, self._journal.segment)
-        self._warned: set[tuple[str, str]] = set()
+        self._once = OnceLogger(logging.getLogger("metricbus.media"))
         self._batch: list[Record] = []
         self._rows = self._values = self._media = 0
         self._names: set[str] = set()
@@ -105,7 +107,7 @@ class RunWriter:
 
     def encode_context(self, log_context: LogContext) -> EncodeContext:
         """Return the context that writes the files of a medium into the run folder."""
-        return EncodeContext(log_context, self._media_writer, self._warned)
+        return EncodeContext(log_context, self._media_writer, self._once)
 
     def _append(self, record: ScalarRow | Rewind | MediumRecord) -> None:
         first, last = self._time_span or (record.time, record.time)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from metricbus._common.media_base import EncodeContext, EncodeJob, LogContext
 from metricbus._common.media_records import Medium
 from metricbus._common.settings import Overflow
-from metricbus._common.throttled_log import ThrottledLogger
+from metricbus._common.throttled_log import OnceLogger, ThrottledLogger
 from metricbus._common.wakeup import Wakeup
 from metricbus._journal.media_files import MediaWriter
 
@@ -80,7 +80,7 @@ class MediaWorker:
         # Set after the `block` policy has timed out: no call blocks again until there is room.
         self._has_timed_out = False
         self._throttled_log = ThrottledLogger(_log)
-        self._warned: set[tuple[str, str]] = set()
+        self._once = OnceLogger(_log)
 
     @property
     def waiting(self) -> int:
@@ -201,7 +201,7 @@ class MediaWorker:
         """Return the records of a job. If encoding fails, drop the job and return none."""
         while True:
             try:
-                encoded = job.encode(EncodeContext(context, self._writer, self._warned))
+                encoded = job.encode(EncodeContext(context, self._writer, self._once))
                 return encoded if isinstance(encoded, list) else [encoded]
             except BaseException as error:  # encoders run third-party code
                 if getattr(error, "errno", None) in _DISK_FULL and not self._is_time_up:

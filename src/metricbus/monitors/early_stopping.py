@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from metricbus._bus.scope import Scope
 from metricbus._common.distributed import agree
 from metricbus._common.records import Number
+from metricbus._common.throttled_log import OnceLogger
 from metricbus._common.validation import check_name, to_number
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class _BestTracker:
         self._mode = mode
         self._min_delta = min_delta
         self._empty_checks = 0
-        self._has_warned_of_missing_name = False
+        self._once = OnceLogger(_log)
         self._tracked = TrackedBest()
 
     def _check(self, value: object, *, is_final: bool = False) -> bool:
@@ -119,9 +120,6 @@ class _BestTracker:
         return number > best + self._min_delta
 
     def _warn_of_missing_name(self, values: Mapping[str, Any]) -> None:
-        if self._has_warned_of_missing_name:
-            return
-        self._has_warned_of_missing_name = True
         names = ", ".join(map(repr, list(values)[:_MAX_LISTED_NAMES])) or "nothing"
         if self._bus.last(self._name) is None:
             reason = "nothing has been logged under this name"
@@ -130,7 +128,7 @@ class _BestTracker:
                 "it is logged, but not reduced over the epoch. Call without an argument, or use "
                 f"bus.define({self._name!r}, on_epoch=True)"
             )
-        _log.warning(
+        self._once.warn(
             "%r is not among the values passed to the check, which are: %s; %s",
             self._name,
             names,

@@ -45,6 +45,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 import msgspec
 
 from metricbus._common.records import Rewind, ScalarRow, Status
+from metricbus._common.throttled_log import OnceLogger
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
 
@@ -108,7 +109,7 @@ class Sink(ABC):
         """Store the location and the options of the URL; do no I/O and no expensive import."""
         self.location = location
         self.options = self.Options() if options is None else options
-        self._logged_fallbacks: set[str] = set()
+        self._once = OnceLogger(_log)
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Connect to the backend.
@@ -158,12 +159,9 @@ class Sink(ABC):
         Both arguments are noun phrases that complete the message "csv does not support
         <unsupported>; logging <replacement> instead".
         """
-        if unsupported not in self._logged_fallbacks:
-            self._logged_fallbacks.add(unsupported)
-            sink = type(self).__name__.removesuffix("Sink").lower()
-            _log.warning(
-                "%s does not support %s; logging %s instead", sink, unsupported, replacement
-            )
+        sink = type(self).__name__.removesuffix("Sink").lower()
+        message = "%s does not support %s; logging %s instead"
+        self._once.warn(message, sink, unsupported, replacement, key=unsupported)
 
     @property
     def where(self) -> str:

@@ -16,6 +16,7 @@ from metricbus._bus.hook_arguments import requires_bus
 from metricbus._bus.scope import Scope
 from metricbus._common.clock import check_every
 from metricbus._common.handle import HookHandle
+from metricbus._common.throttled_log import OnceLogger
 from metricbus._compat.torch import amp_tensors
 from metricbus.media.histogram_group import HistogramGroup
 from metricbus.torch import _tensor_stats as stats
@@ -133,7 +134,7 @@ class ModelWatch(HookHandle):
         self._ownership = ParameterOwnership(model)
         self._step_counts: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._started: dict[int, _StartedStep] = {}  # by optimizer id
-        self._warned: set[str] = set()
+        self._once = OnceLogger(_log)
         names = options.prefixes()
         self._registration = HookRegistration("watch()", bus, model, names, _UNUSED_WARNING)
         add_listener(self)
@@ -234,9 +235,7 @@ class ModelWatch(HookHandle):
         """Log a warning, once for each key; the default key is the message."""
         # This warning explains why nothing was logged; the one about an unused hook is redundant.
         self._registration.was_called = True
-        if (key or message) not in self._warned:
-            self._warned.add(key or message)
-            _log.warning("watch(): %s", message)
+        self._once.warn("watch(): %s", message, key=key or message)
 
 
 def _weights(owned: OwnedParameters) -> dict[str, Tensor]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import getpass
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from metricbus._common.throttled_log import OnceLogger
 from metricbus._journal.run import Run, flat_config
 from metricbus.sinks.mlflow.metric_names import PARAM_NAME_TAG, KeyMapper
 
@@ -48,7 +49,7 @@ def run_tags(run: Run) -> dict[str, str]:
 
 
 def new_params(
-    config: Mapping[str, Any], logged: Mapping[str, str], warn_once: Callable[..., None]
+    config: Mapping[str, Any], logged: Mapping[str, str], once: OnceLogger
 ) -> tuple[list[Param], list[RunTag]]:
     """Return the params that are not `logged` yet, and tags with the original of changed names."""
     from mlflow.entities import Param, RunTag
@@ -60,12 +61,13 @@ def new_params(
         key = keys.key(name)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if len(text) > _MAX_PARAM_LENGTH:
-            warn_once(
+            once.warn(
                 "param %r is cut from %s characters to %s, MLflow's limit; the full value is in "
                 "the run's run.json",
                 name,
                 f"{len(text):,}",
                 f"{_MAX_PARAM_LENGTH:,}",
+                key="long param",
             )
             text = text[: _MAX_PARAM_LENGTH - 1] + "…"
         if key not in logged:

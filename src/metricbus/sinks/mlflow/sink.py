@@ -78,7 +78,6 @@ class MlflowSink(Sink):
             # absolute now, because the training script may change its working directory later
             location = f"sqlite:///{Path(location).expanduser().absolute()}"
         super().__init__(location or os.environ.get("MLFLOW_TRACKING_URI", ""), options)
-        self._warned: set[str] = set()
         self._sizes: dict[str, int] = {}
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
@@ -114,7 +113,7 @@ class MlflowSink(Sink):
             if key.startswith(metric_names.METRIC_NAME_TAG):
                 names_by_key[key.removeprefix(metric_names.METRIC_NAME_TAG)] = name
         self._keys = metric_names.KeyMapper(names_by_key)
-        params, tags = new_params(run.config, data.params, self._warn_once)
+        params, tags = new_params(run.config, data.params, self._once)
         self._log_tags(tags)
         for batch in store.in_batches(params, _PARAMS_PER_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, params=batch)
@@ -181,7 +180,8 @@ class MlflowSink(Sink):
         """Return what MLflow stores for NaN or an infinity, as part of the metric's identity."""
         if math.isnan(number):
             return "NaN"
-        self._warn_once("%r is infinite; MLflow stores infinities as the largest float", name)
+        message = "%r is infinite; MLflow stores infinities as the largest float"
+        self._once.warn(message, name, key="infinite")
         return math.copysign(sys.float_info.max, number)
 
     def _tag_new_names(self, rows: Sequence[ScalarRow]) -> None:
@@ -235,11 +235,6 @@ class MlflowSink(Sink):
         if store.sqlite_file(self._uri) is None:
             return ""
         return f"mlflow ui --backend-store-uri {shlex.quote(self._uri)}"
-
-    def _warn_once(self, message: str, *args: object) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            _log.warning(message, *args)
 
 
 def _size_of_pair(pair: Param | RunTag) -> int:

@@ -15,7 +15,6 @@ a separate run in the same chart. The last lane takes everything that fits in no
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -29,8 +28,6 @@ from metricbus.sinks.base import FileSink, with_partial_suffix
 
 if TYPE_CHECKING:
     from metricbus.sinks.tensorboard.event_file import EventFile
-
-_log = logging.getLogger("metricbus.sinks.tensorboard")
 
 _WRITE_BYTES = 16 << 20  # write() buffers media events up to this size
 
@@ -51,7 +48,6 @@ class TensorBoardSink(FileSink):
         self._saved_lengths: dict[str, int] = {}
         self._lanes: dict[str, EventFile] = {}
         self._must_reopen = False
-        self._has_warned = False
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Open the run's event files and find what they contain beyond the saved state."""
@@ -171,13 +167,12 @@ class TensorBoardSink(FileSink):
                 self._lanes[name] = self._open_lane(name)
             if self._lanes[name].is_increasing(tags, step):
                 return name
-        if not self._has_warned:
-            self._has_warned = True
-            _log.warning(
-                "step %d was logged more often than TensorBoard can show; the event file has all "
-                "values, which 'tensorboard --load_fast=false' shows",
-                step,
-            )
+        self._once.warn(
+            "step %d was logged more often than TensorBoard can show; the event file has all "
+            "values, which 'tensorboard --load_fast=false' shows",
+            step,
+            key="lanes",
+        )
         return _LANES[-1]
 
     def _write_hparams_start(self) -> None:
