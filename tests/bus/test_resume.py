@@ -15,13 +15,14 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event
 
 import metricbus
 from metricbus import ConfigError, MetricBus, ScalarRow
 from metricbus._common.records import Rewind
 from metricbus._ingest import recorder
 from metricbus._journal.run import Run
-from metricbus.sinks.tensorboard.event_file import read_events
+from metricbus.sinks.tensorboard.event_file import read_tfrecords
 from metricbus.sinks.tensorboard.sink import TensorBoardSink
 from metricbus.testing import MemorySink
 from tests.helpers.limits import HANG_SECS
@@ -315,7 +316,7 @@ def test_repeated_rewind_is_not_duplicated_in_tensorboard(tmp_path: Path) -> Non
         found = [
             (file.parent.name, event.step, event.HasField("session_log"))
             for file in sorted(folder.rglob("events*"))
-            for event, _ in read_events(file)
+            for event in (Event.FromString(data) for data, _ in read_tfrecords(file))
             if not event.file_version
         ]
         if lost == 0:

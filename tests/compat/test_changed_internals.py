@@ -107,11 +107,11 @@ def test_without_finalizers_a_worker_process_warns(
 def test_without_a_list_of_loggers_the_handlers_of_the_root_logger_are_known(
     monkeypatch: pytest.MonkeyPatch, warned: Warned
 ) -> None:
-    handler = logging.StreamHandler()
-    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     with monkeypatch.context() as changed:
         changed.delattr(logging.getLogger().manager, "loggerDict")
-        assert cpython.all_handlers() == [handler, logging.lastResort]
+        found = cpython.all_handlers()
+    assert found == [*logging.getLogger().handlers, logging.lastResort]
+    assert warned("logging.Logger.manager.loggerDict")
 
 
 def test_if_the_class_cannot_be_changed_existing_handlers_write_above_bars(

@@ -1,4 +1,4 @@
-"""TensorBoard: the messages in its event files, and its own reader of them.
+"""TensorBoard: the messages in its event files.
 
 TensorBoard has no public API for them; `torch.utils.tensorboard` uses the same modules. Importing
 this module imports TensorBoard, and raises `ConfigError` if it has no such messages.
@@ -6,28 +6,13 @@ this module imports TensorBoard, and raises `ConfigError` if it has no such mess
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from metricbus._compat.degrade import degrading
 from metricbus.errors import ConfigError
 
-
-@contextmanager
-def _required() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigError(
-            f"this version of tensorboard is not supported ({error}); update metricbus, or install "
-            "a version of tensorboard that docs/compatibility.md lists"
-        ) from error
-
-
-with _required():
+try:
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.histogram_pb2 import HistogramProto
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, Summary
@@ -37,11 +22,15 @@ with _required():
     from tensorboard.plugins.audio import metadata as audio
     from tensorboard.plugins.text import metadata as text
     from tensorboard.util.tensor_util import make_ndarray
+except ImportError as error:
+    raise ConfigError(
+        f"this version of tensorboard is not supported ({error}); update metricbus, or install a "
+        "version of tensorboard that docs/compatibility.md lists"
+    ) from error
 
 __all__ = [  # for type checkers
     "DATA_CLASS_BLOB_SEQUENCE", "DT_STRING", "Event", "HistogramProto", "SessionLog", "Summary",
-    "TensorProto", "TensorShapeProto", "audio", "hparams_plugin", "make_ndarray",
-    "read_raw_events", "text",
+    "TensorProto", "TensorShapeProto", "audio", "hparams_plugin", "make_ndarray", "text",
 ]  # fmt: skip
 
 
@@ -53,19 +42,6 @@ def hparams_plugin() -> Any:
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         return SimpleNamespace(
-            STATUS_FAILURE=api_pb2.STATUS_FAILURE,
-            STATUS_SUCCESS=api_pb2.STATUS_SUCCESS,
-            HParamsPluginData=plugin_data_pb2.HParamsPluginData,
-            SessionEndInfo=plugin_data_pb2.SessionEndInfo,
-            hparams_pb=hparams_pb,
-            metadata=metadata,
+            api=api_pb2, data=plugin_data_pb2, metadata=metadata, start=hparams_pb
         )
     return None
-
-
-def read_raw_events(file: Path) -> Iterator[bytes]:
-    """Yield the serialized events of a file, up to the first damaged one."""
-    with _required():
-        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-
-    yield from RawEventFileLoader(str(file)).Load()

@@ -1,4 +1,4 @@
-"""Imports TensorBoard event files with TensorBoard's own loader.
+"""Imports TensorBoard event files.
 
 TensorBoard shows each folder as a run. Here a folder becomes a prefix of names, as on TensorBoard's
 page: `train/events...` yields `train/loss`. The events of several folders are merged by time;
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _FILE_PATTERN = "*tfevents*"
 _DIGITS = re.compile(r"(\d+)", re.ASCII)
-_FRAME_BYTES = 16
-"""The length and checksums that a file stores with each event."""
 _EVENTS_PER_REPORT = 5_000
 _MEDIA_PLUGINS = ("histograms", "images", "audio", "text")
 _IGNORED_EVENTS = ("file_version", None)
@@ -49,7 +47,8 @@ def import_tensorboard(
     Raises `ConfigError` if there are no event files or the run cannot be created,
     `MissingPackageError` without tensorboard, and `OSError` if a file cannot be read.
     """
-    check_installed("tensorboard", "Importing event files", "'metricbus[tensorboard]'")
+    for package in ("tensorboard", "google_crc32c"):
+        check_installed(package, "Importing event files", "'metricbus[tensorboard]'")
     files_by_folder = event_files(path)
     root = path if path.is_dir() else path.parent
     prefixes = {folder: _prefix(folder, root) for folder in files_by_folder}
@@ -141,21 +140,18 @@ class _FolderImporter:
         """
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-        from metricbus._compat.tensorboard import Event, read_raw_events
+        from metricbus._compat.tensorboard import Event
+        from metricbus.sinks.tensorboard.event_file import read_tfrecords
 
         for file in files:
-            # Opening the file first raises an OSError with a reason, unlike the loader.
-            with open(file, "rb") as opened:
-                size = os.fstat(opened.fileno()).st_size
-            read = 0
-            for data in read_raw_events(file):
-                read += len(data) + _FRAME_BYTES
-                self.bytes_read += len(data) + _FRAME_BYTES
+            before, read = self.bytes_read, 0
+            for data, read in read_tfrecords(file):
+                self.bytes_read = before + read
                 try:
                     yield Event.FromString(data), self
                 except DecodeError:
                     self._run.skipped.add("events that cannot be decoded", f"in {file}")
-            if read < size:
+            if (size := file.stat().st_size) > read:
                 reason = "bytes in the torn or damaged ends of files"
                 self._run.skipped.add(reason, f"in {file}", size - read)
 
@@ -242,14 +238,14 @@ class _FolderImporter:
         if (plugin := hparams_plugin()) is None:
             self._run.skipped.add("hyperparameters")
             return
-        data = plugin.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        data = plugin.data.HParamsPluginData.FromString(value.metadata.plugin_data.content)
         if value.tag == plugin.metadata.SESSION_START_INFO_TAG:
             for name, parameter in data.session_start_info.hparams.items():
                 kind = parameter.WhichOneof("kind")
                 if kind is not None:
                     self.config[name] = _to_json(getattr(parameter, kind))
         elif value.tag == plugin.metadata.SESSION_END_INFO_TAG:
-            has_failed = data.session_end_info.status == plugin.STATUS_FAILURE
+            has_failed = data.session_end_info.status == plugin.api.STATUS_FAILURE
             if has_failed and self._is_only:
                 self._run.status = "failed"
 

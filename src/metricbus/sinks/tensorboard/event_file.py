@@ -63,7 +63,8 @@ class EventFile:
 
     def _read(self, path: Path, saved_length: int, wall_time: float) -> None:
         whole = 0
-        for event, end in read_events(path):
+        for data, end in read_tfrecords(path):
+            event = Event.FromString(data)
             whole = end
             if _is_hparams(event):
                 self.has_hparams = True
@@ -177,8 +178,8 @@ def encode_tfrecord(data: bytes) -> bytes:
     return b"".join((length, _CRC.pack(_masked_crc(length)), data, _CRC.pack(_masked_crc(data))))
 
 
-def read_events(path: Path) -> Iterator[tuple[Event, int]]:
-    """Yield each event with the offset of its end, up to the first incomplete or corrupt one."""
+def read_tfrecords(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Yield each record and the offset of its end, up to the first incomplete or corrupt one."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = 0
@@ -190,7 +191,7 @@ def read_events(path: Path) -> Iterator[tuple[Event, int]]:
             data = file.read(length)
             if _CRC.unpack(file.read(4))[0] != _masked_crc(data):
                 return
-            yield Event.FromString(data), end
+            yield data, end
             start = end
 
 

@@ -181,7 +181,7 @@ class TensorBoardSink(FileSink):
         if plugin := hparams_plugin():
             started = self._run.started / 1e9
             self._append_summary(
-                plugin.hparams_pb(
+                plugin.start(
                     _hparams(self._run.config), trial_id=self._run.id, start_time_secs=started
                 )
             )
@@ -191,14 +191,15 @@ class TensorBoardSink(FileSink):
 
         if (plugin := hparams_plugin()) is None:
             return
-        success = plugin.STATUS_SUCCESS if status == "finished" else plugin.STATUS_FAILURE
-        end = plugin.SessionEndInfo(status=success)
+        api, metadata = plugin.api, plugin.metadata
+        success = api.STATUS_SUCCESS if status == "finished" else api.STATUS_FAILURE
+        end = plugin.data.SessionEndInfo(status=success)
         value = Summary.Value(
-            tag=plugin.metadata.SESSION_END_INFO_TAG,
-            metadata=plugin.metadata.create_summary_metadata(
-                plugin.HParamsPluginData(session_end_info=end)
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(
+                plugin.data.HParamsPluginData(session_end_info=end)
             ),
-            tensor=plugin.metadata.NULL_TENSOR,
+            tensor=metadata.NULL_TENSOR,
         )
         self._append_summary(Summary(value=[value]))
 
