@@ -12,11 +12,11 @@ import pytest
 
 import metricbus
 from metricbus import DeliveryError, MetricBus
-from metricbus._history.run_status import read_run_status
 from metricbus._ingest.collector import Collector
 from metricbus._ingest.queue import CallQueue
 from metricbus._journal.dropped_counts import RunDroppedCounts
 from metricbus._journal.run import RunFolder
+from metricbus._journal.run_summary import summarize_run
 from metricbus.testing import MemorySink
 from tests.helpers.internal_errors import InternalErrors
 from tests.helpers.limits import HANG_SECS
@@ -99,7 +99,7 @@ def test_journal_has_a_lower_bound_of_the_values_that_are_missing(
     bus.log("x", 3.0)
     bus.close()
     folder = RunFolder(tmp_path / "r")
-    assert read_run_status(folder, folder.load()).dropped == RunDroppedCounts(unwritable=2)
+    assert summarize_run(folder).dropped == RunDroppedCounts(unwritable=2)
 
 
 def test_failed_run_can_be_resumed(
