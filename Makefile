@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check bench bench-quick bench-media bench-torch chaos docs docs-serve \
-	pages clean
+.PHONY: demo test lint types check bench bench-quick bench-media bench-torch chaos mutants docs \
+	docs-serve pages clean
 
 demo: .venv/installed-demo  ## Train on real handwritten digits and watch the metrics arrive.
 	$(BIN)/metricbus demo
@@ -37,6 +37,9 @@ bench-torch: .venv/installed-bench  ## Measure what watching gradients costs.
 chaos: .venv/installed-dev  ## Kill processes at random times, more often than the tests do.
 	CHAOS_KILLS=1000 CHAOS_KILLS_WITH_ALL=200 $(BIN)/pytest tests/journal/test_kills.py
 
+mutants: .venv/installed-mutants  ## Put small faults into the core; list those that no test notices.
+	$(BIN)/python -m tests.mutants $(MODULES)
+
 pages: .venv/installed-docs  ## Generate the pages that are made from code.
 	$(BIN)/metricbus doctor --markdown > docs/environment.md
 	$(BIN)/python docs/made/commands.py > docs/commands.md
@@ -62,6 +65,10 @@ clean:
 
 .venv/installed-dev: .venv/installed-demo
 	$(PIP) --group dev
+	touch $@
+
+.venv/installed-mutants: .venv/installed-dev
+	$(PIP) --group mutants
 	touch $@
 
 .venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt

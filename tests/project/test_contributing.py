@@ -157,3 +157,9 @@ def test_reductions_across_ranks_can_be_merged() -> None:
 def test_a_command_has_an_example_and_the_docs_mention_it(name: str) -> None:
     assert re.search(rf"Example: .*metricbus {name}\b", COMMANDS[name].help)
     assert f"metricbus {name}" in DOCS or f"`{name}`" in DOCS
+
+
+def test_modules_and_tests_of_mutation_testing_exist() -> None:
+    tests = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutants"]["tests"]
+    paths = {f"src/metricbus/{module}.py" for module in tests}.union(*tests.values())
+    assert sorted(path for path in paths if not (ROOT / path).is_file()) == []
