@@ -17,6 +17,7 @@ from metricbus._common.device_values import DeviceValue
 from metricbus._common.distributed import current_rank, gather
 from metricbus._common.records import EPOCH_TIME, Number
 from metricbus._common.settings import Settings
+from metricbus._common.throttled_log import OnceLogger
 from metricbus._common.validation import to_number
 from metricbus._ingest.recorder import Recorder
 from metricbus._ingest.torchmetrics_values import ComputedMetric
@@ -37,7 +38,7 @@ class EpochSync:
         self._recorder = recorder
         self._definitions = definitions
         self._settings = settings
-        self._has_warned_of_early_start = False
+        self._once = OnceLogger(_log)
         # How long to wait for the collector, even if `block_secs` is shorter.
         self._collector_secs = max(settings.block_secs, _MIN_COLLECTOR_SECS)
 
@@ -84,10 +85,8 @@ class EpochSync:
             computed = metrics.compute(len(by_rank) > 1, _common_metrics(by_rank))
             resolved = map(_resolve, _to_merged_values(computed))
             merged += [value for value in resolved if value is not None]
-        is_too_early = len(by_rank) > 1 and session.initial_rank.size == 1
-        if is_too_early and not self._has_warned_of_early_start:
-            self._has_warned_of_early_start = True
-            _log.warning(
+        if len(by_rank) > 1 and session.initial_rank.size == 1:
+            self._once.warn(
                 "This bus was created before torch.distributed was initialized, and no launcher "
                 "set the rank, so each rank has created a separate run. Create the bus after "
                 "init_process_group()."
