@@ -107,6 +107,15 @@ def test_failed_configuration_leaves_the_bus_off(bus: DefaultBus) -> None:
     assert bus.stats().logged == 0
 
 
+def test_unconfigured_bus_obeys_the_environment_on_progress_bars(
+    bus: DefaultBus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("METRICBUS_PROGRESS", "off")
+    bus.log("x", 1.0)
+    list(bus.steps(range(3), progress=True))
+    assert capsys.readouterr().err == ""
+
+
 def test_disabled_overrides_sinks(bus: DefaultBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METRICBUS_SINKS", "csv")
     monkeypatch.setenv("METRICBUS_DISABLED", "1")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from metricbus._aggregate.rules import Definition, Definitions, check_definition
 from metricbus._bus import shutdown
@@ -18,7 +19,7 @@ from metricbus._bus.process_copies import CopiedRun, picklable
 from metricbus._common.clock import Clock
 from metricbus._common.config import read_only_config
 from metricbus._common.records import Status
-from metricbus._common.settings import Settings
+from metricbus._common.settings import ProgressMode, Settings, env_variable, read_env_setting
 from metricbus._delivery.report import DeliveryError, Report
 from metricbus._ingest.queue import CallQueue
 from metricbus._ingest.recorder import Recorder, do_nothing
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from metricbus._bus.session import Session
 
 _log = logging.getLogger("metricbus")
+
+_OPENING_VARIABLES = (env_variable("sinks"), env_variable("run_dir"))
 
 
 class State(Enum):
@@ -123,6 +126,19 @@ class BusCore:
     def is_on(self) -> bool:
         """Whether values are recorded, now or by the session that a copy joins; or were."""
         return self.state in (State.OPEN, State.ASLEEP, State.CLOSED)
+
+    @property
+    def will_log(self) -> bool:
+        """Whether the bus is on, or the environment opens it at its first `log()`."""
+        opens = self.state is State.IDLE and any(name in os.environ for name in _OPENING_VARIABLES)
+        return self.is_on or opens
+
+    @property
+    def progress(self) -> ProgressMode:
+        """The setting for progress bars. A bus that was never configured reads the environment."""
+        if self.settings != Settings():
+            return self.settings.progress
+        return cast(ProgressMode, read_env_setting("progress"))
 
     @property
     def run(self) -> Run | None:

@@ -15,12 +15,10 @@ from metricbus._aggregate.rules import Definition
 from metricbus._bus.arguments import BusArguments, list_arguments
 from metricbus._bus.bus import MetricBus
 from metricbus._bus.core import BusCore, State
-from metricbus._common.settings import ProgressMode, Settings, env_variable, read_env_setting
+from metricbus._common.settings import Settings
 from metricbus.errors import ConfigError
 
 _log = logging.getLogger("metricbus")
-
-_OPENING_VARIABLES = (env_variable("sinks"), env_variable("run_dir"))
 
 
 class DefaultBus(MetricBus):
@@ -81,22 +79,12 @@ class DefaultBus(MetricBus):
         """
         with self._open_lock:
             if self._core.state is State.IDLE:
-                if _is_configured_by_environment():
+                if self._core.will_log:
                     self._open()
                 else:
                     self._core.enter(State.DISABLED)
                     self._use(self._core)
         self._core.log(*args, **kwargs)
-
-    def _progress_setting(self) -> ProgressMode:
-        if self._core.state is not State.IDLE:
-            return super()._progress_setting()
-        setting: ProgressMode = read_env_setting("progress")
-        return setting
-
-    def _will_log(self) -> bool:
-        is_idle = self._core.state is State.IDLE
-        return self.is_on or (is_idle and _is_configured_by_environment())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle a reference: unpickling returns the process-wide bus of the other process.
@@ -110,10 +98,6 @@ class DefaultBus(MetricBus):
     def _renew_lock_in_child(self) -> None:
         # After a fork, the lock may be held by a thread that does not exist in the child.
         self._open_lock = threading.RLock()
-
-
-def _is_configured_by_environment() -> bool:
-    return any(variable in os.environ for variable in _OPENING_VARIABLES)
 
 
 bus = DefaultBus()

@@ -10,7 +10,6 @@ from metricbus._bus.core import BusCore
 from metricbus._bus.progress import ProgressBars
 from metricbus._common.clock import STEPS_DRIVER, Clock, check_step, step_driver_conflict
 from metricbus._common.records import Number
-from metricbus._common.settings import ProgressMode
 
 if TYPE_CHECKING:
     from metricbus._bus.session import Session
@@ -258,10 +257,3 @@ class ClockMethods:
     def _checkpoint_parts(self) -> tuple[Session | None, Clock, float]:
         core = self._core
         return core.joined_session(), core.recorder.clock, core.settings.block_secs
-
-    def _progress_setting(self) -> ProgressMode:
-        return self._core.settings.progress
-
-    def _will_log(self) -> bool:
-        """Check whether the bus is on, or will open at its first call."""
-        return self._core.is_on

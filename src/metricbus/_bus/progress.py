@@ -76,15 +76,15 @@ class ProgressBars:
         return self._is_requested() or self._is_shown_by_default(iterable, loop)
 
     def _is_requested(self) -> bool:
-        if self._progress is False or not (self._progress or self._bus._will_log()):
+        if self._progress is False or not (self._progress or self._bus._core.will_log):
             return False
-        return self._bus._progress_setting() in (("auto", "on") if self._progress else ("on",))
+        return self._bus._core.progress in (("auto", "on") if self._progress else ("on",))
 
     def _is_shown_by_default(self, iterable: object, loop: object) -> bool:
         return (
             self._progress is None
-            and self._bus._progress_setting() == "auto"
-            and self._bus._will_log()
+            and self._bus._core.progress == "auto"
+            and self._bus._core.will_log
             and _is_interactive()
             and find_spec("tqdm") is not None
             and not _has_tqdm_bar(iterable, loop)

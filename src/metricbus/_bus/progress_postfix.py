@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from metricbus._aggregate.rules import Rule
 from metricbus._common.device_values import DeviceValue
 from metricbus._common.records import Number
-from metricbus._common.settings import ProgressMode
 from metricbus.sinks.media_text import quote_name
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ class ProgressSource(Protocol):
     """What progress bars need of a bus."""
 
     _core: BusCore
-
-    def _progress_setting(self) -> ProgressMode: ...
-    def _will_log(self) -> bool: ...
 
 
 class _PostfixMetric(NamedTuple):
