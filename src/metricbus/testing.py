@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Number, ScalarRow, Status
+from metricbus._common.records import Number, RunUpdate, ScalarRow, Status
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
 from metricbus.sinks.base import Sink
@@ -34,11 +34,11 @@ class MemorySink(Sink):
     """Sink that keeps everything it receives in memory.
 
     `records` contains the rows, and `media()` returns the media records; `files` reads their files.
-    `run` is the run, and `status` its final status. All of this is complete after `bus.flush()` or
-    `bus.close()`.
+    `run` is the run, with its config, tags and summary, and `status` its final status. All of this
+    is complete after `bus.flush()` or `bus.close()`.
     """
 
-    kinds = (ScalarRow, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, RunUpdate, *MEDIA_RECORD_TYPES)
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +57,8 @@ class MemorySink(Sink):
         for record in records:
             if isinstance(record, ScalarRow):
                 self.records.append(record)
+            elif isinstance(record, RunUpdate):
+                self.run = self.run and self.run.updated(record)
             else:
                 self._media.append(record)
 

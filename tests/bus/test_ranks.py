@@ -15,6 +15,7 @@ from metricbus._aggregate.reductions import reduction_factory
 from metricbus._common.distributed import Rank, current_rank, is_writing_rank, launcher_run_id
 from metricbus._common.records import Header
 from metricbus._ingest.commands import CollectPartials
+from metricbus._journal.run import RunFolder
 from metricbus._journal.segment_reader import JournalReader
 from tests.helpers import rank_scenarios as scenarios
 from tests.helpers.rank_scenarios import run_ranks
@@ -446,3 +447,24 @@ def test_rank_that_loads_a_checkpoint_in_the_third_attempt_supersedes_no_other_a
         series = history.series(name)
         assert series.step.tolist() == list(range(9))
         assert series.value.tolist() == [10.0 * (step // 3) + rank for step in range(9)]
+
+
+def test_each_writing_rank_adds_to_the_run(tmp_path: Path) -> None:
+    run_ranks(tmp_path, 2, scenarios.grow_the_run)
+    folder = RunFolder(tmp_path / "r")
+    for run in (metricbus.read(folder.path).run, folder.load()):
+        assert run.config == {"of-0": 0, "of-1": 1}
+        assert set(run.tags) == {"common", "rank-0", "rank-1"}
+        assert run.summary == {"best/x": 1.0, "y": 0, "rank1/best/x": 2.0, "rank1/y": 1}
+
+
+def test_rank_that_does_not_write_shows_its_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with MetricBus(sinks="csv", dir=tmp_path / "runs") as bus:
+        bus.config.update(lr=0.1)
+        bus.add_tags("a")
+        bus.summarize("x", 1.0)
+        assert bus.config == {"lr": 0.1}
+    assert not (tmp_path / "runs").exists()

@@ -86,7 +86,7 @@ def test_every_backend_resumes_the_same_run(tmp_path: Path) -> None:
     assert second.run is not None
     assert (second.run.attempt, second.run.config) == (2, {"lr": 0.1, "epochs": 2})
     assert csv_values(folder) == list(range(10))
-    assert len(list((folder / "tensorboard").glob("events*"))) == 1
+    assert len(list((folder / "tensorboard").glob("events*.metricbus"))) == 1
     assert [event.step for event in tensorboard_events(folder)] == list(range(10))
     rows = list(wandb_rows(folder))
     assert [row["x"] for row in rows] == list(range(10))

@@ -75,6 +75,22 @@ def test_shows_media_and_tables(run: Path) -> None:
     assert "columns id, guess" in done.stdout
 
 
+def test_shows_what_a_live_run_has_gained(run: Path) -> None:
+    with MetricBus(id="live", sinks="", dir=run.parent, config={"lr": 0.1}, tags=["a"]) as bus:
+        bus.config.update(lr=0.05)
+        bus.add_tags("b")
+        bus.summarize("test/acc", 0.875)
+        bus.summarize("lost", math.nan)
+        bus.flush()
+        done = show(str(run.parent / "live"))
+        assert line_of(done, "lr") == ["lr", "0.05"]
+        assert "tags: a, b" in done.stdout
+        assert line_of(done, "test/acc") == ["test/acc", "0.875"]
+        described = show_json(str(run.parent / "live"))["run"]
+        assert described["summary"] == {"test/acc": 0.875, "lost": None}
+        assert (described["config"], described["tags"]) == ({"lr": 0.05}, ["a", "b"])
+
+
 def test_shows_counts_and_location_of_each_sink(run: Path) -> None:
     done = show(str(run))
     assert "csv 104 0 0 0" in [" ".join(line.split()) for line in done.stdout.splitlines()]

@@ -404,6 +404,23 @@ def load_state_on_all_ranks(rank: int) -> Any:
     return None
 
 
+def grow_the_run(rank: int) -> Any:
+    """Add to config, tags and summary on each rank."""
+    with MetricBus(id="r", dir=".", sinks="", ranks="all") as bus:
+        bus.define("x", best="max")
+        for step in range(3):
+            bus.log("x", rank + step % 2, step=step)
+        bus.config.update({f"of-{rank}": rank})
+        bus.add_tags("common", f"rank-{rank}")
+        bus.summarize("y", rank)
+        bus.flush()
+        dist.barrier()
+        if rank:
+            bus.close()
+        dist.barrier()
+    return None
+
+
 def make_two_attempts(rank: int) -> Any:
     """Make two attempts in one process. Rank 0 starts its second attempt later."""
     for attempt in range(2):

@@ -53,6 +53,28 @@ def wandb_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def wandb_tags(folder: Path) -> list[str]:
+    """Return the run's tags after all updates."""
+    runs = [
+        record.run
+        for file in wandb_files(folder)
+        for record in wandb_records(file)
+        if record.HasField("run")
+    ]
+    return list(runs[-1].tags)
+
+
+def wandb_summary(folder: Path) -> dict[str, Any]:
+    """Return the values that were set in the run's summary, without W&B's own last values."""
+    summary: dict[str, Any] = {}
+    for file in wandb_files(folder):
+        for record in wandb_records(file):
+            _merge_items(summary, record.summary.update)
+            for item in record.summary.remove:
+                summary.pop(item.key or item.nested_key[0], None)
+    return summary
+
+
 def _merge_items(target: dict[str, Any], items: Any) -> None:
     for item in items:
         value = json.loads(item.value_json)

@@ -323,6 +323,7 @@ def test_the_output_of_the_tensorboard_sink_can_be_imported(
         bus.log("p", Image(np.zeros((4, 4), dtype=np.uint8)), step=3)
         bus.log("video", Video(np.zeros((2, 4, 4), dtype=np.uint8)), step=3)
         bus.log("t", Text("text"), step=3)
+        bus.config.update(lr=0.25, seed=1)
     original = metricbus.read(tmp_path / "r")
     imported_run = read(only(import_tensorboard(tmp_path / "r" / "tensorboard", target)))
     assert imported_run.run.config == original.run.config

@@ -27,7 +27,9 @@ from markdown_it import MarkdownIt
 
 import metricbus
 from benchmarks.peers.services import make_template
-from tests.helpers.wandb_reader import wandb_config, wandb_rows
+from tests.helpers.hparams_reader import hparams, session_groups
+from tests.helpers.hparams_reader import metrics as metrics_of
+from tests.helpers.wandb_reader import wandb_config, wandb_rows, wandb_summary, wandb_tags
 
 PAGES = Path(__file__).parents[2] / "docs" / "coming-from"
 METRICBUS = "# metricbus"
@@ -124,7 +126,8 @@ def summary_writers() -> tuple[Path, Path]:
 def test_event_files_have_the_same_scalars(summary_writers: tuple[Path, Path]) -> None:
     theirs, ours = map(events, summary_writers)
     loss = {("loss/train", 4): pytest.approx(0.2), ("loss/val", 4): pytest.approx(0.3)}
-    assert ours == theirs | loss  # add_scalars writes these to sub-runs
+    final = {("summary/acc", 0): pytest.approx(0.9)}
+    assert ours == theirs | loss | final  # SummaryWriter writes these to sub-runs
     sub_runs = [summary_writers[0] / f"loss_{name}" for name in ("train", "val")]
     assert [list(events(folder)) for folder in sub_runs] == [[("loss", 4)]] * 2
     assert {("late", 50), ("late", 10), ("train/loss", 5)} <= ours.keys()
@@ -142,6 +145,15 @@ def test_tensorboard_displays_the_same_media_and_hides_the_same_scalars(
     assert their_scalars <= our_scalars
     assert "late" not in {tag for tag, _ in their_scalars | our_scalars}
     assert ("train/loss", 4) in our_scalars
+
+
+def test_the_hparams_page_shows_the_same_config_and_final_metric(
+    summary_writers: tuple[Path, Path],
+) -> None:
+    (theirs,) = session_groups(summary_writers[0])
+    (ours,) = session_groups(summary_writers[1].parent)
+    assert hparams(theirs) == hparams(ours) == {"lr": 0.1}
+    assert metrics_of(theirs)["hparam/acc"] == metrics_of(ours)["summary/acc"]
 
 
 def test_the_script_runs_with_tensorboardx(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,11 +218,16 @@ def test_for_a_repeated_step_wandb_keeps_the_last_value_and_metricbus_both(
     assert (theirs, ours) == ([2.0], [1.0, 2.0])
 
 
-def test_wandb_has_the_same_config_and_axis(wandb_runs: tuple[Path, Path]) -> None:
+def test_wandb_has_the_same_config_tags_final_value_and_axis(
+    wandb_runs: tuple[Path, Path],
+) -> None:
     for folder in wandb_runs:
         config = wandb_config(folder)
         config.pop("_wandb", None)  # W&B's internal entries
-        assert config == {"lr": 0.1, "optimizer": {"name": "sgd"}}
+        assert config == {"lr": 0.05, "optimizer": {"name": "sgd"}, "workers": 4}
+        assert set(wandb_tags(folder)) == {"baseline", "tuned"}
+        assert wandb_summary(folder)["test/acc"] == 0.85
+    assert wandb_summary(wandb_runs[1])["best/test/loss"] == 0.25
     (row,) = [row for row in wandb_rows(wandb_runs[1]) if "val/acc" in row]
     assert row["metricbus/x/tokens"] == 4096
 
@@ -245,12 +262,14 @@ def test_mlflow_has_the_same_metrics_and_params() -> None:
     ours, our_params, our_tags = metrics("ours.db")
     assert math.isnan(theirs.pop(("nan", 0)))
     assert math.isnan(ours.pop(("nan", 0)))
+    assert theirs.pop(("test/acc", 0)) == ours.pop(("summary/test/acc", 0)) == 0.85
     only_metricbus = {key: value for key, value in ours.items() if key not in theirs}
     assert ours == theirs | only_metricbus
     assert only_metricbus.pop(("mean_1", 0)) == 0.5
     assert our_tags["metricbus.name.mean_1"] == "mean@1"
     assert {key.split("/")[1] for key, _ in only_metricbus} == {"histogram"}
-    assert their_params == our_params == {"lr": "0.1", "optimizer/name": "sgd"}
+    assert their_params == our_params == {"lr": "0.1", "optimizer/name": "sgd", "workers": "4"}
+    assert their_tags["tuned"] == our_tags["tuned"] == "true"
     assert their_tags["status"] == our_tags["status"] == "FINISHED"
     assert (their_tags["baseline"], our_tags["baseline"]) == ("yes", "true")
     assert json.loads(our_tags["mlflow.loggedArtifacts"])[0]["type"] == "table"

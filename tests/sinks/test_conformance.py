@@ -7,6 +7,7 @@ that turns a logged point into what the backend can represent.
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import math
 import signal
@@ -17,7 +18,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -27,8 +28,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import metricbus
 from metricbus import MetricBus
 from metricbus.testing import MemorySink
+from tests.helpers.hparams_reader import hparams, metrics, session_groups
 from tests.helpers.limits import HANG_SECS
-from tests.helpers.wandb_reader import wandb_rows
+from tests.helpers.wandb_reader import wandb_config, wandb_rows, wandb_summary, wandb_tags
 
 NAMES = [
     "train/loss",
@@ -376,3 +378,157 @@ def test_every_backend_marks_partial_rows(tmp_path: Path, mlflow_server: str) ->
     assert Point("loss_partial", 2, None, 0.5) in list(
         read_mlflow(mlflow_server, folder.name, "partial")
     )
+
+
+# What a run gains while it is open
+
+
+class Description(NamedTuple):
+    """The config, the tags and the summary of a run, as far as a backend has them."""
+
+    config: dict[str, Any]
+    tags: set[str]
+    summary: dict[str, float]
+
+
+def describe_journal(logged: LoggedRun) -> Description:
+    return describe(metricbus.read(logged.folder).run)
+
+
+def describe_memory(logged: LoggedRun) -> Description:
+    assert logged.memory.run is not None
+    return describe(logged.memory.run)
+
+
+def describe(run: metricbus.Run) -> Description:
+    return Description(run.config, set(run.tags), run.summary)
+
+
+def describe_logging(logged: LoggedRun) -> Description:
+    """Return what the lines say; values in the summary have six digits there."""
+    config: dict[str, Any] = {}
+    tags: set[str] = set()
+    summary: dict[str, float] = {}
+    for record in logged.log_records:
+        kind, _, text = record.getMessage().partition(" ")
+        if kind == "config":
+            config |= json.loads(text)
+        elif kind == "tags":
+            tags |= set(text.split())
+        elif kind == "summary":
+            for name, value in (pair.split("=") for pair in text.split()):
+                summary[name] = float(value) if value != "none" else math.nan
+    summary = {name: value for name, value in summary.items() if not math.isnan(value)}
+    return Description(config, tags, summary)
+
+
+def describe_csv(logged: LoggedRun) -> Description:
+    config, run = (
+        json.loads((logged.folder / "csv" / name).read_text())
+        for name in ("config.json", "run.json")
+    )
+    return Description(config, set(run["tags"]), run["summary"])
+
+
+def describe_tensorboard(logged: LoggedRun) -> Description:
+    (group,) = session_groups(logged.folder)
+    summary = {
+        name.removeprefix("summary/"): value
+        for name, value in metrics(group).items()
+        if name.startswith("summary/")
+    }
+    return Description(hparams(group), set(), summary)
+
+
+def describe_wandb(logged: LoggedRun) -> Description:
+    config = wandb_config(logged.folder)
+    del config["_wandb"]
+    # W&B adds the last value of each column.
+    columns = {name for row in wandb_rows(logged.folder) for name in row} - {"test/acc"}
+    own = wandb_summary(logged.folder).items()
+    summary = {name: value for name, value in own if name not in columns and name[0] != "_"}
+    return Description(config, set(wandb_tags(logged.folder)), summary)
+
+
+def describe_mlflow(logged: LoggedRun) -> Description:
+    client = MlflowClient(logged.server)
+    experiment = client.get_experiment_by_name("description")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    params, tags = run.data.params, run.data.tags
+    config = {name: tags.get(f"metricbus.value.{name}", value) for name, value in params.items()}
+    summary = {
+        name.removeprefix("summary/"): value
+        for name, value in run.data.metrics.items()
+        if name.startswith("summary/") and not math.isnan(value)  # NaN: removed
+    }
+    return Description(config, {tag for tag, value in tags.items() if value == "true"}, summary)
+
+
+GROWN = Description(
+    {"lr": 0.25, "optimizer": {"name": "adam"}, "workers": 4},
+    {"first", "second"},
+    {"test/acc": 0.5, "best/val/acc": 0.75, "best/val/loss": -0.75},
+)
+FLAT = {"lr": 0.25, "optimizer/name": "adam", "workers": 4}
+
+DESCRIPTIONS = {
+    "journal": (describe_journal, GROWN),
+    "memory": (describe_memory, GROWN),
+    "logging": (describe_logging, GROWN),
+    "csv": (describe_csv, GROWN),
+    "tensorboard": (describe_tensorboard, GROWN._replace(config=FLAT, tags=set())),
+    "wandb": (describe_wandb, GROWN),
+    "mlflow": (
+        describe_mlflow,
+        GROWN._replace(config={name: str(value) for name, value in FLAT.items()}),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> LoggedRun:
+    """A run whose config, tags and summary have changed several times."""
+    memory, handler = MemorySink(), RecordingHandler()
+    logger = logging.getLogger("metricbus")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    urls = [
+        "logging",
+        "csv",
+        "tensorboard",
+        "wandb?mode=offline",
+        f"mlflow+{mlflow_server}?experiment=description",
+    ]
+    config = {"lr": 0.5, "optimizer": {"name": "adam"}}
+    options: dict[str, Any] = {"dir": tmp_path_factory.mktemp("runs"), "close_timeout": HANG_SECS}
+    with MetricBus(sinks=[memory, *urls], config=config, tags=["first"], **options) as bus:
+        bus.define("val/acc", best="max")
+        bus.define("val/loss", best="min")
+        for step, value in enumerate((0.25, 0.75, 2.0)):
+            bus.log({"val/acc": value, "val/loss": -value, "test/acc": value}, step=step)
+            bus.config.update(lr=0.5 - step / 8)
+            bus.flush()
+        bus.log("gone", 1.0, step=3)
+        bus.define("gone", best="max")
+        bus.log("gone", 1.0, step=3)
+        bus.flush()
+        bus.rewind(1)
+        bus.log({"val/acc": 0.5, "val/loss": 0.5}, step=2)
+        bus.config.update(workers=4)
+        bus.add_tags("second", "first")
+        for value in (0.25, 0.5):
+            bus.summarize("test/acc", value)
+        bus.log("test/acc", 0.125, step=3)
+        folder = bus.dir
+    assert folder is not None
+    assert bus.stats().complete, str(bus.stats())
+    return LoggedRun(folder, memory, handler.records, mlflow_server)
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_every_backend_has_the_final_config_tags_and_summary(
+    name: str, described: LoggedRun
+) -> None:
+    read, expected = DESCRIPTIONS[name]
+    assert read(described) == expected

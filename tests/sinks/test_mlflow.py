@@ -91,6 +91,34 @@ def test_run_has_config_tags_notes_and_name(url: str, tmp_path: Path) -> None:
     assert run.info.start_time == bus.run.started // 1_000_000
 
 
+def test_changed_param_keeps_its_value_and_a_tag_has_the_new_one(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {"lr": 0.5, "a@b": 1}
+    with MetricBus(sinks=url, dir=tmp_path, config=config, delivery="thread") as bus:
+        bus.log("x", 1.0)
+        for _ in range(3):
+            bus.config.update({"lr": 0.25, "a@b": 2, "c@d": 3})
+            bus.flush()
+    _, run = run_of(bus)
+    assert run.data.params == {"lr": "0.5", "a_b": "1", "c_d": "3"}
+    tags = run.data.tags
+    assert (tags["metricbus.value.lr"], tags["metricbus.value.a_b"]) == ("0.25", "2")
+    assert tags["metricbus.param.c_d"] == "c@d"
+    assert caplog.text.count("'lr' stays 0.5, although the config now has 0.25") == 1
+
+
+def test_final_value_is_the_newest_of_its_metric(url: str, tmp_path: Path) -> None:
+    with MetricBus(sinks=url, dir=tmp_path) as bus:
+        for value in (0.75, 0.5, 0.25):
+            bus.summarize("test/acc@1", value)
+        bus.flush()
+        bus.summarize("test/acc@1", 0.125)
+    _, run = run_of(bus)
+    assert run.data.metrics == {"summary/test/acc_1": 0.125}
+    assert run.data.tags["metricbus.name.summary/test/acc_1"] == "summary/test/acc@1"
+
+
 def test_long_params_and_tags_are_cut_with_a_warning(
     url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

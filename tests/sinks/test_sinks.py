@@ -27,6 +27,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from metricbus import MetricBus, Run, ScalarRow
 from metricbus._bus.scope import DefineArguments
+from metricbus._common.records import RunUpdate
 from metricbus.sinks.csv.cells import safe_cell
 from metricbus.sinks.csv.sink import CsvSink
 from metricbus.sinks.logging.sink import line_of
@@ -70,6 +71,22 @@ def test_csv_preserves_any_name_and_number_exactly(
         repr(value) for _, value in pairs
     ]
     assert {cells["time"] for cells in rows} == {"1.500000000"}
+
+
+def test_csv_appends_no_rows_while_run_json_cannot_be_written(tmp_path: Path) -> None:
+    sink = CsvSink()
+    sink.open(RUN, tmp_path, {})
+    file = tmp_path / "csv" / "run.json"
+    file.unlink()
+    file.mkdir()
+    records = [row(0, x=0.5), RunUpdate(step=0, epoch=0, time=0, tags=("a",))]
+    with pytest.raises(OSError, match="directory"):
+        sink.write(records)
+    file.rmdir()
+    sink.write(records)
+    sink.close("finished")
+    assert json.loads(file.read_text())["tags"] == ["a"]
+    assert len((tmp_path / "csv" / "metrics.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "＝x", "'x"])
@@ -289,6 +306,29 @@ def test_writing_again_from_an_old_state_repeats_nothing(tmp_path: Path) -> None
             if event.HasField("summary")
         ]
         assert sorted(found) == sorted((r.step, r.values["x"]) for r in rows), lost
+
+
+def test_updates_and_an_end_between_rows_do_not_affect_what_is_written_again(
+    tmp_path: Path,
+) -> None:
+    update = RunUpdate(step=0, epoch=0, time=0, config={"lr": 0.5}, summary={"y": 1.0})
+    records: list[Any] = [update, row(0, x=0.0), update, row(1, x=1.0), row(2, x=2.0), update]
+    for lost in range(len(records) + 1):
+        folder, state = tmp_path / str(lost), dict[str, Any]()
+        for batches in ((records[:lost], records[lost:]), (records[lost:], [row(3, x=3.0)])):
+            sink = TensorBoardSink()
+            sink.open(RUN, folder, state)
+            sink.write(batches[0])
+            state = dict(sink.flush())
+            sink.write(batches[1])
+            sink.close("failed")
+        found = [
+            (event.step, event.summary.value[0].simple_value)
+            for file in event_files(folder)
+            for event in events_in(file)
+            if event.HasField("summary") and event.summary.value[0].tag == "x"
+        ]
+        assert found == [(step, float(step)) for step in range(4)], lost
 
 
 @pytest.mark.parametrize("torn", [1, 5, 12, 20, 30])

@@ -16,15 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wandb.sdk.interface.interface_sock import InterfaceSock
 
-from metricbus import ConfigError, MetricBus, deliver
+from metricbus import ConfigError, MetricBus, Run, ScalarRow, deliver
+from metricbus._common.records import RunUpdate
 from metricbus._common.sink_urls import parse_sink
 from metricbus._delivery.consumer import Consumer
 from metricbus._delivery.sink_specs import spec_of
 from metricbus._journal.run import RunFolder
 from metricbus.sinks.wandb.names import column_name, run_id
+from metricbus.sinks.wandb.sink import WandbSink
+from metricbus.sinks.wandb.start import WandbOptions
 from tests.helpers.limits import HANG_SECS
 from tests.helpers.scripts import run_script
-from tests.helpers.wandb_reader import wandb_files, wandb_records, wandb_rows
+from tests.helpers.wandb_reader import (
+    wandb_config,
+    wandb_files,
+    wandb_records,
+    wandb_rows,
+    wandb_summary,
+    wandb_tags,
+)
 
 
 def records(folder: Path, kind: str) -> list[Any]:
@@ -378,3 +388,28 @@ def test_a_name_that_crashes_the_service_process_is_renamed(tmp_path: Path) -> N
         bus.log({"\\": 1.0, "x": 2.0})
     (row,) = wandb_rows(folder_of(bus))
     assert (row["logged/backslash"], row["x"]) == (1, 2)
+
+
+def test_updates_between_rows_are_not_repeated_as_rows_after_a_crash(tmp_path: Path) -> None:
+    run = Run(id="r", name="r", config={"lr": 0.5}, tags=["a"])
+    records: list[Any] = [
+        ScalarRow(step=0, epoch=0, time=1, values={"x": 0.0}),
+        RunUpdate(step=0, epoch=0, time=2, config={"lr": 0.25}, tags=("b",), summary={"y": 1.0}),
+        ScalarRow(step=1, epoch=0, time=3, values={"x": 1.0}),
+        RunUpdate(step=1, epoch=0, time=4, summary={"y": None, "z": 2.0}),
+    ]
+    sink = WandbSink(options=WandbOptions(mode="offline"))
+    sink.open(run, tmp_path, {})
+    sink.write(records)
+    sink.close("running")  # the cursor after it is lost
+    again = WandbSink(options=WandbOptions(mode="offline"))
+    again.open(run.updated(*[one for one in records if isinstance(one, RunUpdate)]), tmp_path, {})
+    again.write([*records, ScalarRow(step=2, epoch=0, time=5, values={"x": 2.0})])
+    assert dict(again.flush()) == {"rows": 5}
+    again.close("finished")
+    assert again.acknowledged() == 5
+    assert [row["x"] for row in wandb_rows(tmp_path)] == [0.0, 1.0, 2.0]
+    assert wandb_config(tmp_path)["lr"] == 0.25
+    assert set(wandb_tags(tmp_path)) == {"a", "b"}
+    summary = wandb_summary(tmp_path)
+    assert (summary.get("y"), summary["z"]) == (None, 2.0)

@@ -84,10 +84,20 @@ def define_names() -> None:
     bus.define("val/*", on_step=False, on_epoch=True, across_ranks="mean", sinks=["csv"])
     bus.define("spread", every=10, reduce=lambda values: max(values) - min(values))
     bus.define("late", axis="tokens")
+    bus.define("val/acc", best="max")
     scope = bus.scope("val").scope("seen")
     scope.log("loss", 0.5, weight=8)
     bus.phase("train").log({"loss": 0.5})
     scope.define("*", every=10, reduce="mean", across_ranks=None)
+
+
+def a_run_grows(array: NDArray[np.float32]) -> None:
+    bus.config.update({"lr": 0.1}, workers=4)
+    bus.config.update(workers=4)
+    bus.add_tags("a", "b")
+    bus.scope("test").summarize("acc", array.max())
+    if bus.run is not None:
+        assert_type(bus.run.summary, dict[str, int | float])
 
 
 def a_scope_has_the_members_of_its_bus(pairs: list[tuple[str, int]]) -> None:
@@ -107,7 +117,8 @@ def return_values_are_typed() -> None:
     assert_type(bus.step, int)
     assert_type(bus.last("loss"), int | float | None)
     assert_type(bus.end_epoch(), dict[str, int | float])
-    assert_type(bus.config, Mapping[str, Any])
+    config: Mapping[str, Any] = bus.config
+    assert_type(config["lr"], Any)
     assert_type(bus.dir, Path | None)
     report = bus.flush(timeout=1.5)
     assert_type(report, Report)

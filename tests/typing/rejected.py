@@ -50,6 +50,13 @@ def log_values() -> None:
     bus.scope("val").log("loss", 0.5, step="3")  # E: arg-type
 
 
+def grow() -> None:
+    bus.add_tags(["a", "b"])  # E: arg-type
+    bus.config["lr"] = 0.1  # E: index
+    bus.summarize(3, 0.5)  # E: arg-type
+    bus.define("acc", best="largest")  # E: arg-type
+
+
 def create_media(pixels: object) -> None:
     Image()  # E: call-arg
     Image(pixels, layout="sideways")  # E: arg-type

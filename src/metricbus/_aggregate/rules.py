@@ -14,6 +14,7 @@ from typing import get_args
 import msgspec
 
 from metricbus._aggregate.reductions import AcrossRanks, Reducer, reduction_factory
+from metricbus._common.records import Best
 from metricbus._common.validation import check_name
 from metricbus.errors import ConfigError
 
@@ -35,6 +36,7 @@ class Definition(msgspec.Struct, frozen=True):
     axis: str | None = None
     across_ranks: str | None = None
     progress: bool | None = None
+    best: Best | None = None
 
     @property
     def display_only(self) -> bool:
@@ -93,6 +95,8 @@ def check_definition(definition: Definition) -> None:
             f"{call}: every={every} emits values on steps, which on_step=False turns off; "
             "leave one of them out"
         )
+    if definition.best not in (None, *get_args(Best)):
+        raise ConfigError(f'{call}: best= must be "max" or "min", not {definition.best!r:.40}')
     across = definition.across_ranks
     if across is not None and across not in (mergeable := get_args(AcrossRanks)):
         raise ConfigError(
@@ -111,13 +115,18 @@ def check_definition(definition: Definition) -> None:
 
 
 class Definitions:
-    """All definitions of a run, and the rule of each name. Each definition adds 1 to `version`."""
+    """All definitions of a run, and the rule of each name. Each definition adds 1 to `version`.
+
+    `keeps_best` says whether any definition has `best=`.
+    """
 
     def __init__(self, *, warn: bool = False) -> None:
         """With `warn`, log a warning when a name with conflicting definitions is first used."""
         self.version = 0
+        self.keeps_best = False
         self._definitions: list[Definition] = []
         self._rules: dict[str, Rule | None] = {}
+        self._best: dict[str, Best | None] = {}
         self._warn = warn
         self._seen: set[str] = set()
         self._logged_by_epoch_name: dict[str, str] = {}
@@ -138,7 +147,9 @@ class Definitions:
         """Add a definition with the highest precedence, or the lowest if it is a `default`."""
         self._definitions.insert(0 if default else len(self._definitions), definition)
         self.version += 1
+        self.keeps_best |= definition.best is not None
         self._rules.clear()
+        self._best.clear()
 
     def rule(self, name: str) -> Rule | None:
         """Return the rule of a name, None if no definition matches it. The result is cached."""
@@ -150,6 +161,13 @@ class Definitions:
                 self._seen.add(name)
                 self._warn_conflicts(name, rule)
             return rule
+
+    def best(self, name: str) -> Best | None:
+        """Return which value under an emitted name is the best; None if it is not kept."""
+        if name not in self._best:
+            given = [one.best for one in self if one.best and fnmatchcase(name, one.pattern)]
+            self._best[name] = given[-1] if given else None
+        return self._best[name]
 
     def _warn_conflicts(self, name: str, rule: Rule | None) -> None:
         if rule is not None and rule.is_contradictory:

@@ -16,11 +16,13 @@ from metricbus._aggregate.rules import Definition
 from metricbus._bus import shutdown
 from metricbus._bus.arguments import BusArguments, list_arguments
 from metricbus._bus.core import BusCore
+from metricbus._bus.live_run import RunConfig, check_tags
 from metricbus._bus.loops import ClockMethods
 from metricbus._bus.scope import Scope
 from metricbus._common.device_values import DeviceValue
-from metricbus._common.records import Number, Status
+from metricbus._common.records import Best, Number, Status
 from metricbus._common.settings import Unloggable
+from metricbus._common.validation import check_name, to_number
 from metricbus._delivery.report import DeliveryError, Report
 from metricbus._ingest.recorder import MISSING, Recorder
 from metricbus._journal.run import Run
@@ -114,6 +116,7 @@ class MetricBus(ClockMethods):
         axis: str | None = None,
         across_ranks: AcrossRanks | None = None,
         progress: bool | None = None,
+        best: Best | None = None,
     ) -> None:
         """Define how the values of all names that match a glob pattern are emitted.
 
@@ -131,6 +134,8 @@ class MetricBus(ClockMethods):
           (weighted as in `log(weight=)`), `sum`, `min`, `max`, `count` or `std`.
         - `progress=True` shows the newest value next to the progress bars of `steps()` and
           `epochs()`.
+        - `best="max"` or `"min"` keeps the largest or smallest emitted value of each name in the
+          summary of the run, as `best/<name>`.
 
         Later definitions override earlier ones, field by field. They apply to values logged from
         now on. See docs/definitions.md.
@@ -139,7 +144,7 @@ class MetricBus(ClockMethods):
         """
         sinks = [sinks] if isinstance(sinks, str) else sinks
         sink_names = None if sinks is None else tuple(sinks)
-        options = every, reduce, on_step, on_epoch, sink_names, axis, across_ranks, progress
+        options = every, reduce, on_step, on_epoch, sink_names, axis, across_ranks, progress, best
         self._define(Definition(pattern, *options))
 
     def phase(self, name: str, on: Literal["step", "epoch"] | None = None) -> Scope:
@@ -222,9 +227,27 @@ class MetricBus(ClockMethods):
         return self._core.is_on
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        """The run's config, read-only at every level."""
+    def config(self) -> RunConfig:
+        """The run's config. It is read-only, but `config.update()` merges values into it."""
         return self._core.config
+
+    def add_tags(self, *tags: str) -> None:
+        """Add tags to the run, after those that it has. A tag that it has already is left out.
+
+        Raises `TypeError` or `ValueError` for a tag that is not text, or empty.
+        """
+        self._core.opened().update_run("tags", tags=check_tags(tags))
+
+    def summarize(self, name: str, value: Any) -> None:
+        """Set a final value of the run, such as a test accuracy, in place of an earlier one.
+
+        `value` is a number as for `log()`; one on a device is waited for. The summary of the run is
+        `bus.run.summary`; docs/sinks.md describes where each sink shows it.
+
+        Raises `TypeError` or `ValueError` for an invalid name or value.
+        """
+        summary = {check_name(name): to_number(name, value)}
+        self._core.opened().update_run("summary", summary=summary)
 
     def flush(self, timeout: float | None = None) -> Report:
         """Wait until every value logged so far has reached every sink.

@@ -15,9 +15,9 @@ from metricbus._bus import shutdown
 from metricbus._bus.arguments import resolve_arguments
 from metricbus._bus.epoch_sync import EpochSync
 from metricbus._bus.lazy_queue import LazyQueue
+from metricbus._bus.live_run import RunConfig, make_update
 from metricbus._bus.process_copies import CopiedRun, picklable
 from metricbus._common.clock import Clock
-from metricbus._common.config import read_only_config
 from metricbus._common.records import Status
 from metricbus._common.settings import ProgressMode, Settings, env_variable, read_env_setting
 from metricbus._delivery.report import DeliveryError, Report
@@ -60,19 +60,20 @@ class State(Enum):
 class BusCore:
     """What a bus consists of: a recorder, a session or none, and the ends of epochs.
 
-    `log` is what the calls to `MetricBus.log` run in the current state. `config` is read-only.
+    `log` is what the calls to `MetricBus.log` run in the current state. `config` can only grow.
     `copied_run` is the run that a copy of a bus in another process belongs to. `bus` is the
-    `MetricBus` that has this core.
+    `MetricBus` that has this core. `open_idle` replaces an IDLE core as the first `log()` does.
     """
 
     bus: Any = None
+    open_idle: Callable[[], BusCore] | None = None
     log: Callable[..., None]
 
     def __init__(
         self, settings: Settings, config: object = None, clock: Clock | None = None
     ) -> None:
         self.settings = settings
-        self.config = read_only_config({} if config is None else config)
+        self.config = RunConfig(self, {} if config is None else config)
         self.recorder = Recorder(settings, clock)
         self.definitions = Definitions()
         self.phases: dict[str, str] = {}
@@ -98,7 +99,7 @@ class BusCore:
         session = open_session(settings, name, core.config, arguments)
         if config is None and session.run is not None:
             # A resumed or joined run has a config already.
-            core.config = read_only_config(session.run.config)
+            core.config = RunConfig(core, session.run.config)
         core.enter(State.OPEN, session)
         return core
 
@@ -153,6 +154,10 @@ class BusCore:
         owner = self.session or self.copied_run
         return owner.folder.path if owner and owner.folder else None
 
+    def opened(self) -> BusCore:
+        """Return this core, or the one that opens in its place if the environment says so."""
+        return self.open_idle() if self.state is State.IDLE and self.open_idle else self
+
     def joined_session(self) -> Session | None:
         """Return the session. A copy joins its run first."""
         if self.state is State.ASLEEP:
@@ -165,6 +170,13 @@ class BusCore:
         if self.session is not None:
             self.session.define(definition, default=default)
         self.definitions.add(definition, default=default)
+
+    def update_run(self, what: str, **fields: Any) -> bool:
+        """Write an update of the run's config, tags or summary. Return False after `close()`."""
+        clock = self.recorder.clock
+        update = make_update(what, step=clock.step, epoch=clock.epoch, **fields)
+        session = self.joined_session()
+        return session is None or session.update_run(update, what)
 
     # Flushing and closing
 

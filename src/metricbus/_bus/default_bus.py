@@ -37,6 +37,7 @@ class DefaultBus(MetricBus):
         core.phases.update(self._phases)
         self._phases = core.phases
         if core.state is State.IDLE:
+            core.open_idle = self._open_if_configured
             self.log = self._log_when_open  # type: ignore[method-assign]
 
     def _open(self, name: str | None = None, **arguments: Unpack[BusArguments]) -> None:
@@ -77,6 +78,10 @@ class DefaultBus(MetricBus):
 
         This is `log` until a run is open. Callers may hold a reference to it for longer.
         """
+        self._open_if_configured()
+        self._core.log(*args, **kwargs)
+
+    def _open_if_configured(self) -> BusCore:
         with self._open_lock:
             if self._core.state is State.IDLE:
                 if self._core.will_log:
@@ -84,7 +89,7 @@ class DefaultBus(MetricBus):
                 else:
                     self._core.enter(State.DISABLED)
                     self._use(self._core)
-        self._core.log(*args, **kwargs)
+            return self._core
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle a reference: unpickling returns the process-wide bus of the other process.

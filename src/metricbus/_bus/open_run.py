@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metricbus._bus.live_run import make_update
 from metricbus._bus.null_session import NullSession
 from metricbus._bus.process_copies import CopiedRun
 from metricbus._bus.session import Session
@@ -35,6 +36,7 @@ from metricbus._ingest.queue import CallQueue, QueueLimits
 from metricbus._journal.resume import find_run, resume_run
 from metricbus._journal.run import Run, RunFolder, create_run, plain_config, slugify
 from metricbus._journal.run_env import export_run_dir, is_own_run_dir
+from metricbus._journal.run_updates import has_updates
 from metricbus._journal.segment_writer import SegmentWriter
 from metricbus.errors import ConfigError, JournalError
 
@@ -86,7 +88,13 @@ def open_session(
         sinks=[spec.canonical for spec in specs],
         launch=launch_key(),
     )
-    return _make_session(folder, run, settings, rank, specs, owner=True)
+    session = _make_session(folder, run, settings, rank, specs, owner=True)
+    tags = tuple(arguments.get("tags") or ())
+    if run.attempt > 1 and (config or tags) and has_updates(folder.journal):
+        # Readers and sinks apply the earlier updates first.
+        fields = {"config": plain_config(config), "tags": tags}
+        session.update_run(make_update("config", step=0, epoch=0, **fields), "config")
+    return session
 
 
 def join_run(copied: CopiedRun, settings: Settings) -> Session:

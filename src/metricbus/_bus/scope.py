@@ -13,6 +13,7 @@ from metricbus._ingest.recorder import MISSING
 if TYPE_CHECKING:
     from metricbus._aggregate.reductions import AcrossRanks, Reducer
     from metricbus._bus.bus import MetricBus
+    from metricbus._common.records import Best
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class DefineArguments(TypedDict, total=False):
     axis: str | None
     across_ranks: AcrossRanks | None
     progress: bool | None
+    best: Best | None
 
 
 if TYPE_CHECKING:
@@ -87,6 +89,10 @@ class Scope(_BusMembers):
     def define(self, pattern: str, **options: Unpack[DefineArguments]) -> None:
         """Define names below the prefix. Accepts the arguments of `MetricBus.define`."""
         self._bus.define(self._prefix + check_name(pattern), **options)
+
+    def summarize(self, name: str, value: Any) -> None:
+        """Set a final value of the run, with the prefix before its name."""
+        self._bus.summarize(self._prefix + check_name(name), value)
 
     def steps(
         self, iterable: Iterable[T], advance: bool = True, *, progress: bool | None = None

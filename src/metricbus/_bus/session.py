@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Sequence
 
-import msgspec
-
 from metricbus._aggregate.cross_rank import MergedValue, Partials
 from metricbus._aggregate.rules import Definition
+from metricbus._bus.live_run import LiveRun
 from metricbus._common.distributed import Rank
-from metricbus._common.records import Number, Status
+from metricbus._common.records import Number, RunUpdate, Status
 from metricbus._delivery.manager import DeliveryManager
 from metricbus._delivery.report import Report
 from metricbus._ingest import commands
@@ -21,7 +20,7 @@ from metricbus._ingest.media_worker import MediaWorker
 from metricbus._ingest.queue import CallQueue, Command
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.run_env import export_run_dir, restore_run_dir
-from metricbus.errors import ConfigError, JournalError
+from metricbus.errors import ConfigError
 
 _log = logging.getLogger("metricbus.run")
 
@@ -52,9 +51,12 @@ class Session:
     ) -> None:
         self.initial_rank = initial_rank
         self.folder = folder
-        self.run = run
         self.queue = queue
         self._is_owner = owner
+        self._live_run: LiveRun | None = None
+        if folder is not None and run is not None:
+            self._live_run = LiveRun(folder, run, collector.segment, collector.rank, owner=owner)
+        collector.run_updates.run_file = self._live_run
         self._delivery = delivery
         self._collector = collector
         self._media = media
@@ -66,6 +68,11 @@ class Session:
         self._collector.dropped_media = lambda: media.dropped
         self._collector.start()
         self._delivery.start()
+
+    @property
+    def run(self) -> Run | None:
+        """The run with all updates of this process; None on a rank that does not write."""
+        return self._live_run.run if self._live_run else None
 
     @property
     def rank(self) -> int:
@@ -87,6 +94,20 @@ class Session:
                     f"its sinks are {', '.join(kinds)}"
                 )
         self._submit(commands.Define(definition, default=default))
+
+    def update_run(self, update: RunUpdate, what: str) -> bool:
+        """Apply an update to the run and write it to the journal and run.json.
+
+        After `close()`, return False and drop it, with one warning that says `what` was updated;
+        under `strict`, raise `ClosedError`.
+        """
+        if self.queue.is_closed:
+            self.queue.drop_after_close(what)
+            return False
+        if self._live_run is not None:
+            self._live_run.apply([update])
+        self._submit(commands.UpdateRun(update))
+        return True
 
     def begin_epoch(self, step: int, epoch: int) -> None:
         """Write an epoch's beginning to the journal."""
@@ -205,8 +226,9 @@ class Session:
         finally:  # also after Ctrl-C
             if is_first and self.folder is not None:
                 restore_run_dir(self.folder.path)
-            if is_first and self._is_owner:
-                self._end_run("failed" if self._collector.is_broken else self._final_status)
+            if is_first and self._is_owner and self._live_run is not None:
+                self._live_run.end("failed" if self._collector.is_broken else self._final_status)
+                self._collector.error = self._live_run.error or self._collector.error
         if is_first:
             self._warn_of_losses()
 
@@ -255,14 +277,3 @@ class Session:
             error=collector.error or media.error,
             sinks={name: tally.counts(own + others) for name, tally in tallies.items()},
         )
-
-    def _end_run(self, status: Status) -> None:
-        if self.folder is None or self.run is None:
-            return
-        self.run = ended = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
-        try:
-            # A later attempt may have resumed the run; run.json is then that attempt's.
-            if self.folder.load().attempt == self.run.attempt:
-                self.folder.save(ended)
-        except (OSError, JournalError) as error:
-            self._collector.error = f"run.json cannot be written: {error}"

@@ -12,6 +12,7 @@ from metricbus._history.run_status import CurrentStatus, current_status
 from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
 from metricbus._journal.run import Run, RunFolder, flat_config
 from metricbus._journal.run_summary import RunSummary, summarize_run
+from metricbus._journal.run_updates import complete_run
 from metricbus._journal.segment_reader import OnProgress
 from metricbus.errors import ConfigError
 
@@ -96,7 +97,7 @@ def read_details(
 
     Raises `JournalError` or `OSError` if the run folder cannot be read.
     """
-    run = folder.load()
+    run = complete_run(folder)
     summary = summarize_run(folder, on_progress, with_courses=with_courses)
     return RunDetails(
         folder=folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ def show(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a run: its config, all series and media, and the delivery to each sink.
+    """Show a run: its config and summary, all series and media, and the delivery to each sink.
 
     NaN values are counted separately and do not affect min, max and mean.
 
@@ -62,7 +62,8 @@ def show(
         return
     out = console()
     _print_overview(out, details)
-    _print_config(out, details.config)
+    _print_pairs(out, "config", details.config, printable)
+    _print_pairs(out, "summary", details.run.summary, format_number)
     _print_series(out, series)
     _print_media(out, media)
     _print_sinks(out, details)
@@ -121,10 +122,11 @@ def _print_section(out: Console, columns: Sequence[Column]) -> None:
         print_table(out, columns)
 
 
-def _print_config(out: Console, config: Mapping[str, Any]) -> None:
-    values = [printable(value) for value in config.values()]
-    keys = Column("config", list(config), 2, wrapped=True)
-    _print_section(out, [keys, Column("", values, 1, wrapped=True)])
+def _print_pairs(
+    out: Console, title: str, pairs: Mapping[str, Any], to_text: Callable[[Any], str]
+) -> None:
+    keys = Column(title, list(pairs), 2, wrapped=True)
+    _print_section(out, [keys, Column("", list(map(to_text, pairs.values())), 1, wrapped=True)])
 
 
 def _print_series(out: Console, series: Sequence[SeriesSummary]) -> None:

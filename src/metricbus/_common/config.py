@@ -11,19 +11,19 @@ from typing import Any
 import msgspec
 
 
-def read_only_config(config: object) -> Mapping[str, Any]:
+def read_only_config(config: object, argument: str = "config=") -> Mapping[str, Any]:
     """Return a read-only copy of a mapping or config object, at every level.
 
     Config objects are instances of a dataclass, of an attrs, pydantic or msgspec class, and
     `argparse.Namespace`. Numbers, arrays and other leaves are not copied. Raises `TypeError` for
-    anything else.
+    anything else; its message names the `argument`.
     """
     copy = _copy(config)
     if isinstance(copy, MappingProxyType):
         return copy
     raise TypeError(
-        "config= must be a mapping of names to values, an argparse.Namespace, or an instance of a "
-        f"dataclass, attrs or pydantic class, not {type(config).__name__}"
+        f"{argument} must be a mapping of names to values, an argparse.Namespace, or an instance "
+        f"of a dataclass, attrs or pydantic class, not {type(config).__name__}"
     )
 
 

@@ -29,6 +29,9 @@ Call: TypeAlias = tuple[str | dict[str, Number], Number, int, int, int]
 """One queued call: (name, value, step, epoch, time), or for a mapping
 (row, weight, step, epoch, time)."""
 
+Best: TypeAlias = Literal["max", "min"]
+"""Which one of several values is the best: the largest or the smallest."""
+
 Status: TypeAlias = Literal["running", "finished", "failed", "killed"]
 
 if TYPE_CHECKING:
@@ -121,6 +124,24 @@ class Rewind(_Record, frozen=True, tag="rewind"):
     rank: int = 0
 
 
+class RunUpdate(_Record, frozen=True, tag="update"):
+    """An addition to the run's config, tags and summary. Applying it twice has no further effect.
+
+    `config` is merged into the config key by key, and `tags` are appended to the tags. `summary`
+    has final values by name; None removes one. With `best`, a value replaces an earlier one only if
+    it is larger (`"max"`) or smaller (`"min"`). `rank` is the rank of the summary, as for a row.
+    """
+
+    step: int
+    epoch: int
+    time: int
+    config: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+    summary: dict[str, StoredNumber | None] = {}
+    best: Best | None = None
+    rank: int = 0
+
+
 class PartialAggregates(_Record, frozen=True, tag="open"):
     """The current results of all pending reductions, as partial rows; replaces the previous one.
 
@@ -168,7 +189,9 @@ class End(_Record, frozen=True, tag="end"):
 
 R = TypeVar("R")
 
-Record: TypeAlias = Header | ScalarRow | Epoch | Rewind | PartialAggregates | Dropped | End | Medium
+Record: TypeAlias = (
+    Header | ScalarRow | Epoch | Rewind | RunUpdate | PartialAggregates | Dropped | End | Medium
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
@@ -179,7 +202,7 @@ _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def encode(records: Sequence[Record]) -> bytes:
     """Return the records as JSON lines, each ended by a newline."""
     lines: bytes = _encoder.encode_lines(records)
-    # msgspec encodes NaN and the infinities as null, and nothing else in a record.
+    # msgspec encodes NaN and the infinities as null. Otherwise only a `RunUpdate` can have null.
     if b"null" in lines:
         lines = _encoder.encode_lines([_nonfinite_to_text(record) for record in records])
     return lines
@@ -193,6 +216,8 @@ def decode(line: bytes) -> Record:
         for row in rows:
             if isinstance(row, ScalarRow):
                 row.values.update({n: number_from_json(v) for n, v in row.values.items()})
+            elif isinstance(row, RunUpdate):
+                row.summary.update({n: v and number_from_json(v) for n, v in row.summary.items()})
     return record
 
 
@@ -212,17 +237,20 @@ def count_values(record: Record) -> int:
 
 
 def with_rank(record: R, rank: int) -> R:
-    """Return a row or medium with its `rank` set; other records unchanged."""
-    if isinstance(record, ScalarRow | MediumRecord):
+    """Return a row, a medium or an update with its `rank` set; other records unchanged."""
+    if isinstance(record, ScalarRow | MediumRecord | RunUpdate):
         return msgspec.structs.replace(record, rank=rank)
     return record
 
 
 def with_rank_prefix(record: R) -> R:
     """Return the record with its rank in all names: `loss` of rank 1 becomes `rank1/loss`."""
-    if not isinstance(record, ScalarRow | MediumRecord) or not record.rank:
+    if not isinstance(record, ScalarRow | MediumRecord | RunUpdate) or not record.rank:
         return record
     prefix = f"rank{record.rank}/"
+    if isinstance(record, RunUpdate):
+        summary = {prefix + name: value for name, value in record.summary.items()}
+        return msgspec.structs.replace(record, summary=summary)
     axis = record.axis if record.axis in ("", "epoch") else prefix + record.axis
     if isinstance(record, MediumRecord):
         return msgspec.structs.replace(record, name=prefix + record.name, axis=axis)
@@ -247,6 +275,9 @@ def number_from_json(value: Number) -> Number:
 def _nonfinite_to_text(record: Record) -> Record:
     if isinstance(record, PartialAggregates):
         return msgspec.structs.replace(record, rows=list(map(_nonfinite_to_text, record.rows)))
+    if isinstance(record, RunUpdate):
+        summary = {n: None if v is None else number_to_json(v) for n, v in record.summary.items()}
+        return msgspec.structs.replace(record, summary=summary)
     if not isinstance(record, ScalarRow):
         return record
     values = {name: number_to_json(value) for name, value in record.values.items()}

@@ -16,6 +16,7 @@ from metricbus._journal.crash_recovery import PartialRows
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.rewind import Rewinds, find_rewinds
 from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.run_updates import complete_run
 from metricbus._journal.segment_reader import JournalReader, OnProgress
 from metricbus.errors import JournalError
 
@@ -44,11 +45,11 @@ class TableRows(NamedTuple):
 class History:
     """The data that a run logged, read into memory.
 
-    `run` has the identity, config and status of the run, and `folder` is its folder. `files` reads
-    the files of media; it raises `MediaError` if one is missing or was changed. `partial` has the
-    interim results of reductions that a dead process or a live run has not finished. `damaged` is
-    the number of journal lines that could not be decoded, and `torn` the number of bytes in
-    incomplete lines at the ends of segments.
+    `run` has the identity, config, tags, summary and status of the run, and `folder` is its folder.
+    `files` reads the files of media; it raises `MediaError` if one is missing or was changed.
+    `partial` has the interim results of reductions that a dead process or a live run has not
+    finished. `damaged` is the number of journal lines that could not be decoded, and `torn` the
+    number of bytes in incomplete lines at the ends of segments.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class History:
         but some values, and the epochs and times of all others, are missing.
         """
         self.folder = folder.path
-        self.run: Run = folder.load()
+        self.run: Run = complete_run(folder)
         self.files = MediaFolder(folder.path)
         self._columns = ScalarColumns()
         self._media: list[MediumRecord] = []

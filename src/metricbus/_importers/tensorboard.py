@@ -242,8 +242,8 @@ class _FolderImporter:
         if value.tag == plugin.metadata.SESSION_START_INFO_TAG:
             for name, parameter in data.session_start_info.hparams.items():
                 kind = parameter.WhichOneof("kind")
-                if kind is not None:
-                    self.config[name] = _to_json(getattr(parameter, kind))
+                if kind is not None:  # the first value counts, as on TensorBoard's page
+                    self.config.setdefault(name, _to_json(getattr(parameter, kind)))
         elif value.tag == plugin.metadata.SESSION_END_INFO_TAG:
             has_failed = data.session_end_info.status == plugin.api.STATUS_FAILURE
             if has_failed and self._is_only:

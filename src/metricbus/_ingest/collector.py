@@ -39,6 +39,7 @@ from metricbus._common.wakeup import yield_gil
 from metricbus._ingest import commands
 from metricbus._ingest.device_fetch import DeviceFetcher
 from metricbus._ingest.queue import CallQueue, Command, DeferredCall, count_call_values
+from metricbus._ingest.run_updates import RunUpdates
 from metricbus._journal.segment_writer import Journal
 
 _log = logging.getLogger("metricbus.journal")
@@ -91,6 +92,7 @@ class Collector:
         self.is_broken = False
         self.rank = rank
         self.dropped_media: Callable[[], int] = lambda: 0
+        self.run_updates = RunUpdates(self.aggregator.definitions, self._append, rank)
         self._queue = queue
         self._journal = journal
         self._flush_secs = flush_secs
@@ -154,6 +156,7 @@ class Collector:
                 repeated_stop.done.set()
         self._warn_unmerged()
         self._write_emissions(self.aggregator.end_epoch(cross_rank=True)[0])
+        self.run_updates.write_best()
         for axis in self.aggregator.missing_axes():
             _log.warning("the axis %r was never logged; its series are placed at their steps", axis)
         self._close(self._stop)
@@ -206,6 +209,7 @@ class Collector:
         if isinstance(command, commands.Flush):
             if isinstance(command, commands.SavePartials):
                 self._write_partials()
+            self.run_updates.write_best()
             self._journal.sync()
         elif isinstance(command, commands.Define):
             self._write_emissions(self.aggregator.define(command.definition, command.default))
@@ -215,11 +219,13 @@ class Collector:
         elif isinstance(command, commands.ApplyRewind):
             self._write_emissions(self.aggregator.end_epoch(cross_rank=True)[0])
             if command.record is not None:
-                self._append([command.record])
+                self.run_updates.write_rewind(command.record)
             self.aggregator.restore(command.state)
             self.device_fetcher.newest.clear()
         elif isinstance(command, commands.Append):
             self._append([self.aggregator.route_medium(record) for record in command.records])
+        elif isinstance(command, commands.UpdateRun):
+            self.run_updates.write(command.record)
         elif isinstance(command, commands.BeginEpoch):
             self._append([command.record])
         elif isinstance(command, commands.CollectPartials):
@@ -265,19 +271,24 @@ class Collector:
     def _write_emissions(self, emissions: list[Emission]) -> None:
         if emissions:
             self._append(list(join_emissions(emissions)))
+            self.run_updates.add(emissions)
 
     def _secs_until_checkpoint(self) -> float | None:
-        """Return when the partial aggregates are to be written; None if they have not changed."""
-        if self.aggregator.changes == self._written_changes:
+        """Return when partial aggregates and best values are to be written; None if unchanged."""
+        if not (self._have_partials_changed() or self.run_updates.has_new_best):
             return None
         return max(0.0, self._partials_written_at + _CHECKPOINT_EVERY - time.monotonic())
 
+    def _have_partials_changed(self) -> bool:
+        return self.aggregator.changes != self._written_changes
+
     def _write_partials(self) -> None:
         """Write changed partial aggregates. They become partial rows if this process dies."""
-        if self.aggregator.changes == self._written_changes:
+        self.run_updates.write_best()
+        self._partials_written_at = time.monotonic()
+        if not self._have_partials_changed():
             return
         rows = list(join_emissions(self.aggregator.partial_results(), partial=True))
-        self._partials_written_at = time.monotonic()
         self._written_changes = self.aggregator.changes
         rows = [with_rank(row, self.rank) for row in rows] if self.rank else rows
         self._append([PartialAggregates(time=time.time_ns(), rows=rows)])

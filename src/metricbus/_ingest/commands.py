@@ -10,7 +10,7 @@ from typing import Any
 from metricbus._aggregate.cross_rank import MergedValue, Partials
 from metricbus._aggregate.rules import Definition
 from metricbus._common.media_records import Medium
-from metricbus._common.records import Epoch, Number, Rewind, Status
+from metricbus._common.records import Epoch, Number, Rewind, RunUpdate, Status
 from metricbus._ingest.queue import Command
 
 
@@ -99,6 +99,13 @@ class Snapshot(Command):
 
     state: list[Any] = field(default_factory=list, init=False)
     position: tuple[str, int] = field(default=("", 0), init=False)
+
+
+@dataclass(eq=False)
+class UpdateRun(Command):
+    """Write an update of the run to the journal, then save run.json."""
+
+    record: RunUpdate
 
 
 class Append(Command):

@@ -97,6 +97,11 @@ class CallQueue:
         self._wakeup = Wakeup()
         self._collector_thread = 0
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether further calls are rejected."""
+        return self._is_closed
+
     def put(self, call: Call | Command) -> None:
         """Append a call. `Recorder.log` inlines this."""
         self.calls.append(call)
@@ -228,10 +233,13 @@ class CallQueue:
                 call.done.set()
         except IndexError:  # the collector has taken it
             return
-        dropped = count_call_values(call)
+        self.drop_after_close(call[0], count_call_values(call))
+
+    def drop_after_close(self, what: object, values: int = 1) -> None:
+        """Count what was logged after `close()`. Warn the first time; raise if `strict`."""
         if not self.dropped_after_close:
-            _log.warning("%r was logged after %s and is dropped", call[0], self._closed_by)
-        self.dropped_after_close += dropped
+            _log.warning("%r was logged after %s and is dropped", what, self._closed_by)
+        self.dropped_after_close += values
         self._raise_if_closed()
 
     def _apply_overflow_policy(self) -> None:

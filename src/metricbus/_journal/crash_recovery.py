@@ -23,6 +23,7 @@ from metricbus._common.records import (
     with_rank_prefix,
 )
 from metricbus._journal.run import Run, RunFolder
+from metricbus._journal.run_updates import complete_run
 from metricbus._journal.segment_reader import JournalReader, Row
 
 
@@ -71,7 +72,7 @@ def mark_dead_run(folder: RunFolder) -> Run:
     statuses = [state.status for state in states if state.writer == run.process]
     last = JournalReader(folder.journal).modified_ns() or run.started
     status = next((status for status in reversed(statuses) if status), "killed")
-    dead = msgspec.structs.replace(run, status=status, ended=last)
+    dead = msgspec.structs.replace(complete_run(folder), status=status, ended=last)
     if folder.load() == run:  # no process has resumed it in the meantime
         folder.save(dead)
     return dead

@@ -11,6 +11,7 @@ import msgspec
 
 from metricbus._common.processes import this_process
 from metricbus._journal.run import Run, RunFolder, flat_config, main_script, plain_config
+from metricbus._journal.run_updates import complete_run
 from metricbus._journal.segment_reader import JournalReader
 from metricbus.errors import ConfigError, JournalError
 
@@ -46,14 +47,15 @@ def resume_run(
 ) -> tuple[RunFolder, Run]:
     """Start a further attempt at the run, as this process.
 
-    The `config` is merged into the previous one, key by key; other `fields` of `Run` replace the
-    previous ones unless they are empty. Raises `ConfigError` if the last attempt's process is still
-    alive, or if run.json cannot be written.
+    The `config` is merged into the previous one, key by key, and `tags` are added to the previous
+    ones; other `fields` of `Run` replace the previous ones unless they are empty. Raises
+    `ConfigError` if the last attempt's process is still alive, or if run.json cannot be written.
     """
-    last = folder.load()
+    last = complete_run(folder)
     _check_not_running(folder, last)
     merged = {**last.config, **plain_config(config)}
     flat_config(merged)  # raises for a name that the merge made ambiguous
+    fields["tags"] = [*dict.fromkeys([*last.tags, *fields.get("tags", ())])]
     owner = this_process()
     run = msgspec.structs.replace(
         last,

@@ -26,7 +26,16 @@ import msgspec
 
 from metricbus._common.files import replace_file
 from metricbus._common.processes import ProcessId, this_process
-from metricbus._common.records import FORMAT_VERSION, Status
+from metricbus._common.records import (
+    FORMAT_VERSION,
+    Best,
+    Number,
+    RunUpdate,
+    Status,
+    Values,
+    number_from_json,
+    number_to_json,
+)
 from metricbus.errors import ConfigError, JournalError, RunExistsError
 
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"  # 32: a byte modulo 32 is evenly distributed
@@ -36,10 +45,10 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 class Run(msgspec.Struct, kw_only=True, frozen=True):
     """The identity and the description of a run, as stored in run.json.
 
-    Times are in nanoseconds since 1970-01-01 UTC. `sinks` are sink URLs without secrets. `host`,
-    `pid`, `process_started` and `program`, the path of the script, describe the process of the
-    newest `attempt`. `launch` is the id shared by all ranks that a launcher such as torchrun
-    started together, empty without one.
+    Times are in nanoseconds since 1970-01-01 UTC. `summary` has final values by name. `sinks` are
+    sink URLs without secrets. `host`, `pid`, `process_started` and `program`, the path of the
+    script, describe the process of the newest `attempt`. `launch` is the id shared by all ranks
+    that a launcher such as torchrun started together, empty without one.
     """
 
     id: str
@@ -60,11 +69,38 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
     attempt: int = 1
     launch: str = ""
     format: int = FORMAT_VERSION
+    summary: Values = {}
 
     @property
     def process(self) -> ProcessId:
         """The process of the newest attempt."""
         return ProcessId(self.host, self.pid, self.process_started)
+
+    def updated(self, *updates: RunUpdate) -> Run:
+        """Return the run with updates of its config, tags and summary applied in this order."""
+        config, tags, summary = dict(self.config), dict.fromkeys(self.tags), dict(self.summary)
+        for update in updates:
+            config |= update.config
+            tags |= dict.fromkeys(update.tags)
+            for name, value in update.summary.items():
+                if value is None:
+                    summary.pop(name, None)
+                elif not update.best or is_better(value, summary.get(name), update.best):
+                    summary[name] = value
+        return msgspec.structs.replace(self, config=config, tags=list(tags), summary=summary)
+
+    def to_json(self) -> bytes:
+        """Return the content of run.json."""
+        summary = {name: number_to_json(value) for name, value in self.summary.items()}
+        run = msgspec.structs.replace(self, summary=summary)
+        return msgspec.json.format(msgspec.json.encode(run)) + b"\n"
+
+
+def is_better(value: Number, than: Number | None, best: Best) -> bool:
+    """Check whether a value is better than another one or none. A NaN never is."""
+    if than is None:
+        return not math.isnan(value)
+    return value > than if best == "max" else value < than
 
 
 _decode_run = msgspec.json.Decoder(Run).decode
@@ -108,11 +144,12 @@ class RunFolder:
                 f"{file} has format {run.format}, but this metricbus reads formats up to "
                 f"{FORMAT_VERSION}: pip install --upgrade metricbus"
             )
+        run.summary.update({n: number_from_json(v) for n, v in run.summary.items()})
         return run
 
     def save(self, run: Run) -> None:
         """Write run.json, atomically."""
-        replace_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(run)) + b"\n")
+        replace_file(self.path / "run.json", run.to_json())
 
 
 def create_run(

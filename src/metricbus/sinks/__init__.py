@@ -1,7 +1,7 @@
 """The sink contract, the registry of sink names, and one package for each backend.
 
-Input: batches of records (`ScalarRow`, `Epoch`, `Rewind`, and the media records of
-`metricbus.media`) from the consumer in `_delivery/consumer.py`.
+Input: batches of records (`ScalarRow`, `Epoch`, `Rewind`, `RunUpdate`, and the media records
+of `metricbus.media`) from the consumer in `_delivery/consumer.py`.
 Output: the backend's own files or requests, and a small state that the consumer stores after each
 flush and passes to `Sink.open` after a restart.
 Guarantees: the contract in `sinks/base.py`; records are never changed, merged or split.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, get_origin
 
 import msgspec
 
-from metricbus._common.records import Rewind, ScalarRow
+from metricbus._common.records import Rewind, RunUpdate, ScalarRow
 from metricbus._common.settings import describe_type
 from metricbus._common.sink_urls import SinkURL, redact
 from metricbus._common.validation import suggestion
@@ -47,6 +47,7 @@ __all__ = [
     "RecordsRejectedError",
     "Rewind",
     "Run",
+    "RunUpdate",
     "ScalarRow",
     "Sink",
     "SinkOptions",

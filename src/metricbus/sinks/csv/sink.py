@@ -16,7 +16,8 @@ A name that a spreadsheet would evaluate as a formula, or that begins with an ap
 apostrophe in front. Removing one leading apostrophe therefore restores every name. Numbers are
 never changed: -0.5 stays a number.
 
-Next to it, `config.json` holds the run's config, and `run.json` its name and final status.
+Next to it, `config.json` holds the run's config, and `run.json` its name, tags, summary and final
+status.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import msgspec
 
 from metricbus._common.files import replace_file
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Rewind, ScalarRow, Status
+from metricbus._common.records import Rewind, RunUpdate, ScalarRow, Status
 from metricbus._journal.run import Run
 from metricbus.errors import RecordsLostError
 from metricbus.sinks.base import FileSink
@@ -47,14 +48,12 @@ _STATE_KEYS = {"length": _METRICS, "histograms": HISTOGRAMS, "tables": TABLES}
 class CsvSink(FileSink):
     """Appends to `metrics.csv` in the run folder, or in `FOLDER/<run id>` with `csv:FOLDER`."""
 
-    kinds = (ScalarRow, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
 
     def open(self, run: Run, folder: Path, state: Mapping[str, Any]) -> None:
         """Truncate the files to the lengths in `state`, and append from there."""
         self._folder = self.folder_for(run, folder, "csv")
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._run = run
-        self._write_json("config.json", run.config)
         self._write_run(run)
         self._quoted_names: dict[str, str] = {}
         lengths = {path: state[key] for key, path in _STATE_KEYS.items() if key in state}
@@ -74,6 +73,8 @@ class CsvSink(FileSink):
 
     def write(self, records: Sequence[Any]) -> None:
         """Append the records to all files, or to none."""
+        if updates := [record for record in records if isinstance(record, RunUpdate)]:
+            self._write_run(self._run.updated(*updates))
         try:
             text = "".join(self._lines(records))
             self._media.finish()
@@ -119,13 +120,11 @@ class CsvSink(FileSink):
         self._write_run(msgspec.structs.replace(self._run, status=status, ended=ended))
 
     def _write_run(self, run: Run) -> None:
-        fields = msgspec.to_builtins(run)
-        del fields["config"]  # it has a file of its own
-        self._write_json("run.json", fields)
-
-    def _write_json(self, name: str, content: object) -> None:
-        text = msgspec.json.format(msgspec.json.encode(content))
-        replace_file(self._folder / name, text + b"\n")
+        self._run = run
+        fields = msgspec.json.decode(run.to_json())
+        for name, content in (("config.json", fields.pop("config")), ("run.json", fields)):
+            text = msgspec.json.format(msgspec.json.encode(content))
+            replace_file(self._folder / name, text + b"\n")
 
     @property
     def where(self) -> str:

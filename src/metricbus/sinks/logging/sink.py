@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Epoch, Rewind, ScalarRow, Status
+from metricbus._common.records import Epoch, Number, Rewind, RunUpdate, ScalarRow, Status
 from metricbus._common.tqdm_logging import TqdmStreamHandler
 from metricbus._common.wakeup import yield_gil
 from metricbus._journal.run import Run
@@ -44,7 +44,7 @@ class LoggingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LoggingSink(Sink):
     """Writes rows and media to the logger `metricbus`, in the training process."""
 
-    kinds = (ScalarRow, Epoch, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Epoch, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
     shareable = True
     training_process_only = True
     Options = LoggingOptions
@@ -65,7 +65,9 @@ class LoggingSink(Sink):
             config = msgspec.json.encode(run.config).decode()
             self._logger.log(self._level, "config %s", config)
 
-    def write(self, records: Sequence[ScalarRow | Epoch | Rewind | MediumRecord]) -> None:
+    def write(
+        self, records: Sequence[ScalarRow | Epoch | Rewind | RunUpdate | MediumRecord]
+    ) -> None:
         """Log one line per record."""
         logger, level = self._logger, self._level
         if not logger.isEnabledFor(level):
@@ -101,7 +103,7 @@ class LoggingSink(Sink):
         return 'logging.getLogger("metricbus")'
 
 
-def line_of(record: ScalarRow | Epoch | Rewind) -> str:
+def line_of(record: ScalarRow | Epoch | Rewind | RunUpdate) -> str:
     """Return the record as one line of text; floats have six significant digits."""
     if isinstance(record, Rewind):
         return f"rewind to step {record.step} epoch {record.epoch}: later rows are superseded"
@@ -109,10 +111,19 @@ def line_of(record: ScalarRow | Epoch | Rewind) -> str:
         secs = record.seconds
         event = "started" if secs is None else f"finished after {secs:.6g} s"
         return f"step {record.step} epoch {record.epoch} {event}"
+    if isinstance(record, RunUpdate):
+        config = [f"config {msgspec.json.encode(record.config).decode()}"] if record.config else []
+        tags = [f"tags {' '.join(map(quote_name, record.tags))}"] if record.tags else []
+        pairs = [f"{quote_name(name)}={_number(value)}" for name, value in record.summary.items()]
+        return "; ".join([*config, *tags, *([f"summary {' '.join(pairs)}"] if pairs else [])])
     values = record.values
     metrics = _template(*values, *map(type, values.values())) % (*values.values(),)
     partial = " (partial)" if record.partial else ""
     return f"step {record.step} epoch {record.epoch} | {metrics}{partial}"
+
+
+def _number(value: Number | None) -> str:
+    return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 @functools.lru_cache(_TEMPLATE_CACHE_SIZE)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from metricbus._common.media_records import HistogramRecord, MediumRecord
+from metricbus._common.media_records import HistogramRecord
 from metricbus._common.records import Rewind, ScalarRow
 from metricbus._common.sink_urls import short_hash
 from metricbus.sinks.base import with_partial_suffix
@@ -63,7 +63,7 @@ class KeyMapper:
         return name in self._keys
 
 
-def metric_rows(records: Sequence[ScalarRow | Rewind | MediumRecord]) -> list[ScalarRow]:
+def metric_rows(records: Sequence[object]) -> list[ScalarRow]:
     """Return the rows that become metrics, in journal order."""
     rows: list[ScalarRow | Rewind] = []
     for record in records:

@@ -29,17 +29,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Rewind, ScalarRow, Status
+from metricbus._common.records import Rewind, RunUpdate, ScalarRow, Status
 from metricbus._common.sink_urls import redact
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
 from metricbus.sinks.base import Sink
 from metricbus.sinks.mlflow import metric_names, store
 from metricbus.sinks.mlflow.media import MediaUploader
-from metricbus.sinks.mlflow.run_start import RUN_ID_TAG, new_params, run_tags
+from metricbus.sinks.mlflow.run_start import RUN_ID_TAG, new_params, new_tags, run_tags, summary_row
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param, RunData, RunTag
 
 _log = logging.getLogger("metricbus.sinks.mlflow")
 
@@ -63,7 +63,7 @@ class MlflowSink(Sink):
 
     Options = MlflowOptions
     options: MlflowOptions
-    kinds = (ScalarRow, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
     prefers_subprocess = True
     dedup = "content"
     requires = ("mlflow",)
@@ -113,8 +113,13 @@ class MlflowSink(Sink):
             if key.startswith(metric_names.METRIC_NAME_TAG):
                 names_by_key[key.removeprefix(metric_names.METRIC_NAME_TAG)] = name
         self._keys = metric_names.KeyMapper(names_by_key)
-        params, tags = new_params(run.config, data.params, self._once)
-        self._log_tags(tags)
+        self._source = run
+        self._log_params_and_tags(run, data)
+
+    def _log_params_and_tags(self, run: Run, data: RunData) -> None:
+        """Log the params and the tags that MLflow's `data` of the run lacks."""
+        params, tags = new_params(run.config, data, self._once)
+        self._log_tags(tags + new_tags(run, data))
         for batch in store.in_batches(params, _PARAMS_PER_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, params=batch)
 
@@ -136,12 +141,19 @@ class MlflowSink(Sink):
         for batch in store.in_batches(tags, _PARAMS_PER_BATCH, _size_of_pair):
             self._client.log_batch(self._run_id, tags=batch)
 
-    def write(self, records: Sequence[ScalarRow | Rewind | MediumRecord]) -> None:
+    def write(self, records: Sequence[ScalarRow | Rewind | RunUpdate | MediumRecord]) -> None:
         """Upload media one by one, then send metrics in as few requests as MLflow allows."""
         rows = metric_names.metric_rows(records)
+        updates = [record for record in records if isinstance(record, RunUpdate)]
+        run = self._source.updated(*updates)
+        if any(update.summary for update in updates):
+            rows.append(summary_row(run, updates))
         self._media.send([record for record in records if isinstance(record, MediumRecord)])
         try:
             with store.api_calls(self.options.timeout_secs):
+                if any(update.config or update.tags for update in updates):
+                    data = self._client.get_run(self._run_id).data
+                    self._log_params_and_tags(run, data)
                 self._tag_rewinds([record for record in records if isinstance(record, Rewind)])
                 self._tag_new_names(rows)
                 metrics = self._metrics(rows)
@@ -151,6 +163,7 @@ class MlflowSink(Sink):
             self._timestamps.rollback()
             raise
         self._timestamps.commit()
+        self._source = run
 
     def _tag_rewinds(self, rewinds: Sequence[Rewind]) -> None:
         # MLflow cannot delete metrics: the tag says which steps before this time are superseded

@@ -37,7 +37,8 @@ class EventFile:
     """An event file with a single writer, to which events are appended.
 
     `last_steps` has the last step of each tag. `media_tags` has the tags of media that were in the
-    file when it was opened, each with the field of `Summary.Value` that holds its values.
+    file when it was opened, each with the field of `Summary.Value` that holds its values. `hparams`
+    has the first data for the HPARAMS page in the file.
 
     After a crash, the file may extend beyond its saved length. The records behind that part are
     delivered again in the same order; `register` and `register_rewind` recognize them.
@@ -51,7 +52,7 @@ class EventFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.last_steps: dict[str, int] = {}
         self.media_tags: dict[str, str] = {}
-        self.has_hparams = False
+        self.hparams = b""
         self._unmatched: deque[tuple[bool, int]] = deque()  # whether a rewind, and its end
         self._matched_length = 0  # meaningful while there are unmatched events
         self._file = AppendFile(path, shared=True)
@@ -66,8 +67,8 @@ class EventFile:
         for data, end in read_tfrecords(path):
             event = Event.FromString(data)
             whole = end
-            if _is_hparams(event):
-                self.has_hparams = True
+            if content := _hparams_content(event):
+                self.hparams = self.hparams or content
             elif event.HasField("summary") or event.HasField("session_log"):
                 is_rewind = event.HasField("session_log")
                 if end > saved_length:
@@ -195,8 +196,12 @@ def read_tfrecords(path: Path) -> Iterator[tuple[bytes, int]]:
             start = end
 
 
-def _is_hparams(event: Event) -> bool:
-    return any(value.metadata.plugin_data.plugin_name == "hparams" for value in event.summary.value)
+def _hparams_content(event: Event) -> bytes:
+    """Return the data for the HPARAMS page in an event; empty for any other event."""
+    for value in event.summary.value:
+        if value.metadata.plugin_data.plugin_name == "hparams":
+            return bytes(value.metadata.plugin_data.content)
+    return b""
 
 
 def _masked_crc(data: bytes) -> int:

@@ -21,8 +21,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metricbus._common.files import replace_file
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Rewind, ScalarRow, Status
+from metricbus._common.records import Rewind, RunUpdate, ScalarRow, Status
 from metricbus._journal.run import Run, flat_config
 from metricbus.sinks.base import FileSink, with_partial_suffix
 
@@ -37,7 +38,7 @@ _LANES = ("", *(f"late-{n}" for n in range(1, 8)))
 class TensorBoardSink(FileSink):
     """Writes event files; `tensorboard:FOLDER` writes them to `FOLDER/<run id>`."""
 
-    kinds = (ScalarRow, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
     dedup = "position"
     prefers_subprocess = True
     requires = ("tensorboard", "google_crc32c")
@@ -60,7 +61,7 @@ class TensorBoardSink(FileSink):
         self._run = run
         self._saved_lengths = dict(state.get("lengths", {}))
         self._open_lanes()
-        if run.config and not self._lanes[""].has_hparams:
+        if run.config and not self._lanes[""].hparams:
             self._write_hparams_start()
 
     def write(self, records: Sequence[Any]) -> None:
@@ -82,6 +83,8 @@ class TensorBoardSink(FileSink):
                     batches.setdefault(name, []).append(self._row_events(row))
             elif isinstance(record, Rewind):
                 self._add_rewind(record, batches)
+            elif isinstance(record, RunUpdate):
+                self._run = self._run.updated(record)
             elif isinstance(record, MediumRecord):
                 size += self._add_medium(record, batches)
                 if size >= _WRITE_BYTES:
@@ -116,9 +119,9 @@ class TensorBoardSink(FileSink):
         return {"lengths": self._saved_lengths}
 
     def close(self, status: Status) -> None:
-        """Record the final status for the HPARAMS page and close the files."""
-        if self._run.config and status != "running":
-            self._write_hparams_end(status)
+        """Write what the HPARAMS page shows of the end of the run, and close the files."""
+        if (self._run.config or self._run.summary) and status != "running":
+            self._write_end(status)
         for lane in self._lanes.values():
             lane.close()
 
@@ -176,21 +179,33 @@ class TensorBoardSink(FileSink):
         return _LANES[-1]
 
     def _write_hparams_start(self) -> None:
-        from metricbus._compat.tensorboard import hparams_plugin
+        """Write the config as hyperparameters, unless they have been written already."""
+        from metricbus._compat.tensorboard import Event, Summary, hparams_plugin
+        from metricbus.sinks.tensorboard.event_file import encode_tfrecord
 
-        if plugin := hparams_plugin():
-            started = self._run.started / 1e9
-            self._append_summary(
-                plugin.start(
-                    _hparams(self._run.config), trial_id=self._run.id, start_time_secs=started
-                )
-            )
+        if (plugin := hparams_plugin()) is None:
+            return
+        seconds, hparams = self._run.started / 1e9, _hparams(self._run.config)
+        (start,) = plugin.start(hparams, trial_id=self._run.id, start_time_secs=seconds).value
+        written, data_of = self._lanes[""].hparams, plugin.data.HParamsPluginData.FromString
+        if not written:
+            self._append_values([start])
+        elif data_of(written) != data_of(start.metadata.plugin_data.content):
+            # TensorBoard keeps the first hyperparameters that it reads in a folder. It reads the
+            # files in the order of their names.
+            version = Event(wall_time=seconds, file_version="brain.Event:2")
+            event = Event(wall_time=seconds, summary=Summary(value=[start]))
+            content = [encode_tfrecord(one.SerializeToString()) for one in (version, event)]
+            replace_file(self._path("").with_suffix(".hparams"), b"".join(content))
 
-    def _write_hparams_end(self, status: Status) -> None:
+    def _write_end(self, status: Status) -> None:
+        """Write the status, and the summary as scalars, by which the HPARAMS page compares runs."""
         from metricbus._compat.tensorboard import Summary, hparams_plugin
 
         if (plugin := hparams_plugin()) is None:
             return
+        if self._run.config:
+            self._write_hparams_start()
         api, metadata = plugin.api, plugin.metadata
         success = api.STATUS_SUCCESS if status == "finished" else api.STATUS_FAILURE
         end = plugin.data.SessionEndInfo(status=success)
@@ -201,13 +216,18 @@ class TensorBoardSink(FileSink):
             ),
             tensor=metadata.NULL_TENSOR,
         )
-        self._append_summary(Summary(value=[value]))
+        summary = self._run.summary.items()
+        scalars = [Summary.Value(tag=f"summary/{name}", simple_value=v) for name, v in summary]
+        self._append_values([value, *scalars])
 
-    def _append_summary(self, summary: Any) -> None:
-        from metricbus._compat.tensorboard import Event
+    def _append_values(self, values: Sequence[Any]) -> None:
+        """Append an event. The first value, for the HPARAMS page, marks it as none of a row."""
+        from metricbus._compat.tensorboard import Event, Summary
 
-        event = Event(wall_time=self._run.started / 1e9, summary=summary)
-        self._lanes[""].append([event.SerializeToString()])
+        lane = self._lanes[""]
+        lane.hparams = lane.hparams or values[0].metadata.plugin_data.content
+        event = Event(wall_time=self._run.started / 1e9, summary=Summary(value=values))
+        lane.append([event.SerializeToString()])
 
 
 def _hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricbus._common.media_records import MEDIA_RECORD_TYPES, MediumRecord
-from metricbus._common.records import Rewind, ScalarRow, Status
+from metricbus._common.records import Rewind, RunUpdate, ScalarRow, Status
 from metricbus._compat.wandb import HistoryFile, find_files, save_destination, without_waiting
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
@@ -32,7 +32,13 @@ from metricbus.sinks.base import Sink
 from metricbus.sinks.wandb.media import MediaConverter
 from metricbus.sinks.wandb.names import EPOCH, PREFIX, STEP, TIME, check_project, column_name
 from metricbus.sinks.wandb.service import WandbService
-from metricbus.sinks.wandb.start import WandbOptions, choose_mode, start_run
+from metricbus.sinks.wandb.start import (
+    WandbOptions,
+    choose_mode,
+    start_run,
+    update_run,
+    update_summary,
+)
 
 if TYPE_CHECKING:
     import wandb
@@ -45,7 +51,7 @@ _POLL_SECS = 0.01
 class WandbSink(Sink):
     """Logs to Weights & Biases: `wandb:PROJECT` or `wandb://TEAM/PROJECT`."""
 
-    kinds = (ScalarRow, Rewind, *MEDIA_RECORD_TYPES)
+    kinds = (ScalarRow, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
     dedup = "position"
     prefers_subprocess = True
     Options = WandbOptions
@@ -76,6 +82,7 @@ class WandbSink(Sink):
         if project:
             check_project(project)
         self._folder = folder / "wandb"
+        self._source = run
         self._mode = choose_mode(self.options.mode)
         # Row numbers count all records ever written, `_base` of them before this open. W&B's files
         # already have the rows up to `_saved`; the next row to log is `_next` or higher.
@@ -104,8 +111,10 @@ class WandbSink(Sink):
             save_destination(file, self._destination)
             self._file = HistoryFile(file)
 
-    def write(self, records: Sequence[ScalarRow | Rewind | MediumRecord]) -> None:
+    def write(self, records: Sequence[ScalarRow | Rewind | RunUpdate | MediumRecord]) -> None:
         """Log one history row for each record, except for those that W&B's files already have.
+
+        An update of the run has a number too, but no row.
 
         Raises `MediaError` before the first row if a media file is missing or has changed.
         """
@@ -122,9 +131,14 @@ class WandbSink(Sink):
                 self._log(record, number)
         self._written += len(records)
 
-    def _log(self, record: ScalarRow | Rewind | MediumRecord, number: int) -> None:
-        self._run.log(self._row(record, number), step=number, commit=True)
-        self._last_logged, self._next = number, number + 1
+    def _log(self, record: ScalarRow | Rewind | RunUpdate | MediumRecord, number: int) -> None:
+        if isinstance(record, RunUpdate):
+            self._source = self._source.updated(record)
+            update_run(self._run, self._source, record, self.options)
+        else:
+            self._run.log(self._row(record, number), step=number, commit=True)
+            self._last_logged = number
+        self._next = number + 1
 
     def skip_rejected(self, count: int) -> None:
         """Count rejected records too, so that row numbers stay the same in a repeated delivery."""
@@ -186,6 +200,8 @@ class WandbSink(Sink):
         W&B may report the end shortly before its last write, so wait for the end in its file.
         """
         with self._service.map_errors():
+            # Otherwise later rows would have replaced final values of the same name.
+            update_summary(self._run, self._source, self._source.summary)
             self._run.finish(exit_code=_EXIT_CODES.get(status, 1))
         deadline = time.monotonic() + _LAST_WRITE_SECS
         file = self._file

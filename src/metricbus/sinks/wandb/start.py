@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from metricbus._common.records import RunUpdate
 from metricbus._compat.wandb import forget_active_run, make_settings
 from metricbus._journal.run import Run
 from metricbus.errors import ConfigError
-from metricbus.sinks.wandb.names import run_id, short_tags
+from metricbus.sinks.wandb.names import column_name, run_id, short_tags
 
 if TYPE_CHECKING:
     import wandb
@@ -72,6 +74,25 @@ def start_run(
     )
     forget_active_run(started)
     return started
+
+
+def update_run(started: wandb.Run, run: Run, update: RunUpdate, options: WandbOptions) -> None:
+    """Update the W&B run of a `run` that has the update already."""
+    if update.config:
+        started.config.update(update.config, allow_val_change=True)  # type: ignore[no-untyped-call]
+    if update.tags:
+        started.tags = tuple(short_tags([*run.tags, *options.tags]))
+    update_summary(started, run, update.summary)
+
+
+def update_summary(started: wandb.Run, run: Run, names: Iterable[str]) -> None:
+    """Copy values from the summary of a run to that of its W&B run; remove those that it lacks."""
+    for name in names:
+        column = column_name(name)
+        if name in run.summary:
+            started.summary[column] = run.summary[name]
+        else:
+            del started.summary[column]  # type: ignore[no-untyped-call]
 
 
 def choose_mode(requested: Mode) -> Mode:
