@@ -36,6 +36,20 @@ def rewinds(**segments: list[Record]) -> Rewinds:
     )
 
 
+def block(first: int, rows: list[ScalarRow]) -> Block:
+    """Return the statistics of rows in consecutive lines from `first` on."""
+    steps, times = [one.step for one in rows], [one.time for one in rows]
+    return Block(
+        LineRange(first, 0, 0),
+        first + len(rows),
+        header=0,
+        min_step=min(steps),
+        max_step=max(steps),
+        min_time=min(times),
+        max_time=max(times),
+    )
+
+
 def test_run_without_rewinds_is_false() -> None:
     assert not rewinds(a=[header("a"), row(5)])
     assert rewinds(a=[header("a"), rewind(5)])
@@ -144,27 +158,30 @@ def test_blocks_are_judged_like_their_rows(data: st.DataObject) -> None:
 
     first = data.draw(number)
     scalars = data.draw(st.lists(st.builds(row, number, number), min_size=1, max_size=4))
-    steps, times = [one.step for one in scalars], [one.time for one in scalars]
-    block = Block(
-        LineRange(first, 0, 0),
-        first + len(scalars),
-        header=0,
-        min_step=min(steps),
-        max_step=max(steps),
-        min_time=min(times),
-        max_time=max(times),
-    )
     name = data.draw(segment)
     expected = {found.supersedes(name, line, one) for line, one in enumerate(scalars, first)}
-    judged = found.supersedes_block(name, block)
+    judged = found.supersedes_block(name, block(first, scalars))
     assert expected == {judged} or (judged is None and len(scalars) > 1)
 
 
-def test_block_that_is_superseded_in_part_needs_a_closer_look() -> None:
-    found = rewinds(a=[header("a"), row(4), row(9), rewind(5)])
-    steps_and_times = {"min_step": 4, "max_step": 9, "min_time": 0, "max_time": 0}
-    block = Block(LineRange(1, 0, 0), 3, header=0, **steps_and_times)  # type: ignore[arg-type]
-    assert found.supersedes_block("a", block) is None
+@pytest.mark.parametrize(
+    ("segment", "first", "rows"),
+    [
+        ("a", 2, [row(5), row(6)]),  # by their steps
+        ("a", 8, [row(9), row(9)]),  # by their lines, as the rewind is in line 9
+        ("b", 1, [row(9, time=100), row(9, time=101)]),  # by their times
+        ("old", 6, [row(1), row(1)]),  # by their lines, as the checkpoint is in line 7
+    ],
+)
+def test_block_that_is_superseded_in_part_needs_a_closer_look(
+    segment: str, first: int, rows: list[ScalarRow]
+) -> None:
+    records: list[Record] = [header("a", 2), *map(row, range(1, 9))]
+    record = rewind(5, time=100, attempt=1, segment="old", line=7)
+    found = rewinds(old=[header("old")], b=[header("b", 2)], a=[*records, record])
+    superseded = [found.supersedes(segment, line, one) for line, one in enumerate(rows, first)]
+    assert sorted(superseded) == [False, True]
+    assert found.supersedes_block(segment, block(first, rows)) is None
 
 
 def test_rewinds_are_found_in_the_segments_of_a_journal(tmp_path: Path) -> None:
