@@ -18,9 +18,10 @@ from benchmarks.workloads import reading
 from benchmarks.workloads.own_sinks import LOG
 from metricbus import MetricBus
 from metricbus._common.sink_urls import parse_sink
-from metricbus._delivery.batch_reader import BatchReader
+from metricbus._delivery.cursor import DeliveryCursor
 from metricbus._delivery.sink_specs import SinkSpec, spec_of
 from metricbus._journal.run import RunFolder
+from metricbus.sinks import Flushed
 
 NAMES = [f"train/metric{i}" for i in range(20)]
 METRICS_PER_BATCH = 1000  # MLflow's maximum
@@ -59,13 +60,18 @@ def by_sink(run: Path, url: str, count: Callable[[], int]) -> Opened:
 
 def consume(folder: RunFolder, spec: SinkSpec) -> None:
     """Deliver the journal as a consumer does, without its pauses."""
-    reader = BatchReader(folder, spec)
-    written = 0
-    while (batch := reader.next(ended=False)) is not None:
+    cursor = DeliveryCursor(folder, spec)
+    cursor.acquire()
+    cursor.opened()
+    while (batch := cursor.read(ended=False)) is not None:
+        cursor.intend()
         spec.sink.write(batch.records)
-        written += len(batch.records)
-        reader.commit(batch, dict(spec.sink.flush()), written)
-        reader.ledger.acknowledge(spec.sink.acknowledged())
+        cursor.written()
+        flushed = spec.sink.flush()
+        state, acknowledged = flushed if isinstance(flushed, Flushed) else (flushed, None)
+        cursor.flushed(state)
+        cursor.acknowledged(acknowledged)
+    cursor.release()
     spec.sink.close("finished")
 
 

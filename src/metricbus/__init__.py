@@ -19,7 +19,7 @@ The path of a record:
    `_journal/media_files.py`).
 4. For each sink, a consumer reads the journal in batches from its stored cursor, in a thread or in
    a delivery process (`_delivery/manager.py`, `_delivery/consumer.py`,
-   `_delivery/batch_reader.py`, `_delivery/cursor.py`).
+   `_delivery/cursor.py`, `_delivery/batch_reader.py`).
 5. The sink writes the batch to its backend. After a flush the consumer stores the new cursor
    (`sinks/base.py`, `sinks/csv/`, `sinks/tensorboard/`, ...).
 

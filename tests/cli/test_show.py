@@ -15,8 +15,8 @@ from metricbus import Image, MetricBus, Table
 from metricbus._cli.format import format_duration, format_number, format_size, sparkline
 from metricbus._common.processes import this_process
 from metricbus._delivery.control_files import DeliveryStatus, delivery_status_file
-from metricbus._delivery.cursor import DeliveryProgress, save_progress
 from metricbus._delivery.lease import Lease
+from metricbus._delivery.offsets_file import DeliveryProgress, save_progress
 from metricbus._delivery.report import Tally
 from metricbus._journal.run import RunFolder
 from metricbus.sinks.media_text import printable

@@ -297,13 +297,13 @@ def test_repeats_partial_rows_in_the_original_order(tmp_path: Path) -> None:
     killed = """
         import os, signal
         import metricbus
-        from metricbus._delivery.batch_reader import BatchReader
-        commit = BatchReader.commit
-        def die(self, batch, *rest, **options):
-            if batch.partial:
+        from metricbus._delivery.cursor import DeliveryCursor
+        flushed = DeliveryCursor.flushed
+        def die(self, state):
+            if self.batch.rows[0].line < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return commit(self, batch, *rest, **options)
-        BatchReader.commit = die
+            return flushed(self, state)
+        DeliveryCursor.flushed = die
         metricbus.deliver("r", "tensorboard", timeout=30)
     """
     assert script(tmp_path, killed).wait(HANG_SECS) == -signal.SIGKILL

@@ -48,7 +48,7 @@ def stop_consumers() -> None:
         consumer = getattr(run, "__self__", None)
         if isinstance(consumer, Consumer):
             consumer._run_pass = _give_up  # type: ignore[method-assign]
-            consumer._lease.check = _interrupt_wait  # type: ignore[method-assign]
+            consumer._cursor.lease.check = _interrupt_wait  # type: ignore[method-assign]
             consumer.request_flush()
 
 

@@ -536,7 +536,7 @@ def test_only_new_rows_of_a_table_are_logged_after_reopening(tmp_path: Path) -> 
     )
     sink = open_sink(factory, id="grows1")
     sink.write([first, second])
-    state = sink.flush()
+    state = sink.flush().state
     sink.close("running")
     again = open_sink(factory, rows=state["rows"], id="grows2")  # W&B allows an id once per process
     again.write([third])
@@ -561,7 +561,7 @@ def test_repeated_delivery_duplicates_nothing(tmp_path: Path) -> None:
     sink = open_sink(factory, id="again1")
     sink.write(records)
     sink.close("running")
-    assert sink.acknowledged() == 5
+    assert sink.flush().acknowledged == 5
     again = open_sink(factory, id="again2")
     again.write([*records, factory.image("new")])
     again.flush()
@@ -800,13 +800,13 @@ def test_a_rejected_record_does_not_shift_rows_in_a_repeated_delivery(tmp_path: 
     rows = [ScalarRow(**AT, values={"x": float(number)}) for number in range(6)]
     first = open_sink(factory, id="again1")
     first.write(rows[:3])
-    first.skip_rejected(1)
+    with pytest.raises(MediaError):
+        first.write([lost])
     first.write(rows[3:5])
     first.close("running")
-    assert first.acknowledged() == 6
+    assert first.flush().acknowledged == 5
     again = open_sink(factory, id="again2")
     again.write(rows[:3])
-    again.write([lost])
     again.write(rows[3:5])
     again.write(rows[5:])
     again.close("finished")

@@ -34,10 +34,11 @@ class Backoff:
         self.error = _describe_error(error)
         self._throttled_log.warn("sink %s: %s: %s", self._sink, message, self.error)
 
-    def give_up(self, error: BaseException) -> None:
-        """Record and log the error that has stopped the consumer."""
+    def give_up(self, error: BaseException, *, is_bug: bool) -> None:
+        """Record and log the error that has stopped the consumer; of a bug, with its traceback."""
         self.error = _describe_error(error)
-        _log.error("sink %s: delivery stopped: %s", self._sink, self.error)
+        exc_info = error if is_bug else None
+        _log.error("sink %s: delivery stopped: %s", self._sink, self.error, exc_info=exc_info)
 
     def next_delay(self, error: Exception) -> tuple[float, bool]:
         """Count a failure; return the delay before the next attempt in seconds, and who chose it.

@@ -1,12 +1,10 @@
-"""Reads the journal for one sink: filtered batches of records, and the progress after each.
-
-A batch counts once it is committed. Until then the reader can roll back and read the same batch, or
-a smaller one, again.
-"""
+"""Reads the journal for one sink: filtered batches of records, and the progress after each."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,13 +18,12 @@ from metricbus._common.records import (
     with_rank_prefix,
 )
 from metricbus._common.wakeup import yield_gil
-from metricbus._delivery.cursor import DeliveryProgress, Ledger
+from metricbus._delivery.offsets_file import DeliveryProgress
 from metricbus._delivery.row_filter import RowFilter
 from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.crash_recovery import partial_rows, segment_states
 from metricbus._journal.rewind import Rewinds
-from metricbus._journal.run import RunFolder
-from metricbus._journal.segment_reader import NO_LINE, JournalReader, Row
+from metricbus._journal.segment_reader import NO_LINE, JournalReader, Row, Span
 
 _ROWS_PER_GIL_YIELD = 100
 _SUPERSEDED = PartialAggregates(time=0, rows=[])  # a record that no sink receives
@@ -38,76 +35,75 @@ _MAX_VALUES = 50_000
 class Batch(NamedTuple):
     """Some rows of the journal, as far as they concern the sink.
 
-    `lines` is the number of rows, `records` what the sink receives. `values` counts the values for
-    the sink and `filtered` the excluded ones; `segments` counts both, by segment. `damaged` lines
-    could not be decoded. `partial` counts the partial rows, by segment.
+    `records` is what the sink receives; they contain `values` values. `after` is the progress once
+    the batch counts.
     """
 
-    lines: int
+    rows: list[Row]
     records: list[Any]
     values: int
-    filtered: int
-    segments: dict[str, int]
-    damaged: int
-    partial: dict[str, int]
+    after: DeliveryProgress
 
 
 class BatchReader:
-    """Reads the batches of one sink and keeps its ledger.
+    """Reads batches for one sink, starting after `progress`.
 
-    If `yields_gil` is set, it yields the GIL regularly, for a training loop in the same process.
+    `ahead` is the order of an earlier reader, which is repeated first. If `yields_gil` is set, it
+    yields the GIL regularly, for a training loop in the same process.
     """
 
-    def __init__(self, folder: RunFolder, spec: SinkSpec, *, yields_gil: bool = False) -> None:
+    def __init__(
+        self,
+        journal: Path,
+        spec: SinkSpec,
+        progress: DeliveryProgress,
+        ahead: Iterable[Span],
+        *,
+        yields_gil: bool,
+    ) -> None:
+        self._journal = journal
+        self._spec = spec
+        self._reader = JournalReader(journal, progress.positions, ahead)
+        self._filter = RowFilter(spec.options, dict(progress.seen))
         self._yields_gil = yields_gil
-        self._journal = folder.journal
-        self._options = spec.options
-        self._sink_kind = spec.kind
-        self._record_kinds = spec.sink.kinds
-        initial = DeliveryProgress(
-            sink=spec.canonical, destination=spec.destination, selection=spec.selection
-        )
-        path = folder.offsets / f"{spec.key}.json"
-        self.ledger = Ledger(path, initial, keep_order=spec.sink.dedup == "position")
-        self._limit = spec.options.batch_size
-        self.roll_back()
 
-    @property
-    def progress(self) -> DeliveryProgress:
-        """The progress after the last committed batch."""
-        return self.ledger.written
+    def read(
+        self,
+        before: DeliveryProgress,
+        limit: int,
+        rejected_rows: Collection[Span],
+        *,
+        ended: bool,
+    ) -> Batch | None:
+        """Return the next batch of up to `limit` rows, or None if there is nothing new.
 
-    def next(self, *, ended: bool) -> Batch | None:
-        """Return the next batch, or None if there is nothing new.
-
-        Once the run has `ended`, the partial rows of processes that died come last.
+        `before` is the progress after the previous batch. Values of `rejected_rows` count as
+        rejected. Once the run has `ended`, the partial rows of processes that died come last.
         """
-        try:
-            rows = self._next_rows(ended=ended)
-            if rows:
-                self.ledger.begin(rows, self._reader.ahead)
-        except BaseException:
-            self.roll_back()
-            raise
-        return self._batch_of(rows) if rows else None
+        rows = self._next_rows(before, limit, ended=ended)
+        return self._batch_of(rows, before, rejected_rows) if rows else None
 
-    def _next_rows(self, *, ended: bool) -> list[Row]:
-        replay = self._reader.ahead
-        rows = self._read_rows()
-        if not rows and replay and replay[0].partial:
-            span = replay.pop(0)
-            count = span.line - self._processed_partial_rows(span.segment)
-            rows = self._partial_rows_of(span.segment)[:count]
+    def _next_rows(self, before: DeliveryProgress, limit: int, *, ended: bool) -> list[Row]:
+        ahead = self._reader.ahead
+        rows = self._read_rows(limit)
+        while not rows and ahead and ahead[0].partial:
+            span = ahead[0]
+            processed = before.partial.get(span.segment, 0)
+            count = min(limit, max(0, span.line - processed))
+            rows = self._partial_rows_of(span.segment, processed)[:count]
+            if not rows or processed + len(rows) >= span.line:
+                ahead.pop(0)
+                rows = rows or self._read_rows(limit)
         if not rows and ended:
             states = segment_states(self._journal)
             if not any(state.is_open for state in states.values()):
-                rows = self.partial_rows()[: self._limit]
+                rows = self.partial_rows(before)[:limit]
         return rows
 
-    def _read_rows(self) -> list[Row]:
+    def _read_rows(self, limit: int) -> list[Row]:
         rows: list[Row] = []
         values = 0
-        for row in self._reader.read(self._limit):
+        for row in self._reader.read(limit):
             self._maybe_yield_gil(len(rows))
             rows.append(row)
             values += 0 if row.record is None else count_values(row.record)
@@ -119,120 +115,90 @@ class BatchReader:
         if self._yields_gil and index % _ROWS_PER_GIL_YIELD == _ROWS_PER_GIL_YIELD - 1:
             yield_gil()
 
-    def partial_rows(self) -> list[Row]:
-        """Return undelivered partial rows of one process that died; empty if there are none."""
+    def partial_rows(self, before: DeliveryProgress) -> list[Row]:
+        """Return unprocessed partial rows of one process that died; empty if there are none."""
         for segment, state in segment_states(self._journal).items():
-            if state.is_broken and (rows := self._partial_rows_of(segment)):
+            processed = before.partial.get(segment, 0)
+            if state.is_broken and (rows := self._partial_rows_of(segment, processed)):
                 return rows
         return []
 
-    def _partial_rows_of(self, segment: str) -> list[Row]:
+    def _partial_rows_of(self, segment: str, processed: int) -> list[Row]:
         """Return the unprocessed partial rows of a segment; superseded ones are empty."""
         rows = partial_rows(JournalReader(self._journal).read_segment(segment))
-        rows = rows[self._processed_partial_rows(segment) :]
-        if not rows:
+        if len(rows) <= processed:
             return []
         rewinds = Rewinds(JournalReader(self._journal).read())
         return [
             Row(
                 segment,
-                NO_LINE,
+                NO_LINE - index,
                 0,
                 _SUPERSEDED if rewinds.supersedes_partial(segment, row) else row,
             )
-            for _, row in rows
+            for index, (_, row) in enumerate(rows)
+            if index >= processed
         ]
-
-    def _processed_partial_rows(self, segment: str) -> int:
-        return self.progress.partial.get(segment, 0)
-
-    def commit(
-        self,
-        batch: Batch,
-        state: dict[str, Any],
-        records: int,
-        lease: int | None = None,
-        *,
-        rejected: bool = False,
-    ) -> None:
-        """Count the batch as delivered, or as rejected.
-
-        `state` is that of the sink, and `records` counts the records since it was opened.
-        """
-        before = self.progress
-        progress = msgspec.structs.replace(
-            before,
-            state=state,
-            seen=dict(self._filter.seen),
-            delivered=before.delivered + (0 if rejected else batch.values),
-            rejected=before.rejected + (batch.values if rejected else 0),
-            filtered=before.filtered + batch.filtered,
-            values=dict(Counter(before.values) + Counter(batch.segments)),
-            damaged=before.damaged + batch.damaged,
-            partial=dict(Counter(before.partial) + Counter(batch.partial)),
-            positions=dict(self._reader.positions),
-            lease=lease or before.lease,
-            closed=None,
-            replay=[],
-        )
-        self.ledger.commit(progress, records)
-        self._limit = min(self._limit * 2, self._options.batch_size)
-
-    def roll_back(self) -> None:
-        """Return to the last committed batch."""
-        self._reader = self.ledger.reader(self._journal)
-        self._filter = RowFilter(self._options, dict(self.progress.seen))
-
-    def halve(self, batch: Batch) -> None:
-        """Roll back, and read at most half of the batch's rows next."""
-        self._limit = max(1, batch.lines // 2)
-        self.roll_back()
-
-    def roll_back_to_acknowledged(self) -> None:
-        """Return to the last batch that the backend has acknowledged."""
-        self.ledger.roll_back()
-        self.roll_back()
 
     def has_more(self) -> bool:
         """Check whether the journal has unread bytes, be it in whole lines or torn ones."""
         return self._reader.unread_bytes() > 0
 
-    def _batch_of(self, rows: list[Row]) -> Batch:
+    def _batch_of(
+        self, rows: list[Row], before: DeliveryProgress, rejected_rows: Collection[Span]
+    ) -> Batch:
         records: list[Any] = []
-        filtered = damaged = 0
-        segments: dict[str, int] = {}
+        filtered = rejected = damaged = 0
+        segments: Counter[str] = Counter()
         for index, row in enumerate(rows):
             self._maybe_yield_gil(index)
-            record = with_rank_prefix(row.record)
-            if isinstance(record, ScalarRow):
-                values = len(record.values)
-                segments[row.segment] = segments.get(row.segment, 0) + values
-                selected = self._filter.apply(record) if self._is_for_sink(record) else None
-                filtered += values - (len(selected.values) if selected else 0)
-                if selected:
-                    records.append(selected)
-            elif isinstance(record, MediumRecord):
-                segments[row.segment] = segments.get(row.segment, 0) + 1
-                if self._accepts_medium(record):
-                    records.append(record)
-                else:
-                    filtered += 1
-            elif record is None:
+            record = row.record
+            if record is None:
                 damaged += 1
-            elif isinstance(record, self._record_kinds) and not _is_rewind_of_one_rank(record):
-                records.append(record)
-        partial = Counter(row.segment for row in rows if row.line == NO_LINE)
-        values = sum(segments.values()) - filtered
-        return Batch(len(rows), records, values, filtered, segments, damaged, partial)
+                continue
+            total = count_values(record)
+            segments[row.segment] += total
+            selected = self._select(with_rank_prefix(record))
+            values = 0 if selected is None else count_values(selected)
+            filtered += total - values
+            if rejected_rows and span_of(row) in rejected_rows:
+                rejected += values
+            elif selected is not None:
+                records.append(selected)
+        delivered = sum(segments.values()) - filtered - rejected
+        partial = Counter(row.segment for row in rows if row.line <= NO_LINE)
+        after = msgspec.structs.replace(
+            before,
+            seen=dict(self._filter.seen),
+            delivered=before.delivered + delivered,
+            rejected=before.rejected + rejected,
+            filtered=before.filtered + filtered,
+            values=dict(Counter(before.values) + segments),
+            damaged=before.damaged + damaged,
+            partial=dict(Counter(before.partial) + partial),
+            positions=dict(self._reader.positions),
+            closed=None,
+        )
+        return Batch(rows, records, delivered, after)
 
-    def _accepts_medium(self, medium: MediumRecord) -> bool:
-        is_for_sink = isinstance(medium, self._record_kinds) and self._is_for_sink(medium)
-        return is_for_sink and self._filter.accepts(medium.name)
+    def _select(self, record: Any) -> Any:
+        """Return the part of the record that the sink receives; None if there is none."""
+        if not isinstance(record, self._spec.sink.kinds):
+            return None
+        if isinstance(record, ScalarRow):
+            return self._filter.apply(record) if self._is_for_sink(record) else None
+        if isinstance(record, MediumRecord):
+            is_selected = self._is_for_sink(record) and self._filter.accepts(record.name)
+            return record if is_selected else None
+        # The rewind of a single rank supersedes only its rows, which sinks cannot express.
+        return None if isinstance(record, Rewind) and record.rank > 0 else record
 
     def _is_for_sink(self, record: ScalarRow | MediumRecord) -> bool:
-        return not record.sinks or self._sink_kind in record.sinks
+        return not record.sinks or self._spec.kind in record.sinks
 
 
-def _is_rewind_of_one_rank(record: object) -> bool:
-    """Check for a rewind that supersedes the rows of a single rank; sinks cannot express it."""
-    return isinstance(record, Rewind) and record.rank > 0
+def span_of(row: Row) -> Span:
+    """Return the span that ends with this row."""
+    if row.line <= NO_LINE:
+        return Span(row.segment, NO_LINE - row.line + 1, partial=True)
+    return Span(row.segment, row.line + 1)

@@ -4,8 +4,8 @@ A consumer needs only the run folder and a sink, and reads at its own pace. A sl
 failing backend therefore neither delays the other consumers nor costs memory: unread records stay
 in the journal.
 
-Each pass reads and filters a batch, calls `write` and `flush`, and saves the progress. If `write`
-fails
+Each pass takes a batch through the states of the `DeliveryCursor`: it is read, written, and
+flushed, and the progress is saved. If `write` fails
 
 * temporarily (`BackendUnavailableError`, `OSError`), the consumer rolls the batch back and retries
   it after a delay (see `backoff`);
@@ -13,26 +13,43 @@ fails
   resumes after the last acknowledged record;
 * permanently (any other exception), it retries the batch in halves until it has isolated the
   records that fail. These count as rejected; all others are delivered.
+
+Any exception of a sink is handled like this. Of metricbus's own code, only failures of the disk are
+retried: any other exception is a programming error, which stops the consumer.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-from metricbus._common.records import Status
+from metricbus._common.records import Rewind, Status
 from metricbus._common.wakeup import Wakeup
 from metricbus._delivery.backoff import Backoff
-from metricbus._delivery.batch_reader import Batch, BatchReader
-from metricbus._delivery.cursor import find_conflict
-from metricbus._delivery.lease import Lease, LeaseLost
-from metricbus._delivery.report import Progress, Tally
+from metricbus._delivery.batch_reader import Batch
+from metricbus._delivery.cursor import DeliveryCursor
+from metricbus._delivery.lease import LeaseLost
+from metricbus._delivery.report import Tally
 from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._journal.run import RunFolder
-from metricbus.errors import BackendUnavailableError, ConfigError, RecordsLostError
+from metricbus.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    MetricBusError,
+    RecordsLostError,
+)
+from metricbus.sinks.base import Flushed
 
 # Other processes write segments too, and do not wake this one.
 _POLL_SECS = 1.0
+
+# Failures of metricbus's own code that a later attempt may not have.
+_RETRIED = (OSError, MemoryError, MetricBusError)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Consumer:
@@ -49,17 +66,11 @@ class Consumer:
         self.changed = threading.Condition()
         self._folder = folder
         self._sink = spec.sink
-        self._lease = Lease(folder.offsets / spec.destination)
-        self._lease_number: int | None = None
-        self._in_training_process = in_training_process
-        self._reader = self._new_reader()
+        self._cursor = DeliveryCursor(folder, spec, yields_gil=in_training_process)
+        self._in_sink = False  # whether the sink was called last, and has not returned
         self._wakeup = Wakeup()
         self._flush_requested = False
         self._final_status: Status | None = None
-        self._is_open = False
-        self._record_count = 0  # records written or rejected since the sink was opened
-        self._written_batch: Batch | None = None  # written or rejected, but not flushed
-        self._is_rejected = False  # whether that batch was rejected
         self._where = self._command = ""
         self._backoff = Backoff(spec.name)
         self._publish_tally()
@@ -90,12 +101,13 @@ class Consumer:
     def run(self) -> None:
         """Deliver until everything has been delivered after `end`."""
         try:
-            while not (self._run_pass() and (self._was_closed_before() or self._close())):
+            # Without a sink that is open, there is nothing to close: it has everything already.
+            while not (self._run_pass() and (self._cursor.state == "acquired" or self._close())):
                 pass
         except BaseException as error:  # a backend may even call sys.exit()
-            self._backoff.give_up(error)
+            self._backoff.give_up(error, is_bug=self._is_bug(error))
         finally:
-            self._lease.release()
+            self._cursor.release()
             # Publish the final tally before `finished`, for threads that wait for either.
             self._publish_tally()
             self.finished = True
@@ -107,72 +119,63 @@ class Consumer:
         # A request that arrives from here on needs a further pass. Everything that was journalled
         # before `end` is seen by this pass.
         self._flush_requested = False
+        self._in_sink = False
         ending = self._final_status is not None
         try:
-            if not self._is_open:
+            if self._cursor.state == "released":
                 self._acquire_lease()
-                self._lease.check()  # before the sink can touch anything
-                if ending and self._was_closed_before():
+            if self._cursor.state == "acquired":
+                self._cursor.lease.check()  # before the sink can touch anything
+                if ending and self._cursor.is_complete(self._final_status):
                     return True
                 self._open()
             caught_up = not self._deliver_batch()
             if caught_up and not ending:
-                self._lease.check()
-                self._save_acknowledged()
+                self._cursor.lease.check()
+                if not self._cursor.is_acknowledged:
+                    self._acknowledge(self._flush())
                 self._wait_until(started + self.spec.options.flush_secs)
-                if not (self._flush_requested or self._reader.has_more()):
+                if not (self._flush_requested or self._cursor.reader.has_more()):
                     self._wakeup.wait(_POLL_SECS)
         except LeaseLost as error:
             self._wait_for_lease(error)
             return False
         except Exception as error:
-            if ending and not self._is_open and isinstance(error, ConfigError):
+            if self._is_bug(error):
+                raise
+            is_open = self._cursor.state not in ("released", "acquired")
+            if ending and not is_open and isinstance(error, ConfigError):
                 raise  # retrying cannot help
             self._recover_from(error)
             return False
         return caught_up and ending
 
+    def _call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the sink, and note whether it raises."""
+        self._in_sink = True
+        result = method(*args, **kwargs)
+        self._in_sink = False
+        return result
+
+    def _is_bug(self, error: BaseException) -> bool:
+        is_expected = self._in_sink or isinstance(error, _RETRIED)
+        return isinstance(error, Exception) and not is_expected
+
     def _wait_for_lease(self, error: LeaseLost) -> None:
         """Compete for the lease again, and resume after what its new holder has delivered."""
-        self._lease_number = None
-        self._is_open = False
-        self._written_batch = None
-        self._lease.release()
+        self._cursor.release()
         self._warn("delivery is paused", error)
 
     def _acquire_lease(self) -> None:
-        if self._lease_number is None:
-            self._lease_number = self._lease.acquire(above=self._reader.progress.lease)
-            self._reader = self._new_reader()  # another process may have made progress
-            # A sink that recognizes rows by their position cannot distinguish other rows.
-            if self._sink.dedup != "content" and (
-                other := find_conflict(self._folder.offsets, self._reader.progress)
-            ):
-                raise ConfigError(
-                    f"{other} has already written a different selection of rows to the same "
-                    f"location; give {self.spec.name} another location, such as "
-                    f"{self.spec.kind}:elsewhere"
-                )
-            self._where = self._reader.progress.where
-            self._command = self._reader.progress.command
-            self._backoff.clear_error()
-            self._publish_tally()
-
-    def _new_reader(self) -> BatchReader:
-        return BatchReader(self._folder, self.spec, yields_gil=self._in_training_process)
-
-    def _was_closed_before(self) -> bool:
-        """Check whether an earlier delivery has written all records and closed the sink."""
-        closed = self._reader.progress.closed
-        if self._is_open or closed != self._final_status or self._reader.has_more():
-            return False
-        return not self._reader.partial_rows()
+        self._cursor.acquire()
+        self._where, self._command = self._cursor.progress.where, self._cursor.progress.command
+        self._backoff.clear_error()
+        self._publish_tally()
 
     def _open(self) -> None:
-        progress = self._reader.progress
-        self._sink.open(self._folder.load(), self._folder.path, progress.state)
-        self._is_open = True
-        self._record_count = 0
+        state = self._cursor.progress.state
+        self._call(self._sink.open, self._folder.load(), self._folder.path, state)
+        self._cursor.opened()
         try:
             self._where, self._command = self._sink.where, self._sink.command
         except Exception as error:
@@ -180,64 +183,60 @@ class Consumer:
 
     def _deliver_batch(self) -> bool:
         """Deliver one batch; return whether there was one. It counts only once it is flushed."""
-        if self._written_batch is None:
-            batch = self._reader.next(ended=self._final_status not in (None, "running"))
+        cursor = self._cursor
+        if cursor.state == "ready":
+            batch = cursor.read(ended=self._final_status not in (None, "running"))
             if batch is None:
                 return False
             if not self._write(batch):
                 return True
         # If the flush fails, the next pass repeats it without writing again.
-        state = dict(self._sink.flush() or {})
-        batch = self._written_batch
-        assert batch is not None
-        self._lease.check()
-        self._reader.commit(
-            batch, state, self._record_count, self._lease_number, rejected=self._is_rejected
-        )
-        if batch.values and not self._is_rejected:
+        flushed = self._flush()
+        cursor.flushed(flushed.state)
+        if cursor.batch.values:
             self._backoff.recover()
-        self._written_batch = None
-        self._save_acknowledged()
+        self._acknowledge(flushed)
         self._publish_tally()
         return True
 
     def _write(self, batch: Batch) -> bool:
-        """Write or reject the batch; return False if it must be read again in smaller parts."""
-        self._is_rejected = False
+        """Write the batch; return False if it must be read again, in part or as rejected."""
+        self._cursor.intend()
         try:
-            self._lease.check()
             if batch.records:
-                self._sink.write(batch.records)
-        except (BackendUnavailableError, OSError, LeaseLost):
-            self._reader.roll_back()
+                self._call(self._sink.write, batch.records)
+        except (BackendUnavailableError, OSError):
             raise
         except Exception as error:
-            if batch.lines > 1:
-                self._reader.halve(batch)
-                return False
-            self._warn(f"rejected {batch.values} values at step {batch.records[0].step}", error)
-            self._is_rejected = True
-            self._sink.skip_rejected(len(batch.records))
-        self._record_count += len(batch.records)
-        self._written_batch = batch
+            self._in_sink = False
+            if len(batch.rows) == 1:
+                (record,) = batch.records
+                is_rewind = isinstance(record, Rewind)
+                what = "the rewind to" if is_rewind else f"{batch.values} values at"
+                self._warn(f"rejected {what} step {record.step}", error)
+            self._cursor.refused()
+            return False
+        self._cursor.written()
         return True
 
-    def _save_acknowledged(self) -> None:
+    def _flush(self) -> Flushed:
+        result = self._call(self._sink.flush)
+        return result if isinstance(result, Flushed) else Flushed(result or {})
+
+    def _acknowledge(self, flushed: Flushed) -> None:
         """Save the progress that would survive a crash."""
-        if self._reader.ledger.is_acknowledged():
-            return
         try:
-            self._reader.ledger.acknowledge(self._sink.acknowledged())
+            self._cursor.acknowledged(flushed.acknowledged)
         except OSError as error:  # after a crash, the sink recognizes the repeated records
             self._warn("cannot save the delivery progress", error)
 
     def _close(self) -> bool:
-        """Close the sink; return False if records were lost and must be delivered again."""
+        """Close the sink; return False if it must be opened and closed again."""
         status = self._final_status or "finished"
         try:
-            self._lease.check()
-            self._sink.close(status)
-            self._reader.ledger.close(status, self._where, self._command)
+            self._cursor.lease.check()
+            self._call(self._sink.close, status)
+            self._cursor.close(status, self._where, self._command)
         except LeaseLost as error:
             self._wait_for_lease(error)
             return False
@@ -245,15 +244,17 @@ class Consumer:
             self._recover_from(error)
             return False
         except Exception as error:
+            if self._is_bug(error):
+                raise
             self._warn("cannot close the sink", error)
         return True
 
     def _recover_from(self, error: Exception) -> None:
         """Wait before the next attempt; if records were lost, reopen the sink for it."""
         if isinstance(error, RecordsLostError):
-            self._is_open = False
-            self._written_batch = None
-            self._reader.roll_back_to_acknowledged()
+            self._cursor.lost()
+        elif self._cursor.state in ("read", "intended"):
+            self._cursor.roll_back()
         delay, is_requested = self._backoff.next_delay(error)
         self._warn("delivery delayed, will retry", error)
         self._wait_until(time.monotonic() + delay, ignore_flush=is_requested)
@@ -265,9 +266,11 @@ class Consumer:
             if remaining <= 0:
                 return
             try:
-                self._lease.check()
+                self._cursor.lease.check()
             except LeaseLost:
                 return  # the next pass handles it
+            except OSError:
+                pass  # the next pass fails as well, and is retried
             self._wakeup.wait(min(remaining, _POLL_SECS))
 
     def _warn(self, message: str, error: Exception) -> None:
@@ -275,9 +278,9 @@ class Consumer:
         self._publish_tally()
 
     def _publish_tally(self) -> None:
-        progress = self._reader.progress
-        shared = {name: getattr(progress, name) for name in Progress.__struct_fields__}
-        error, where, command = self._backoff.error, self._where, self._command
-        self._tally = Tally(**shared, error=error, where=where, command=command)
+        progress = self._cursor.progress
+        fields = {name: getattr(progress, name) for name in Tally.__struct_fields__}
+        fields |= {"error": self._backoff.error, "where": self._where, "command": self._command}
+        self._tally = Tally(**fields)
         with self.changed:
             self.changed.notify_all()

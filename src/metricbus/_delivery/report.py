@@ -41,21 +41,16 @@ class SinkCounts(Outcomes, frozen=True, kw_only=True):
     command: str = ""
 
 
-class Progress(Outcomes, frozen=True, kw_only=True):
+class Tally(Outcomes, frozen=True, kw_only=True, array_like=True):
     """The progress of a sink: everything before `positions` was processed.
 
     `values` has the number of processed values by segment. `damaged` is the number of journal lines
-    that could not be read.
+    that could not be read. `error`, `where` and `command` are those of `SinkCounts`.
     """
 
     values: dict[str, int] = {}
     positions: dict[str, Position] = {}
     damaged: int = 0
-
-
-class Tally(Progress, frozen=True, kw_only=True, array_like=True):
-    """A snapshot of the progress of a sink, for reports."""
-
     error: str | None = None
     where: str = ""
     command: str = ""

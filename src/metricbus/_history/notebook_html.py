@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from metricbus._delivery.cursor import DeliveryProgress, load_progress
+from metricbus._delivery.offsets_file import DeliveryProgress, load_progress
 from metricbus._history.columns import Floats, Series
 from metricbus._history.plots.downsample import downsample
 from metricbus._history.plots.panels import nan_if_undrawable

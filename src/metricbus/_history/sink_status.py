@@ -11,7 +11,7 @@ import msgspec
 from metricbus._common.processes import decode_process_id
 from metricbus._common.records import Status
 from metricbus._delivery.control_files import delivery_status_file
-from metricbus._delivery.cursor import DeliveryProgress, decode_progress
+from metricbus._delivery.offsets_file import DeliveryProgress, decode_progress
 from metricbus._delivery.report import Outcomes, Tally
 from metricbus._journal.run import Run, RunFolder
 from metricbus._journal.segment_reader import Position

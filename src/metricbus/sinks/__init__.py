@@ -34,7 +34,7 @@ from metricbus.errors import (
     RecordsLostError,
     RecordsRejectedError,
 )
-from metricbus.sinks.base import FileSink, Sink, SinkOptions
+from metricbus.sinks.base import FileSink, Flushed, Sink, SinkOptions
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendUnavailableError",
     "FileSink",
+    "Flushed",
     "MediaFolder",
     "RecordsLostError",
     "RecordsRejectedError",

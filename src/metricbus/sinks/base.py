@@ -7,17 +7,28 @@ other method is optional.
 locks and no retries of its own.
 
 **Records.** A sink receives instances of the classes in `Sink.kinds`, in journal order. It writes
-each record separately: it never changes, merges or splits records.
+each record separately: it never changes, merges or splits records. By default these are rows and
+rewinds. A `Rewind` supersedes the rows above its step; a backend that cannot remove them gets a
+mark, so that people can tell.
 
 **Lifecycle.** The consumer calls `open`, then `write` and `flush` for each batch, and finally
 `close`.
 
 **Restarts.** After each `flush`, the consumer stores the returned state together with its position
 in the journal. After a crash it calls `open` with the stored state and repeats every record after
-the stored position. The sink must recognize what the backend already has beyond that state. A file
-sink, for example, truncates its file to the stored length. `Sink.dedup` declares how the sink
-recognizes repeated records. If records reach the backend some time after `flush` returns, override
-`acknowledged`: the consumer then stores its position only up to the last acknowledged record.
+the stored position. `Sink.dedup` declares what the sink promises about repeated records:
+
+* `"content"`: the backend recognizes them by what they contain, for example because it keeps one
+  value per name, step and time. The sink has to do nothing.
+* `"position"`: the sink counts records. In `open`, it finds out how many records the backend has
+  beyond the stored state, and skips as many. The consumer repeats exactly the same records in the
+  same order; a record that was rejected is not among them.
+* `"none"`: nothing. Every record reaches the backend at least once, and exactly once if `open`
+  removes everything beyond the stored state. A file sink, for example, truncates its file to the
+  stored length.
+
+If records reach the backend some time after `flush` returns, return a `Flushed` from it: the
+consumer then stores its position only up to the last acknowledged record.
 
 **Errors.** The consumer reacts to the type of an exception:
 
@@ -40,7 +51,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeGuard
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -74,12 +85,25 @@ class SinkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Annotated[int, msgspec.Meta(ge=1)] = 1000
 
 
+class Flushed(NamedTuple):
+    """What `Sink.flush` returns if the backend makes records durable only later.
+
+    `state` is what `open` needs to resume. `acknowledged` is the number of records written since
+    `open` that are durable: they survive the death of this process and of the backend's own
+    processes. None means all of them. While it is less, `flush` is called again and again.
+    """
+
+    state: Mapping[str, Any]
+    acknowledged: int | None = None
+
+
 class Sink(ABC):
     """Base class of all sinks; writes a run's records to one backend.
 
     Class attributes, all of them optional:
 
-    * `kinds`: record classes that the sink accepts; it never receives others. Default: scalars.
+    * `kinds`: record classes that the sink accepts; it never receives others. Default: rows and
+      rewinds.
     * `Options`: a `msgspec.Struct` with the sink's own URL options, their types and defaults. They
       are validated when the bus is created.
     * `shareable`: whether several sinks may write to the same location at the same time.
@@ -87,15 +111,14 @@ class Sink(ABC):
     * `training_process_only`: whether the sink only makes sense in the training process.
     * `prefers_subprocess`: whether the sink imports or computes so much that it should run in the
       delivery process.
-    * `dedup`: how the sink recognizes records that are repeated after a crash. `"content"`: by
-      their content, independently of other records. `"position"`: by their position among all
-      records; the consumer then repeats them in the original order. `"none"`: not at all.
+    * `dedup`: what the sink promises about records that are repeated after a crash: `"content"`,
+      `"position"` or `"none"`.
     * `requires`: modules that must be installed. This is checked, without importing them, when the
       bus is created.
     * `install`: the command that installs them, for the error message.
     """
 
-    kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (ScalarRow,)
+    kinds: ClassVar[tuple[type[msgspec.Struct], ...]] = (ScalarRow, Rewind)
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     shareable: ClassVar[bool] = False
     exclusive_reason: ClassVar[str] = ""
@@ -127,24 +150,13 @@ class Sink(ABC):
         repeated.
         """
 
-    def skip_rejected(self, count: int) -> None:
-        """Count `count` rejected records as written, so that later ones keep their positions."""
-
-    def flush(self) -> Mapping[str, Any]:
+    def flush(self) -> Mapping[str, Any] | Flushed:
         """Make the written records durable and return the state that `open` needs to resume.
 
-        The state must be serializable as JSON.
+        The state must be serializable as JSON. A backend that makes records durable only later
+        returns a `Flushed`, with their number.
         """
         return {}
-
-    def acknowledged(self) -> int | None:
-        """Return how many of the records written since `open` are durable in the backend.
-
-        Records are durable if they survive the death of this process and of the backend's own
-        processes. `None`, the default, means all records that were flushed. Called after each
-        `flush` and repeatedly while records are not acknowledged.
-        """
-        return None
 
     def close(self, status: Status) -> None:
         """Disconnect from the backend. All flushed records count as acknowledged afterwards.

@@ -28,7 +28,7 @@ from metricbus._compat.wandb import HistoryFile, find_files, save_destination, w
 from metricbus._journal.media_files import MediaFolder
 from metricbus._journal.run import Run
 from metricbus.errors import BackendUnavailableError
-from metricbus.sinks.base import Sink
+from metricbus.sinks.base import Flushed, Sink
 from metricbus.sinks.wandb.media import MediaConverter
 from metricbus.sinks.wandb.names import EPOCH, PREFIX, STEP, TIME, check_project, column_name
 from metricbus.sinks.wandb.service import WandbService
@@ -140,11 +140,6 @@ class WandbSink(Sink):
             self._last_logged = number
         self._next = number + 1
 
-    def skip_rejected(self, count: int) -> None:
-        """Count rejected records too, so that row numbers stay the same in a repeated delivery."""
-        self._written += count
-        self._next = max(self._next, self._base + self._written)
-
     def _row(self, record: ScalarRow | Rewind | MediumRecord, number: int) -> dict[str, Any]:
         row: dict[str, Any] = {
             STEP: record.step,
@@ -180,16 +175,14 @@ class WandbSink(Sink):
         if "*" not in column:  # W&B treats it as a pattern
             self._run.define_metric(column, step_metric=axis)
 
-    def flush(self) -> Mapping[str, Any]:
-        """Return how many records have been written to the run."""
-        return {"rows": self._base + self._written}
-
-    def acknowledged(self) -> int | None:
-        """Return how many records written since `open` are in W&B's files; None if disabled."""
+    def flush(self) -> Flushed:
+        """Return how many records have been written, and how many of them are in W&B's files."""
+        state = {"rows": self._base + self._written}
         if self._file is None:
-            return None
+            return Flushed(state)
         saved = self._last_saved(self._file)
-        return self._written if saved >= self._last_logged else max(0, saved + 1 - self._base)
+        is_all_saved = saved >= self._last_logged
+        return Flushed(state, self._written if is_all_saved else max(0, saved + 1 - self._base))
 
     def _last_saved(self, file: HistoryFile) -> int:
         return max(self._saved, file.read_new())
