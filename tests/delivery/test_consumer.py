@@ -55,6 +55,19 @@ def test_delivering_again_repeats_no_value(folder: RunFolder) -> None:
     assert len(lines(folder)) == 100
 
 
+def test_every_attempt_to_deliver_a_different_selection_of_rows_is_refused(
+    folder: RunFolder,
+) -> None:
+    deliver(folder, "csv")
+    consumer = Consumer(folder, spec_of(parse_sink("csv?every=10")))
+    consumer._backoff.next_delay = lambda error: (0.0, True)  # type: ignore[method-assign]
+    for _ in range(2):
+        consumer._run_pass()
+        assert "a different selection of rows" in str(consumer.tally().error)
+    assert consumer.tally().delivered == 0
+    assert len(lines(folder)) == 100
+
+
 class BatchSizes(Sink):
     """Records the number of values in each batch."""
 

@@ -23,8 +23,10 @@ from metricbus import (
     ScalarRow,
     Sink,
 )
+from metricbus._delivery.cursor import DeliveryCursor
 from metricbus._journal.run import Run
 from metricbus.testing import MemorySink
+from tests.helpers.internal_errors import InternalErrors
 from tests.helpers.limits import HANG_SECS
 
 N = 3000
@@ -210,6 +212,47 @@ def test_writes_batches_instead_of_single_records(tmp_path: Path) -> None:
             bus.log("x", 1.0, step=step)
     assert len(sink.records) == 10_000
     assert sink.writes <= 50
+
+
+@pytest.mark.parametrize("transition", ["acquire", "opened", "read", "intend", "flushed", "close"])
+def test_an_internal_error_of_the_delivery_stops_it_at_once_and_appears_in_the_report(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    internal_errors: InternalErrors,
+    transition: str,
+) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(DeliveryCursor, transition, broken)
+    bus = MetricBus(sinks=["csv"], dir=tmp_path)
+    bus.log("x", 1.0)
+    report = bus.close(timeout=HANG_SECS)
+    assert report.sinks["csv"].error == "TypeError: a bug"
+    assert report.sinks["csv"].pending == (0 if transition == "close" else 1)
+    (record,) = [record for record in caplog.records if record.name == "metricbus.delivery"]
+    assert record.message == "sink csv: delivery stopped: TypeError: a bug"
+    assert internal_errors.records == [record]
+
+
+def test_the_bus_opens_although_no_thread_can_be_started_for_a_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def start_few(thread: threading.Thread) -> None:
+        if thread.name.startswith("metricbus-csv"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    sink = MemorySink()
+    with MetricBus(sinks=["csv", sink], dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    counts = bus.stats().sinks
+    assert counts["csv"].error == "OSError: cannot start its thread: can't start new thread"
+    assert (counts["csv"].pending, counts["MemorySink"].pending) == (1, 0)
 
 
 def test_masks_secrets_in_the_errors_of_a_backend(

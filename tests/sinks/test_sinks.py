@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from metricbus import MetricBus, Run, ScalarRow
 from metricbus._bus.scope import DefineArguments
 from metricbus._common.records import RunUpdate
+from metricbus.sinks import Rewind, Sink
 from metricbus.sinks.csv.cells import safe_cell
 from metricbus.sinks.csv.sink import CsvSink
 from metricbus.sinks.logging.sink import line_of
@@ -447,3 +448,50 @@ def test_csv_run_json_has_the_end_of_a_finished_run(tmp_path: Path) -> None:
     run = json.loads((bus.dir / "csv" / "run.json").read_text())
     assert run["status"] == "finished"
     assert before <= run["ended"] <= time.time_ns()
+
+
+class KeepsRecords(Sink):
+    """Keeps what it receives, without declaring anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Any] = []
+
+    def write(self, records: Sequence[Any]) -> None:
+        self.records += records
+
+
+class ScalarsOnly(KeepsRecords):
+    """Does not expect rewinds."""
+
+    def write(self, records: Sequence[Any]) -> None:
+        super().write([dict(record.values) for record in records])
+
+
+def test_a_sink_receives_rows_and_rewinds_by_default(tmp_path: Path) -> None:
+    sink = KeepsRecords()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        bus.log("x", 1.0, step=5)
+        bus.rewind(2)
+        bus.log("x", 2.0, step=3)
+    assert [(type(record), record.step) for record in sink.records] == [
+        (ScalarRow, 5),
+        (Rewind, 2),
+        (ScalarRow, 3),
+    ]
+
+
+def test_a_sink_that_does_not_expect_rewinds_receives_every_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = ScalarsOnly()
+    with MetricBus(sinks=[sink], dir=tmp_path) as bus:
+        bus.log("x", 1.0, step=5)
+        bus.rewind(2)
+        bus.log("x", 2.0, step=3)
+    assert sink.records == [{"x": 1.0}, {"x": 2.0}]
+    assert bus.stats().complete
+    assert (
+        "sink ScalarsOnly: rejected the rewind to step 2: "
+        "AttributeError: 'Rewind' object has no attribute 'values'"
+    ) in caplog.messages

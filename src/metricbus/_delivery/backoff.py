@@ -34,10 +34,10 @@ class Backoff:
         self.error = _describe_error(error)
         self._throttled_log.warn("sink %s: %s: %s", self._sink, message, self.error)
 
-    def give_up(self, error: BaseException, *, is_bug: bool) -> None:
-        """Record and log the error that has stopped the consumer; of a bug, with its traceback."""
+    def give_up(self, error: BaseException, *, is_internal: bool) -> None:
+        """Record and log what has stopped the consumer; an internal error with its traceback."""
         self.error = _describe_error(error)
-        exc_info = error if is_bug else None
+        exc_info = error if is_internal else None
         _log.error("sink %s: delivery stopped: %s", self._sink, self.error, exc_info=exc_info)
 
     def next_delay(self, error: Exception) -> tuple[float, bool]:

@@ -15,7 +15,7 @@ flushed, and the progress is saved. If `write` fails
   records that fail. These count as rejected; all others are delivered.
 
 Any exception of a sink is handled like this. Of metricbus's own code, only failures of the disk are
-retried: any other exception is a programming error, which stops the consumer.
+retried: any other exception is an internal error, which stops the consumer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 from metricbus._common.records import Rewind, Status
@@ -105,13 +106,24 @@ class Consumer:
             while not (self._run_pass() and (self._cursor.state == "acquired" or self._close())):
                 pass
         except BaseException as error:  # a backend may even call sys.exit()
-            self._backoff.give_up(error, is_bug=self._is_bug(error))
+            self.give_up(error)
+        else:
+            self._finish()
+
+    def give_up(self, error: BaseException) -> None:
+        """Stop because of this error; what is not delivered remains in the journal."""
+        try:
+            self._backoff.give_up(error, is_internal=self._is_internal(error))
         finally:
+            self._finish()
+
+    def _finish(self) -> None:
+        with suppress(OSError):  # the lease of a process that has ended can be taken over
             self._cursor.release()
-            # Publish the final tally before `finished`, for threads that wait for either.
-            self._publish_tally()
-            self.finished = True
-            self._publish_tally()
+        # Publish the final tally before `finished`, for threads that wait for either.
+        self._publish_tally()
+        self.finished = True
+        self._publish_tally()
 
     def _run_pass(self) -> bool:
         """Deliver a batch or wait for one; return whether everything has been delivered."""
@@ -141,7 +153,7 @@ class Consumer:
             self._wait_for_lease(error)
             return False
         except Exception as error:
-            if self._is_bug(error):
+            if self._is_internal(error):
                 raise
             is_open = self._cursor.state not in ("released", "acquired")
             if ending and not is_open and isinstance(error, ConfigError):
@@ -157,7 +169,7 @@ class Consumer:
         self._in_sink = False
         return result
 
-    def _is_bug(self, error: BaseException) -> bool:
+    def _is_internal(self, error: BaseException) -> bool:
         is_expected = self._in_sink or isinstance(error, _RETRIED)
         return isinstance(error, Exception) and not is_expected
 
@@ -244,7 +256,7 @@ class Consumer:
             self._recover_from(error)
             return False
         except Exception as error:
-            if self._is_bug(error):
+            if self._is_internal(error):
                 raise
             self._warn("cannot close the sink", error)
         return True

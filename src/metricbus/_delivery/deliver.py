@@ -86,4 +86,4 @@ def _configured_sinks(run: Run) -> list[str | Sink]:
                 f"the run {run.id} does not store secrets, which {url!r} requires; pass the full "
                 "URL with sinks= (--sinks)"
             )
-    return [url for url in urls if not find_sink(parse_sink(url).name).training_process_only]
+    return [url for url in urls if find_sink(parse_sink(url).name).process != "training"]

@@ -6,7 +6,6 @@ process. Sinks that must stay in the application (standard logging, sink objects
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -17,8 +16,6 @@ from metricbus._delivery.report import Tally
 from metricbus._delivery.sink_specs import SinkSpec
 from metricbus._delivery.thread_host import ThreadHost
 from metricbus._journal.run import RunFolder
-
-_log = logging.getLogger("metricbus.delivery")
 
 Host: TypeAlias = ThreadHost | ProcessHost
 
@@ -35,28 +32,18 @@ class DeliveryManager:
         linger_secs: float,
     ) -> None:
         self._specs = specs
-        self._folder = folder
-        self._subprocess_specs = _subprocess_specs(specs, hosting)
-        thread_specs = [spec for spec in specs if spec not in self._subprocess_specs]
+        subprocess_specs = _subprocess_specs(specs, hosting)
+        thread_specs = [spec for spec in specs if spec not in subprocess_specs]
         self._hosts: list[Host] = []
         if thread_specs and hosting != "off":
             self._hosts.append(ThreadHost(folder, thread_specs, in_training_process=True))
-        if self._subprocess_specs:
-            self._hosts.append(ProcessHost(folder, self._subprocess_specs, attempt, linger_secs))
+        if subprocess_specs:
+            self._hosts.append(ProcessHost(folder, subprocess_specs, attempt, linger_secs))
 
     def start(self) -> None:
-        """Start delivery; threads replace a process that cannot be started."""
-        for index, host in enumerate(self._hosts):
-            try:
-                host.start()
-            except Exception as error:  # no failure of delivery may stop the training
-                _log.warning(
-                    "cannot start a delivery process (%s); delivering from threads instead", error
-                )
-                self._hosts[index] = ThreadHost(
-                    self._folder, self._subprocess_specs, in_training_process=True
-                )
-                self._hosts[index].start()
+        """Start delivery."""
+        for host in self._hosts:
+            host.start()
 
     def wake(self) -> None:
         """Notify the consumers that the journal has grown."""
@@ -94,8 +81,6 @@ class DeliveryManager:
 
 def _subprocess_specs(specs: Sequence[SinkSpec], hosting: Hosting) -> list[SinkSpec]:
     """Return the sinks that run in the delivery process."""
-    movable = [
-        spec for spec in specs if spec.url is not None and not spec.sink.training_process_only
-    ]
-    prefers_subprocess = any(spec.sink.prefers_subprocess for spec in movable)
+    movable = [spec for spec in specs if spec.url is not None and spec.sink.process != "training"]
+    prefers_subprocess = any(spec.sink.process == "delivery" for spec in movable)
     return movable if hosting == "process" or (hosting == "auto" and prefers_subprocess) else []

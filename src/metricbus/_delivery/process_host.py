@@ -80,12 +80,16 @@ class ProcessHost:
         self._fallback: ThreadHost | None = None
 
     def start(self) -> None:
-        """Start the process and the thread that supervises it; raise `OSError` if it cannot."""
-        self._folder.delivery.mkdir(exist_ok=True)
-        self._commands_file.write(self._commands)
-        process = self._launch()
-        name = "metricbus-delivery"
-        threading.Thread(target=self._supervise, args=(process,), name=name, daemon=True).start()
+        """Start the process and the thread that supervises it; threads replace it if it cannot."""
+        try:
+            self._folder.delivery.mkdir(exist_ok=True)
+            self._commands_file.write(self._commands)
+            process = self._launch()
+            threading.Thread(
+                target=self._supervise, args=(process,), name="metricbus-delivery", daemon=True
+            ).start()
+        except Exception as error:  # no failure of delivery may stop the training
+            self._give_up(str(error), 0)
 
     def wake(self) -> None:
         """Notify fallback threads that the journal has grown; the process polls it."""

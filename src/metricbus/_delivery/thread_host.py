@@ -27,7 +27,10 @@ class ThreadHost:
         """Start a thread for each sink; each thread opens its sink itself."""
         for consumer in self._consumers:
             name = f"metricbus-{consumer.spec.key}"
-            threading.Thread(target=consumer.run, name=name, daemon=True).start()
+            try:
+                threading.Thread(target=consumer.run, name=name, daemon=True).start()
+            except RuntimeError as error:  # too many threads, which must not stop the training
+                consumer.give_up(OSError(f"cannot start its thread: {error}"))
 
     def request_flush(self) -> None:
         """Ask every consumer to deliver everything that is in the journal now."""

@@ -108,9 +108,8 @@ class Sink(ABC):
       are validated when the bus is created.
     * `shareable`: whether several sinks may write to the same location at the same time.
     * `exclusive_reason`: why a bus cannot have two sinks of this kind; empty if it can.
-    * `training_process_only`: whether the sink only makes sense in the training process.
-    * `prefers_subprocess`: whether the sink imports or computes so much that it should run in the
-      delivery process.
+    * `process`: where the sink should run. `"training"`: in the training process, elsewhere it
+      makes no sense. `"delivery"`: in the delivery process, because of what it imports or computes.
     * `dedup`: what the sink promises about records that are repeated after a crash: `"content"`,
       `"position"` or `"none"`.
     * `requires`: modules that must be installed. This is checked, without importing them, when the
@@ -122,8 +121,7 @@ class Sink(ABC):
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     shareable: ClassVar[bool] = False
     exclusive_reason: ClassVar[str] = ""
-    training_process_only: ClassVar[bool] = False
-    prefers_subprocess: ClassVar[bool] = False
+    process: ClassVar[Literal["any", "training", "delivery"]] = "any"
     dedup: ClassVar[Literal["none", "content", "position"]] = "none"
     requires: ClassVar[Sequence[str]] = ()
     install: ClassVar[str] = ""

@@ -46,7 +46,7 @@ class LoggingSink(Sink):
 
     kinds = (ScalarRow, Epoch, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
     shareable = True
-    training_process_only = True
+    process = "training"
     Options = LoggingOptions
     options: LoggingOptions
 

@@ -64,7 +64,7 @@ class MlflowSink(Sink):
     Options = MlflowOptions
     options: MlflowOptions
     kinds = (ScalarRow, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
-    prefers_subprocess = True
+    process = "delivery"
     dedup = "content"
     requires = ("mlflow",)
     install = "pip install 'metricbus[mlflow]'"

@@ -40,7 +40,7 @@ class TensorBoardSink(FileSink):
 
     kinds = (ScalarRow, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
     dedup = "position"
-    prefers_subprocess = True
+    process = "delivery"
     requires = ("tensorboard", "google_crc32c")
     install = "pip install 'metricbus[tensorboard]'"
 

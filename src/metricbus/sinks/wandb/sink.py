@@ -53,7 +53,7 @@ class WandbSink(Sink):
 
     kinds = (ScalarRow, Rewind, RunUpdate, *MEDIA_RECORD_TYPES)
     dedup = "position"
-    prefers_subprocess = True
+    process = "delivery"
     Options = WandbOptions
     options: WandbOptions
     exclusive_reason = (
