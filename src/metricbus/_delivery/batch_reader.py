@@ -124,11 +124,16 @@ class BatchReader:
         return []
 
     def _partial_rows_of(self, segment: str, processed: int) -> list[Row]:
-        """Return the unprocessed partial rows of a segment; superseded ones are empty."""
+        """Return the unprocessed partial rows of a segment; superseded ones are empty.
+
+        Only rewinds that were read before count, so that a repetition returns the same rows.
+        """
         rows = partial_rows(JournalReader(self._journal).read_segment(segment))
         if len(rows) <= processed:
             return []
-        rewinds = Rewinds(JournalReader(self._journal).read())
+        lines = {name: position.line for name, position in self._reader.positions.items()}
+        all_rows = JournalReader(self._journal).read()
+        rewinds = Rewinds(row for row in all_rows if row.line < lines.get(row.segment, 0))
         return [
             Row(
                 segment,
