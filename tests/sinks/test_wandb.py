@@ -405,9 +405,9 @@ def test_updates_between_rows_are_not_repeated_as_rows_after_a_crash(tmp_path: P
     again = WandbSink(options=WandbOptions(mode="offline"))
     again.open(run.updated(*[one for one in records if isinstance(one, RunUpdate)]), tmp_path, {})
     again.write([*records, ScalarRow(step=2, epoch=0, time=5, values={"x": 2.0})])
-    assert dict(again.flush()) == {"rows": 5}
+    assert dict(again.flush().state) == {"rows": 5}
     again.close("finished")
-    assert again.acknowledged() == 5
+    assert again.flush().acknowledged == 5
     assert [row["x"] for row in wandb_rows(tmp_path)] == [0.0, 1.0, 2.0]
     assert wandb_config(tmp_path)["lr"] == 0.25
     assert set(wandb_tags(tmp_path)) == {"a", "b"}

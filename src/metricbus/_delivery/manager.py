@@ -82,5 +82,5 @@ class DeliveryManager:
 def _subprocess_specs(specs: Sequence[SinkSpec], hosting: Hosting) -> list[SinkSpec]:
     """Return the sinks that run in the delivery process."""
     movable = [spec for spec in specs if spec.url is not None and spec.sink.process != "training"]
-    prefers_subprocess = any(spec.sink.process == "delivery" for spec in movable)
-    return movable if hosting == "process" or (hosting == "auto" and prefers_subprocess) else []
+    needs_process = any(spec.sink.process == "delivery" for spec in movable)
+    return movable if hosting == "process" or (hosting == "auto" and needs_process) else []
