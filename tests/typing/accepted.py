@@ -33,6 +33,7 @@ from metricbus import (
     Text,
     bus,
 )
+from metricbus.sinks import Flushed, Rewind
 from metricbus.testing import MemorySink, Point
 
 
@@ -192,6 +193,19 @@ class LinesSink(Sink):
 
     def flush(self) -> Mapping[str, Any]:
         return {"length": self.path.stat().st_size}
+
+
+class LateSink(Sink):
+    """A sink whose backend stores rows some time after it has accepted them."""
+
+    dedup = "position"
+    process = "delivery"
+
+    def write(self, records: Sequence[ScalarRow | Rewind]) -> None:
+        self.steps = [record.step for record in records]
+
+    def flush(self) -> Flushed:
+        return Flushed({"rows": len(self.steps)}, acknowledged=0)
 
 
 def pass_a_sink_object() -> None:
