@@ -97,6 +97,7 @@ def test_changed_param_keeps_its_value_and_a_tag_has_the_new_one(
     config = {"lr": 0.5, "a@b": 1}
     with MetricBus(sinks=url, dir=tmp_path, config=config, delivery="thread") as bus:
         bus.log("x", 1.0)
+        bus.flush()
         for _ in range(3):
             bus.config.update({"lr": 0.25, "a@b": 2, "c@d": 3})
             bus.flush()
