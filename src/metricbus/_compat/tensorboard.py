@@ -21,7 +21,6 @@ try:
     from tensorboard.compat.proto.types_pb2 import DT_STRING
     from tensorboard.plugins.audio import metadata as audio
     from tensorboard.plugins.text import metadata as text
-    from tensorboard.util.tensor_util import make_ndarray
 except ImportError as error:
     raise ConfigError(
         f"this version of tensorboard is not supported ({error}); update metricbus, or install a "
@@ -30,8 +29,17 @@ except ImportError as error:
 
 __all__ = [  # for type checkers
     "DATA_CLASS_BLOB_SEQUENCE", "DT_STRING", "Event", "HistogramProto", "SessionLog", "Summary",
-    "TensorProto", "TensorShapeProto", "audio", "hparams_plugin", "make_ndarray", "text",
+    "TensorProto", "TensorShapeProto", "audio", "hparams_plugin", "tensor_to_array",
+    "text",
 ]  # fmt: skip
+
+
+def tensor_to_array(tensor: TensorProto) -> Any:
+    """Return the numpy array that is stored in a summary value."""
+    # The import starts thread pools, which is not possible when the interpreter exits.
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return make_ndarray(tensor)
 
 
 def hparams_plugin() -> Any:

@@ -77,9 +77,9 @@ def decode_media(value: Summary.Value, plugin: str, context: EncodeContext) -> l
 
 
 def _array(value: Summary.Value) -> Any:
-    from metricbus._compat.tensorboard import make_ndarray
+    from metricbus._compat.tensorboard import tensor_to_array
 
-    return make_ndarray(value.tensor)
+    return tensor_to_array(value.tensor)
 
 
 def _text(value: Summary.Value, context: EncodeContext) -> Medium:
