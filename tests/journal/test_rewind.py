@@ -184,6 +184,11 @@ def test_block_that_is_superseded_in_part_needs_a_closer_look(
     assert found.supersedes_block(segment, block(first, rows)) is None
 
 
+def test_block_at_lower_or_equal_steps_needs_no_closer_look() -> None:
+    found = rewinds(a=[header("a"), row(4), row(5), rewind(5)])
+    assert found.supersedes_block("a", block(1, [row(4), row(5)])) is False
+
+
 def test_rewinds_are_found_in_the_segments_of_a_journal(tmp_path: Path) -> None:
     named_like_a_rewind = ScalarRow(step=9, epoch=0, time=0, values={"rewind": 1.0})
     (tmp_path / "0001.jsonl").write_bytes(
