@@ -598,6 +598,17 @@ def test_epoch_left_by_break_after_its_checkpoint_is_not_repeated(tmp_path: Path
     assert [line.split(",")[4] for line in lines if ",acc," in line] == ["0.0", "1.0"]
 
 
+def test_last_of_a_reduced_name_ignores_superseded_values(tmp_path: Path) -> None:
+    with MetricBus(sinks="", dir=tmp_path) as bus:
+        bus.define("x", every=2, reduce="mean")
+        for step in range(4):
+            bus.log("x", step, step=step)
+        bus.flush()
+        assert bus.last("x") == 2.5
+        bus.rewind(0)
+        assert bus.last("x") is None
+
+
 def test_value_logged_right_after_the_last_epoch_is_superseded_on_resuming(tmp_path: Path) -> None:
     """It has the same step as the end of the epoch, which is kept."""
     with open_with_epoch_accuracy(tmp_path) as bus:

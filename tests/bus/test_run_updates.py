@@ -104,6 +104,11 @@ def test_updated_values_are_stored_like_those_of_the_constructor(bus: MetricBus)
     }
 
 
+def test_config_cannot_be_set_by_attribute(bus: MetricBus) -> None:
+    with pytest.raises(AttributeError):
+        bus.config.lr = 0.5  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("wrong", [5, "lr", [("lr", 1)], int])
 def test_config_update_with_anything_but_a_mapping_raises(bus: MetricBus, wrong: object) -> None:
     with pytest.raises(

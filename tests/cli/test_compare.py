@@ -62,6 +62,14 @@ def test_deltas_are_relative_to_the_first_run(runs: Path) -> None:
     assert result["config"] == {"lr": [0.2, 0.1], "extra": [1, None]}
 
 
+def test_final_values_are_compared(tmp_path: Path) -> None:
+    for name, accuracy in (("a", 0.5), ("b", 0.75)):
+        with MetricBus(id=name, sinks="", dir=tmp_path / "runs") as bus:
+            bus.summarize("test/acc", accuracy)
+    result = invoke_json("compare", "a", "b")
+    assert result["series"] == {"test/acc": {"values": [0.5, 0.75], "deltas": [0.0, 0.25]}}
+
+
 def test_runs_with_the_same_name_are_labeled_with_their_ids(runs: Path) -> None:
     with MetricBus(id="base-2", name="base", sinks="", dir=runs, config={}):
         pass

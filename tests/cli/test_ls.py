@@ -123,6 +123,17 @@ def test_values_selects_the_last_values(runs: Path) -> None:
     assert "loss" not in done.stdout
 
 
+def test_values_selects_final_values_too(tmp_path: Path) -> None:
+    with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
+        bus.define("acc", best="max")
+        bus.log("acc", 0.75, step=0)
+        bus.log("acc", 0.5, step=1)
+        bus.summarize("test/acc", 0.625)
+    line = ls(str(tmp_path), "--values", "*/acc").stdout.splitlines()[-1]
+    assert "test/acc 0.625" in line
+    assert "best/acc 0.75" in line
+
+
 def test_names_incomplete_sinks_with_their_share(tmp_path: Path) -> None:
     with MetricBus(id="r", sinks="", dir=tmp_path) as bus:
         bus.log("x", 1)

@@ -114,7 +114,10 @@ def _apply(
     if session.rank > 0 and record is not None:
         own = msgspec.structs.replace(record, step=INT_MAX, attempt=0, rank=session.rank)
         record = own if record.segment else None
-    session.submit_after_media(ApplyRewind(record, reductions), timeout)
+    command = ApplyRewind(record, reductions)
+    session.submit_after_media(command, timeout)
+    # Until then, `bus.last()` would return values that are superseded.
+    command.done.wait(timeout)
 
 
 def _line_after_epoch_end(session: Session, state: Mapping[str, Any]) -> int | None:

@@ -58,7 +58,7 @@ class State(Enum):
 
 
 class BusCore:
-    """What a bus consists of: a recorder, a session or none, and the ends of epochs.
+    """The parts of a bus: its recorder, its session if it has one, and the ends of its epochs.
 
     `log` is what the calls to `MetricBus.log` run in the current state. `config` can only grow.
     `copied_run` is the run that a copy of a bus in another process belongs to. `bus` is the
@@ -125,7 +125,7 @@ class BusCore:
 
     @property
     def is_on(self) -> bool:
-        """Whether values are recorded, now or by the session that a copy joins; or were."""
+        """Whether the bus records values; true also before a copy joins, and after `close()`."""
         return self.state in (State.OPEN, State.ASLEEP, State.CLOSED)
 
     @property

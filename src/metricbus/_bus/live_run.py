@@ -35,12 +35,14 @@ class _Core(Protocol):
 class RunConfig(Mapping[str, Any]):
     """The config of a run: a mapping that is read-only at every level, except for `update()`."""
 
+    __slots__ = ("_core", "_values")
+
     def __init__(self, core: _Core, config: object) -> None:
         self._core = core
         self._values = dict(read_only_config(config))
 
     def update(self, config: object = None, /, **values: Any) -> None:
-        """Merge values into the config, key by key: those of a mapping, and keyword arguments.
+        """Merge a mapping and keyword arguments into the config, key by key.
 
         Accepts what `MetricBus(config=)` does. A nested mapping replaces the previous value of its
         key as a whole. The new values are in `run.json` and reach every sink; see docs/sinks.md.
@@ -125,7 +127,9 @@ class LiveRun:
                 self.error = None
             except (OSError, JournalError) as error:
                 self.error = f"run.json cannot be written: {error}"
-                self._throttled_log.warn("%s. The journal has what is missing there", self.error)
+                self._throttled_log.warn(
+                    "%s. Nothing is lost: the journal has the changes", self.error
+                )
 
     def end(self, status: Status) -> None:
         """End the run with this status, and add the updates of other processes that joined it."""

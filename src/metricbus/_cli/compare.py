@@ -41,7 +41,7 @@ def compare(
         list[Path], typer.Argument(metavar="RUN...", help="Runs: folders, ids or names.")
     ],
     name: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Only series whose name matches.")
+        str | None, typer.Option(metavar="GLOB", help="Only values whose name matches.")
     ] = None,
     by: Annotated[
         Statistic, typer.Option(help="Which value of each series to compare.")
@@ -53,6 +53,7 @@ def compare(
 ) -> None:
     """Compare runs: the differences in their configs, and their values side by side.
 
+    These are the series, and the final values of bus.summarize() and define(best=).
     The difference from the first run's value is shown in parentheses.
 
     Example: metricbus compare runs/base runs/wider --name 'val/*' --by max
@@ -85,7 +86,7 @@ def compare(
 
 def _series_names(details: Sequence[RunDetails], glob: str | None) -> list[str]:
     """Return the names of all runs' series that match, in order of first appearance."""
-    names = list(dict.fromkeys(name for run in details for name in run.summary.series))
+    names = list(dict.fromkeys(name for run in details for name in run.last_values))
     matches = names if glob is None else [name for name in names if fnmatchcase(name, glob)]
     if glob is not None and not matches:
         fail(no_match_message([glob], names))
@@ -105,9 +106,10 @@ def _are_equal(row: Sequence[Any]) -> bool:
 
 
 def _value(run: RunDetails, series: str, statistic: Statistic) -> Number | None:
+    """Return the statistic of a series, or a final value in the summary of the run."""
     summary = run.summary.series.get(series)
     value: Number | None = getattr(summary, statistic.value) if summary else None
-    return value
+    return value if summary else run.run.summary.get(series)
 
 
 def _titles(details: Sequence[RunDetails]) -> list[str]:

@@ -235,7 +235,7 @@ def _last_values(entry: _Entry, glob: str | None, limit: int) -> str:
     """Return the newest values: those that match, or the first few; or why they are unreadable."""
     if entry.details is None:
         return entry.problem
-    last = [(name, series.last) for name, series in entry.details.summary.series.items()]
+    last = list(entry.details.last_values.items())
     if glob is None:
         shown, more = last[:limit], len(last) - limit
     else:
@@ -271,6 +271,6 @@ def _entry_json(entry: _Entry) -> dict[str, Any]:
         result |= {"step": summary.last_step, "epoch": summary.last_epoch}
         result |= {"changed": JournalReader(entry.folder.journal).modified_ns()}
         result |= {"values": summary.journal_values, "dropped": summary.dropped}
-        result |= {"last": {name: series.last for name, series in summary.series.items()}}
+        result |= {"last": details.last_values}
         result |= {"sinks": details.sinks}
     return result | ({"problem": entry.problem} if entry.problem else {})

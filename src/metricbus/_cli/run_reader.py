@@ -8,6 +8,7 @@ import msgspec
 
 from metricbus._cli.console import report_errors
 from metricbus._cli.format import progress_bar
+from metricbus._common.records import Number
 from metricbus._history.run_status import CurrentStatus, current_status
 from metricbus._history.sink_status import SinkStatus, read_all_progress, sink_statuses
 from metricbus._journal.run import Run, RunFolder, flat_config
@@ -33,6 +34,12 @@ class RunDetails(msgspec.Struct, frozen=True, kw_only=True):
             return flat_config(self.run.config)
         except ConfigError:
             return self.run.config
+
+    @property
+    def last_values(self) -> dict[str, Number]:
+        """The newest value of each series, then the final values in the summary of the run."""
+        last = {name: series.last for name, series in self.summary.series.items()}
+        return last | self.run.summary
 
     @property
     def seconds(self) -> float | None:

@@ -26,7 +26,7 @@ State: TypeAlias = Literal["released", "acquired", "ready", "read", "intended", 
 
 
 class DeliveryCursor:
-    """What a sink has been sent, and how far it is certain to have it.
+    """What a sink has received, and how much of that is durable.
 
     The consumer calls the sink, and after each call the method that is named for the transition.
     At most one batch is in flight. Batches that were flushed wait, in order, until the backend has
@@ -49,7 +49,7 @@ class DeliveryCursor:
     | ready              | close        | closed   | saves that everything is acknowledged       |
     | acquired, ready,   | lost         | acquired | the sink must be opened again, and receives |
     | intended, written  |              |          | what is not acknowledged again              |
-    | any                | release      | released | has no lease; forgets what is not saved     |
+    | any                | release      | released | has no lease; unsaved progress is discarded |
 
     (*) For sinks that recognize rows by their position, which must receive the same rows in the
     same order after a crash. Saves the order of the rows after the acknowledged ones, unless they

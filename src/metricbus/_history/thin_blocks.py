@@ -1,7 +1,8 @@
 """Replaces the values in the blocks of a long journal by those that a plot needs.
 
 Of each series in a block, the first, the last, the minimum and the maximum are kept, as in
-`plots/downsample.py`. A block is only replaced if it is narrower than a pixel.
+`plots/downsample.py`. A block is only replaced if it is narrower than a pixel, or if no value is
+left out.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from metricbus._journal.segment_summary import Block
 from metricbus._journal.series_stats import SeriesStats
 
 _MIN_PARTS = 500
-"""A replaced block spans at most this part of the steps of each of its series."""
+"""A block is narrow if each of its series would fit into it this many times."""
 
 
 class ThinBlocks:
     """A `ReplaceBlock` for the series that match, drawn over their steps.
 
-    A block is read if it is too wide, has values that are superseded or not finite, or has the last
-    partial aggregates of its segment. So is one with durations of epochs, which are drawn over the
-    epochs.
+    A block is read in full if it is too wide, contains superseded values, values that are not
+    finite, or durations of epochs (these are drawn over the epochs), or if it holds the last
+    partial aggregates of its segment.
     """
 
     def __init__(

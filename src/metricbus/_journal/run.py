@@ -226,7 +226,7 @@ def _check_keys(config: Mapping[Any, Any]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
-                f"config= has the key {name!r} twice, as a string and as another type"
+                f"the config has the key {name!r} twice, as a string and as another type"
             )
     for value in config.values():
         if isinstance(value, Mapping):
@@ -244,7 +244,7 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         part = flat_config(value, f"{prefix}{key}/") if is_nested else {prefix + key: value}
         if duplicates := flat.keys() & part.keys():
             raise ConfigError(
-                f"config= has the key {min(duplicates)!r} twice, once nested; rename one of them"
+                f"the config has the key {min(duplicates)!r} twice, once nested; rename one of them"
             )
         flat |= part
     return flat

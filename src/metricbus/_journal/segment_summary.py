@@ -1,9 +1,9 @@
 """Statistics of the blocks of a segment, kept beside the journal in `summary/<segment>.jsonl`.
 
-A block is a range of lines. When the writer of a segment has written enough lines, it appends one
-line with the statistics of the block: of each scalar series, and where the lines are that are not
-scalars. A reader then needs no more than a hundredth of a long journal to summarize it, or to find
-everything that is not a scalar, or the scalars of a rare name.
+A block is a range of lines. When a block is large enough, the writer of the segment appends one
+line: the statistics of each scalar series, and the positions of all other lines. With these, a
+reader can summarize a long journal, or find media or a rarely logged name, by reading a hundredth
+of it.
 
 A summary is a cache. Readers ignore it from the first block that is damaged or does not fit the
 journal, and read the journal itself instead.
@@ -244,7 +244,7 @@ def _open_or_empty(path: Path) -> BinaryIO:
 
 
 def _follows(block: Block, previous: Block | None, size: int) -> bool:
-    """Check whether a block and its lines are where the previous block ends, and in the segment."""
+    """Check that a block starts where the previous one ends, and its ranges are in it, in order."""
     start = (previous.end_line, previous.lines.end) if previous else (0, 0)
     parts = chain.from_iterable((lines.start, lines.end) for lines in block.not_scalars)
     edges = [block.lines.start, *parts]

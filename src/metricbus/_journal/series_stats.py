@@ -1,7 +1,7 @@
 """Statistics of one series: of the values in one block of a segment, or of a whole run.
 
-Values are processed in chunks, by builtins that run in C. numpy is not used, because the training
-process computes statistics, and may never import numpy.
+Values are processed in chunks, by builtins that run in C. numpy is not used: this code runs in the
+training process, which need not have imported numpy.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ class SeriesStats(msgspec.Struct, array_like=True, gc=False):
 
     `nan` counts the NaN values; `low`, `high` and `total` ignore them, and `low` and `high` are NaN
     if there are no other values. `first` and `last` are the values at the ends, in journal order.
-    The steps of these four values are in `first_at`, `low_at`, `high_at` and `last_at`; `min_step`
-    and `max_step` are the smallest and the largest step. `total` is the state of an `ExactSum`.
+    `first_at`, `low_at`, `high_at` and `last_at` are the steps of `first`, `low`, `high` and
+    `last`; `min_step` and `max_step` are the smallest and the largest step. `total` is the state of
+    an `ExactSum`.
     """
 
     count: int = 0

@@ -8,8 +8,8 @@ locks and no retries of its own.
 
 **Records.** A sink receives instances of the classes in `Sink.kinds`, in journal order. It writes
 each record separately: it never changes, merges or splits records. By default these are rows and
-rewinds. A `Rewind` supersedes the rows above its step; a backend that cannot remove them gets a
-mark, so that people can tell.
+rewinds. A `Rewind` supersedes the rows above its step; if the backend cannot remove them, write a
+visible mark.
 
 **Lifecycle.** The consumer calls `open`, then `write` and `flush` for each batch, and finally
 `close`.
@@ -18,17 +18,17 @@ mark, so that people can tell.
 in the journal. After a crash it calls `open` with the stored state and repeats every record after
 the stored position. `Sink.dedup` declares what the sink promises about repeated records:
 
-* `"content"`: the backend recognizes them by what they contain, for example because it keeps one
-  value per name, step and time. The sink has to do nothing.
+* `"content"`: the backend identifies duplicates by content, for example because it keeps one value
+  per name, step and time. The sink has to do nothing.
 * `"position"`: the sink counts records. In `open`, it finds out how many records the backend has
-  beyond the stored state, and skips as many. The consumer repeats exactly the same records in the
-  same order; a record that was rejected is not among them.
+  beyond the stored state, and skips as many. The consumer repeats the same records in the same
+  order, without rejected ones.
 * `"none"`: nothing. Every record reaches the backend at least once, and exactly once if `open`
   removes everything beyond the stored state. A file sink, for example, truncates its file to the
   stored length.
 
-If records reach the backend some time after `flush` returns, return a `Flushed` from it: the
-consumer then stores its position only up to the last acknowledged record.
+If records become durable only after `flush` returns, return a `Flushed` from it: the consumer then
+stores its position only up to the last acknowledged record.
 
 **Errors.** The consumer reacts to the type of an exception:
 
@@ -74,8 +74,9 @@ class SinkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The URL options that every sink has.
 
     `include` and `exclude` are glob patterns for names. With `every=n`, the sink receives the first
-    value of each name and every n-th value after it. `flush_secs` is the interval between batches
-    in seconds, `batch_size` the maximum number of records in one `write`.
+    value of each name and every n-th value after it; values reduced over an epoch are exempt.
+    `flush_secs` is the interval between batches in seconds, `batch_size` the maximum number of
+    records in one `write`.
     """
 
     include: list[str] = []
@@ -108,8 +109,9 @@ class Sink(ABC):
       are validated when the bus is created.
     * `shareable`: whether several sinks may write to the same location at the same time.
     * `exclusive_reason`: why a bus cannot have two sinks of this kind; empty if it can.
-    * `process`: where the sink should run. `"training"`: in the training process, elsewhere it
-      makes no sense. `"delivery"`: in the delivery process, because of what it imports or computes.
+    * `process`: where the sink should run. `"training"`: only in the training process, because it
+      is useless elsewhere. `"delivery"`: in the delivery process, because of what it imports or
+      computes.
     * `dedup`: what the sink promises about records that are repeated after a crash: `"content"`,
       `"position"` or `"none"`.
     * `requires`: modules that must be installed. This is checked, without importing them, when the
