@@ -102,6 +102,12 @@ def test_process_wide_bus_is_pickled_as_a_reference() -> None:
     assert pickle.loads(pickle.dumps(metricbus.bus)) is metricbus.bus
 
 
+def test_pickled_copy_of_a_bus_without_a_run_has_its_config() -> None:
+    bus = MetricBus(disabled=True, config={"lr": 0.1, "model": {"layers": 3}})
+    core = pickle.loads(pickle.dumps(bus._core))
+    assert dict(core.config) == {"lr": 0.1, "model": {"layers": 3}}
+
+
 def test_copy_has_the_definitions_step_and_config(tmp_path: Path) -> None:
     code = """
         import multiprocessing

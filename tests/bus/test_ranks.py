@@ -377,6 +377,12 @@ def test_no_rank_has_duplicate_rows_after_a_rewind(tmp_path: Path) -> None:
     assert values(tmp_path / "r", "rank1/train") == [1, 1, 1]
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_best_values_of_all_ranks_follow_a_rewind(tmp_path: Path, first: int) -> None:
+    run_ranks(tmp_path, 2, scenarios.rewind_past_the_best_value, first)
+    assert metricbus.read(tmp_path / "r").run.summary == {"best/x": 0.6, "rank1/best/x": 0.6}
+
+
 def test_rank_waits_for_the_next_attempt(tmp_path: Path) -> None:
     run_ranks(tmp_path, 2, scenarios.make_two_attempts)
     assert values(tmp_path / "r", "x") == values(tmp_path / "r", "rank1/x") == [0, 1]

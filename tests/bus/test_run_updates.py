@@ -439,6 +439,40 @@ def _update_in_child(bus: MetricBus) -> None:
     bus.close()
 
 
+def test_best_value_that_a_kill_kept_from_being_written_counts_after_resuming(
+    tmp_path: Path,
+) -> None:
+    code = """
+        import os, pathlib, signal, time
+        from metricbus import MetricBus
+        bus = MetricBus(id="r", dir=".", sinks="")
+        bus.define("x", best="max")
+        bus.log("x", 9.0, step=0)
+        while b"9.0" not in pathlib.Path("r/journal/0001.jsonl").read_bytes():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert run_in_child(code, tmp_path) == -signal.SIGKILL
+    with MetricBus(id="r", dir=tmp_path, sinks="", resume="must") as bus:
+        bus.define("x", best="max")
+        bus.log("x", 4.0, step=1)
+    assert read_run(bus).summary == stored(tmp_path / "r")["summary"] == {"best/x": 9.0}
+
+
+def test_config_of_a_resumed_run_has_the_earlier_keys(tmp_path: Path) -> None:
+    MetricBus(id="r", dir=tmp_path, sinks="", config={"a": 1, "b": 2}).close()
+    with MetricBus(id="r", dir=tmp_path, sinks="", config={"a": 5}, resume=True) as bus:
+        assert dict(bus.config) == {"a": 5, "b": 2}
+
+
+def test_later_of_two_processes_wins_if_their_config_keys_are_the_same_when_joined() -> None:
+    nested = RunUpdate(step=0, epoch=0, time=1, config={"x": {"y": 2}})
+    flat = RunUpdate(step=0, epoch=0, time=2, config={"x/y": 1})
+    run = Run(id="r", name="r", config={"a": 0})
+    assert run.updated(nested, flat).config == {"a": 0, "x/y": 1}
+    assert run.updated(flat, nested).config == {"a": 0, "x": {"y": 2}}
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_updates_of_a_child_process_are_in_run_json_once_the_run_is_closed(
     bus: MetricBus, tmp_path: Path, method: Literal["fork", "spawn"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import metricbus
 from metricbus import (
     BackendUnavailableError,
     MetricBus,
@@ -25,6 +26,7 @@ from metricbus import (
 )
 from metricbus._delivery.cursor import DeliveryCursor
 from metricbus._journal.run import Run
+from metricbus.sinks import Flushed
 from metricbus.testing import MemorySink
 from tests.helpers.internal_errors import InternalErrors
 from tests.helpers.limits import HANG_SECS
@@ -212,6 +214,37 @@ def test_writes_batches_instead_of_single_records(tmp_path: Path) -> None:
             bus.log("x", 1.0, step=step)
     assert len(sink.records) == 10_000
     assert sink.writes <= 50
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [{"n": object()}, [1], 7, Flushed({}, "3")],  # type: ignore[arg-type]
+    ids=["object", "list", "int", "text"],
+)
+def test_a_state_that_cannot_be_saved_is_an_error_of_the_sink(
+    tmp_path: Path, returned: Any, stops_consumers: None
+) -> None:
+    class Odd(MemorySink):
+        def flush(self) -> Any:
+            return returned
+
+    bus = MetricBus(sinks=[Odd()], dir=tmp_path)
+    bus.log("x", 1.0)
+    report = bus.close(timeout=0.5)
+    (counts,) = report.sinks.values()
+    assert (counts.delivered, counts.pending) == (0, 1)
+    assert "flush() must return a mapping that JSON can represent" in (counts.error or "")
+
+
+def test_a_location_that_is_no_text_does_not_damage_the_progress(tmp_path: Path) -> None:
+    class NoPlace(MemorySink):
+        where = None  # type: ignore[assignment]
+        command = Path("x")  # type: ignore[assignment]
+
+    with MetricBus(id="r", sinks=[NoPlace()], dir=tmp_path) as bus:
+        bus.log("x", 1.0)
+    (counts,) = metricbus.deliver(tmp_path / "r", [NoPlace()]).values()
+    assert (counts.delivered, counts.where, counts.command) == (1, "", "x")
 
 
 @pytest.mark.parametrize("transition", ["acquire", "opened", "read", "intend", "flushed", "close"])

@@ -404,6 +404,28 @@ def load_state_on_all_ranks(rank: int) -> Any:
     return None
 
 
+def rewind_past_the_best_value(rank: int, first: int) -> Any:
+    """Go back to a step before the best value on each rank, `first` before the other one."""
+    with MetricBus(id="r", dir=".", sinks="", ranks="all") as bus:
+        bus.define("x", best="max")
+        bus.log("x", 0.5, step=0)
+        bus.log("x", 0.9, step=5)
+        bus.flush()
+        dist.barrier()
+        if rank == first:
+            bus.rewind(0)
+            bus.flush()
+        dist.barrier()
+        if rank != first:
+            bus.rewind(0)
+            bus.flush()
+        dist.barrier()
+        bus.log("x", 0.6, step=1)
+        bus.flush()
+        dist.barrier()
+    return None
+
+
 def grow_the_run(rank: int) -> Any:
     """Add to config, tags and summary on each rank."""
     with MetricBus(id="r", dir=".", sinks="", ranks="all") as bus:

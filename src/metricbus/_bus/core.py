@@ -24,7 +24,7 @@ from metricbus._delivery.report import DeliveryError, Report
 from metricbus._ingest.queue import CallQueue
 from metricbus._ingest.recorder import Recorder, do_nothing
 from metricbus._ingest.torchmetrics_values import TorchmetricsValues
-from metricbus._journal.run import Run
+from metricbus._journal.run import Run, plain_config
 
 if TYPE_CHECKING:
     from metricbus._bus.session import Session
@@ -97,9 +97,9 @@ class BusCore:
 
         name = name if name is not None else arguments.get("run")
         session = open_session(settings, name, core.config, arguments)
-        if config is None and session.run is not None:
+        if session.run is not None and (config is None or session.run.attempt > 1):
             # A resumed or joined run has a config already.
-            core.config = RunConfig(core, session.run.config)
+            core.config = RunConfig(core, {**session.run.config, **core.config})
         core.enter(State.OPEN, session)
         return core
 
@@ -235,7 +235,7 @@ class BusCore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle a copy of this core: ASLEEP, or DISABLED if this one is off."""
-        config = self.run.config if self.run else {}
+        config = self.run.config if self.run else plain_config(self.config)
         clock = (self.recorder.clock.step, self.recorder.clock.epoch)
         copied_run = self._copied() if self.is_on else None
         state = clock, self.phases, picklable(self.definitions), copied_run

@@ -5,13 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import msgspec
 
 from metricbus._common.config import read_only_config
-from metricbus._common.records import Number, RunUpdate, Status, encode, with_rank, with_rank_prefix
+from metricbus._common.records import (
+    Best,
+    Number,
+    RunUpdate,
+    Status,
+    encode,
+    with_rank,
+    with_rank_prefix,
+)
 from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._journal.run import Run, RunFolder, flat_config, plain_config
 from metricbus._journal.run_updates import complete_run, current_best
@@ -146,10 +154,17 @@ class LiveRun:
             self.run = msgspec.structs.replace(self.run, status=status, ended=time.time_ns())
             self.save()
 
-    def current_best(self) -> dict[int, dict[str, Number | None]]:
+    @property
+    def has_earlier_attempts(self) -> bool:
+        """Whether the journal has rows of earlier attempts."""
+        return self.run.attempt > 1
+
+    def current_best(
+        self, mode_of: Callable[[str], Best | None]
+    ) -> dict[int, dict[str, Number | None]]:
         """Return the best values in the journal by rank and name; none if it cannot be read."""
         try:
-            return current_best(self._folder.journal, self._rank)
+            return current_best(self._folder.journal, self._rank, mode_of)
         except (OSError, JournalError) as error:
             _log.warning("The best values cannot be read from the journal: %s", error)
             return {}

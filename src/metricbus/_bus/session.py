@@ -257,22 +257,21 @@ class Session:
         # The tallies are read before the collector's counts: whatever a sink has processed has been
         # counted as written by then.
         tallies = self._delivery.tallies()
-        reduced, derived = collector.aggregator.reduced, collector.aggregator.derived
-        dequeued = collector.dequeued
         segment = collector.segment
         own = max([collector.journalled, *(t.processed_in(segment) for t in tallies.values())])
         others = max((t.processed_elsewhere(segment) for t in tallies.values()), default=0)
-        unwritten = max(0, dequeued + derived - reduced - own - collector.unwritable)
+        # What reduces `unwritten` is read before what raises it: no value is counted twice.
+        reduced, unwritable = collector.aggregator.reduced, collector.unwritable
+        derived = collector.aggregator.derived
+        taken, waiting = queue.counts()
+        unwritten = max(0, taken + derived - reduced - own - unwritable)
         return Report(
             journalled=own,
             others=others,
             reduced=reduced,
             derived=derived,
-            dropped=queue.dropped
-            + queue.dropped_after_close
-            + collector.unwritable
-            + dropped_media,
-            waiting=unwritten + queue.waiting() + encoding,
+            dropped=queue.dropped + queue.dropped_after_close + unwritable + dropped_media,
+            waiting=unwritten + waiting + encoding,
             damaged=max((tally.damaged for tally in tallies.values()), default=0),
             error=collector.error or media.error,
             sinks={name: tally.counts(own + others) for name, tally in tallies.items()},

@@ -26,6 +26,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
+import msgspec
+
 from metricbus._common.records import Rewind, Status
 from metricbus._common.wakeup import Wakeup
 from metricbus._delivery.backoff import Backoff
@@ -189,7 +191,7 @@ class Consumer:
         self._call(self._sink.open, self._folder.load(), self._folder.path, state)
         self._cursor.opened()
         try:
-            self._where, self._command = self._sink.where, self._sink.command
+            self._where, self._command = str(self._sink.where or ""), str(self._sink.command or "")
         except Exception as error:
             self._warn("cannot determine its location", error)
 
@@ -232,8 +234,22 @@ class Consumer:
         return True
 
     def _flush(self) -> Flushed:
-        result = self._call(self._sink.flush)
-        return result if isinstance(result, Flushed) else Flushed(result or {})
+        return self._call(self._flush_sink)
+
+    def _flush_sink(self) -> Flushed:
+        """Flush the sink. Raise `TypeError` if what it returns cannot be saved."""
+        result = self._sink.flush()
+        flushed = result if isinstance(result, Flushed) else Flushed(result or {})
+        try:
+            msgspec.json.encode(dict(flushed.state))
+            if not isinstance(flushed.acknowledged, int | None):
+                raise TypeError(f"{flushed.acknowledged!r} is not a number of records")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(
+                "flush() must return a mapping that JSON can represent, or Flushed(mapping, number "
+                f"of records), not {result!r:.200}: {error}"
+            ) from error
+        return flushed
 
     def _acknowledge(self, flushed: Flushed) -> None:
         """Save the progress that would survive a crash."""

@@ -95,9 +95,10 @@ class History:
                 f"{folder.journal} has a step, an epoch or a time that does not fit into 64 bits"
             ) from None
         self.partial = [
-            with_rank_prefix(row)
+            with_rank_prefix(matching)
             for segment, row in partial.rows()
             if not rewinds.supersedes_partial(segment, row)
+            and (matching := selected.filter_record(row)) is not None
         ]
         self.damaged = reader.damaged
         self.torn = reader.torn_bytes()

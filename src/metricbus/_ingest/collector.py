@@ -38,7 +38,7 @@ from metricbus._common.throttled_log import ThrottledLogger
 from metricbus._common.wakeup import yield_gil
 from metricbus._ingest import commands
 from metricbus._ingest.device_fetch import DeviceFetcher
-from metricbus._ingest.queue import CallQueue, Command, DeferredCall, count_call_values
+from metricbus._ingest.queue import CallQueue, Command, DeferredCall
 from metricbus._ingest.run_updates import RunUpdates
 from metricbus._journal.segment_writer import Journal
 
@@ -67,10 +67,10 @@ class JournalListener(Protocol):
 class Collector:
     """Moves calls from `queue` to `journal`, and notifies `listener`.
 
-    `dequeued` counts the values taken out of the queue, `journalled` those in the journal, and
-    `unwritable` those that no device returned or that the journal cannot hold. `written_bytes` is
-    the length of the journal, `error` why it cannot be written at the moment. `is_broken` says
-    whether an internal error has ended the collector.
+    `journalled` counts the values in the journal, and `unwritable` those that no device returned or
+    that the journal cannot hold. `written_bytes` is the length of the journal, `error` why it
+    cannot be written at the moment. `is_broken` says whether an internal error has ended the
+    collector.
     """
 
     def __init__(
@@ -85,7 +85,6 @@ class Collector:
     ) -> None:
         """Records are marked with `rank`. `is_multi_rank` says whether there are other ranks."""
         self.aggregator = Aggregator()
-        self.dequeued = 0
         self.journalled = 0
         self.written_bytes = 0
         self.error: str | None = None
@@ -99,7 +98,6 @@ class Collector:
         self._listener = listener
         self._is_multi_rank = is_multi_rank
         self._chunk: list[Call | Command] = []
-        self._dequeued_before_chunk = 0
         self._stop: commands.Stop | None = None
         self._unwritable = 0
         self._reported_dropped = 0
@@ -162,7 +160,7 @@ class Collector:
         self._close(self._stop)
 
     def _take(self, limit: int) -> list[Call | Command]:
-        self._chunk, self._dequeued_before_chunk = self._queue.take(limit), self.dequeued
+        self._chunk = self._queue.take(limit)
         return self._chunk
 
     def _chunk_size(self) -> int:
@@ -185,8 +183,6 @@ class Collector:
             return None
         stop = None
         plain_calls: list[Call] = []
-        # Count the whole chunk first, because a command may have to wait for the disk.
-        self.dequeued += sum(map(count_call_values, calls))
         self.device_fetcher.fetch(calls)
         for call in calls:
             if isinstance(call, DeferredCall):
@@ -195,14 +191,14 @@ class Collector:
             if not isinstance(call, Command):
                 plain_calls.append(call)
                 continue
-            self._write_calls(plain_calls, is_counted=True)
+            self._write_calls(plain_calls)
             plain_calls = []
             if isinstance(call, commands.Stop) and stop is None:
                 stop = call
             else:
                 self._execute(call)
                 call.done.set()
-        self._write_calls(plain_calls, is_counted=True)
+        self._write_calls(plain_calls)
         return stop
 
     def _execute(self, command: Command) -> None:
@@ -220,6 +216,8 @@ class Collector:
             self._write_emissions(self.aggregator.end_epoch(cross_rank=True)[0])
             if command.record is not None:
                 self.run_updates.write_rewind(command.record)
+            else:
+                self.run_updates.forget_best()
             self.aggregator.restore(command.state)
             self.device_fetcher.newest.clear()
         elif isinstance(command, commands.Append):
@@ -255,18 +253,13 @@ class Collector:
                 self.aggregator.newest[result.emitted_as] = number
         return resolved
 
-    def _write_calls(self, calls: list[Call], *, is_counted: bool = False) -> None:
+    def _write_calls(self, calls: list[Call]) -> None:
         if not calls:
             return
         if self.aggregator.definitions:
-            if not is_counted:
-                self.dequeued += sum(map(count_call_values, calls))
             self._write_emissions(list(self.aggregator.add(calls)))
         else:
-            rows = list(join_calls(calls))
-            if not is_counted:
-                self.dequeued += sum(map(count_values, rows))
-            self._append(rows)
+            self._append(list(join_calls(calls)))
 
     def _write_emissions(self, emissions: list[Emission]) -> None:
         if emissions:
@@ -358,9 +351,8 @@ class Collector:
         calls = self._chunk
         while remaining := self._queue.take(_CHUNK):
             calls += remaining
-        self.dequeued = self._dequeued_before_chunk + sum(map(count_call_values, calls))
         processed = self.journalled + self.aggregator.reduced + self.unwritable
-        self._unwritable += max(0, self.dequeued + self.aggregator.derived - processed)
+        self._unwritable += max(0, self._queue.taken + self.aggregator.derived - processed)
         with suppress(BaseException):
             # No final counts: later calls are dropped as well.
             self._journal.append([Dropped(time=time.time_ns(), dropped=self._dropped_counts())])

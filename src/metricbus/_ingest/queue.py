@@ -75,14 +75,15 @@ class Command:
 class CallQueue:
     """A bounded first-in, first-out queue of calls and commands.
 
-    `dropped` counts the values dropped because the queue was full, `dropped_after_close` those
-    logged after `close()` or `abandon()`.
+    `taken` counts the values that the collector took out of the queue, `dropped` those dropped
+    because it was full, and `dropped_after_close` those logged after `close()` or `abandon()`.
     """
 
     def __init__(self, limits: QueueLimits, *, strict: bool = False) -> None:
         self.calls: deque[Call | Command] = deque()
         self.high_water_mark = [0]
         self.nbytes = 0
+        self.taken = 0
         self.dropped = 0
         self.dropped_after_close = 0
         self.media: JobQueue | None = None
@@ -95,6 +96,8 @@ class CallQueue:
         self._has_timed_out = False
         self._flush_requested = False
         self._wakeup = Wakeup()
+        # Only between the collector and readers of the counts; a signal handler may be a reader.
+        self._count_lock = threading.RLock()
         self._collector_thread = 0
 
     @property
@@ -177,6 +180,11 @@ class CallQueue:
         """Return the number of values in the queue."""
         return sum(map(count_call_values, self.calls.copy()))
 
+    def counts(self) -> tuple[int, int]:
+        """Return the numbers of values that were taken out of the queue, and that are in it."""
+        with self._count_lock:
+            return self.taken, self.waiting()
+
     def wait(self, secs: float, *, idle_secs: float | None = None) -> None:
         """Block the collector for `secs`, or until a batch is full or a flush is requested.
 
@@ -209,11 +217,13 @@ class CallQueue:
         """Remove and return up to `limit` of the oldest entries. Only the collector calls this."""
         taken: list[Call | Command] = []
         popleft = self.calls.popleft
-        try:
-            for _ in range(limit):
-                taken.append(popleft())
-        except IndexError:
-            self._has_timed_out = False
+        with self._count_lock:
+            try:
+                for _ in range(limit):
+                    taken.append(popleft())
+            except IndexError:
+                self._has_timed_out = False
+            self.taken += sum(map(count_call_values, taken))
         if self.nbytes:
             nbytes = sum(map(_estimate_nbytes, taken))
             self.nbytes -= nbytes

@@ -19,7 +19,13 @@ class RunFile(Protocol):
     def save(self, updates: Sequence[RunUpdate] = ()) -> None:
         """Apply the updates, and write run.json."""
 
-    def current_best(self) -> dict[int, dict[str, Number | None]]:
+    @property
+    def has_earlier_attempts(self) -> bool:
+        """Whether the journal has rows of earlier attempts."""
+
+    def current_best(
+        self, mode_of: Callable[[str], Best | None]
+    ) -> dict[int, dict[str, Number | None]]:
         """Return the best values in the journal, by rank and name; None where none is left."""
 
 
@@ -38,6 +44,7 @@ class RunUpdates:
         self._append = append
         self._rank = rank
         self._best: dict[str, Number | None] = {}
+        self._has_earlier_best = False
         self._changed: dict[str, tuple[Best, Emission]] = {}
 
     @property
@@ -54,11 +61,30 @@ class RunUpdates:
     def add(self, emissions: Iterable[Emission]) -> None:
         """Compare emitted values with the best ones so far."""
         for emission in emissions if self._definitions.keeps_best else ():
-            name, value = emission.name, emission.value
-            mode = self._definitions.best(name)
-            if mode and is_better(value, self._best.get(name), mode):
-                self._best[name] = value
-                self._changed[name] = mode, emission
+            if not self._has_earlier_best:
+                self._has_earlier_best = True
+                self._add_earlier(emission)
+            self._compare(emission)
+
+    def _add_earlier(self, emission: Emission) -> None:
+        """Compare the values of earlier attempts, which may have been killed before they wrote."""
+        if self.run_file and self.run_file.has_earlier_attempts:
+            best = self.run_file.current_best(self._definitions.best).get(self._rank, {})
+            for name, value in best.items():
+                if value is not None:
+                    self._compare(emission._replace(name=name, value=value))
+
+    def _compare(self, emission: Emission) -> None:
+        name, value = emission.name, emission.value
+        mode = self._definitions.best(name)
+        if mode and is_better(value, self._best.get(name), mode):
+            self._best[name] = value
+            self._changed[name] = mode, emission
+
+    def forget_best(self) -> None:
+        """Write the next value of each name, because rank 0 writes a rewind of all ranks."""
+        self.write_best()
+        self._best.clear()
 
     def write_best(self) -> None:
         """Write the best values that have changed since the last call."""
@@ -81,7 +107,7 @@ class RunUpdates:
         """Write a rewind, and what the best values are after it."""
         self.write_best()
         self._append([rewind])
-        by_rank = self.run_file.current_best() if self.run_file else {}
+        by_rank = self.run_file.current_best(self._definitions.best) if self.run_file else {}
         self._best |= by_rank.get(self._rank, {})
         self._write_all(
             RunUpdate(

@@ -80,7 +80,14 @@ class Run(msgspec.Struct, kw_only=True, frozen=True):
         """Return the run with updates of its config, tags and summary applied in this order."""
         config, tags, summary = dict(self.config), dict.fromkeys(self.tags), dict(self.summary)
         for update in updates:
-            config |= update.config
+            # Another process may have added names that are the same after joining them with "/".
+            flat = flat_config(update.config).keys()
+            kept = [
+                key
+                for key in config
+                if key in update.config or not flat & flat_config({key: config[key]}).keys()
+            ]
+            config = {key: config[key] for key in kept} | update.config
             tags |= dict.fromkeys(update.tags)
             for name, value in update.summary.items():
                 if value is None:

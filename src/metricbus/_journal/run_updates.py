@@ -6,6 +6,8 @@ those in the journal it is complete; an update that it already has changes nothi
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from metricbus._common.records import (
@@ -20,6 +22,7 @@ from metricbus._journal.rewind import find_rewinds
 from metricbus._journal.run import Run, RunFolder, is_better
 from metricbus._journal.segment_reader import JournalReader
 
+_RANK = re.compile(r"rank\d+/")
 BEST_PREFIX = "best/"
 """In the summary, the best value of `val/acc` is named `best/val/acc`."""
 
@@ -49,12 +52,15 @@ def has_updates(journal: Path) -> bool:
     return any(True for _ in JournalReader(journal).rows((RunUpdate,)))
 
 
-def current_best(journal: Path, rank: int) -> dict[int, dict[str, Number | None]]:
+def current_best(
+    journal: Path, rank: int, mode_of: Callable[[str], Best | None] = lambda name: None
+) -> dict[int, dict[str, Number | None]]:
     """Return, by rank and name, the best of the values that no rewind supersedes; None without one.
 
-    The names are those for which the journal has a best value. Rank 0 covers the names of all
-    ranks, any other rank its own.
+    The names are those for which the journal has a best value, or which `mode_of` this rank says
+    how to compare. Rank 0 covers the names of all ranks, any other rank its own.
     """
+    own_prefix = f"rank{rank}/" if rank else ""
     wanted: dict[str, tuple[int, str, Best]] = {}  # by the name with its rank
     best: dict[int, dict[str, Number | None]] = {}
     for row in JournalReader(journal).rows((RunUpdate,)):
@@ -65,13 +71,22 @@ def current_best(journal: Path, rank: int) -> dict[int, dict[str, Number | None]
                 name = key.removeprefix(BEST_PREFIX)
                 wanted[prefix + name] = update.rank, name, update.best
                 best.setdefault(update.rank, {})[name] = None
+
+    def is_wanted(key: str) -> bool:
+        if key not in wanted and key.startswith(own_prefix) and (rank or not _RANK.match(key)):
+            name = key.removeprefix(own_prefix)
+            if mode := mode_of(name):
+                wanted[key] = rank, name, mode
+                best.setdefault(rank, {})[name] = None
+        return key in wanted
+
     rewinds = find_rewinds(journal)
-    for row in JournalReader(journal).rows((ScalarRow,), wanted.__contains__) if wanted else ():
+    for row in JournalReader(journal).rows((ScalarRow,), is_wanted):
         record = row.record
         if not isinstance(record, ScalarRow) or rewinds.supersedes(row.segment, row.line, record):
             continue
         for key, value in with_rank_prefix(record).values.items():
-            if key in wanted:
+            if is_wanted(key):
                 number, name, mode = wanted[key]
                 if is_better(value, best[number][name], mode):
                     best[number][name] = value

@@ -74,11 +74,11 @@ class Block(msgspec.Struct, tag_field="kind", tag="block", omit_defaults=True, g
     check: int = 0
     rows: int = 0
     values: int = 0
-    min_step: int = 1 << 62
-    max_step: int = -(1 << 62)
+    min_step: int = 1 << 63
+    max_step: int = -(1 << 63)
     max_epoch: int = -1
-    min_time: int = 1 << 62
-    max_time: int = -(1 << 62)
+    min_time: int = 1 << 63
+    max_time: int = -(1 << 63)
     series: dict[str, SeriesStats] = {}
     others: list[LineRange] = []
     partial: LineRange | None = None

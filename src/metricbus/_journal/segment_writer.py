@@ -103,10 +103,13 @@ class SegmentWriter:
             self._force_to_disk()
 
     def _summarize(self, records: Sequence[Record], data: bytes) -> None:
-        # The records are written, whatever happens to their statistics.
+        """Add written records to the summary; without any, close it."""
+        # The journal is complete, whatever happens to its statistics.
         try:
-            if self._summary is not None:
+            if self._summary is not None and records:
                 self._summary.add(records, data)
+            elif self._summary is not None:
+                self._summary.close()
         except Exception:
             self._summary = None
             _log.info("segment %s is no longer summarized", self.segment, exc_info=True)
@@ -130,8 +133,7 @@ class SegmentWriter:
             self.sync()
         finally:
             self._file.close()
-            if self._summary is not None:
-                self._summary.close()
+            self._summarize((), b"")
 
 
 def _create_segment(folder: Path) -> tuple[AppendFile, str]:

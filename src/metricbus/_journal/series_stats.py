@@ -29,8 +29,8 @@ class SeriesStats(msgspec.Struct, array_like=True, gc=False):
 
     count: int = 0
     nan: int = 0
-    min_step: int = 1 << 62
-    max_step: int = -(1 << 62)
+    min_step: int = 1 << 63
+    max_step: int = -(1 << 63)
     first: StoredNumber = math.nan
     first_at: int = 0
     low: StoredNumber = math.nan
