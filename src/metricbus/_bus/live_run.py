@@ -160,7 +160,7 @@ class LiveRun:
         return self.run.attempt > 1
 
     def current_best(
-        self, mode_of: Callable[[str], Best | None]
+        self, mode_of: Callable[[str], Best | None] | None
     ) -> dict[int, dict[str, Number | None]]:
         """Return the best values in the journal by rank and name; none if it cannot be read."""
         try:

@@ -11,6 +11,7 @@ that decodes to the same float64.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -187,6 +188,9 @@ class End(_Record, frozen=True, tag="end"):
     dropped: DroppedCounts | None = None
 
 
+RANK_PREFIX = re.compile(r"^rank\d+/")
+"""What `rank_prefix` returns for any rank but 0."""
+
 R = TypeVar("R")
 
 Record: TypeAlias = (
@@ -243,11 +247,16 @@ def with_rank(record: R, rank: int) -> R:
     return record
 
 
+def rank_prefix(rank: int) -> str:
+    """Return what readers put before the names that a rank logs; empty for rank 0."""
+    return f"rank{rank}/" if rank else ""
+
+
 def with_rank_prefix(record: R) -> R:
     """Return the record with its rank in all names: `loss` of rank 1 becomes `rank1/loss`."""
     if not isinstance(record, ScalarRow | MediumRecord | RunUpdate) or not record.rank:
         return record
-    prefix = f"rank{record.rank}/"
+    prefix = rank_prefix(record.rank)
     if isinstance(record, RunUpdate):
         summary = {prefix + name: value for name, value in record.summary.items()}
         return msgspec.structs.replace(record, summary=summary)

@@ -11,6 +11,7 @@ import msgspec
 
 from metricbus._common.media_records import MediumRecord
 from metricbus._common.records import (
+    Header,
     PartialAggregates,
     Rewind,
     ScalarRow,
@@ -132,8 +133,10 @@ class BatchReader:
         if len(rows) <= processed:
             return []
         lines = {name: position.line for name, position in self._reader.positions.items()}
-        all_rows = JournalReader(self._journal).read()
-        rewinds = Rewinds(row for row in all_rows if row.line < lines.get(row.segment, 0))
+        headers_and_rewinds = JournalReader(self._journal).rows((Header, Rewind))
+        rewinds = Rewinds(
+            row for row in headers_and_rewinds if row.line < lines.get(row.segment, 0)
+        )
         return [
             Row(
                 segment,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from itertools import product
 
 import msgspec
 
-from metricbus._common.records import ScalarRow
+from metricbus._common.records import RANK_PREFIX, ScalarRow
 from metricbus.sinks.base import SinkOptions
-
-_RANK = re.compile(r"^rank\d+/")
 
 
 class RowFilter:
@@ -57,7 +54,7 @@ class RowFilter:
         matched = self._matched.get(name)
         if matched is None:
             # A pattern matches a name on all ranks, or with a prefix such as `rank1/` on that one.
-            names = {name, _RANK.sub("", name)}
+            names = {name, RANK_PREFIX.sub("", name)}
             include, exclude = self._options.include, self._options.exclude
             matched = (not include or _any_match(names, include)) and not _any_match(names, exclude)
             self._matched[name] = matched

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -11,9 +10,8 @@ from typing import TypeVar
 import msgspec
 
 from metricbus._common.media_records import MediumRecord
-from metricbus._common.records import ScalarRow
+from metricbus._common.records import RANK_PREFIX, ScalarRow, rank_prefix
 
-_RANK_PREFIX = re.compile(r"^rank\d+/")
 _MAX_LISTED = 20
 
 R = TypeVar("R", bound=ScalarRow | MediumRecord)
@@ -34,7 +32,7 @@ class NameFilter:
         """Check whether `name`, with its rank prefix, matches."""
         is_match = self._matches_by_name.get(name)
         if is_match is None:
-            candidates = {name, _RANK_PREFIX.sub("", name)}
+            candidates = {name, RANK_PREFIX.sub("", name)}
             is_match = not self.globs or any(
                 candidate == glob or fnmatchcase(candidate, glob)
                 for candidate in candidates
@@ -48,7 +46,7 @@ class NameFilter:
 
         The names in the record are without the rank, as in the journal.
         """
-        prefix = f"rank{record.rank}/" if record.rank else ""
+        prefix = rank_prefix(record.rank)
         if isinstance(record, MediumRecord):
             return record if self.matches(prefix + record.name) else None
         values = {n: v for n, v in record.values.items() if self.matches(prefix + n)}

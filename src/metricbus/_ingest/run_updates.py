@@ -24,7 +24,7 @@ class RunFile(Protocol):
         """Whether the journal has rows of earlier attempts."""
 
     def current_best(
-        self, mode_of: Callable[[str], Best | None]
+        self, mode_of: Callable[[str], Best | None] | None
     ) -> dict[int, dict[str, Number | None]]:
         """Return the best values in the journal, by rank and name; None where none is left."""
 
@@ -107,7 +107,8 @@ class RunUpdates:
         """Write a rewind, and what the best values are after it."""
         self.write_best()
         self._append([rewind])
-        by_rank = self.run_file.current_best(self._definitions.best) if self.run_file else {}
+        mode_of = self._definitions.best if self._definitions.keeps_best else None
+        by_rank = self.run_file.current_best(mode_of) if self.run_file else {}
         self._best |= by_rank.get(self._rank, {})
         self._write_all(
             RunUpdate(

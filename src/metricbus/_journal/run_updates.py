@@ -6,23 +6,23 @@ those in the journal it is complete; an update that it already has changes nothi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from metricbus._common.records import (
+    RANK_PREFIX,
     Best,
     Header,
     Number,
     RunUpdate,
     ScalarRow,
+    rank_prefix,
     with_rank_prefix,
 )
 from metricbus._journal.rewind import find_rewinds
 from metricbus._journal.run import Run, RunFolder, is_better
 from metricbus._journal.segment_reader import JournalReader
 
-_RANK = re.compile(r"rank\d+/")
 BEST_PREFIX = "best/"
 """In the summary, the best value of `val/acc` is named `best/val/acc`."""
 
@@ -53,33 +53,36 @@ def has_updates(journal: Path) -> bool:
 
 
 def current_best(
-    journal: Path, rank: int, mode_of: Callable[[str], Best | None] = lambda name: None
+    journal: Path, rank: int, mode_of: Callable[[str], Best | None] | None
 ) -> dict[int, dict[str, Number | None]]:
     """Return, by rank and name, the best of the values that no rewind supersedes; None without one.
 
     The names are those for which the journal has a best value, or which `mode_of` this rank says
     how to compare. Rank 0 covers the names of all ranks, any other rank its own.
     """
-    own_prefix = f"rank{rank}/" if rank else ""
+    own_prefix = rank_prefix(rank)
     wanted: dict[str, tuple[int, str, Best]] = {}  # by the name with its rank
     best: dict[int, dict[str, Number | None]] = {}
     for row in JournalReader(journal).rows((RunUpdate,)):
         update = row.record
         if isinstance(update, RunUpdate) and update.best and rank in (0, update.rank):
-            prefix = f"rank{update.rank}/" if update.rank else ""
+            prefix = rank_prefix(update.rank)
             for key in update.summary:
                 name = key.removeprefix(BEST_PREFIX)
                 wanted[prefix + name] = update.rank, name, update.best
                 best.setdefault(update.rank, {})[name] = None
 
     def is_wanted(key: str) -> bool:
-        if key not in wanted and key.startswith(own_prefix) and (rank or not _RANK.match(key)):
+        is_own = key.startswith(own_prefix) and (rank or not RANK_PREFIX.match(key))
+        if mode_of and is_own and key not in wanted:
             name = key.removeprefix(own_prefix)
             if mode := mode_of(name):
                 wanted[key] = rank, name, mode
                 best.setdefault(rank, {})[name] = None
         return key in wanted
 
+    if not (wanted or mode_of):
+        return {}
     rewinds = find_rewinds(journal)
     for row in JournalReader(journal).rows((ScalarRow,), is_wanted):
         record = row.record
